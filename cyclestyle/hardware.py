@@ -1,0 +1,140 @@
+"""Where networks run and in what precision: decided here and nowhere else."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from cyclestyle.distributed import World
+from cyclestyle.errors import CommandError
+
+_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+
+
+class Hardware:
+    """A device, a precision, and how modules are called on them.
+
+    Args:
+        device: `auto` takes a CUDA GPU, else Apple's, else the CPU.
+        precision: of the networks' arithmetic; weights and losses are always float32. `auto` is bf16 where the
+            hardware has it (CUDA from Ampere on, CPUs with native bf16), fp16 on older GPUs, else fp32.
+        deterministic: the same bits from the same seed on a GPU too, at some cost.
+        compile: run the networks through `torch.compile`.
+        world: the processes that train together.
+
+    Raises:
+        CommandError: this machine has no such device, or the device no such precision.
+    """
+
+    def __init__(
+        self,
+        device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+        *,
+        precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
+        deterministic: bool = False,
+        compile: bool = False,  # noqa: A002
+        world: World | None = None,
+    ) -> None:
+        self.world = world or World()
+        self.device = _device(device, self.world)
+        self.dtype = _dtype(precision, self.device)
+        self.compile = compile
+        if deterministic:
+            torch.use_deterministic_algorithms(True)
+        if self.device.type == "cuda":
+            torch.backends.cudnn.benchmark = not deterministic
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = not deterministic
+
+    @property
+    def precision(self) -> str:
+        """What `auto` came to."""
+        return _NAMES[self.dtype]
+
+    def __str__(self) -> str:
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type.upper()
+        return f"{name}, {self.precision}{', compiled' if self.compile else ''}"
+
+    def place(self, module: nn.Module) -> None:
+        """Move a module here, in place; convolutions are faster with channels last."""
+        module.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def send(self, batch: Tensor) -> Tensor:
+        """A batch (N, C, H, W) here, without waiting for it."""
+        return batch.to(self.device, non_blocking=True, memory_format=torch.channels_last)
+
+    def prepare(self, module: nn.Module, *, synchronized: bool = False) -> Callable[..., Any]:
+        """How a module is to be called: compiled, across processes, under autocast, with float32 results.
+
+        The module itself stays as it is, so that what is saved never carries a wrapper's names.
+        """
+        call: Any = torch.compile(module) if self.compile else module
+        if synchronized:
+            call = self.world.synchronize(call, self.device)
+        return self.autocast(call)
+
+    def autocast(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        """The call in this precision; what comes out, a tensor or a named tuple of tensors, is float32 again."""
+        if self.dtype == torch.float32:
+            return call
+
+        def cast(*pictures: Tensor, **flags: bool) -> Any:
+            with torch.autocast(self.device.type, self.dtype):
+                made = call(*pictures, **flags)
+            return made.float() if isinstance(made, Tensor) else made._make(_float(value) for value in made)
+
+        return cast
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """Keeps fp16 gradients from vanishing; does nothing in the other precisions."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+
+
+def device_type(device: str) -> str:
+    """What `auto` means on this machine."""
+    if device != "auto":
+        return device
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def device_count(device: str) -> int:
+    """How many devices of a type this machine has; a CPU counts as one."""
+    return torch.cuda.device_count() if device_type(device) == "cuda" else 1
+
+
+def _device(name: str, world: World) -> torch.device:
+    kind = device_type(name)
+    if (kind == "cuda" and not torch.cuda.is_available()) or (kind == "mps" and not torch.backends.mps.is_available()):
+        raise CommandError(f"device={name}: this machine has none that PyTorch can use; it would run on {device_type('auto')}")
+    return torch.device("cuda", world.local_rank) if kind == "cuda" else torch.device(kind)
+
+
+def _dtype(precision: str, device: torch.device) -> torch.dtype:
+    if precision == "auto":
+        return _fastest(device)
+    if precision == "fp16" and device.type == "cpu":
+        raise CommandError("precision=fp16 is for GPUs: take bf16 or fp32 on the CPU")
+    return {name: dtype for dtype, name in _NAMES.items()}[precision]
+
+
+def _fastest(device: torch.device) -> torch.dtype:
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if device.type == "cpu" and _has_native_bf16():
+        return torch.bfloat16
+    return torch.float32
+
+
+def _has_native_bf16() -> bool:
+    """Whether the CPU multiplies bf16 in hardware; emulated it is slower than float32."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
+
+
+def _float(value: Tensor | None) -> Tensor | None:
+    return None if value is None else value.float()

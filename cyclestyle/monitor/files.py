@@ -1,0 +1,45 @@
+"""Numbers and probe pictures as plain files."""
+
+import json
+from pathlib import Path
+
+from cyclestyle import images
+from cyclestyle.files import write_text
+from cyclestyle.monitor.grid import Probed, grid, titles
+
+
+class MetricsFile:
+    """One line of JSON a log in `metrics.jsonl`, one picture a direction and sampling in `samples/`.
+
+    Args:
+        folder: of the run.
+        domains: names of a and b.
+        start: steps done before; lines of later steps are dropped, so that no step stands there twice.
+    """
+
+    def __init__(self, folder: Path, *, domains: tuple[str, str], start: int = 0, total: int = 0) -> None:  # noqa: ARG002
+        self.domains, self.samples, path = domains, folder / "samples", folder / "metrics.jsonl"
+        if path.exists():
+            write_text(path, "".join(line for line in _whole_lines(path) if json.loads(line)["step"] <= start))
+        self.samples.mkdir(exist_ok=True)
+        self._stream = path.open("a", encoding="utf-8")
+
+    def advance(self, step: int) -> None:
+        """Nothing: the file has a line at every log."""
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        self._stream.write(json.dumps({"step": step, **values}) + "\n")
+        self._stream.flush()
+
+    def pictures(self, step: int, a: Probed, b: Probed) -> None:
+        first, second = self.domains
+        for probes, here, there in ((a, first, second), (b, second, first)):
+            images.save(grid(probes, titles(here, there)), self.samples / f"step_{step:08d}_{here}2{there}.png")
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """A process that was killed may have left half a line at the end."""
+    return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]

@@ -1,0 +1,140 @@
+"""The generator of CycleGAN: a residual network at a quarter of the size (Zhu et al. 2017; Johnson et al. 2016)."""
+
+from collections import OrderedDict
+
+from torch import Tensor, nn
+
+from cyclestyle.errors import CommandError
+from cyclestyle.networks.padding import ReflectionPad, pad_to_multiple
+
+UPSAMPLES = ("transposed", "resize")
+
+
+class ResNetGenerator(nn.Module):
+    """(N, in_channels, H, W) in [-1, 1] -> (N, out_channels, H, W) in [-1, 1], for every H and W from 1 px up.
+
+    Its stages `stem`, `down`, `trunk`, `up` and `head`, run in this order, are the whole network for sizes that are
+    multiples of 4 and at least 8 px; `forward` pads other sizes by reflection and crops the result.
+
+    channels    width of the stem and the head; the trunk has four times as many (1 to 1024)
+    blocks      residual blocks: the paper takes 9 from 256 px on and 6 at 128 px (0 to 64)
+    dropout     probability between the two convolutions of each block, in [0, 1); the reference's option is 0.5
+    upsample    "transposed" convolutions as in the paper, or "resize": nearest neighbour and a convolution, which
+                leaves no checkerboard (Odena et al. 2016)
+
+    Raises CommandError for an argument outside these ranges.
+    """
+
+    def __init__(
+        self,
+        channels: int = 64,
+        blocks: int = 9,
+        *,
+        dropout: float = 0.0,
+        upsample: str = "transposed",
+        in_channels: int = 3,
+        out_channels: int = 3,
+    ) -> None:
+        super().__init__()
+        for name, value, least, most in [
+            ("channels", channels, 1, 1024),
+            ("blocks", blocks, 0, 64),
+            ("in_channels", in_channels, 1, 1024),
+            ("out_channels", out_channels, 1, 1024),
+        ]:
+            if type(value) is not int or not least <= value <= most:
+                raise CommandError(f"generator.{name} is {value!r}: expected a whole number from {least} to {most}")
+        if type(dropout) not in (int, float) or not 0 <= dropout < 1:
+            raise CommandError(f"generator.dropout is {dropout!r}: expected a probability from 0 to below 1")
+        if upsample not in UPSAMPLES:
+            raise CommandError(f"generator.upsample is {upsample!r}: expected one of {', '.join(UPSAMPLES)}")
+
+        self.architecture: dict[str, str | int | float | bool] = {
+            "name": "resnet",
+            "channels": channels,
+            "blocks": blocks,
+            "dropout": dropout,
+            "upsample": upsample,
+            "in_channels": in_channels,
+            "out_channels": out_channels,
+        }
+
+        self.stem = nn.Sequential(
+            OrderedDict(
+                pad=ReflectionPad(3),
+                conv=nn.Conv2d(in_channels, channels, 7),
+                norm=nn.InstanceNorm2d(channels),
+                act=nn.ReLU(inplace=True),
+            )
+        )
+        self.down = nn.Sequential(_halve(channels, 2 * channels), _halve(2 * channels, 4 * channels))
+        self.trunk = nn.Sequential(*(ResidualBlock(4 * channels, dropout=dropout) for _ in range(blocks)))
+        double = _double_transposed if upsample == "transposed" else _double_resized
+        self.up = nn.Sequential(double(4 * channels, 2 * channels), double(2 * channels, channels))
+        self.head = nn.Sequential(
+            OrderedDict(pad=ReflectionPad(3), conv=nn.Conv2d(channels, out_channels, 7), tanh=nn.Tanh())
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, crop = pad_to_multiple(x, 4, minimum=8)  # the trunk's reflection by 1 px needs 2 px, a quarter of 8
+        y: Tensor = self.head(self.up(self.trunk(self.down(self.stem(x)))))
+        return y[crop]
+
+
+class ResidualBlock(nn.Module):
+    """(N, channels, H, W) -> the same shape, for H and W from 2 px up: x + second(dropout(first(x)))."""
+
+    def __init__(self, channels: int, *, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.first = nn.Sequential(
+            OrderedDict(
+                pad=ReflectionPad(1),
+                conv=nn.Conv2d(channels, channels, 3),
+                norm=nn.InstanceNorm2d(channels),
+                act=nn.ReLU(inplace=True),
+            )
+        )
+        self.dropout = nn.Dropout(dropout)
+        self.second = nn.Sequential(
+            OrderedDict(
+                pad=ReflectionPad(1),
+                conv=nn.Conv2d(channels, channels, 3),
+                norm=nn.InstanceNorm2d(channels),
+            )
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.second(self.dropout(self.first(x)))
+        return x + y
+
+
+def _halve(channels: int, out_channels: int) -> nn.Sequential:
+    return nn.Sequential(
+        OrderedDict(
+            conv=nn.Conv2d(channels, out_channels, 3, stride=2, padding=1),
+            norm=nn.InstanceNorm2d(out_channels),
+            act=nn.ReLU(inplace=True),
+        )
+    )
+
+
+def _double_transposed(channels: int, out_channels: int) -> nn.Sequential:
+    return nn.Sequential(
+        OrderedDict(
+            conv=nn.ConvTranspose2d(channels, out_channels, 3, stride=2, padding=1, output_padding=1),
+            norm=nn.InstanceNorm2d(out_channels),
+            act=nn.ReLU(inplace=True),
+        )
+    )
+
+
+def _double_resized(channels: int, out_channels: int) -> nn.Sequential:
+    return nn.Sequential(
+        OrderedDict(
+            resize=nn.Upsample(scale_factor=2, mode="nearest"),
+            pad=ReflectionPad(1),
+            conv=nn.Conv2d(channels, out_channels, 3),
+            norm=nn.InstanceNorm2d(out_channels),
+            act=nn.ReLU(inplace=True),
+        )
+    )

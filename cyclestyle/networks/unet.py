@@ -1,0 +1,104 @@
+"""The U-Net of pix2pix, a generator with skip connections, here with instance norm (Isola et al. 2017)."""
+
+from collections import OrderedDict
+
+import torch
+from torch import Tensor, nn
+
+from cyclestyle.errors import CommandError
+from cyclestyle.networks.padding import pad_to_multiple
+
+
+class UNetGenerator(nn.Module):
+    """(N, in_channels, H, W) in [-1, 1] -> (N, out_channels, H, W) in [-1, 1], for every H and W from 1 px up.
+
+    `down[i]` halves the size, `up` doubles it back, beginning at the innermost level; sizes that are no multiple of
+    2**levels are padded by reflection and the result is cropped.
+
+    channels    width of the outermost level; it doubles up to eight times that (1 to 1024)
+    levels      how often the size is halved: the reference takes 8 for 256 px and 7 for 128 px (2 to 10)
+    dropout     probability behind the levels between the fifth and the innermost, as in the reference (0.5), in [0, 1)
+
+    Raises CommandError for an argument outside these ranges.
+    """
+
+    def __init__(
+        self,
+        channels: int = 64,
+        levels: int = 8,
+        *,
+        dropout: float = 0.0,
+        in_channels: int = 3,
+        out_channels: int = 3,
+    ) -> None:
+        super().__init__()
+        for name, value, least, most in [
+            ("channels", channels, 1, 1024),
+            ("levels", levels, 2, 10),
+            ("in_channels", in_channels, 1, 1024),
+            ("out_channels", out_channels, 1, 1024),
+        ]:
+            if type(value) is not int or not least <= value <= most:
+                raise CommandError(f"generator.{name} is {value!r}: expected a whole number from {least} to {most}")
+        if type(dropout) not in (int, float) or not 0 <= dropout < 1:
+            raise CommandError(f"generator.dropout is {dropout!r}: expected a probability from 0 to below 1")
+
+        self.architecture: dict[str, str | int | float | bool] = {
+            "name": "unet",
+            "channels": channels,
+            "levels": levels,
+            "dropout": dropout,
+            "in_channels": in_channels,
+            "out_channels": out_channels,
+        }
+
+        widths = [channels * min(2**i, 8) for i in range(levels)]
+        innermost = levels - 1
+
+        self.down = nn.ModuleList([nn.Sequential(OrderedDict(conv=_halve(in_channels, widths[0])))])
+        for i in range(1, levels):
+            down = nn.Sequential(OrderedDict(act=nn.LeakyReLU(0.2), conv=_halve(widths[i - 1], widths[i])))
+            if i < innermost:  # which is 1x1 px in the smallest picture: nothing to normalise
+                down.append(nn.InstanceNorm2d(widths[i]))
+            self.down.append(down)
+
+        self.up = nn.ModuleList()
+        for i in reversed(range(1, levels)):
+            width = widths[i] if i == innermost else 2 * widths[i]
+            self.up.append(
+                nn.Sequential(
+                    OrderedDict(
+                        act=nn.ReLU(),
+                        conv=_double(width, widths[i - 1]),
+                        norm=nn.InstanceNorm2d(widths[i - 1]),
+                        dropout=nn.Dropout(dropout if 4 <= i < innermost else 0.0),
+                    )
+                )
+            )
+        self.head = nn.Sequential(
+            OrderedDict(act=nn.ReLU(), conv=_double(2 * widths[0], out_channels), tanh=nn.Tanh()),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        multiple = 2 ** len(self.down)
+        x, crop = pad_to_multiple(x, multiple, minimum=multiple)
+
+        skips = []
+        for down in self.down:
+            x = down(x)
+            skips.append(x)
+
+        x = skips.pop()
+        for up in self.up:
+            x = torch.cat([skips.pop(), up(x)], dim=1)
+
+        y: Tensor = self.head(x)
+        return y[crop]
+
+
+def _halve(channels: int, out_channels: int) -> nn.Conv2d:
+    return nn.Conv2d(channels, out_channels, 4, stride=2, padding=1)
+
+
+def _double(channels: int, out_channels: int) -> nn.ConvTranspose2d:
+    return nn.ConvTranspose2d(channels, out_channels, 4, stride=2, padding=1)

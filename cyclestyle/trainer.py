@@ -1,0 +1,350 @@
+"""The training loop: what happens in a step, and when to log, to look and to save."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from cyclestyle import images
+from cyclestyle.cyclegan import CycleGAN, Losses, Translations
+from cyclestyle.data.draws import Batch
+from cyclestyle.ema import GeneratorAverage
+from cyclestyle.errors import CommandError
+from cyclestyle.hardware import Hardware
+from cyclestyle.pool import ImagePool
+from cyclestyle.schedule import LinearDecay
+from cyclestyle.seeds import decisions
+
+
+class Probes(NamedTuple):
+    """The probe pictures of one domain and what the generators make of them, (N, 3, H, W) uint8 each."""
+
+    real: Tensor
+    translated: Tensor
+    cycled: Tensor
+    same: Tensor
+
+
+class Logger(Protocol):
+    """Someone who is told how training goes; only rank 0 has loggers."""
+
+    def advance(self, step: int) -> None: ...
+    def metrics(self, step: int, values: dict[str, float]) -> None: ...
+    def pictures(self, step: int, a: Probes, b: Probes) -> None: ...
+    def close(self) -> None: ...
+
+
+class Pools(NamedTuple):
+    """The image pools of the two domains."""
+
+    a: ImagePool
+    b: ImagePool
+
+
+class Optimizers(NamedTuple):
+    """One optimizer for both generators, one for both discriminators."""
+
+    generators: Optimizer
+    discriminators: Optimizer
+
+
+class Trainer:
+    """Trains a CycleGAN, step by step.
+
+    Args:
+        objective: the networks and their losses.
+        optimizers: of the generators and of the discriminators.
+        schedule: gives each epoch's factor on the learning rates.
+        epoch_draws: draws in an epoch.
+        pools: past translations for the discriminators.
+        average: the moving average of the generators, or None.
+        hardware: where all this runs, and the processes that share the work.
+        seed: of every random decision.
+        batch_size: draws in a step, over all processes and accumulation.
+        accumulate: parts that a process's share is computed in, one after the other; saves memory.
+        steps: when to stop, in steps; `epochs` otherwise, and the schedule's length if neither is given.
+        epochs: when to stop, in epochs.
+        log_every: steps between two entries of the losses.
+        sample_every: steps between two grids of probe pictures.
+        save_every: steps between two checkpoints.
+
+    Raises:
+        CommandError: a batch that cannot be divided evenly, or an interval below 1.
+    """
+
+    def __init__(
+        self,
+        objective: CycleGAN,
+        optimizers: Optimizers,
+        *,
+        schedule: LinearDecay,
+        epoch_draws: int,
+        pools: Pools,
+        average: GeneratorAverage | None,
+        hardware: Hardware,
+        seed: int,
+        batch_size: int = 1,
+        accumulate: int = 1,
+        steps: int | None = None,
+        epochs: int | None = None,
+        log_every: int = 50,
+        sample_every: int = 500,
+        save_every: int = 1000,
+    ) -> None:
+        check_batch(batch_size, ranks=hardware.world.size, accumulate=accumulate)
+        for name, value in (("log_every", log_every), ("sample_every", sample_every), ("save_every", save_every)):
+            if value < 1:
+                raise CommandError(f"trainer.{name}={value}: give a number of steps, 1 or more")
+        self.objective, self.optimizers, self.pools, self.average = objective, optimizers, pools, average
+        self.schedule, self.epoch_draws = schedule, epoch_draws
+        self.hardware, self.world, self.scaler = hardware, hardware.world, hardware.scaler()
+        self.seed, self.batch_size, self.accumulate = seed, batch_size, accumulate
+        self.log_every, self.sample_every, self.save_every = log_every, sample_every, save_every
+
+        self.base_rate = float(optimizers.generators.param_groups[0]["lr"])
+        self.step = 0  # steps done
+        self.total = steps if steps is not None else self._steps_in(epochs if epochs is not None else schedule.epochs)
+
+    def fit(
+        self,
+        batches: Iterator[Batch],
+        *,
+        save: Callable[[], object],
+        loggers: Sequence[Logger] = (),
+        probes: tuple[Tensor, Tensor] | None = None,
+        stop_requested: Callable[[], bool] = lambda: False,
+    ) -> bool:
+        """Train until the end, or until someone asks to stop; the last step is always saved.
+
+        Args:
+            batches: this process's share of each step from `self.step` on.
+            save: writes a checkpoint of this trainer; called by all processes.
+            loggers: of rank 0.
+            probes: fixed pictures of a and b, uint8 (N, 3, H, W).
+            stop_requested: asked before every step; any process that says yes stops all.
+
+        Returns:
+            Whether the end was reached.
+        """
+        record = _Record(self.hardware)
+        start = saved = self.step
+
+        # What is due comes first, then leaving, then a step: the first and the last need no special case.
+        while True:
+            stopping = self.world.any(stop_requested())
+            leaving = stopping or self.step >= self.total
+            if self.step > start and (self.step % self.log_every == 0 or leaving):
+                values = record.values() | {"lr": self.learning_rate, "epoch": self.step * self.batch_size / self.epoch_draws}
+                for logger in loggers:
+                    logger.metrics(self.step, values)
+            if probes is not None and loggers and self._sample_is_due(start, leaving=leaving):
+                made = self.sample(*probes)
+                for logger in loggers:
+                    logger.pictures(self.step, *made)
+            if self.step > saved and (self.step % self.save_every == 0 or leaving):
+                save()
+                saved = self.step
+            if leaving:
+                return self.step >= self.total
+
+            asked = time.perf_counter()
+            batch = next(batches)
+            record.waited(time.perf_counter() - asked)
+            record.add(self.train_step(batch), pictures=2 * self.batch_size)
+            for logger in loggers:
+                logger.advance(self.step)
+
+    def train_step(self, batch: Batch) -> Losses:
+        """One update of both generators, then one of both discriminators (Zhu et al. 2017, 4).
+
+        Args:
+            batch: this process's share of the global batch.
+
+        Returns:
+            The means of all losses and scores over the share, still on the device.
+        """
+        torch.manual_seed(int(decisions(self.seed, f"networks {self.world.rank}", self.step).integers(2**62)))
+        rate = self.learning_rate
+        parts = [
+            (images.to_float(a), images.to_float(b))
+            for a, b in zip(
+                self.hardware.send(batch.a).chunk(self.accumulate),
+                self.hardware.send(batch.b).chunk(self.accumulate),
+                strict=True,
+            )
+        ]
+        told: list[Losses] = []
+
+        # Generators, against discriminators that stand still.
+        made: list[Translations] = []
+        for index, (a, b) in enumerate(parts):
+            with self.world.accumulating(more_to_come=index + 1 < len(parts)):
+                losses, translations = self.objective.generator_losses(a, b)
+                self._backward(losses)
+            made.append(translations)
+            told.append(losses)
+        self._update(self.optimizers.generators, rate)
+
+        # Discriminators, against translations of now and of earlier steps.
+        fakes_a = self.pools.a.exchange(torch.cat([one.fake_a.detach() for one in made]), batch.draws)
+        fakes_b = self.pools.b.exchange(torch.cat([one.fake_b.detach() for one in made]), batch.draws)
+        del made, translations
+        halves = zip(parts, fakes_a.chunk(self.accumulate), fakes_b.chunk(self.accumulate), strict=True)
+        for index, ((a, b), fake_a, fake_b) in enumerate(halves):
+            with self.world.accumulating(more_to_come=index + 1 < len(parts)):
+                losses, scores = self.objective.discriminator_losses(a, b, fake_a, fake_b)
+                self._backward(losses)
+            told.append(losses | scores)
+        self._update(self.optimizers.discriminators, rate)
+
+        self.scaler.update()
+        if self.average is not None:
+            self.average.update(self.step)
+        self.step += 1
+        return _means(told)
+
+    @torch.no_grad()
+    def sample(self, a: Tensor, b: Tensor) -> tuple[Probes, Probes]:
+        """What the generators (their average, where there is one) make of probe pictures, both ways.
+
+        Args:
+            a, b: uint8 (N, 3, H, W).
+        """
+        generators = self.objective.generators if self.average is None else self.average.module
+        generators.eval()
+        ab, ba = self.hardware.autocast(generators.ab), self.hardware.autocast(generators.ba)
+
+        def probe(real: Tensor, there: Callable[..., Tensor], back: Callable[..., Tensor]) -> Probes:
+            pictures = images.to_float(self.hardware.send(real))
+            translated = there(pictures)
+            made = (pictures, translated, back(translated), back(pictures))
+            return Probes(*(images.to_uint8(picture).cpu() for picture in made))
+
+        both = probe(a, ab, ba), probe(b, ba, ab)
+        self.objective.generators.train()
+        return both
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the step that comes next: a function of the draws done and nothing else."""
+        return self.base_rate * self.schedule.factor(self.step * self.batch_size // self.epoch_draws)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What all processes share, besides the networks."""
+        return {
+            "step": self.step,
+            "draws": self.step * self.batch_size,
+            "batch_size": self.batch_size,
+            "optimizers": {
+                "generators": self.optimizers.generators.state_dict()["state"],
+                "discriminators": self.optimizers.discriminators.state_dict()["state"],
+            },
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def own_state_dict(self) -> dict[str, Any]:
+        """What only this process holds."""
+        return {"pools": {"a": self.pools.a.state_dict(), "b": self.pools.b.state_dict()}}
+
+    def load_state_dict(self, shared: dict[str, Any], ranks: list[dict[str, Any]]) -> None:
+        """Go on where a run of any number of processes stood.
+
+        Args:
+            shared: `state_dict` of any of its processes.
+            ranks: `own_state_dict` of all of its processes.
+        """
+        self.step = shared["step"]
+        for optimizer, state in zip(
+            self.optimizers, (shared["optimizers"]["generators"], shared["optimizers"]["discriminators"]), strict=True
+        ):
+            # Rates and betas are the config's, not the checkpoint's.
+            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        self.scaler.load_state_dict(shared["scaler"])
+        for pool, side in ((self.pools.a, "a"), (self.pools.b, "b")):
+            pool.load_state_dict(
+                {
+                    position: pictures.to(self.hardware.device)
+                    for rank in ranks
+                    for position, pictures in rank["pools"][side].items()
+                    if position % self.world.size == self.world.rank
+                }
+            )
+
+    def _backward(self, losses: Losses) -> None:
+        total = torch.stack(list(losses.values())).sum() / self.accumulate
+        self.scaler.scale(total).backward()
+
+    def _update(self, optimizer: Optimizer, rate: float) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        self.scaler.step(optimizer)
+        optimizer.zero_grad(set_to_none=True)
+
+    def _sample_is_due(self, start: int, *, leaving: bool) -> bool:
+        fresh = self.step > start or self.step == 0  # a resumed run does not repeat the grid that it stopped with
+        return fresh and (self.step % self.sample_every == 0 or leaving)
+
+    def _steps_in(self, epochs: int) -> int:
+        return -(-epochs * self.epoch_draws // self.batch_size)
+
+
+def check_batch(batch_size: int, *, ranks: int, accumulate: int) -> None:
+    """Raise a CommandError unless the global batch divides evenly over processes and accumulation."""
+    if batch_size < 1 or accumulate < 1:
+        raise CommandError(f"trainer.batch_size={batch_size}, trainer.accumulate={accumulate}: both must be 1 or more")
+    if batch_size % (ranks * accumulate):
+        raise CommandError(
+            f"trainer.batch_size={batch_size} (global) cannot be divided evenly over {ranks} process(es) x "
+            f"{accumulate} accumulated part(s): make it a multiple of {ranks * accumulate}"
+        )
+
+
+def _means(told: list[Losses]) -> Losses:
+    """The mean of each name over the parts of a step that tell it."""
+    names = dict.fromkeys(name for losses in told for name in losses)
+    return {
+        name: torch.stack([losses[name].detach() for losses in told if name in losses]).mean() for name in names
+    }
+
+
+class _Record:
+    """Sums up what happens between two logs, on the device, and reads it out once."""
+
+    def __init__(self, hardware: Hardware) -> None:
+        self.hardware = hardware
+        self._clear()
+
+    def add(self, means: Losses, *, pictures: int) -> None:
+        stacked = torch.stack([value.float() for value in means.values()])
+        self._sums = stacked if self._sums is None else self._sums + stacked
+        self._names, self._steps, self._pictures = list(means), self._steps + 1, self._pictures + pictures
+
+    def waited(self, seconds: float) -> None:
+        self._waiting_s += seconds
+
+    def values(self) -> dict[str, float]:
+        """Means over the steps since the last call and over all processes; waits for the device."""
+        assert self._sums is not None
+        means = self.hardware.world.mean(self._sums / self._steps).tolist()
+        elapsed = time.perf_counter() - self._since
+        values = dict(zip(self._names, means, strict=True))
+        values["speed/images_per_s"] = self._pictures / elapsed
+        values["speed/waiting_for_data"] = self._waiting_s / elapsed
+        self._clear()
+        return values
+
+    def _clear(self) -> None:
+        self._sums: Tensor | None = None
+        self._names: list[str] = []
+        self._steps = self._pictures = 0
+        self._waiting_s, self._since = 0.0, time.perf_counter()
+
+
+def averaged(generators: nn.Module, decay: float) -> GeneratorAverage | None:
+    """The moving average that a decay asks for; 0 asks for none."""
+    if not 0 <= decay < 1:
+        raise CommandError(f"ema.decay={decay}: give 0 (off) or a share below 1 such as 0.999")
+    return GeneratorAverage(generators, decay) if decay else None

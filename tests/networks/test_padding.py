@@ -1,0 +1,99 @@
+"""Padding by reflection."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F  # noqa: N812
+
+from cyclestyle.networks import ResNetGenerator
+from cyclestyle.networks.padding import ReflectionPad, pad_to_multiple, reflect_by_index
+
+
+@pytest.mark.parametrize("padding", [(1, 1, 1, 1), (3, 3, 3, 3), (0, 4, 2, 1), (4, 0, 0, 6), (0, 0, 0, 0)])
+def test_reflection_by_index_equals_pytorch_in_values_and_gradients(padding):
+    x = torch.randn(2, 3, 7, 5, dtype=torch.float64, requires_grad=True)
+    weights = torch.randn(2, 3, 7 + sum(padding[2:]), 5 + sum(padding[:2]), dtype=torch.float64)
+
+    ours, theirs = reflect_by_index(x, padding), F.pad(x, padding, mode="reflect")
+    (our_gradient,) = torch.autograd.grad((ours * weights).sum(), x)
+    (their_gradient,) = torch.autograd.grad((theirs * weights).sum(), x)
+
+    assert torch.equal(ours, theirs)
+    torch.testing.assert_close(our_gradient, their_gradient, rtol=0, atol=1e-14)
+
+
+class PretendCuda(torch.Tensor):
+    """A CPU tensor that says it is on a GPU, to reach the branch for CUDA without one."""
+
+    is_cuda = True
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_deterministic", "kernel"),
+    [
+        (torch.Tensor, False, "ReflectionPad2D"),
+        (torch.Tensor, True, "ReflectionPad2D"),
+        (PretendCuda, False, "ReflectionPad2D"),
+        (PretendCuda, True, "IndexSelect"),
+    ],
+)
+def test_reflection_avoids_pytorchs_kernel_only_on_deterministic_cuda(kind, is_deterministic, kernel):
+    x = torch.randn(1, 1, 4, 4, requires_grad=True).as_subclass(kind)
+    torch.use_deterministic_algorithms(is_deterministic)
+    try:
+        y = ReflectionPad(1)(x)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+    functions = [y.grad_fn, y.grad_fn.next_functions[0][0]]  # a subclass puts an alias before its function
+    assert any(kernel in function.name() for function in functions)
+    assert torch.equal(y.detach(), F.pad(x.detach(), (1, 1, 1, 1), mode="reflect"))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("upsample", ["transposed", "resize"])
+@pytest.mark.parametrize("size", [32, 21])
+def test_a_generator_trains_bit_exactly_on_deterministic_cuda(upsample, size, monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    network = ResNetGenerator(8, 2, upsample=upsample).cuda()
+    x = torch.rand(2, 3, size, size, device="cuda")
+
+    def gradients():
+        return torch.autograd.grad(network(network(x)).square().sum(), list(network.parameters()))
+
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert all(torch.equal(one, two) for one, two in zip(gradients(), gradients(), strict=True))
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize(("multiple", "minimum"), [(4, 8), (8, 8), (32, 32)])
+def test_padding_is_minimal_and_centred_and_the_crop_undoes_it(multiple, minimum):
+    for size in range(1, 41):
+        x = torch.rand(1, 2, size, 41 - size)
+        padded, crop = pad_to_multiple(x, multiple, minimum=minimum)
+
+        for before, after in zip(x.shape[2:], padded.shape[2:], strict=True):
+            assert after % multiple == 0
+            assert after >= minimum
+            assert after == minimum or after - before < multiple
+        assert torch.equal(padded[crop], x)
+        assert crop[1].start == (padded.shape[2] - size) // 2
+
+
+def test_padding_reflects_and_repeats_the_edge_only_where_a_side_is_too_short():
+    for size in range(1, 41):
+        x = torch.rand(1, 1, size, 16)
+        padded, (_, rows, _) = pad_to_multiple(x, 16, minimum=16)
+
+        margins = (rows.start, padded.shape[2] - rows.stop)
+        mode = "reflect" if max(margins) < size else "edge"
+        expected = np.pad(x[0, 0].numpy(), (margins, (0, 0)), mode=mode)
+        np.testing.assert_array_equal(padded[0, 0].numpy(), expected)
+
+
+def test_a_size_that_fits_is_not_even_copied():
+    x = torch.rand(1, 3, 8, 12)
+    assert pad_to_multiple(x, 4, minimum=8).picture is x

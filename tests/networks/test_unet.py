@@ -1,0 +1,92 @@
+"""The U-Net generator against its published size and a second implementation."""
+
+import itertools
+
+import pytest
+import torch
+from torch.nn import functional as F  # noqa: N812
+
+from cyclestyle.errors import CommandError
+from cyclestyle.networks import UNetGenerator
+
+
+def test_default_has_the_parameters_of_pix2pix_but_for_the_norm():
+    with torch.device("meta"):
+        size = sum(parameter.numel() for parameter in UNetGenerator().parameters())
+
+    # pix2pix counts 54,413,955: its batch norms have 2 x 4,928 weights, ours none, but 5,504 biases stand before them
+    # and in the two convolutions that it leaves without
+    assert size == 54_413_955 - 2 * 4_928 + 5_504
+
+
+def test_default_keeps_256_px():
+    with torch.device("meta"):
+        assert UNetGenerator()(torch.empty(1, 3, 256, 256)).shape == (1, 3, 256, 256)
+
+
+def test_channels_of_pictures_are_free():
+    assert UNetGenerator(2, 2, in_channels=1, out_channels=5)(torch.zeros(1, 1, 8, 8)).shape == (1, 5, 8, 8)
+
+
+@pytest.mark.parametrize("levels", [3, 5])
+def test_every_size_comes_back(levels):
+    network = UNetGenerator(1, levels)
+    sizes = range(1, 41)
+    some = {1, 2, 7, 40}  # both axes take every size, but they are padded independently: not all pairs
+    with torch.no_grad():
+        for height, width in itertools.product(sizes, sizes):
+            if some.isdisjoint((height, width)) and height != width:
+                continue
+            y = network(torch.rand(1, 3, height, width))
+            assert y.shape == (1, 3, height, width)
+            assert y.isfinite().all()
+            assert y.abs().max() <= 1
+
+
+def nested_unet(x, weights, levels, i=0):
+    """Level i and all inside it, as the paper nests them: a skip connection around every level but the outermost."""
+    down = weights[f"down.{i}.conv.weight"], weights[f"down.{i}.conv.bias"]
+    name = "head" if i == 0 else f"up.{levels - 1 - i}"
+    up = weights[f"{name}.conv.weight"], weights[f"{name}.conv.bias"]
+
+    y = F.conv2d(x if i == 0 else torch.where(x > 0, x, 0.2 * x), *down, stride=2, padding=1)
+    if 0 < i < levels - 1:
+        y = normalize(y)
+    if i < levels - 1:
+        y = nested_unet(y, weights, levels, i + 1)
+    y = F.conv_transpose2d(y.clamp(min=0), *up, stride=2, padding=1)
+    return y.tanh() if i == 0 else torch.cat([x, normalize(y)], dim=1)
+
+
+def normalize(x):
+    mean = x.mean(dim=(2, 3), keepdim=True)
+    variance = (x - mean).square().mean(dim=(2, 3), keepdim=True)
+    return (x - mean) / (variance + 1e-5).sqrt()
+
+
+@pytest.mark.parametrize("levels", [2, 3, 6])
+def test_outputs_equal_a_nested_recomputation(levels):
+    network = UNetGenerator(2, levels).double()
+    x = torch.rand(2, 3, 2**levels, 2 ** (levels + 1), dtype=torch.float64) * 2 - 1
+    expected = nested_unet(x, network.state_dict(), levels)
+    torch.testing.assert_close(network(x), expected, rtol=0, atol=1e-12)
+
+
+def test_dropout_stands_behind_the_levels_where_the_reference_has_it():
+    # 8 levels: the reference builds 8 - 5 = 3 blocks with dropout, next to the innermost one
+    network = UNetGenerator(1, 8, dropout=0.5)
+    assert [up.dropout.p for up in network.up] == [0, 0.5, 0.5, 0.5, 0, 0, 0]
+
+    x = torch.rand(1, 3, 256, 256)
+    assert not torch.equal(network(x), network(x))
+    network.eval()
+    assert torch.equal(network(x), network(x))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"channels": 0}, {"levels": 1}, {"levels": 11}, {"levels": 8.0}, {"dropout": 1}, {"in_channels": 0}],
+)
+def test_a_wrong_argument_is_an_error_that_names_it(wrong):
+    with pytest.raises(CommandError, match=rf"^generator\.{next(iter(wrong))} is .*: expected .*$"):
+        UNetGenerator(**wrong)

@@ -1,0 +1,140 @@
+"""Arguments taken apart, the nearest right word, and what the YAML files say about themselves."""
+
+from pathlib import Path
+
+import pytest
+
+from cyclestyle import commandline, config
+from cyclestyle.errors import CommandError, DataError
+
+CONFIGS = config.config_dir()
+FILES = sorted(CONFIGS.rglob("*.yaml"))
+EXPERIMENTS = sorted((CONFIGS / "experiment").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("typed", ["data.a=x=y", "+data.a=x=y", "++data.a=x=y"])
+def test_pluses_are_dropped_and_only_the_first_equals_sign_separates(typed: str) -> None:
+    assert commandline.split(typed) == ("data.a", "x=y")
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("foo", "foo: expected key=value"),
+        ("=3", "=3: expected key=value"),
+        ("data.root=", "data.root= has no value"),
+        ("input=  ", "input= has no value"),
+        ("~logger.console", "logger.tensorboard=null"),
+    ],
+)
+def test_a_malformed_argument_is_named(typed: str, said: str) -> None:
+    with pytest.raises(CommandError) as caught:
+        commandline.split(typed)
+    assert said in str(caught.value)
+
+
+def test_home_is_expanded_in_paths_and_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    assert commandline.literal(commandline.split("input=~/photos/")) == "/home/ada/photos/"
+    assert commandline.literal(commandline.split("input=~")) == "/home/ada"
+    assert commandline.literal(commandline.split("input=a~/b")) == "a~/b"
+    assert commandline.literal(commandline.split("input=~nobody at all/b")) == "~nobody at all/b"
+    assert commandline.literal(commandline.split("name=~")) == "~"
+
+
+def test_flags_are_told_from_arguments() -> None:
+    flags = commandline.flags(["a=1", "--cfg", "job", "-m", "b=2"])
+    assert flags == (False, True, True, ["a=1", "b=2"])
+    assert commandline.flags(["-h"]).help
+    assert commandline.flags(["--cfg=job"]).show
+
+
+@pytest.mark.parametrize("words", [["--hlep"], ["--cfg"], ["--cfg", "hydra"], ["-x"]])
+def test_an_unknown_flag_is_named(words: list[str]) -> None:
+    with pytest.raises(CommandError, match=f"no flag {words[0]}: there are --help"):
+        commandline.flags(words)
+
+
+@pytest.mark.parametrize(
+    ("word", "right"),
+    [
+        ("trainer.stesp", "trainer.steps"),
+        ("steps", "trainer.steps"),
+        ("stpes", "trainer.steps"),
+        ("genrator", "generator"),
+        ("qqq", ""),
+    ],
+)
+def test_the_nearest_word_is_found_also_by_its_last_part(word: str, right: str) -> None:
+    assert commandline.nearest(word, ["name", "generator", "trainer.steps", "trainer.epochs", "ema.decay"]) == right
+
+
+def test_a_word_far_from_all_is_answered_with_all() -> None:
+    assert (
+        str(commandline.unknown("generator", "qqq", ["resnet", "unet"])) == "no generator qqq: there are resnet, unet"
+    )
+
+
+def test_an_error_is_one_line_and_at_most_five_more() -> None:
+    error = DataError("\n".join(["broken files:", *"abcdefgh"]))
+    assert commandline.report("train", error).splitlines() == ["cyclestyle train: broken files:", *"abcde"]
+
+
+def test_entries_have_dotted_keys_values_and_comments(tmp_path: Path) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text(
+        "# head\ndefaults:\n  - a: b\n\na: 1 # one\nb: # nodes\n  c: [1, 2] # two: 2\n  d: x#y\ne: http://x # z\n"
+    )
+    assert list(commandline.entries(file)) == [
+        ("a", "1", "one"),
+        ("b", "", "nodes"),
+        ("b.c", "[1, 2]", "two: 2"),
+        ("b.d", "x#y", ""),
+        ("e", "http://x", "z"),
+    ]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(CONFIGS)))
+def test_every_key_has_a_comment_and_every_file_a_header(file: Path) -> None:
+    keys = [entry for entry in commandline.entries(file) if entry.value]
+    assert [entry.key for entry in keys if not entry.comment and not entry.key.endswith("_target_")] == []
+    first = commandline.header(file)[0]
+    assert first.endswith((".", "?"))
+    assert len(first) < 110
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(CONFIGS)))
+def test_the_comments_are_read_from_every_line_that_has_a_key(file: Path) -> None:
+    lines = file.read_text().splitlines()
+    keys = [line for line in lines if ":" in line.split("#")[0] and not line.lstrip().startswith(("-", "defaults:"))]
+    assert len(list(commandline.entries(file))) == len(keys)
+
+
+@pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda file: file.stem)
+def test_every_experiment_states_command_hardware_time_and_result(file: Path) -> None:
+    head = commandline.header(file)
+    assert f"  python -m cyclestyle.train experiment={file.stem}" in head
+    for word in ("Hardware:", "Time:", "Expected:"):
+        assert any(line.startswith(word) and line.removeprefix(word).strip() for line in head)
+
+
+@pytest.mark.parametrize("command", ["train", "translate", "evaluate"])
+def test_help_names_every_key_group_option_and_experiment_in_112_columns(command: str) -> None:
+    text = commandline.help_text(CONFIGS, command, config.groups(command))
+    cfg = config.compose(command, [])
+    rows = [line.split() for line in text.splitlines()]
+    keys = [
+        key for key, value in config.walk(config.plain(cfg)) if not isinstance(value, dict) and "_target_" not in key
+    ]
+    assert [key for key in keys if not any(row[:1] == [key] and len(row) > 2 for row in rows)] == []
+    for group in config.groups(command):
+        for option in commandline.options(CONFIGS / group):
+            named = option if group == "experiment" else f"{group}={option}"
+            assert any(row[:1] == [named] and len(row) > 2 for row in rows)
+    assert max(map(len, text.splitlines())) <= 120
+    assert f"python -m cyclestyle.{command} " in text
+
+
+def test_help_tells_the_keys_that_only_another_option_has() -> None:
+    assert "Keys: levels." in commandline.described(CONFIGS / "generator", "unet", "resnet")
+    assert "Keys" not in commandline.described(CONFIGS / "generator", "resnet", "resnet")
