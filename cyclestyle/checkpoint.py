@@ -78,9 +78,7 @@ class Checkpoints:
         complete = [step for step, path in self._steps().items() if (path / "manifest.json").is_file()]
         return self._steps()[max(complete)] if complete else None
 
-    def save(
-        self, model: Model, training: Mapping[str, Any], own: Mapping[str, Any], *, world: World
-    ) -> Path:
+    def save(self, model: Model, training: Mapping[str, Any], own: Mapping[str, Any], *, world: World) -> Path:
         """Write a checkpoint from all processes; whole or, if anything fails, not at all.
 
         Args:
@@ -180,7 +178,9 @@ def read_model(path: Path) -> Model:
     if not isinstance(header, dict) or not isinstance(header.get("version"), int):
         raise CheckpointError(f"{file} is not a cyclestyle model: its header has no architecture")
     if header["version"] > VERSION:
-        raise CheckpointError(f"{file} is of version {header['version']}, this program reads up to {VERSION}: update it")
+        raise CheckpointError(
+            f"{file} is of version {header['version']}, this program reads up to {VERSION}: update it"
+        )
     try:
         first, second = (str(name) for name in header["domains"])
         architectures = dict(header["generator"]), dict(header["discriminator"])
@@ -228,9 +228,7 @@ def _write(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def _fingerprints(folder: Path) -> dict[str, dict[str, Any]]:
-    return {
-        file.name: {"sha256": _sha256(file), "bytes": file.stat().st_size} for file in sorted(folder.iterdir())
-    }
+    return {file.name: {"sha256": _sha256(file), "bytes": file.stat().st_size} for file in sorted(folder.iterdir())}
 
 
 def _sha256(path: Path) -> str:

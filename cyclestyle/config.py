@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast, get_type_hints
+from typing import Any, NamedTuple, cast, get_type_hints
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -231,17 +231,28 @@ def parse(argument: Argument) -> Override:
         ) from error
 
 
-def jobs(command: str, arguments: Sequence[str]) -> list[list[str]]:
-    """The ordinary command line of each job of a --multirun, with a run folder of its own."""
+class Job(NamedTuple):
+    """One run of a --multirun."""
+
+    line: list[str]  # the ordinary command line that does the same
+    cfg: DictConfig
+
+
+def jobs(command: str, arguments: Sequence[str]) -> list[Job]:
+    """Every combination of the values given, each with a run folder of its own, and checked."""
     if "run_dir" not in get_type_hints(SCHEMAS[command]):
         raise CommandError(f"{command} has no --multirun: it trains nothing")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise CommandError("--multirun starts its jobs one after the other: use trainer.devices=2 instead of torchrun")
     several = [list(alternatives(commandline.split(argument))) for argument in arguments]
-    return [
-        [*line, f"run_dir={compose(command, line).run_dir}/{number}"]
-        for number, line in enumerate(itertools.product(*several))
-    ]
+    found = []
+    for number, line in enumerate(itertools.product(*several)):
+        cfg = compose(command, line)
+        own_folder = Argument("run_dir", f"{cfg.run_dir}/{number}")
+        assign(cfg, own_folder, command)
+        check(cfg)
+        found.append(Job([*line, "=".join(own_folder)], cfg))
+    return found
 
 
 def alternatives(argument: Argument) -> Iterator[str]:
@@ -256,13 +267,10 @@ def alternatives(argument: Argument) -> Iterator[str]:
         raise CommandError(f"{key}={text}: --multirun takes lists of values such as {key}=1,2,3")
 
 
-def run_jobs(command: str, run: Callable[[DictConfig], int | None], lines: Sequence[Sequence[str]]) -> int:
-    """Check every job, then run them one after the other; stops at the first that does not end well."""
-    configs = [compose(command, line) for line in lines]
-    for cfg in configs:
-        check(cfg)
-    for number, (cfg, line) in enumerate(zip(configs, lines, strict=True), 1):
-        print(f"cyclestyle {command}: job {number} of {len(lines)}: {shlex.join(line)}", flush=True)
+def run_jobs(command: str, run: Callable[[DictConfig], int | None], todo: Sequence[Job]) -> int:
+    """One job after the other; stops at the first that does not end well."""
+    for number, (line, cfg) in enumerate(todo, 1):
+        print(f"cyclestyle {command}: job {number} of {len(todo)}: {shlex.join(line)}", flush=True)
         sys.argv[1:] = line  # whoever starts this job again, torchrun for one, starts an ordinary run
         if code := run(cfg):
             return code

@@ -96,7 +96,7 @@ Losses = dict[str, Tensor]
 Call = Callable[..., Any]
 
 
-def _bare(module: nn.Module, *, synchronized: bool) -> Call:  # noqa: ARG001
+def _bare(module: nn.Module, *, synchronized: bool) -> Call:
     return module
 
 

@@ -21,7 +21,7 @@ class World:
         self.rank, self.size, self.local_rank = rank, size, local_rank
         self._wrapped: list[DistributedDataParallel] = []
         # Agreement between hosts' flags goes over the CPU, so that asking never waits for a GPU.
-        self._control = dist.new_group(backend="gloo") if size > 1 else None
+        self._control: Any = dist.new_group(backend="gloo") if size > 1 else None
 
     @property
     def is_main(self) -> bool:
@@ -116,11 +116,11 @@ def _store() -> Any:
     After `torchrun --max-restarts` the new processes would otherwise read what the dead ones left behind.
     """
     hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    store = dist.TCPStore(
+    store = dist.distributed_c10d.TCPStore(
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),
         int(os.environ["WORLD_SIZE"]),
         is_master=not hosted and os.environ["RANK"] == "0",
         timeout=datetime.timedelta(minutes=5),
     )
-    return dist.PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    return dist.distributed_c10d.PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)

@@ -1,12 +1,15 @@
 """The moving average of the generators' weights, which gives calmer pictures than the weights of any one step."""
 
 import copy
+from typing import Generic, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+Averaged = TypeVar("Averaged", bound=nn.Module)
 
 
-class GeneratorAverage:
+class GeneratorAverage(Generic[Averaged]):
     """An exponential moving average (EMA) of a module's parameters.
 
     The decay of step t is min(decay, (1 + t) / (10 + t)), so that the average forgets the random start quickly.
@@ -16,11 +19,11 @@ class GeneratorAverage:
         decay: share of the old average kept at each step, in (0, 1).
     """
 
-    def __init__(self, module: nn.Module, decay: float) -> None:
-        self.module = copy.deepcopy(module).eval().requires_grad_(False)
+    def __init__(self, module: Averaged, decay: float) -> None:
+        self.module: Averaged = copy.deepcopy(module).eval().requires_grad_(False)
         self.decay = decay
-        self._averages = list(self.module.parameters())
-        self._sources = list(module.parameters())
+        self._averages: list[Tensor] = list(self.module.parameters())
+        self._sources: list[Tensor] = list(module.parameters())
 
     @torch.no_grad()
     def update(self, step: int) -> None:

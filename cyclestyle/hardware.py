@@ -108,7 +108,9 @@ def device_count(device: str) -> int:
 def _device(name: str, world: World) -> torch.device:
     kind = device_type(name)
     if (kind == "cuda" and not torch.cuda.is_available()) or (kind == "mps" and not torch.backends.mps.is_available()):
-        raise CommandError(f"device={name}: this machine has none that PyTorch can use; it would run on {device_type('auto')}")
+        raise CommandError(
+            f"device={name}: this machine has none that PyTorch can use; it would run on {device_type('auto')}"
+        )
     return torch.device("cuda", world.local_rank) if kind == "cuda" else torch.device(kind)
 
 

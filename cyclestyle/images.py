@@ -27,17 +27,24 @@ def find(root: Path) -> list[Path]:
     """All picture files below `root`, relative to it, in an order that depends on their names alone.
 
     Folders are entered once each, so that links cannot lead in circles; names that start with a dot are passed over.
+
+    Raises:
+        DataError: a folder that cannot be listed.
     """
     found: list[Path] = []
     entered: set[tuple[int, int]] = set()
     folders = [root]
     while folders:
         folder = folders.pop()
-        status = folder.stat()
+        try:
+            status = folder.stat()
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)  # decides which of two links is entered
+        except OSError as error:
+            raise DataError(f"{folder.absolute()} cannot be listed: {error.strerror}") from None
         if (status.st_dev, status.st_ino) in entered:
             continue
         entered.add((status.st_dev, status.st_ino))
-        for entry in os.scandir(folder):
+        for entry in entries:
             if entry.name.startswith("."):
                 continue
             if entry.is_dir():
@@ -63,7 +70,13 @@ def read(path: Path) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any colour mode as RGB; 16-bit grey keeps its brightness, transparency is laid over white."""
+    """Any colour mode as RGB; 16-bit grey keeps its brightness, transparency is laid over white.
+
+    Raises:
+        ValueError: floating-point colours, which have no agreed white: Pillow would make most of them black.
+    """
+    if image.mode == "F":
+        raise ValueError("floating-point colours are not supported")
     if image.mode.startswith("I"):  # Pillow's own conversion would cut 16 bits at 255: all white
         grey = np.asarray(image, dtype=np.float32) / 257.0
         image = Image.fromarray(grey.round().clip(0, 255).astype(np.uint8))

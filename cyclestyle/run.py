@@ -14,7 +14,8 @@ from cyclestyle.files import write_text
 # Keys that may change between two starts of one run: where and how it runs, when it stops, what it tells.
 HARMLESS = (
     "name", "run_dir", "init", "logger", "resume", "checkpoint",
-    "data.root", "data.a", "data.b", "data.test_a", "data.test_b", "data.workers", "data.homepage",  # files are compared
+    "data.root", "data.a", "data.b",  # the lists of files are compared
+    "data.test_a", "data.test_b", "data.workers", "data.homepage",
     "trainer.steps", "trainer.epochs", "trainer.log_every", "trainer.sample_every", "trainer.save_every",
     "trainer.device", "trainer.devices", "trainer.compile", "trainer.deterministic", "trainer.accumulate",
 )  # fmt: skip
@@ -70,7 +71,9 @@ class RunFolder:
         ]
         networks = [line for line in changed if line.startswith(("generator.", "discriminator."))]
         if networks:
-            raise CheckpointError(_lines(f"{self.path} holds networks of another architecture; choose another name=", networks))
+            raise CheckpointError(
+                _lines(f"{self.path} holds networks of another architecture; choose another name=", networks)
+            )
         changed += _changed_files(checkpoint.training["files"], names)
         if changed and not self.allow_changed:
             remedy = "choose another name=, or go on all the same with resume.allow_changed=true"
@@ -91,7 +94,9 @@ def _lasting(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The recipe as flat keys, without those that may change."""
     flat = _flat(recipe)
     return {
-        key: value for key, value in flat.items() if not any(key == one or key.startswith(one + ".") for one in HARMLESS)
+        key: value
+        for key, value in flat.items()
+        if not any(key == one or key.startswith(one + ".") for one in HARMLESS)
     }
 
 
@@ -103,11 +108,12 @@ def _flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _changed_files(then: Mapping[str, list[str]], now: Mapping[str, list[str]]) -> list[str]:
-    return [
-        f"files of {side}: {len(set(now[side]) - set(then[side]))} added, {len(set(then[side]) - set(now[side]))} removed"
-        for side in ("a", "b")
-        if then[side] != now[side]
-    ]
+    changed = []
+    for side in ("a", "b"):
+        before, after = set(then[side]), set(now[side])
+        if before != after:
+            changed.append(f"files of {side}: {len(after - before)} added, {len(before - after)} removed")
+    return changed
 
 
 def _lines(first: str, rest: list[str]) -> str:

@@ -17,6 +17,7 @@ from cyclestyle.errors import CheckpointError, CommandError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+    from torch import nn
 
     from cyclestyle.checkpoint import Checkpoint, Model
     from cyclestyle.cyclegan import CycleGAN
@@ -82,13 +83,17 @@ def train(cfg: "DictConfig", world: "World") -> int:
         trainer.load_state_dict(checkpoint.training, checkpoint.ranks)
         restore_average(trainer, checkpoint)
         if trainer.step >= trainer.total:
-            say(f"{folder.path} finished at step {trainer.step}; set trainer.steps or trainer.epochs higher to continue")
+            say(
+                f"{folder.path} finished at step {trainer.step}; set trainer.steps or trainer.epochs higher to continue"
+            )
             return 0
 
     loggers: list[Any] = []
     if world.is_main:
         folder.prepare()
-        folder.write_config(config.yaml(cfg, auto={"trainer.device": hardware.device.type, "trainer.precision": hardware.precision}))
+        folder.write_config(
+            config.yaml(cfg, auto={"trainer.device": hardware.device.type, "trainer.precision": hardware.precision})
+        )
         folder.write_status("running", step=trainer.step)
         about = {"folder": folder.path, "domains": data.domains, "start": trainer.step, "total": trainer.total}
         loggers = [config.build(node, **about) for node in cfg.logger.values() if node is not None]
@@ -209,7 +214,8 @@ def check_crop(crop_size: int, objective: "CycleGAN") -> None:
     if crop_size < smallest:
         field = objective.discriminators.a.receptive_field
         raise CommandError(
-            f"crop {crop_size} is too small for the {field}x{field} discriminator: set data.crop_size to {smallest} or more"
+            f"crop {crop_size} is too small for the {field}x{field} discriminator: "
+            f"set data.crop_size to {smallest} or more"
         )
 
 
@@ -256,11 +262,13 @@ def model_of(trainer: "Trainer", domains: tuple[str, str]) -> "Model":
     from cyclestyle.checkpoint import Model
 
     objective = trainer.objective
-    modules = {"generators": objective.generators, "discriminators": objective.discriminators}
+    modules: dict[str, nn.Module] = {"generators": objective.generators, "discriminators": objective.discriminators}
     if trainer.average is not None:
-        modules["ema"] = trainer.average.module  # type: ignore[assignment]
+        modules["ema"] = trainer.average.module
     return Model(
-        tensors={f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()},
+        tensors={
+            f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()
+        },
         generator=dict(objective.generators.ab.architecture),  # type: ignore[arg-type]
         discriminator=dict(objective.discriminators.a.architecture),  # type: ignore[arg-type]
         domains=domains,
@@ -274,8 +282,12 @@ def announce(say: Any, path: Path, data: "Unpaired", trainer: "Trainer", *, resu
     from cyclestyle.hardware import device_count
 
     objective, world = trainer.objective, trainer.world
-    sizes = [sum(p.numel() for p in module.parameters()) / 2e6 for module in (objective.generators, objective.discriminators)]
-    share = f" = {world.size} processes x {trainer.accumulate} x {trainer.batch_size // world.size // trainer.accumulate}"
+    sizes = [
+        sum(p.numel() for p in module.parameters()) / 2e6 for module in (objective.generators, objective.discriminators)
+    ]
+    share = (
+        f" = {world.size} processes x {trainer.accumulate} x {trainer.batch_size // world.size // trainer.accumulate}"
+    )
     divided = world.size * trainer.accumulate > 1
     say(f"{path}: {'going on from' if resumed else 'from'} step {trainer.step} to {trainer.total}, {data}")
     say(
@@ -342,12 +354,10 @@ def _differences(theirs: Mapping[str, object], ours: Mapping[str, object]) -> st
 
 
 def _next_commands(path: Path, domains: tuple[str, str]) -> str:
-    first, second = domains
-    folder = shlex.quote(str(path))
-    return (
-        f"  look:       tensorboard --logdir {shlex.quote(str(path.parent))}   (or open the pictures in {path / 'samples'})\n"
-        f"  translate:  python -m cyclestyle.translate checkpoint={folder} input=FOLDER output=OUT direction={first}2{second}"
-    )
+    direction = f"{domains[0]}2{domains[1]}"
+    look = f"tensorboard --logdir {shlex.quote(str(path.parent))}   (or open the pictures in {path / 'samples'})"
+    translate = f"checkpoint={shlex.quote(str(path))} input=FOLDER output=OUT direction={direction}"
+    return f"  look:       {look}\n  translate:  python -m cyclestyle.translate {translate}"
 
 
 def _silent(*_: object) -> None:

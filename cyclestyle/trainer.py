@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from cyclestyle import images
-from cyclestyle.cyclegan import CycleGAN, Losses, Translations
+from cyclestyle.cyclegan import CycleGAN, Generators, Losses, Translations
 from cyclestyle.data.draws import Batch
 from cyclestyle.ema import GeneratorAverage
 from cyclestyle.errors import CommandError
@@ -83,7 +83,7 @@ class Trainer:
         schedule: LinearDecay,
         epoch_draws: int,
         pools: Pools,
-        average: GeneratorAverage | None,
+        average: GeneratorAverage[Generators] | None,
         hardware: Hardware,
         seed: int,
         batch_size: int = 1,
@@ -137,7 +137,10 @@ class Trainer:
             stopping = self.world.any(stop_requested())
             leaving = stopping or self.step >= self.total
             if self.step > start and (self.step % self.log_every == 0 or leaving):
-                values = record.values() | {"lr": self.learning_rate, "epoch": self.step * self.batch_size / self.epoch_draws}
+                values = record.values() | {
+                    "lr": self.learning_rate,
+                    "epoch": self.step * self.batch_size / self.epoch_draws,
+                }
                 for logger in loggers:
                     logger.metrics(self.step, values)
             if probes is not None and loggers and self._sample_is_due(start, leaving=leaving):
@@ -275,7 +278,7 @@ class Trainer:
 
     def _backward(self, losses: Losses) -> None:
         total = torch.stack(list(losses.values())).sum() / self.accumulate
-        self.scaler.scale(total).backward()
+        torch.autograd.backward(self.scaler.scale(total))
 
     def _update(self, optimizer: Optimizer, rate: float) -> None:
         for group in optimizer.param_groups:
@@ -305,9 +308,7 @@ def check_batch(batch_size: int, *, ranks: int, accumulate: int) -> None:
 def _means(told: list[Losses]) -> Losses:
     """The mean of each name over the parts of a step that tell it."""
     names = dict.fromkeys(name for losses in told for name in losses)
-    return {
-        name: torch.stack([losses[name].detach() for losses in told if name in losses]).mean() for name in names
-    }
+    return {name: torch.stack([losses[name].detach() for losses in told if name in losses]).mean() for name in names}
 
 
 class _Record:
@@ -315,35 +316,36 @@ class _Record:
 
     def __init__(self, hardware: Hardware) -> None:
         self.hardware = hardware
-        self._clear()
+        self._sums: dict[str, Tensor] = {}
+        self._steps = self._pictures = 0
+        self._waiting_s, self._since = 0.0, time.perf_counter()
 
     def add(self, means: Losses, *, pictures: int) -> None:
-        stacked = torch.stack([value.float() for value in means.values()])
-        self._sums = stacked if self._sums is None else self._sums + stacked
-        self._names, self._steps, self._pictures = list(means), self._steps + 1, self._pictures + pictures
+        for name, value in means.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self._steps, self._pictures = self._steps + 1, self._pictures + pictures
 
     def waited(self, seconds: float) -> None:
         self._waiting_s += seconds
 
     def values(self) -> dict[str, float]:
         """Means over the steps since the last call and over all processes; waits for the device."""
-        assert self._sums is not None
-        means = self.hardware.world.mean(self._sums / self._steps).tolist()
-        elapsed = time.perf_counter() - self._since
-        values = dict(zip(self._names, means, strict=True))
-        values["speed/images_per_s"] = self._pictures / elapsed
-        values["speed/waiting_for_data"] = self._waiting_s / elapsed
+        sums = torch.stack(list(self._sums.values()))
+        means = self.hardware.world.mean(sums / self._steps).tolist()
+        elapsed_s = time.perf_counter() - self._since
+        values = dict(zip(self._sums, means, strict=True))
+        values["speed/images_per_s"] = self._pictures / elapsed_s
+        values["speed/waiting_for_data"] = self._waiting_s / elapsed_s
         self._clear()
         return values
 
     def _clear(self) -> None:
-        self._sums: Tensor | None = None
-        self._names: list[str] = []
+        self._sums = {}
         self._steps = self._pictures = 0
         self._waiting_s, self._since = 0.0, time.perf_counter()
 
 
-def averaged(generators: nn.Module, decay: float) -> GeneratorAverage | None:
+def averaged(generators: Generators, decay: float) -> GeneratorAverage[Generators] | None:
     """The moving average that a decay asks for; 0 asks for none."""
     if not 0 <= decay < 1:
         raise CommandError(f"ema.decay={decay}: give 0 (off) or a share below 1 such as 0.999")

@@ -14,7 +14,7 @@ from cyclestyle.schedule import LinearDecay
 from cyclestyle.trainer import Optimizers, Pools, Trainer, averaged
 
 
-def tiny_objective(*, seed: int = 0, double: bool = False, prepare=None, **weights) -> CycleGAN:  # noqa: ANN001, ANN003
+def tiny_objective(*, seed: int = 0, double: bool = False, prepare=None, **weights) -> CycleGAN:
     """Generators of 4 channels and 2 blocks, discriminators of 4 channels and 2 layers."""
     generators = Generators(ResNetGenerator(4, 2), ResNetGenerator(4, 2))
     discriminators = Discriminators(PatchDiscriminator(4, 2), PatchDiscriminator(4, 2))
@@ -31,7 +31,18 @@ def adam(module: nn.Module, lr: float = 2e-4) -> torch.optim.Adam:
     return torch.optim.Adam(list(module.parameters()), lr, betas=(0.5, 0.999), fused=True)
 
 
-def tiny_trainer(*, batch_size: int = 1, pool: int = 50, ema: float = 0.0, world: World | None = None, seed: int = 0, precision: str = "fp32", epoch_draws: int = 10, schedule: LinearDecay | None = None, **settings) -> Trainer:  # noqa: ANN003, E501
+def tiny_trainer(
+    *,
+    batch_size: int = 1,
+    pool: int = 50,
+    ema: float = 0.0,
+    world: World | None = None,
+    seed: int = 0,
+    precision: str = "fp32",
+    epoch_draws: int = 10,
+    schedule: LinearDecay | None = None,
+    **settings,
+) -> Trainer:
     """A trainer of `tiny_objective` in this process, at step 0."""
     hardware = Hardware("cpu", precision=precision, world=world)
     objective = tiny_objective(seed=seed, prepare=hardware.prepare)
@@ -56,7 +67,13 @@ def random_batch(draws: list[int], *, size: int = 32) -> Batch:
     def pictures(purpose: int) -> torch.Tensor:
         return torch.stack(
             [
-                torch.randint(0, 256, (3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(2 * draw + purpose))
+                torch.randint(
+                    0,
+                    256,
+                    (3, size, size),
+                    dtype=torch.uint8,
+                    generator=torch.Generator().manual_seed(2 * draw + purpose),
+                )
                 for draw in draws
             ]
         )

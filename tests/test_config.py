@@ -403,6 +403,15 @@ def test_keys_and_values_are_checked_against_the_parts(typed: str, message: str)
     assert checking(typed).startswith(message)
 
 
+@pytest.mark.parametrize(
+    ("command", "typed"),
+    [("translate", ["checkpoint=x", "input=y", "output=z"]), ("evaluate", ["checkpoint=x", "input=y"])],
+)
+def test_the_commands_without_parts_are_checked_against_their_function(command: str, typed: list[str]) -> None:
+    config.check(config.compose(command, typed))
+    assert checking(*typed, "weights=best", command=command) == "weights=best: expected ema or raw"
+
+
 def test_a_key_that_the_part_takes_need_not_be_in_the_yaml() -> None:
     cfg = config.compose("train", ["optimizer.weight_decay=0.01"])
     config.check(cfg)

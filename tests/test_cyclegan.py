@@ -19,7 +19,9 @@ from tests.textbook import NAMES, Textbook
 GOLDEN = Path(__file__).parent / "golden" / "reference_steps.npz"
 
 
-def step(objective: CycleGAN, optimizers: list[torch.optim.Optimizer], a: torch.Tensor, b: torch.Tensor) -> dict[str, float]:
+def step(
+    objective: CycleGAN, optimizers: list[torch.optim.Optimizer], a: torch.Tensor, b: torch.Tensor
+) -> dict[str, float]:
     """A step with the objective's own losses and nothing else around them."""
     losses, made = objective.generator_losses(a, b)
     sum(losses.values()).backward()
@@ -45,7 +47,9 @@ def test_losses_and_weights_of_the_reference_recipe_are_reproduced() -> None:
 
     def weights(name: str) -> dict[str, torch.Tensor]:
         prefix = f"init/{name}/"
-        return {key.removeprefix(prefix): torch.from_numpy(golden[key]) for key in golden.files if key.startswith(prefix)}
+        return {
+            key.removeprefix(prefix): torch.from_numpy(golden[key]) for key in golden.files if key.startswith(prefix)
+        }
 
     networks: dict[str, nn.Module] = {}
     for name in ("G_A", "G_B", "D_A", "D_B"):
@@ -126,7 +130,11 @@ class Counting(nn.Module):
         ({}, set(), (3, 3)),
         ({"identity": 0.0}, {"loss/identity_a", "loss/identity_b"}, (2, 2)),
         ({"cycle_a": 0.0}, {"loss/cycle_a", "loss/identity_a"}, (3, 1)),
-        ({"cycle_a": 0.0, "cycle_b": 0.0}, {"loss/cycle_a", "loss/cycle_b", "loss/identity_a", "loss/identity_b"}, (1, 1)),
+        (
+            {"cycle_a": 0.0, "cycle_b": 0.0},
+            {"loss/cycle_a", "loss/cycle_b", "loss/identity_a", "loss/identity_b"},
+            (1, 1),
+        ),
     ],
 )
 def test_a_term_of_weight_zero_is_absent_and_not_computed(settings: dict, absent: set, passes: tuple[int, int]) -> None:
@@ -149,14 +157,19 @@ def test_each_step_leaves_the_other_networks_gradients_alone() -> None:
     before = [parameter.grad.clone() for parameter in objective.generators.parameters()]
     judged, _ = objective.discriminator_losses(a, b, made.fake_a.detach(), made.fake_b.detach())
     sum(judged.values()).backward()
-    assert all(torch.equal(old, parameter.grad) for old, parameter in zip(before, objective.generators.parameters(), strict=True))
+    assert all(
+        torch.equal(old, parameter.grad)
+        for old, parameter in zip(before, objective.generators.parameters(), strict=True)
+    )
     assert all(parameter.grad is not None for parameter in objective.discriminators.parameters())
 
 
 def test_initial_weights_follow_from_the_seed_alone() -> None:
     first, again, other = (tiny_objective(seed=seed) for seed in (1, 1, 2))
     torch.rand(100)  # what the global generator did in between does not matter
-    same = [torch.equal(x, y) for x, y in zip(first.generators.parameters(), again.generators.parameters(), strict=True)]
+    same = [
+        torch.equal(x, y) for x, y in zip(first.generators.parameters(), again.generators.parameters(), strict=True)
+    ]
     assert all(same)
     assert not torch.equal(first.generators.ab.stem.conv.weight, other.generators.ab.stem.conv.weight)
     assert not torch.equal(first.generators.ab.stem.conv.weight, first.generators.ba.stem.conv.weight)

@@ -58,7 +58,7 @@ class Textbook:
         total = torch.zeros((), dtype=real_a.dtype)
         for loss in losses.values():
             total = total + loss
-        total.backward()
+        torch.autograd.backward(total)
         self.optimizer_g.step()
 
         for p in [*self.d_a.parameters(), *self.d_b.parameters()]:
@@ -68,7 +68,7 @@ class Textbook:
             loss_real = self.adversarial(judge(real), real=True)
             loss_fake = self.adversarial(judge(fake.detach()), real=False)
             losses[name] = 0.5 * (loss_real + loss_fake)
-            losses[name].backward()
+            torch.autograd.backward(losses[name])
         self.optimizer_d.step()
         return {name: loss.item() for name, loss in losses.items()}
 

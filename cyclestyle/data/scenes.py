@@ -144,7 +144,7 @@ def _draw_all(
 def _is_drawn(root: Path, wanted: dict[str, int]) -> bool:
     """Whether `root` holds the wanted set; False where nothing is there. Raises DataError at anything else."""
     remedy = "give data.root another folder"
-    if root.is_dir() and not any(root.iterdir()) or not root.exists():
+    if (root.is_dir() and not any(root.iterdir())) or not root.exists():
         return False
     if not (root / RECORD).is_file():
         raise DataError(f"{root.absolute()} exists and was not drawn by cyclestyle: {remedy}")

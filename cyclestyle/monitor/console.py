@@ -18,7 +18,7 @@ class Console:
         total: steps when training ends.
     """
 
-    def __init__(self, folder: Path, *, domains: tuple[str, str], start: int = 0, total: int = 0) -> None:  # noqa: ARG002
+    def __init__(self, folder: Path, *, domains: tuple[str, str], start: int = 0, total: int = 0) -> None:
         self.start, self.total, self._since = start, total, time.perf_counter()
         self._terminal = Terminal()
         self._bar: Progress | None = None

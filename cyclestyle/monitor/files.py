@@ -17,7 +17,7 @@ class MetricsFile:
         start: steps done before; lines of later steps are dropped, so that no step stands there twice.
     """
 
-    def __init__(self, folder: Path, *, domains: tuple[str, str], start: int = 0, total: int = 0) -> None:  # noqa: ARG002
+    def __init__(self, folder: Path, *, domains: tuple[str, str], start: int = 0, total: int = 0) -> None:
         self.domains, self.samples, path = domains, folder / "samples", folder / "metrics.jsonl"
         if path.exists():
             write_text(path, "".join(line for line in _whole_lines(path) if json.loads(line)["step"] <= start))

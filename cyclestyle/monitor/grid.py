@@ -39,9 +39,7 @@ def grid(probes: Probed, above: Titles) -> Image.Image:
     """A row for each probe picture; columns: real, translated, reconstructed, identity."""
     columns = [probes.real, probes.translated, probes.cycled, probes.same]
     count, _, height, width = probes.real.shape
-    sheet = Image.new(
-        "RGB", (len(columns) * (width + _GAP) + _GAP, _HEADER + count * (height + _GAP) + _GAP), _PAPER
-    )
+    sheet = Image.new("RGB", (len(columns) * (width + _GAP) + _GAP, _HEADER + count * (height + _GAP) + _GAP), _PAPER)
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(13 if width >= 120 else 9)
     for column, (pictures, title) in enumerate(zip(columns, above, strict=True)):
         left = _GAP + column * (width + _GAP)

@@ -16,7 +16,7 @@ class TensorBoard:
         start: steps done before; what the folder holds of later steps is not shown any more.
     """
 
-    def __init__(self, folder: Path, *, domains: tuple[str, str], start: int = 0, total: int = 0) -> None:  # noqa: ARG002
+    def __init__(self, folder: Path, *, domains: tuple[str, str], start: int = 0, total: int = 0) -> None:
         from torch.utils.tensorboard import SummaryWriter  # takes a second to import
 
         self.domains = domains

@@ -41,7 +41,9 @@ class Counter:
             self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._bar is not None:
             self._bar.stop()
 
@@ -61,7 +63,10 @@ class Counter:
             self._bar.update(self._task, completed=self.done, pace=self.pace)
         elif self._line_is_due():
             left_s = self.elapsed_s / self.done * (self.total - self.done)
-            print(f"{self.what} {self.done}/{self.total}  {self.pace}  {timedelta(seconds=round(left_s))} left", flush=True)
+            print(
+                f"{self.what} {self.done}/{self.total}  {self.pace}  {timedelta(seconds=round(left_s))} left",
+                flush=True,
+            )
             self._told, self._tenths = time.perf_counter(), 10 * self.done // self.total
 
     def _line_is_due(self) -> bool:

@@ -121,7 +121,9 @@ def _generator(model: Model, prefix: str) -> nn.Module:
         known = " or ".join(networks.GENERATORS)
         raise CheckpointError(f"{model.path}: its generator is called {str(name)[:40]!r}, expected {known}")
     if any(model.generator.get(key, 3) != 3 for key in ("in_channels", "out_channels")):
-        raise CheckpointError(f"{model.path}: its generator does not translate RGB pictures, the only kind there is here")
+        raise CheckpointError(
+            f"{model.path}: its generator does not translate RGB pictures, the only kind there is here"
+        )
     generator = networks.build(model.generator)
 
     weights = model.part(prefix)

@@ -1,0 +1,55 @@
+"""Score the translations of a trained generator: `python -m cyclestyle.evaluate checkpoint=... input=... truth=...`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from cyclestyle import config
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+
+def main() -> None:
+    config.launch("evaluate", run)
+
+
+def run(cfg: "DictConfig") -> int:
+    return evaluate(**config.pick(cfg, evaluate))
+
+
+def evaluate(
+    checkpoint: str | Path,
+    input: str | Path,  # noqa: A002
+    *,
+    truth: str | Path | None = None,
+    target: str | Path | None = None,
+    direction: str | None = None,
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
+    batch_size: int = 8,
+    weights: Literal["ema", "raw"] = "ema",
+) -> int:
+    """Translate a folder in memory and print how like the truth, the target domain and the photos the results are.
+
+    Args:
+        checkpoint: a run's folder, a checkpoint's folder or a safetensors file.
+        input, truth, target: see `evaluation.evaluate`.
+        direction, device, precision, weights: see `Translator.load`.
+        batch_size: pictures of one size that are translated together, at most.
+
+    Returns:
+        The exit code 0.
+    """
+    from cyclestyle.translation import Translator, evaluation  # torch takes seconds; --help and typing errors need none
+
+    truths, targets = (None if folder is None else Path(folder) for folder in (truth, target))
+    translator = Translator.load(checkpoint, direction=direction, device=device, precision=precision, weights=weights)
+
+    print(translator, flush=True)
+    report = evaluation.evaluate(translator.batch, Path(input), truth=truths, target=targets, batch_size=batch_size)
+    print(evaluation.table(report, truth=truths, target=targets))
+    return 0
+
+
+if __name__ == "__main__":
+    main()

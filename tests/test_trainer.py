@@ -1,0 +1,174 @@
+"""The loop: what makes a step, and that it is the same step however it is divided and whenever it is interrupted."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from cyclestyle.errors import CommandError
+from cyclestyle.trainer import Trainer, check_batch
+from tests.build import random_batch, tiny_trainer
+
+STEPS, BATCH = 40, 4
+pytestmark = pytest.mark.usefixtures("double_precision")
+
+
+def trained(trainer: Trainer, steps: int = STEPS, batch_size: int = BATCH) -> list[dict[str, float]]:
+    """Train on pictures that follow from the draw; the losses and scores of every step."""
+    told = []
+    for step in range(trainer.step, steps):
+        draws = list(range(step * batch_size, (step + 1) * batch_size))
+        told.append({name: value.item() for name, value in trainer.train_step(random_batch(draws)).items()})
+    return told
+
+
+def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return {
+        **{f"generators.{name}": value for name, value in trainer.objective.generators.state_dict().items()},
+        **{f"discriminators.{name}": value for name, value in trainer.objective.discriminators.state_dict().items()},
+    }
+
+
+def close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    # In float64 a different order of additions shows in the 16th digit. A GAN multiplies such differences from step
+    # to step, and Adam makes steps of 1e-12 of the rounding that is the gradient of a bias before an instance norm.
+    for name, value in ours.items():
+        torch.testing.assert_close(
+            value, theirs[name], rtol=1e-6, atol=1e-8, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+def test_accumulated_parts_equal_one_batch_at_every_step() -> None:
+    whole = tiny_trainer(batch_size=BATCH, pool=9)
+    halves = tiny_trainer(batch_size=BATCH, pool=9, accumulate=2)
+    for ours, theirs in zip(trained(whole), trained(halves), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-8, abs=1e-10)
+    close(weights(whole), weights(halves))
+
+
+def test_two_processes_equal_one_at_every_step(tmp_path: Path) -> None:
+    script = Path(__file__).parent / "two_ranks.py"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+    subprocess.run([*command, str(tmp_path), str(STEPS), str(BATCH)], check=True, env=environment, capture_output=True)
+
+    whole = tiny_trainer(batch_size=BATCH, pool=9, ema=0.9)
+    told = trained(whole)
+    ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+    shares = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)]
+    for step in range(STEPS):  # a process tells the mean over its share, the run the mean over processes
+        both = {name: (shares[0][step][name] + shares[1][step][name]) / 2 for name in told[step]}
+        assert both == pytest.approx(told[step], rel=1e-8, abs=1e-10), step
+    for rank in ranks:
+        close(weights(whole), rank["weights"])
+        close(whole.average.module.state_dict(), rank["average"])
+    for name, value in ranks[0]["weights"].items():
+        assert torch.equal(value, ranks[1]["weights"][name]), name
+
+    for side in "ab":  # the pools of the two are, together, the pool of the one
+        pool = getattr(whole.pools, side).state_dict()
+        split = {position: images for rank in ranks for position, images in rank["own"]["pools"][side].items()}
+        assert sorted(split) == sorted(pool) == list(range(BATCH))
+        close(pool, split)
+
+
+def test_a_restored_trainer_goes_on_bit_exactly() -> None:
+    straight = tiny_trainer(batch_size=2, pool=6, ema=0.9)
+    expected = trained(straight, 20, 2)
+
+    stopped = tiny_trainer(batch_size=2, pool=6, ema=0.9)
+    trained(stopped, 9, 2)
+    resumed = tiny_trainer(batch_size=2, pool=6, ema=0.9, seed=0)
+    resumed.objective.generators.load_state_dict(stopped.objective.generators.state_dict())
+    resumed.objective.discriminators.load_state_dict(stopped.objective.discriminators.state_dict())
+    resumed.average.module.load_state_dict(stopped.average.module.state_dict())
+    resumed.load_state_dict(stopped.state_dict(), [stopped.own_state_dict()])
+
+    assert trained(resumed, 20, 2) == expected[9:]
+    for name, value in weights(straight).items():
+        assert torch.equal(value, weights(resumed)[name]), name
+
+
+def test_the_average_follows_the_paper_s_formula() -> None:
+    trainer = tiny_trainer(ema=0.9)
+    name = "ab.stem.conv.weight"
+    expected = trainer.objective.generators.state_dict()[name].clone()
+    for step in range(30):
+        trainer.train_step(random_batch([step]))
+        decay = min(0.9, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * trainer.objective.generators.state_dict()[name]
+    torch.testing.assert_close(trainer.average.module.state_dict()[name], expected)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "ranks", "accumulate", "words"),
+    [(3, 1, 2, "multiple of 2"), (4, 2, 3, "2 process.* 3 accumulated.* multiple of 6"), (0, 1, 1, "1 or more")],
+)
+def test_a_batch_that_cannot_be_divided_is_refused_with_the_numbers(
+    batch_size: int, ranks: int, accumulate: int, words: str
+) -> None:
+    with pytest.raises(CommandError, match=words):
+        check_batch(batch_size, ranks=ranks, accumulate=accumulate)
+
+
+class Diary:
+    """A logger that remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.logs: dict[int, dict[str, float]] = {}
+        self.grids: list[int] = []
+        self.steps: list[int] = []
+
+    def advance(self, step: int) -> None:
+        self.steps.append(step)
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        self.logs[step] = values
+
+    def pictures(self, step: int, a: object, b: object) -> None:
+        self.grids.append(step)
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+def fitted(trainer: Trainer, *, stop_at: int | None = None) -> tuple[Diary, list[int], bool]:
+    diary, saves = Diary(), []
+    batches = (random_batch([step]) for step in range(trainer.step, trainer.total))
+    probe = random_batch([0, 1])
+    finished = trainer.fit(
+        batches,
+        save=lambda: saves.append(trainer.step),
+        loggers=[diary],
+        probes=(probe.a, probe.b),
+        stop_requested=lambda: stop_at is not None and trainer.step >= stop_at,
+    )
+    return diary, saves, finished
+
+
+def test_intervals_and_the_last_step_are_logged_sampled_and_saved_once() -> None:
+    diary, saves, finished = fitted(tiny_trainer(steps=11, log_every=3, sample_every=4, save_every=5))
+    assert finished
+    assert list(diary.logs) == [3, 6, 9, 11]
+    assert diary.grids == [0, 4, 8, 11]
+    assert saves == [5, 10, 11]
+    assert diary.steps == list(range(1, 12))
+
+
+def test_a_request_to_stop_finishes_the_step_and_saves() -> None:
+    trainer = tiny_trainer(steps=100, save_every=50)
+    _, saves, finished = fitted(trainer, stop_at=7)
+    assert not finished
+    assert saves == [7]
+
+
+def test_a_log_is_the_mean_since_the_last_one_and_names_rates_and_speed() -> None:
+    each, _, _ = fitted(tiny_trainer(steps=4, log_every=1))
+    twice, _, _ = fitted(tiny_trainer(steps=4, log_every=2))
+    for name in ("loss/cycle_a", "loss/gan_ab", "score/real_b"):
+        assert twice.logs[4][name] == pytest.approx((each.logs[3][name] + each.logs[4][name]) / 2)
+    assert {"lr", "speed/images_per_s", "speed/waiting_for_data"} <= twice.logs[4].keys()

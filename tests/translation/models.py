@@ -1,0 +1,57 @@
+"""Small models and pictures for the tests of translation."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cyclestyle import checkpoint, networks
+from cyclestyle.checkpoint import Model
+
+RESNET = {"name": "resnet", "channels": 4, "blocks": 1}
+UNET = {"name": "unet", "channels": 4, "levels": 3}
+
+
+def write_model(
+    folder: Path,
+    *,
+    architecture: dict = RESNET,
+    domains: tuple[str, str] = ("photo", "monet"),
+    ema: bool = True,
+    without: str = "",
+) -> Path:
+    """A model file whose weights differ between its directions, and between average and last step."""
+    tensors: dict[str, Tensor] = {}
+    for seed, part in enumerate(["generators.ab.", "generators.ba.", *(["ema.ab.", "ema.ba."] if ema else [])]):
+        torch.manual_seed(seed)
+        tensors |= {part + key: value for key, value in networks.build(architecture).state_dict().items()}
+    if without:
+        tensors = {key: value for key, value in tensors.items() if without not in key}
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "networks.safetensors"
+    checkpoint.write_model(Model(tensors, dict(architecture), {"name": "patch"}, domains, 42, Path()), path)
+    return path
+
+
+def invert(pixels: Tensor) -> Tensor:
+    """A model whose results can be told at a glance."""
+    return 255 - pixels
+
+
+def noise(width: int, height: int, *, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def write_picture(path: Path, *, size: tuple[int, int] = (12, 9), seed: int = 0) -> np.ndarray:
+    """Random colours in a file; returns them, (H, W, 3)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = noise(*size, seed=seed)
+    Image.fromarray(pixels).save(path)
+    return pixels
+
+
+def pixels_of(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
