@@ -116,11 +116,12 @@ def _store() -> Any:
     After `torchrun --max-restarts` the new processes would otherwise read what the dead ones left behind.
     """
     hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    store = dist.distributed_c10d.TCPStore(
+    store = dist.TCPStore(  # type: ignore[attr-defined]
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),
         int(os.environ["WORLD_SIZE"]),
         is_master=not hosted and os.environ["RANK"] == "0",
         timeout=datetime.timedelta(minutes=5),
     )
-    return dist.distributed_c10d.PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return dist.PrefixStore(f"restart {restart}", store)  # type: ignore[attr-defined]

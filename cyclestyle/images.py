@@ -47,10 +47,12 @@ def find(root: Path) -> list[Path]:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
-                folders.append(Path(entry.path))
-            elif entry.is_file() and Path(entry.name).suffix.lower() in EXTENSIONS:
-                found.append(Path(entry.path).relative_to(root))
+            path = Path(entry.path)
+            asked = path if entry.is_symlink() else entry  # of a link to itself, a Path says no and an entry raises
+            if asked.is_dir():
+                folders.append(path)
+            elif path.suffix.lower() in EXTENSIONS and asked.is_file():
+                found.append(path.relative_to(root))
     return sorted(found, key=lambda path: path.parts)
 
 

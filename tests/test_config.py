@@ -1,5 +1,6 @@
 """The config: what can be typed, what is refused and how, and that every experiment fits the parts it names."""
 
+import copy
 import functools
 import itertools
 import os
@@ -124,19 +125,23 @@ def composed(experiment: str | None) -> DictConfig:
 
 @pytest.mark.parametrize("text", AWKWARD.values(), ids=AWKWARD.keys())
 def test_paths_work_as_typed_in_every_key_with_and_without_pluses(text: str) -> None:
-    turn = list(AWKWARD.values()).index(text)
-    for command in config.SCHEMAS:
-        keys = literal_keys(command)
-        typed = [f"{('', '+', '++')[(turn + place) % 3]}{key}={text}" for place, key in enumerate(keys)]
-        cfg = config.compose(command, typed)
+    for command, plus in itertools.product(config.SCHEMAS, ("", "+", "++")):
+        cfg = copy.deepcopy(defaults(command))  # what compose does, but for Hydra's part, which takes its time
+        for key in literal_keys(command):
+            config.assign(cfg, commandline.split(f"{plus}{key}={text}"), command)
         plain = dict(config.walk(config.plain(cfg)))
-        assert [key for key in keys if OmegaConf.select(cfg, key) != text or plain[key] != text] == []
+        assert [k for k in literal_keys(command) if OmegaConf.select(cfg, k) != text or plain[k] != text] == []
+
+
+@functools.cache
+def defaults(command: str) -> DictConfig:
+    return config.compose(command, [])
 
 
 @functools.cache
 def literal_keys(command: str) -> list[str]:
     """The path and text keys of a command, but for the name, which is no path."""
-    known = dict(config.walk(config.plain(config.compose(command, []))))
+    known = dict(config.walk(config.plain(defaults(command))))
     return sorted(key for key in commandline.LITERAL - {"name"} if not isinstance(known.get(key, {}), dict))
 
 
@@ -149,8 +154,8 @@ def test_the_path_keys_are_those_of_the_issue() -> None:
 
 @pytest.mark.parametrize("text", [text.replace("/", "-") for text in AWKWARD.values()], ids=AWKWARD.keys())
 def test_a_name_works_as_typed_and_so_does_the_run_folder_made_of_it(text: str) -> None:
-    cfg = config.compose("train", [f"name={text}"])
-    assert (cfg.name, cfg.run_dir) == (text, f"runs/{text}")
+    cfg = config.compose("train", [f"name={text}", f"data.root={text}"])
+    assert (cfg.name, cfg.data.root, cfg.run_dir) == (text, text, f"runs/{text}")
     assert config.plain(cfg)["run_dir"] == f"runs/{text}"
 
 
@@ -233,10 +238,10 @@ def test_an_empty_value_is_an_error_that_names_the_key(key: str) -> None:
 @pytest.fixture
 def own_configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the YAML files to which a test can add its own."""
-    copy = tmp_path / "cönfigs (copy)"
-    shutil.copytree(config.config_dir(), copy)
-    monkeypatch.setattr(config, "config_dir", lambda: copy)
-    return copy
+    folder = tmp_path / "cönfigs (copy)"
+    shutil.copytree(config.config_dir(), folder)
+    monkeypatch.setattr(config, "config_dir", lambda: folder)
+    return folder
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter  # takes a second to import
 
         self.domains = domains
-        self._writer = SummaryWriter(str(folder), purge_step=start + 1 if start else None)
+        self._writer = SummaryWriter(str(folder), purge_step=start + 1 if start else 0)
 
     def advance(self, step: int) -> None:
         """Nothing: curves have a point at every log."""
