@@ -23,7 +23,8 @@ $(STAMP): pyproject.toml
 demo: $(STAMP)  ## train on drawn landscapes, translate the test photos, print where to look (6 minutes on 2 cores)
 	$(BIN)/python -m cyclestyle.train +experiment=demo
 	$(BIN)/python -m cyclestyle.translate checkpoint=runs/demo input=data/scenes/testA output=runs/demo/translated direction=photo2painting
-	$(BIN)/python -m cyclestyle.evaluate checkpoint=runs/demo direction=photo2painting
+	$(BIN)/python -m cyclestyle.evaluate checkpoint=runs/demo input=data/scenes/testA truth=data/scenes/testB direction=photo2painting
+	@echo "look at runs/demo/translated (data/scenes/testA holds the photos), runs/demo/samples, and $(BIN)/tensorboard --logdir runs"
 
 test: $(STAMP)  ## run the whole test suite
 	$(BIN)/python -m pytest

@@ -33,6 +33,8 @@ from cyclestyle.files import sync_folder, write_text
 VERSION = 1
 _FOLDER = re.compile(r"step_(\d{8,})")
 _HEADER = "cyclestyle"  # the key of our JSON in the header of a safetensors file
+_SHARED = {"networks.safetensors", "training.pt"}  # besides them a checkpoint has rank0.pt and so on
+_GARBLED = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)  # from JSON that lies
 
 
 class Model(NamedTuple):
@@ -75,8 +77,8 @@ class Checkpoints:
 
     def newest(self) -> Path | None:
         """The newest complete checkpoint's folder."""
-        complete = [step for step, path in self._steps().items() if (path / "manifest.json").is_file()]
-        return self._steps()[max(complete)] if complete else None
+        complete = self._complete()
+        return complete[max(complete)] if complete else None
 
     def save(self, model: Model, training: Mapping[str, Any], own: Mapping[str, Any], *, world: World) -> Path:
         """Write a checkpoint from all processes; whole or, if anything fails, not at all.
@@ -119,15 +121,17 @@ class Checkpoints:
         return None if path is None else read(path)
 
     def _prune(self) -> None:
-        steps = self._steps()
-        for step in sorted(steps)[: -self.keep]:
-            shutil.rmtree(steps[step], ignore_errors=True)
+        complete = self._complete()
+        interrupted = list(self.folder.glob(".step_*.tmp"))
+        for path in [*(complete[step] for step in sorted(complete)[: -self.keep]), *interrupted]:
+            shutil.rmtree(path, ignore_errors=True)
 
-    def _steps(self) -> dict[int, Path]:
+    def _complete(self) -> dict[int, Path]:
+        """Step -> folder, of those that have a manifest."""
         if not self.folder.is_dir():
             return {}
         matches = {path: _FOLDER.fullmatch(path.name) for path in self.folder.iterdir()}
-        return {int(match[1]): path for path, match in matches.items() if match}
+        return {int(match[1]): path for path, match in matches.items() if match and (path / "manifest.json").is_file()}
 
 
 def read(path: Path) -> Checkpoint:
@@ -136,16 +140,16 @@ def read(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: a file is missing or not what was written, or a newer version wrote it.
     """
-    manifest = _manifest(path)
-    for name, expected in manifest["files"].items():
+    checksums = _checksums(path)
+    for name, expected in checksums.items():
         if not (path / name).is_file():
             raise CheckpointError(f"{path / name} is missing: the checkpoint is not complete")
-        if _sha256(path / name) != expected["sha256"]:
+        if _sha256(path / name) != expected:
             raise CheckpointError(f"checksum mismatch in {path / name}: the file is not what was written")
     return Checkpoint(
         model=read_model(path / "networks.safetensors"),
         training=_load(path / "training.pt"),
-        ranks=[_load(path / f"rank{rank}.pt") for rank in range(manifest["ranks"])],
+        ranks=[_load(path / f"rank{rank}.pt") for rank in range(len(checksums) - len(_SHARED))],
     )
 
 
@@ -173,7 +177,7 @@ def read_model(path: Path) -> Model:
         with safe_open(file, framework="pt") as opened:
             header = json.loads((opened.metadata() or {}).get(_HEADER, "null"))
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, *_GARBLED) as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from None
     if not isinstance(header, dict) or not isinstance(header.get("version"), int):
         raise CheckpointError(f"{file} is not a cyclestyle model: its header has no architecture")
@@ -185,7 +189,7 @@ def read_model(path: Path) -> Model:
         first, second = (str(name) for name in header["domains"])
         architectures = dict(header["generator"]), dict(header["discriminator"])
         return Model(tensors, *architectures, (first, second), int(header["step"]), file)
-    except (KeyError, TypeError, ValueError) as error:
+    except _GARBLED as error:
         raise CheckpointError(f"{file} is not a cyclestyle model: its header lacks or garbles {error}") from None
 
 
@@ -204,20 +208,27 @@ def _model_file(path: Path) -> Path:
     raise CheckpointError(f"no checkpoint in {path.absolute()}: is it a run folder such as runs/monet?")
 
 
-def _manifest(path: Path) -> dict[str, Any]:
+def _checksums(path: Path) -> dict[str, str]:
+    """File -> sha256 by the manifest, which must list the files of a checkpoint and no others."""
     try:
-        manifest = json.loads((path / "manifest.json").read_text())
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
         version = int(manifest["version"])
         if version > VERSION:
             raise CheckpointError(f"{path} is of version {version}, this program reads up to {VERSION}: update it")
-        int(manifest["ranks"]), dict(manifest["files"])
-    except (OSError, ValueError, KeyError, TypeError):
+        checksums = {name: str(entry["sha256"]) for name, entry in manifest["files"].items()}
+    except (OSError, *_GARBLED):
         raise CheckpointError(f"{path / 'manifest.json'} is missing or malformed") from None
-    return dict(manifest)
+    ranks = len(checksums) - len(_SHARED)
+    if ranks < 1 or checksums.keys() != _SHARED | {f"rank{rank}.pt" for rank in range(ranks)}:
+        raise CheckpointError(f"{path / 'manifest.json'} does not list the files of a checkpoint")
+    return checksums
 
 
 def _load(path: Path) -> dict[str, Any]:
-    return dict(torch.load(path, map_location="cpu", weights_only=True))
+    try:
+        return dict(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:  # what a file can make torch raise is documented nowhere
+        raise CheckpointError(f"{path} cannot be read: {type(error).__name__}") from error
 
 
 def _write(path: Path, write: Callable[[Path], object]) -> None:

@@ -2,6 +2,7 @@
 
 import datetime
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -32,7 +33,9 @@ class World:
         if self.size == 1:
             return module
         devices = [device] if device.type == "cuda" else None
-        wrapped = DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
+        with warnings.catch_warnings():  # torch 2.15 has a new name for the flag, 2.10 only this one
+            warnings.simplefilter("ignore", FutureWarning)
+            wrapped = DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
         self._wrapped.append(wrapped)
         return wrapped
 
@@ -69,12 +72,16 @@ class World:
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """Rank 0 runs the block, then the others do and find its work done."""
-        if not self.is_main:
-            self.barrier()
-        yield
-        if self.is_main:
-            self.barrier()
+        """Rank 0 runs the block, then the others do and find its work done; if it fails, they leave quietly."""
+        if not self.is_main and self.any(False):
+            raise SystemExit(0)  # rank 0 says why
+        failed = True
+        try:
+            yield
+            failed = False
+        finally:
+            if self.is_main:
+                self.any(failed)
 
 
 def launched() -> bool:

@@ -29,12 +29,19 @@ class RunFolder:
         keep: newest checkpoints that stay on disk.
         mode: `auto` goes on with a run that is there, `never` refuses to.
         allow_changed: go on although the recipe or the files are not those that the run was started with.
+
+    Raises:
+        CommandError: `keep` is below 1, or the folder holds something and `mode` is `never`.
     """
 
     def __init__(
         self, path: Path, *, keep: int = 3, mode: Literal["auto", "never"] = "auto", allow_changed: bool = False
     ) -> None:
-        self.path, self.mode, self.allow_changed = path, mode, allow_changed
+        if keep < 1:
+            raise CommandError(f"checkpoint.keep={keep}: give 1 or more, a run goes on from the newest")
+        if mode == "never" and path.is_dir() and any(path.iterdir()):
+            raise CommandError(f"{path} is not empty and resume.mode=never: choose another name= or remove it")
+        self.path, self.allow_changed = path, allow_changed
         self.checkpoints = Checkpoints(path / "checkpoints", keep=keep)
 
     def prepare(self) -> None:
@@ -42,10 +49,7 @@ class RunFolder:
 
         Raises:
             DiskError: it cannot be written.
-            CommandError: it holds something and `mode` is `never`.
         """
-        if self.mode == "never" and self.path.is_dir() and any(self.path.iterdir()):
-            raise CommandError(f"{self.path} is not empty and resume.mode=never: choose another name= or remove it")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -11,4 +11,6 @@ import numpy as np
 
 def decisions(seed: int, purpose: str, count: int = 0) -> np.random.Generator:
     """The random numbers that belong to one purpose (`"crop"`, `"pool a"`) at one count (a draw, a step)."""
-    return np.random.Generator(np.random.Philox(key=[seed % 2**64, (zlib.crc32(purpose.encode()) << 32) ^ count]))
+    # Of a list that mixes large and small integers numpy makes floats, whose last bits, the count, are gone.
+    key = np.array([seed % 2**64, (zlib.crc32(purpose.encode()) << 32) ^ count], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key))

@@ -125,6 +125,11 @@ def train(cfg: "DictConfig", world: "World") -> int:
                 probes=data.probes(PROBES) if world.is_main else None,
                 stop_requested=stop,
             )
+        except Exception as error:
+            if world.is_main:
+                reason = str(error).partition("\n")[0] or type(error).__name__
+                folder.write_status("failed", code=getattr(error, "code", 1), reason=reason, step=trainer.step)
+            raise
         finally:
             for logger in loggers:
                 logger.close()
@@ -323,16 +328,21 @@ def relaunch(processes: int) -> int:
         environment[EXIT_CODES] = folder
         arguments = ["--standalone", f"--nproc_per_node={processes}", "-m", "cyclestyle.train", *sys.argv[1:]]
         # In a session of its own: Ctrl-C on a terminal would reach the processes directly and through torchrun, twice.
-        command = [sys.executable, "-m", "torch.distributed.run", *arguments]
+        command = [sys.executable, "-m", "cyclestyle.launcher", *arguments]
         child = subprocess.Popen(command, env=environment, start_new_session=True)
-        forwarded = (signal.SIGINT, signal.SIGTERM)
-        before = {number: signal.signal(number, lambda *_: child.terminate()) for number in forwarded}
+        asked: list[int] = []
+
+        def forward(number: int, _: object) -> None:
+            asked.append(number)
+            child.terminate()
+
+        before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             code = child.wait()
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-        return _own_code(Path(folder), code)
+        return _own_code(Path(folder), code, asked=bool(asked))
 
 
 def tell_exit_code(code: int) -> None:
@@ -341,11 +351,18 @@ def tell_exit_code(code: int) -> None:
         (Path(folder) / os.environ["RANK"]).write_text(str(code))
 
 
-def _own_code(folder: Path, torchrun: int) -> int:
-    """What the first process that failed said of it, where torchrun knows only that one did."""
+def _own_code(folder: Path, torchrun: int, *, asked: bool) -> int:
+    """What the first process that failed said of it, where torchrun knows only that one did.
+
+    Processes that were asked to stop before they had begun say nothing.
+    """
+    from cyclestyle.signals import STOPPED
+
     codes = [int(file.read_text()) for file in sorted(folder.iterdir(), key=lambda file: file.stat().st_mtime_ns)]
     failures = [code for code in codes if code]
-    return failures[0] if failures else torchrun
+    if failures or not torchrun:
+        return failures[0] if failures else 0
+    return STOPPED if asked else 1
 
 
 def _differences(theirs: Mapping[str, object], ours: Mapping[str, object]) -> str:

@@ -98,6 +98,12 @@ def test_damaged_files_are_read_or_refused_and_nothing_else(tmp_path: Path, endi
                 assert images.read(path).mode == "RGB"
 
 
+def test_broken_metadata_are_a_data_error_too(tmp_path: Path) -> None:
+    Image.fromarray(noise()).save(tmp_path / "x.png", exif=b"Exif\0\0garbage!")
+    with pytest.raises(DataError, match=r"x\.png: .*header b'garbage!'"):
+        images.read(tmp_path / "x.png")
+
+
 def test_pixels_survive_the_way_to_the_network_and_back() -> None:
     pixels = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16).expand(3, 16, 16)
     values = images.to_float(pixels)

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from cyclestyle import images
 from cyclestyle.data.transforms import Crop
+from cyclestyle.errors import DataError
 from cyclestyle.seeds import decisions
 
 
@@ -87,18 +88,23 @@ def batches(
     Args:
         workers: processes that read ahead; 0 reads in this one.
         pin: page-lock the memory, which makes copies to a GPU faster.
+
+    Raises:
+        DataError: a picture that cannot be read, when its batch is asked for.
     """
-    return iter(
-        DataLoader(
-            draws,
-            batch_sampler=_Shares(batch_size, range(start, stop), rank, ranks),
-            collate_fn=_collate,
-            num_workers=workers,
-            pin_memory=pin,
-            worker_init_fn=_leave_interrupts_to_the_trainer,
-            prefetch_factor=4 if workers else None,
-        )
+    loader = DataLoader(
+        _Told(draws),
+        batch_sampler=_Shares(batch_size, range(start, stop), rank, ranks),
+        collate_fn=_collate,
+        num_workers=workers,
+        pin_memory=pin,
+        worker_init_fn=_leave_signals_to_the_trainer,
+        prefetch_factor=4 if workers else None,
     )
+    for fetched in loader:
+        if isinstance(fetched, DataError):
+            raise fetched
+        yield fetched
 
 
 class _Shares(Sampler[list[int]]):
@@ -115,7 +121,23 @@ class _Shares(Sampler[list[int]]):
             yield list(range(step * self.batch_size + self.rank, (step + 1) * self.batch_size, self.ranks))
 
 
-def _collate(pairs: list[Pair]) -> Batch:
+class _Told(Dataset[Pair | DataError]):
+    """Draws whose errors come as values: raised in a worker they would reach the user with two tracebacks in them."""
+
+    def __init__(self, draws: Draws) -> None:
+        self.draws = draws
+
+    def __getitem__(self, draw: int) -> Pair | DataError:
+        try:
+            return self.draws[draw]
+        except DataError as error:
+            return error
+
+
+def _collate(fetched: list[Pair | DataError]) -> Batch | DataError:
+    pairs = [pair for pair in fetched if isinstance(pair, Pair)]
+    if len(pairs) < len(fetched):
+        return next(error for error in fetched if isinstance(error, DataError))
     return Batch(
         torch.stack([pair.a for pair in pairs]),
         torch.stack([pair.b for pair in pairs]),
@@ -123,7 +145,8 @@ def _collate(pairs: list[Pair]) -> Batch:
     )
 
 
-def _leave_interrupts_to_the_trainer(_: int) -> None:
-    """Ctrl-C reaches every process of a terminal; the trainer still needs the data of the step it finishes."""
+def _leave_signals_to_the_trainer(_: int) -> None:
+    """Ctrl-C, `timeout` and schedulers reach a whole group of processes; the trainer still needs data for its step."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     torch.set_num_threads(1)

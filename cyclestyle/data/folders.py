@@ -18,7 +18,7 @@ class Unpaired:
     Args:
         root: a folder with `trainA`, `trainB` and perhaps `testA`, `testB`; `a` and `b` take their place.
         a, b: the two training folders, searched with all that lies below them.
-        test_a, test_b: folders to take the fixed probe pictures from; the training pictures where there are none.
+        test_a, test_b: folders to take the fixed probe pictures from; the training pictures if none are named.
         domain_a, domain_b: what the domains are called; `photo2monet` is made of these.
         resize, load_size, crop_size, flip: see `Crop`.
         workers: processes that read ahead, in each training process.
@@ -57,8 +57,8 @@ class Unpaired:
             raise DataError(f"both domains are {train_a.resolve()}: a CycleGAN needs two kinds of pictures")
         self.train_a = _pictures(train_a, domain_a, homepage)
         self.train_b = _pictures(train_b, domain_b, homepage)
-        self._probes_a = _probe_files(_folder_or_none(test_a, root, "testA")) or self.train_a
-        self._probes_b = _probe_files(_folder_or_none(test_b, root, "testB")) or self.train_b
+        self._probes_a = _probe_files(test_a, root, "testA", "data.test_a") or self.train_a
+        self._probes_b = _probe_files(test_b, root, "testB", "data.test_b") or self.train_b
         self.names = {
             "a": [str(file.relative_to(train_a)) for file in self.train_a],
             "b": [str(file.relative_to(train_b)) for file in self.train_b],
@@ -102,12 +102,6 @@ def _folder(given: str | None, root: str | None, name: str, key: str) -> Path:
     return Path(root) / name
 
 
-def _folder_or_none(given: str | None, root: str | None, name: str) -> Path | None:
-    if given is not None:
-        return Path(given)
-    return Path(root) / name if root is not None and (Path(root) / name).is_dir() else None
-
-
 def _pictures(folder: Path, domain: str, homepage: str | None) -> list[Path]:
     remedy = "+experiment=demo needs no data"
     if homepage:
@@ -123,8 +117,14 @@ def _pictures(folder: Path, domain: str, homepage: str | None) -> list[Path]:
     return found
 
 
-def _probe_files(folder: Path | None) -> list[Path]:
-    return [] if folder is None or not folder.is_dir() else [folder / name for name in images.find(folder)]
+def _probe_files(given: str | None, root: str | None, name: str, key: str) -> list[Path]:
+    """The pictures of a test folder; none where no folder is named and `root` has none."""
+    if given is None and (root is None or not (Path(root) / name).is_dir()):
+        return []
+    folder = Path(root or "") / name if given is None else Path(given)
+    if not folder.is_dir():
+        raise DataError(f"no folder {folder.absolute()} with test pictures: correct {key} or leave it out")
+    return [folder / file for file in images.find(folder)]
 
 
 def _spread(files: list[Path], count: int) -> list[Path]:

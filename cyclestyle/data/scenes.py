@@ -20,11 +20,10 @@ from PIL import Image
 
 from cyclestyle.errors import CommandError, DataError, DiskError
 
-Floats: TypeAlias = npt.NDArray[np.float32]
+Floats: TypeAlias = npt.NDArray[np.floating[Any]]
 Ints: TypeAlias = npt.NDArray[np.int64]
 Bytes: TypeAlias = npt.NDArray[np.uint8]
 
-ALL = slice(None)
 HAIRS = 8  # strands of a brush that can be told apart
 VERSION = 1  # bump when the pictures change: folders drawn by another version are refused, not mixed
 RECORD = "scenes.json"
@@ -41,11 +40,9 @@ def photograph(scene: int, *, size: int, seed: int = 0) -> Bytes:
     x, y = _grid(size)
     vignette = 1 - 0.28 * ((x - 0.5) ** 2 + (y - 0.5) ** 2)
     seen = _blur(landscape.colour, 1) * 0.4 + landscape.colour * 0.6
-    grain = (
-        rng.standard_normal((size, size, 1), dtype=np.float32) * 0.8
-        + rng.standard_normal((size, size, 3), dtype=np.float32) * 0.5
-    )
-    return _to_bytes(seen * vignette[..., None] + grain * 0.012)
+    grain = rng.standard_normal((size, size, 4), dtype=np.float32)
+    noise = 0.010 * grain[..., :1] + 0.006 * grain[..., 1:]  # mostly in brightness, a little in colour
+    return _to_bytes(seen * vignette[..., None] + noise)
 
 
 def painting(scene: int, *, size: int, seed: int = 0) -> Bytes:
@@ -90,8 +87,8 @@ def draw(
     """
     if size < 16 or train < 1 or test < 0 or seed < 0 or max(train, test) > _BLOCK:
         raise CommandError(
-            f"cannot draw scenes with train={train}, test={test}, size={size}, seed={seed}: train must be 1 to {_BLOCK}, "
-            f"test 0 to {_BLOCK}, size 16 or more, seed 0 or more"
+            f"cannot draw scenes with train={train}, test={test}, size={size}, seed={seed}: "
+            f"train must be 1 to {_BLOCK}, test 0 to {_BLOCK}, size 16 or more, seed 0 or more"
         )
     wanted = {"version": VERSION, "train": train, "test": test, "size": size, "seed": seed}
     if _is_drawn(root, wanted):
@@ -142,7 +139,7 @@ def _draw_all(
 
 
 def _is_drawn(root: Path, wanted: dict[str, int]) -> bool:
-    """Whether `root` holds the wanted set; False where nothing is there. Raises DataError at anything else."""
+    """Whether `root` holds the wanted set; False where there is nothing. Raises DataError at anything else."""
     remedy = "give data.root another folder"
     if (root.is_dir() and not any(root.iterdir())) or not root.exists():
         return False
@@ -158,7 +155,7 @@ def _is_drawn(root: Path, wanted: dict[str, int]) -> bool:
         )
         raise DataError(f"{root.absolute()} holds other scenes ({other}): delete it, or {remedy}")
     for name, count in (("trainA", "train"), ("trainB", "train"), ("testA", "test"), ("testB", "test")):
-        there = len(list((root / name).glob("*.png")))
+        there = sum(file.stat().st_size > 0 for file in (root / name).glob("*.png"))
         if there != wanted[count]:
             raise DataError(
                 f"{root / name} holds {there} pictures, not {wanted[count]}: delete {root.absolute()}, or {remedy}"
@@ -180,9 +177,9 @@ def _grid(size: int) -> tuple[Floats, Floats]:
     return centres[None, :], centres[:, None]
 
 
-def _noise(rng: np.random.Generator, u: Floats, v: Floats, octaves: int = 5, rough: float = 0.5) -> Floats:
+def _noise(rng: np.random.Generator, u: Floats, v: Floats | float, octaves: int = 5, rough: float = 0.5) -> Floats:
     """Fractal value noise about 0, nearly all within [-1, 1]; the longest wavelength is one unit of u and v."""
-    total, weight, scale = np.float32(0), 1.0, 1.0
+    total, weight, scale = np.zeros(1, dtype=np.float32), 1.0, 1.0
     for _ in range(octaves):
         lattice = rng.random((32, 32), dtype=np.float32)
         # turned by a different angle each time, so that the lattices' axes do not add up to a visible grid
@@ -197,7 +194,7 @@ def _noise(rng: np.random.Generator, u: Floats, v: Floats, octaves: int = 5, rou
         total = total + (top * (1 - p) + low * p - 0.5) * weight
         weight, scale = weight * rough, scale * 2.03
         u, v = 0.8 * u - 0.6 * v, 0.6 * u + 0.8 * v
-    return np.asarray(total * (2 * (1 - rough)) * 1.6, dtype=np.float32)
+    return total * (3.2 * (1 - rough))  # the weights add up to 1 / (1 - rough)
 
 
 # ----------------------------------------------------------------------------------------------------- layout
@@ -222,35 +219,12 @@ class Light(NamedTuple):
 
 
 _MOODS = (  # zenith, horizon, sun, shade, height of the sun, clouds from-to, how often
-    ((0.22, 0.43, 0.75), (0.72, 0.83, 0.91), (1.16, 1.08, 0.92), (0.38, 0.46, 0.56), 0.9, (0.10, 0.60), 0.36),  # noon
-    (
-        (0.40, 0.48, 0.68),
-        (1.00, 0.80, 0.56),
-        (1.26, 0.95, 0.60),
-        (0.37, 0.39, 0.52),
-        0.12,
-        (0.2, 0.55),
-        0.24,
-    ),  # evening
-    ((0.46, 0.53, 0.74), (0.96, 0.78, 0.73), (1.12, 0.92, 0.82), (0.42, 0.45, 0.58), 0.08, (0.1, 0.50), 0.14),  # dawn
-    (
-        (0.60, 0.64, 0.69),
-        (0.84, 0.85, 0.85),
-        (0.94, 0.93, 0.91),
-        (0.55, 0.58, 0.61),
-        0.9,
-        (0.70, 0.90),
-        0.12,
-    ),  # overcast
-    (
-        (0.28, 0.35, 0.46),
-        (0.78, 0.79, 0.76),
-        (1.14, 1.04, 0.82),
-        (0.34, 0.38, 0.47),
-        0.9,
-        (0.60, 0.80),
-        0.14,
-    ),  # showers
+    # noon, evening, dawn, overcast, showers
+    ((0.22, 0.43, 0.75), (0.72, 0.83, 0.91), (1.16, 1.08, 0.92), (0.38, 0.46, 0.56), 0.90, (0.10, 0.60), 0.36),
+    ((0.40, 0.48, 0.68), (1.00, 0.80, 0.56), (1.26, 0.95, 0.60), (0.37, 0.39, 0.52), 0.12, (0.20, 0.55), 0.24),
+    ((0.46, 0.53, 0.74), (0.96, 0.78, 0.73), (1.12, 0.92, 0.82), (0.42, 0.45, 0.58), 0.08, (0.10, 0.50), 0.14),
+    ((0.60, 0.64, 0.69), (0.84, 0.85, 0.85), (0.94, 0.93, 0.91), (0.55, 0.58, 0.61), 0.90, (0.70, 0.90), 0.12),
+    ((0.28, 0.35, 0.46), (0.78, 0.79, 0.76), (1.14, 1.04, 0.82), (0.34, 0.38, 0.47), 0.90, (0.60, 0.80), 0.14),
 )
 
 
@@ -297,19 +271,21 @@ class _Canvas:
         start, stop = (min(max(int(at * self.size), 0), self.size) for at in (first, last + 1 / self.size))
         return slice(start, max(start, stop))
 
-    def lay(self, alpha: Floats, colour: Floats, angle: Floats | float, rows: slice, columns: slice = ALL) -> None:
+    def lay(
+        self, alpha: Floats, colour: Floats, angle: Floats | float, rows: slice, columns: slice = slice(None)
+    ) -> None:
         window = (rows, columns)
         self.colour[window] += alpha[..., None] * (colour - self.colour[window])
         self.angle[window] = np.where(alpha > 0.5, angle, self.angle[window])
 
     def below(self, line: Floats | float, rows: slice) -> Floats:
         """Coverage of all that is under the line y(x), with an edge one pixel wide."""
-        return np.clip((self.y[rows] - line) * self.size + 0.5, 0, 1) + 0 * self.x
+        return np.asarray(np.clip((self.y[rows] - line) * self.size + 0.5, 0, 1) + 0 * self.x)
 
     def lit(self, relief: Floats, light: Light) -> Floats:
         """How much a relief's slopes face the sun, about 0; relief in units of the picture's side."""
-        dy, dx = np.gradient(relief)
-        return (0.5 * dy - light.toward * dx) * self.size
+        dy, dx = np.gradient(relief, axis=0), np.gradient(relief, axis=1)
+        return np.asarray((0.5 * dy - light.toward * dx) * self.size)
 
 
 def _sky(rng: np.random.Generator, size: int, light: Light, horizon: float) -> _Canvas:
@@ -346,10 +322,10 @@ def _hills(rng: np.random.Generator, canvas: _Canvas, light: Light, horizon: flo
     haze = 0.55 * light.horizon + 0.45 * light.zenith
     for k in range(count):
         near, peak = (k + 1) / count, alpine and k == 0
-        shape = _noise(rng, canvas.x * (2.2 if peak else 1.2 + 0.6 * near), np.float32(k), 6, 0.42)
+        shape = _noise(rng, canvas.x * (2.2 if peak else 1.2 + 0.6 * near), float(k), 6, 0.42)
         rise = float(rng.uniform(0.16, 0.26)) if peak else float(rng.uniform(0.05, 0.17)) * (1.2 - 0.7 * near)
         line = horizon + 0.02 - 0.06 * (1 - near) - rise * (1.1 - 1.6 * np.abs(shape) if peak else 0.5 + shape)
-        rows = canvas.span(float(line.min()) - 0.01, horizon + 0.04)
+        rows = canvas.span(float(line.min()) - 0.03, horizon + 0.04)
         deep = np.maximum(canvas.y[rows] - line, 0)
         wood = _noise(rng, 9 * canvas.x, 20 * canvas.y[rows], 4, 0.6)
         folds = _noise(rng, 5 * canvas.x + 2 * deep, 5 * canvas.y[rows], 5, 0.6)
@@ -358,18 +334,21 @@ def _hills(rng: np.random.Generator, canvas: _Canvas, light: Light, horizon: flo
             albedo = _mix(_ROCK, _FOREST, _smooth(9 * deep - 0.7 + 0.4 * wood))
             albedo = _mix(albedo, _SNOW, _smooth(1.2 - 13 * deep + 1.5 * folds))
         lit = np.clip(0.58 - 0.07 * canvas.lit(folds, light) + 0.2 * wood, 0, 1)
-        colour = albedo * _mix(light.shade, light.sun, lit)
-        colour = _mix(colour, haze, 0.68 * (1 - near) ** 0.8 + 0.08 + 1.2 * np.minimum(deep, 0.1))
+        colour = _mix(
+            albedo * _mix(light.shade, light.sun, lit),
+            haze,
+            0.68 * (1 - near) ** 0.8 + 0.08 + 1.2 * np.minimum(deep, 0.1),
+        )
         slope = np.arctan(np.gradient(line[0]) * canvas.size)
         canvas.lay(canvas.below(line, rows), colour, slope, rows)
 
 
 def _woods(rng: np.random.Generator, canvas: _Canvas, light: Light, base: float) -> None:
     """A belt of far trees, with gaps, where the hills end."""
-    height = 0.05 * _smooth(0.35 + 1.3 * _noise(rng, 1.3 * canvas.x, np.float32(0), 3))
+    height = 0.05 * _smooth(0.35 + 1.3 * _noise(rng, 1.3 * canvas.x, 0.0, 3))
     rows = canvas.span(base - 0.1, base + 0.02)
     crowns = _noise(rng, 26 * canvas.x, 20 * canvas.y[rows], 4, 0.65)
-    top = base + 0.012 - height * (0.75 + 0.5 * _noise(rng, 22 * canvas.x, np.float32(0), 3)) * (1 + 0.3 * crowns)
+    top = base + 0.012 - height * (0.75 + 0.5 * _noise(rng, 22 * canvas.x, 0.0, 3)) * (1 + 0.3 * crowns)
     lit = np.clip(0.75 - (canvas.y[rows] - top) * 14 + 0.6 * crowns, 0, 1)
     colour = _mix(_FOREST * _mix(0.9 * light.shade, light.sun, lit), light.horizon, 0.2 + 0 * lit)
     belt = canvas.below(top, rows) * (1 - canvas.below(base + 0.015, rows))
@@ -381,7 +360,8 @@ def _water(rng: np.random.Generator, canvas: _Canvas, light: Light, top: float) 
     x, y, size = canvas.x, canvas.y[rows], canvas.size
     deep = np.clip(y - top, 0, 1)
     ripple = _noise(rng, 2.2 * x / (deep + 0.15), 2.6 / (deep + 0.07), 4, 0.6)
-    mirrored = np.clip((top - 0.9 * deep + ripple * (0.004 + 0.07 * deep)) * size, 0, size - 1).astype(np.int64)
+    squeeze = min(0.9, 0.9 * top / (1 - top))  # the lower edge mirrors what is still in the picture
+    mirrored = np.clip((top - squeeze * deep + ripple * (0.004 + 0.07 * deep)) * size, 0, size - 1).astype(np.int64)
     columns = np.clip((x + 0.012 * ripple) * size, 0, size - 1).astype(np.int64)
     body = np.array((0.16, 0.33, 0.40)) * (0.45 + 0.55 * light.sun)
     colour = _mix(0.95 * canvas.colour[mirrored, columns], body, np.clip(0.08 + 0.62 * deep + 0.25 * ripple, 0, 1))
@@ -421,10 +401,10 @@ def _field(rng: np.random.Generator, canvas: _Canvas, light: Light, horizon: flo
         track = _smooth(1.6 - 1.3 * np.abs(x - middle) / (0.012 + 0.16 * deep) + 0.4 * blades)
         albedo = _mix(albedo, (0.78, 0.68, 0.54), track)
     clouds = _noise(rng, 0.35 * u, 0.35 * v, 2)  # their shadows
-    colour = albedo * _mix(light.shade, light.sun, np.clip(0.75 + 0.5 * clouds + 0.35 * blades, 0, 1))
-    colour = _mix(colour, light.horizon, 0.3 * np.exp(-14 * deep) + 0 * x)
+    lit = albedo * _mix(light.shade, light.sun, np.clip(0.75 + 0.5 * clouds + 0.35 * blades, 0, 1))
+    colour = _mix(lit, light.horizon, 0.3 * np.exp(-14 * deep) + 0 * x)
     lean = np.arctan2(deep + 0.02, x - vanish) if sown > 0.5 else 0.25 * patch - 0.3 * (x - 0.5)
-    edge = top + 0.02 * _noise(rng, 2 * x, np.float32(0), 3)
+    edge = top + 0.02 * _noise(rng, 2 * x, 0.0, 3)
     canvas.lay(canvas.below(edge, rows), colour, lean, rows)
 
 
@@ -453,8 +433,6 @@ def _tree(
     albedo, slim, taper, _ = kind
     wide = 0.5 * slim * height
     rows, columns = canvas.span(foot - 1.1 * height, foot + 0.1 * height), canvas.span(x - 2 * wide, x + 2 * wide)
-    if rows.start == rows.stop or columns.start == columns.stop:
-        return
     px, py = canvas.x[:, columns] - x, canvas.y[rows] - foot
     cx, cy = px / wide, (py + 0.55 * height) / (0.45 * height)  # the crown is a unit disc, cy = 1 at its foot
     ground = np.hypot((px + 0.5 * light.toward * wide) / (1.3 * wide), py / (0.06 * height))
@@ -467,7 +445,7 @@ def _tree(
     crown = albedo * _mix(0.75 * light.shade, 1.15 * light.sun, np.clip(lit, 0, 1))
     stem = np.clip(1.5 - np.abs(px) / (0.02 * height), 0, 1) * (np.abs(py + 0.2 * height) < 0.2 * height)
     bark = np.array((0.30, 0.24, 0.20)) * _mix(
-        light.shade, light.sun, np.clip(0.5 + cx * light.toward * 4, 0, 1) + 0 * cy
+        light.shade, light.sun, np.clip(0.5 + 4 * light.toward * cx, 0, 1) + 0 * cy
     )
 
     canvas.lay(stem, bark, np.pi / 2, rows, columns)
@@ -550,12 +528,12 @@ def _stroke(picture: Floats, thickness: Floats, strokes: Strokes, margin: int) -
     """
     side = picture.shape[0]
     size = side - 2 * margin
-    rows = int(2.2 * size * float(strokes.length.max())) + 2  # a little denser than pixels: no holes
-    columns = int(2.2 * size * float(strokes.width.max())) + 2
+    rows = int(2.2 * size * float(strokes.length.max(initial=0))) + 2  # a little denser than pixels: no holes
+    columns = int(2.2 * size * float(strokes.width.max(initial=0))) + 2
     u = np.linspace(-1, 1, rows, dtype=np.float32)[None, :, None]
     v = np.linspace(-1, 1, columns, dtype=np.float32)[None, None, :]
     strand = np.arange(columns) * HAIRS // columns
-    top = np.full(side * side, -1, dtype=np.int64)
+    top = np.full(side * side, -1, dtype=np.int64)  # which sample of which stroke each pixel shows
     for first in range(0, len(strokes.x), 64):  # in portions that stay in the processor's cache
         part = Strokes(*(array[first : first + 64] for array in strokes))
         x, y, angle, length, width = (array[:, None, None] * np.float32(1) for array in part[:5])
@@ -581,27 +559,27 @@ def _weave(size: int) -> Floats:
     """Height of the canvas's threads, over and under in turn, (size, size)."""
     x, y = _grid(size)
     turns = 2 * np.pi * 44
-    return 0.12 * np.sin(turns * x) * np.sin(turns * y)
+    return np.asarray(0.12 * np.sin(turns * x) * np.sin(turns * y))
 
 
 _PIGMENTS = np.array(  # what the camera sees -> what the painter mixes
     [
-        [(0.24, 0.44, 0.75), (0.05, 0.60, 0.55)],  # high sky: emerald and turquoise
-        [(0.48, 0.63, 0.82), (0.62, 0.86, 0.62)],  # sky: pale jade
-        [(0.74, 0.84, 0.91), (1.00, 0.89, 0.50)],  # low sky: warm yellow
-        [(0.97, 0.97, 0.95), (1.00, 0.96, 0.82)],  # white
-        [(0.66, 0.68, 0.71), (0.84, 0.66, 0.84)],  # cloud: lilac
-        [(0.52, 0.55, 0.68), (0.58, 0.56, 0.88)],  # dusk: periwinkle
-        [(0.40, 0.43, 0.48), (0.46, 0.34, 0.74)],  # gray: violet
-        [(0.98, 0.80, 0.60), (1.00, 0.66, 0.42)],  # evening: peach
-        [(0.46, 0.55, 0.24), (0.92, 0.78, 0.14)],  # grass: gold
-        [(0.28, 0.37, 0.15), (0.24, 0.56, 0.48)],  # leaves: viridian
-        [(0.14, 0.19, 0.09), (0.22, 0.16, 0.58)],  # shadow: ultramarine
-        [(0.88, 0.76, 0.46), (1.00, 0.62, 0.28)],  # wheat: orange
-        [(0.80, 0.56, 0.27), (0.98, 0.56, 0.22)],
-        [(0.52, 0.42, 0.24), (0.72, 0.36, 0.50)],  # dry earth: rose
-        [(0.74, 0.34, 0.10), (0.84, 0.16, 0.28)],  # autumn: crimson
-        [(0.50, 0.42, 0.62), (0.66, 0.26, 0.72)],  # lavender: magenta
+        [(0.24, 0.44, 0.75), (0.05, 0.58, 0.56)],  # high sky: turquoise
+        [(0.49, 0.64, 0.82), (0.52, 0.86, 0.68)],  # sky: pale jade
+        [(0.72, 0.82, 0.90), (1.00, 0.92, 0.55)],  # low sky: warm cream
+        [(0.96, 0.96, 0.95), (1.00, 0.95, 0.81)],  # white
+        [(0.66, 0.67, 0.69), (0.75, 0.61, 0.88)],  # cloud: lilac
+        [(0.50, 0.54, 0.66), (0.50, 0.52, 0.88)],  # dusk: periwinkle
+        [(0.40, 0.43, 0.46), (0.47, 0.33, 0.72)],  # gray: violet
+        [(0.94, 0.78, 0.64), (1.00, 0.63, 0.48)],  # evening: coral
+        [(0.46, 0.56, 0.23), (0.93, 0.81, 0.18)],  # grass: gold
+        [(0.31, 0.37, 0.15), (0.11, 0.54, 0.46)],  # leaves: viridian
+        [(0.15, 0.20, 0.09), (0.22, 0.18, 0.57)],  # shadow: ultramarine
+        [(0.88, 0.76, 0.46), (1.00, 0.67, 0.28)],  # wheat: orange
+        [(0.76, 0.57, 0.29), (0.96, 0.53, 0.24)],  # the same in the evening
+        [(0.50, 0.42, 0.22), (0.76, 0.35, 0.44)],  # dry earth: rose
+        [(0.74, 0.32, 0.10), (0.82, 0.15, 0.27)],  # autumn: crimson
+        [(0.50, 0.42, 0.60), (0.68, 0.26, 0.68)],  # lavender: magenta
     ],
     dtype=np.float32,
 )
@@ -611,7 +589,7 @@ def _palette(colour: Floats) -> Floats:
     """The painter's colour for each of the camera's (..., 3): a smooth field of shifts between the pigments."""
     total, shift = np.full(colour.shape[:-1], 1e-6, dtype=np.float32), np.zeros_like(colour)
     for seen, mixed in _PIGMENTS:
-        weight = np.exp(((colour - seen) ** 2).sum(axis=-1) * np.float32(-0.5 / 0.13**2))
+        weight = np.exp(((colour - seen) ** 2).sum(axis=-1) * np.float32(-0.5 / 0.10**2))
         total += weight
         shift += weight[..., None] * (mixed - seen)
     return np.clip(colour + shift / total[..., None], 0, 1)
@@ -632,6 +610,7 @@ def _mix(a: npt.ArrayLike, b: npt.ArrayLike, t: Floats) -> Floats:
 
 
 def _smooth(t: Floats) -> Floats:
+    """The step from 0 to 1 without corners."""
     t = np.clip(t, 0, 1)
     return t * t * (3 - 2 * t)
 

@@ -1,0 +1,198 @@
+"""The embedded data set: the same bytes everywhere, paintings with strokes, pairs for testing only."""
+
+import hashlib
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+
+from cyclestyle.data.scenes import Bytes, draw, painting, photograph
+from cyclestyle.errors import CommandError, DataError, DiskError
+
+Reals = npt.NDArray[np.float64]
+WATERS = (2, 3, 9, 11, 13, 14)  # scenes of seed 0 with water in the foreground
+
+
+def digest(picture: Bytes) -> str:
+    return hashlib.sha256(picture.tobytes()).hexdigest()
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(root)): file.read_bytes() for file in root.rglob("*") if file.is_file()}
+
+
+def mosaic(picture: Bytes) -> Reals:
+    """Mean light of 8x8 blocks: what is where, without texture."""
+    side = picture.shape[0] // 8
+    return picture.astype(np.float64).mean(axis=2).reshape(8, side, 8, side).mean(axis=(1, 3))
+
+
+def likeness(photos: list[Bytes], paintings: list[Bytes]) -> Reals:
+    """Correlation of each photograph with each painting, less what all landscapes share: light above, dark below."""
+    shapes = [mosaic(picture) for picture in photos + paintings]
+    rows = np.stack([(shape - shape.mean(axis=1, keepdims=True)).ravel() for shape in shapes])
+    return np.corrcoef(rows)[: len(photos), len(photos) :]
+
+
+def recoloured(photo: Bytes, paint: Bytes) -> Reals:
+    """The photograph through the table of colours that fits best: the painting's palette, and no strokes."""
+    keys = np.round(photo.reshape(-1, 3) / 255 * 8) @ np.array([81, 9, 1])
+    wanted = paint.reshape(-1, 3).astype(np.float64)
+    result = np.empty_like(wanted)
+    for key in np.unique(keys):
+        result[keys == key] = wanted[keys == key].mean(axis=0)
+    return result.reshape(paint.shape)
+
+
+def texture(picture: Reals) -> float:
+    """Root mean square light of waves 3 to 12 px long (a stroke is half a wave), in the calmest quarter of 128 px."""
+    light = picture.mean(axis=2)
+    frequency = np.hypot(np.fft.fftfreq(128)[:, None], np.fft.fftfreq(128)[None, :])
+    band = np.fft.ifft2(np.fft.fft2(light) * ((frequency > 1 / 12) & (frequency < 1 / 3))).real
+    tiles = (band**2).reshape(8, 16, 8, 16).mean(axis=(1, 3))
+    return float(np.sqrt(np.sort(tiles.ravel())[:16].mean()))
+
+
+# ---------------------------------------------------------------------------------------------- the pictures
+
+
+def test_a_scene_is_the_same_bytes_on_every_call_and_in_another_process() -> None:
+    code = (
+        "import hashlib; from cyclestyle.data.scenes import painting, photograph;"
+        "print(*(hashlib.sha256(f(3, size=64, seed=5).tobytes()).hexdigest() for f in (photograph, painting)))"
+    )
+    here = [digest(f(3, size=64, seed=5)) for f in (photograph, painting)]
+    again = [digest(f(3, size=64, seed=5)) for f in (photograph, painting)]
+    there = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    assert here == again == there
+
+
+def test_every_scene_and_every_seed_is_another_picture() -> None:
+    for picture in (photograph, painting):
+        assert len({digest(picture(scene, size=32, seed=seed)) for scene in range(6) for seed in (0, 1)}) == 12
+
+
+@pytest.mark.parametrize("size", [16, 33, 64, 96])
+def test_any_size_from_16_can_be_drawn(size: int) -> None:
+    for scene in range(6):
+        for picture in (photograph(scene, size=size), painting(scene, size=size)):
+            assert picture.shape == (size, size, 3)
+            assert picture.dtype == np.uint8
+            assert picture.std() > 10  # not a blank sheet
+
+
+def test_a_scene_looks_the_same_at_every_size() -> None:
+    for scene in range(4):
+        for picture in (photograph, painting):
+            difference = mosaic(picture(scene, size=64)) - mosaic(picture(scene, size=128))
+            assert np.abs(difference).mean() < 6  # of 255
+
+
+def test_paintings_have_brush_strokes_and_not_only_other_colours() -> None:
+    for scene in range(8):
+        photo, paint = photograph(scene, size=128), painting(scene, size=128)
+        assert texture(paint.astype(np.float64)) > 1.25 * texture(recoloured(photo, paint))
+
+
+def test_strokes_lie_flat_on_water() -> None:
+    """Light changes faster across strokes than along them."""
+    for scene in WATERS:
+        light = painting(scene, size=128)[96:].astype(np.float64).mean(axis=2)
+        assert np.square(np.diff(light, axis=0)).mean() > 1.4 * np.square(np.diff(light, axis=1)).mean()
+
+
+# -------------------------------------------------------------------------------------------------- the folders
+
+
+def folders(root: Path) -> dict[str, list[Bytes]]:
+    return {
+        name: [np.asarray(Image.open(file)) for file in sorted((root / name).iterdir())]
+        for name in ("trainA", "trainB", "testA", "testB")
+    }
+
+
+def test_test_folders_are_paired_and_training_folders_are_not(tmp_path: Path) -> None:
+    draw(tmp_path / "set", train=10, test=10, size=64)
+    drawn = folders(tmp_path / "set")
+
+    paired = likeness(drawn["testA"], drawn["testB"])
+    assert np.array_equal(paired.argmax(axis=1), np.arange(10))
+    assert np.diag(paired).min() > 0.5
+    unpaired = likeness(drawn["trainA"], drawn["trainB"])
+    assert np.median(unpaired.max(axis=1)) < np.median(np.diag(paired)) - 0.2
+
+
+def test_no_scene_is_drawn_twice_and_test_scenes_do_not_depend_on_the_number_trained_on(tmp_path: Path) -> None:
+    for train in (3, 5):
+        draw(tmp_path / str(train), train=train, test=2, size=32)
+    few, many = (folders(tmp_path / str(train)) for train in (3, 5))
+    assert len({digest(picture) for pictures in many.values() for picture in pictures}) == 14
+    assert np.array_equal(few["testA"], many["testA"])
+    assert np.array_equal(few["testB"], many["testB"])
+
+
+def test_drawing_twice_draws_once_and_tells_the_progress(tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    assert draw(tmp_path / "set", train=2, test=1, size=16, progress=lambda done, total: told.append((done, total)))
+    assert told == [(done, 6) for done in range(1, 7)]
+
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "set").rglob("*")}
+    assert not draw(tmp_path / "set", train=2, test=1, size=16, progress=lambda done, total: pytest.fail("drew again"))
+    assert before == {file: file.stat().st_mtime_ns for file in (tmp_path / "set").rglob("*")}
+
+
+def test_an_interrupted_drawing_leaves_nothing(tmp_path: Path) -> None:
+    def interrupt(done: int, _total: int) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        draw(tmp_path / "set", train=4, test=2, size=16, progress=interrupt)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_processes_may_draw_the_same_folder(tmp_path: Path) -> None:
+    """The one that comes second finds the set there and is content."""
+    root = tmp_path / "set"
+
+    def overtake(done: int, _total: int) -> None:
+        if done == 1:
+            assert draw(root, train=2, test=1, size=16)
+
+    assert not draw(root, train=2, test=1, size=16, progress=overtake)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["set"]
+
+
+def test_a_folder_with_anything_else_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "holiday.png").write_bytes(b"dear")
+    draw(tmp_path / "other", train=2, test=1, size=16)
+    shutil.copytree(tmp_path / "other", tmp_path / "torn")
+    (tmp_path / "torn" / "trainB" / "0001.png").unlink()
+    (tmp_path / "file").write_text("not a folder")
+    before = contents(tmp_path)
+
+    for name, reason in (
+        ("mine", "was not drawn by cyclestyle"),
+        ("other", "size=16 not 32"),
+        ("torn", "1 pictures, not 2"),
+        ("file", "was not drawn by cyclestyle"),
+    ):
+        with pytest.raises(DataError, match=reason) as caught:
+            draw(tmp_path / name, train=2, test=1, size=32 if name == "other" else 16)
+        assert "data.root" in str(caught.value)
+        assert "\n" not in str(caught.value)
+    assert contents(tmp_path) == before
+
+
+def test_numbers_that_cannot_be_drawn_and_places_that_cannot_be_written_are_told(tmp_path: Path) -> None:
+    with pytest.raises(CommandError, match="size 16 or more"):
+        draw(tmp_path / "set", size=8)
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(DiskError, match="cannot write scenes"):
+        draw(tmp_path / "file" / "set", train=1, test=0, size=16)

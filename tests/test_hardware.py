@@ -1,0 +1,134 @@
+"""Devices and precisions: what `auto` comes to, what is refused, and what stays float32."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from cyclestyle import images
+from cyclestyle.errors import CommandError
+from cyclestyle.hardware import Hardware, device_count, device_type
+from tests.build import random_batch, tiny_objective, tiny_trainer
+
+NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+NO_MPS = pytest.mark.skipif(torch.backends.mps.is_available(), reason="this machine has Apple's GPU")
+
+
+@pytest.fixture
+def _switches() -> Iterator[None]:
+    """What `deterministic` sets for the whole process, set back."""
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def losses(precision: str) -> dict[str, float]:
+    hardware = Hardware("cpu", precision=precision)
+    objective = tiny_objective(prepare=hardware.prepare)
+    a, b, _ = random_batch([0, 1])
+    made, translations = objective.generator_losses(images.to_float(a), images.to_float(b))
+    judged, scores = objective.discriminator_losses(
+        images.to_float(a), images.to_float(b), translations.fake_a.detach(), translations.fake_b.detach()
+    )
+    assert all(value.dtype == torch.float32 for value in (made | judged | scores).values())
+    return {name: value.item() for name, value in (made | judged).items()}
+
+
+@NO_CUDA
+@NO_MPS
+def test_auto_is_the_cpu_where_there_is_nothing_else() -> None:
+    assert device_type("auto") == "cpu"
+    assert Hardware().device == torch.device("cpu")
+    assert device_count("auto") == 1
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="asks Linux what the processor has")
+def test_auto_precision_on_a_cpu_is_bf16_only_if_the_processor_has_it() -> None:
+    flags = set(Path("/proc/cpuinfo").read_text().split())
+    native = flags & {"avx512_bf16", "amx_bf16", "bf16", "svebf16"}
+    assert Hardware("cpu").precision == ("bf16" if native else "fp32")
+
+
+def test_auto_precision_works_here() -> None:
+    hardware = Hardware()
+    network = nn.Conv2d(3, 4, 3)
+    hardware.place(network)
+    made = hardware.prepare(network)(hardware.send(torch.ones(1, 3, 8, 8)))
+    assert made.dtype == torch.float32
+    assert made.isfinite().all()
+
+
+def test_fp16_on_a_cpu_is_refused_with_what_to_take() -> None:
+    with pytest.raises(CommandError, match="precision=fp16 is for GPUs: take bf16 or fp32"):
+        Hardware("cpu", precision="fp16")
+
+
+@pytest.mark.parametrize("device", [pytest.param("cuda", marks=NO_CUDA), pytest.param("mps", marks=NO_MPS)])
+def test_a_device_that_is_not_there_is_refused_with_what_is(device: str) -> None:
+    with pytest.raises(CommandError, match=f"device={device}: this machine has none .* it would run on"):
+        Hardware(device)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_networks_run_in_the_precision_and_answer_in_float32(precision: str) -> None:
+    inside: list[torch.dtype] = []
+    network = nn.Sequential(nn.Conv2d(3, 4, 3))
+    network[0].register_forward_hook(lambda _, __, made: inside.append(made.dtype))
+    hardware = Hardware("cpu", precision=precision)
+    made = hardware.prepare(network)(torch.ones(1, 3, 8, 8))
+    assert inside == [{"bf16": torch.bfloat16, "fp32": torch.float32}[precision]]
+    assert made.dtype == torch.float32
+    assert network[0].weight.dtype == torch.float32
+
+
+def test_named_tuples_come_back_as_they_are_with_what_is_missing() -> None:
+    hardware = Hardware("cpu", precision="bf16")
+    generators = tiny_objective().generators
+    a, b, _ = random_batch([0])
+    made = hardware.prepare(generators)(images.to_float(a), images.to_float(b), cycle_b=False, identity_a=False)
+    assert type(made).__name__ == "Translations"
+    assert made.cycled_b is None
+    assert made.same_a is None
+    assert {value.dtype for value in made if value is not None} == {torch.float32}
+
+
+def test_losses_in_bf16_are_near_those_in_float32() -> None:
+    exact, rough = losses("fp32"), losses("bf16")
+    assert rough == pytest.approx(exact, rel=0.03)
+    assert rough != exact
+
+
+def test_weights_and_optimizer_states_stay_float32_in_bf16() -> None:
+    trainer = tiny_trainer(precision="bf16")
+    trainer.train_step(random_batch([0]))
+    states = trainer.state_dict()["optimizers"]["generators"].values()
+    assert {value.dtype for value in trainer.objective.generators.state_dict().values()} == {torch.float32}
+    assert {state["exp_avg_sq"].dtype for state in states} == {torch.float32}
+
+
+def test_only_fp16_scales_gradients() -> None:
+    assert not Hardware("cpu", precision="bf16").scaler().is_enabled()
+    assert not Hardware("cpu", precision="fp32").scaler().is_enabled()
+
+
+@pytest.mark.usefixtures("_switches")
+def test_deterministic_turns_on_what_makes_it_so() -> None:
+    Hardware("cpu", deterministic=False)
+    assert not torch.are_deterministic_algorithms_enabled()
+    Hardware("cpu", deterministic=True)
+    assert torch.are_deterministic_algorithms_enabled()
+
+
+def test_modules_are_placed_in_place_with_channels_last() -> None:
+    hardware, network = Hardware("cpu"), nn.Conv2d(3, 4, 3)
+    weight = network.weight
+    hardware.place(network)
+    assert network.weight is weight
+    assert network.weight.is_contiguous(memory_format=torch.channels_last)
+    assert hardware.send(torch.ones(2, 3, 4, 4)).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_hardware_says_what_it_is_in_a_line() -> None:
+    assert str(Hardware("cpu", precision="fp32")) == "CPU, fp32"
+    assert str(Hardware("cpu", precision="bf16", compile=True)) == "CPU, bf16, compiled"

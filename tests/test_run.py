@@ -1,0 +1,173 @@
+"""A run's folder: which command may go on with it, and what is said to those that may not."""
+
+import copy
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cyclestyle import config
+from cyclestyle.checkpoint import Model
+from cyclestyle.distributed import World
+from cyclestyle.errors import CheckpointError, CommandError, DiskError
+from cyclestyle.run import RunFolder
+
+NAMES = {"a": ["1.png", "2.png", "3.png"], "b": ["x.png", "y.png"]}
+
+
+@pytest.fixture(scope="module")
+def recipe() -> dict[str, Any]:
+    return config.plain(config.compose("train", ["+experiment=smoke"]))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, recipe: dict[str, Any]) -> RunFolder:
+    """A run that stopped at step 4."""
+    run = RunFolder(tmp_path / "run")
+    run.prepare()
+    model = Model({"generators.w": torch.zeros(1)}, {}, {}, ("a", "b"), 4, Path())
+    run.checkpoints.save(model, {"recipe": recipe, "files": NAMES}, {}, world=World())
+    return run
+
+
+def changed(recipe: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    recipe = copy.deepcopy(recipe)
+    for key, value in changes.items():
+        *path, last = key.split(".")
+        node = recipe
+        for name in path:
+            node = node[name]
+        node[last] = value
+    return recipe
+
+
+def test_a_new_folder_has_nothing_to_resume(tmp_path: Path, recipe: dict[str, Any]) -> None:
+    run = RunFolder(tmp_path / "new" / "run")
+    assert run.resumable(recipe, NAMES) is None
+    assert not run.path.exists()
+    run.prepare()
+    assert run.path.is_dir()
+
+
+def test_the_same_recipe_and_files_resume(folder: RunFolder, recipe: dict[str, Any]) -> None:
+    assert folder.resumable(recipe, NAMES).step == 4
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "name", "run_dir", "init", "logger", "resume.mode", "resume.allow_changed", "checkpoint.keep", "data.root",
+        "data.workers", "trainer.steps", "trainer.epochs", "trainer.log_every", "trainer.sample_every",
+        "trainer.save_every", "trainer.device", "trainer.devices", "trainer.compile", "trainer.deterministic",
+        "trainer.accumulate",
+    ],
+)  # fmt: skip
+def test_where_how_and_how_long_it_runs_may_change(folder: RunFolder, recipe: dict[str, Any], key: str) -> None:
+    other = changed(recipe, {key: "something else"})
+    assert other != recipe
+    assert folder.resumable(other, NAMES).step == 4
+
+
+@pytest.mark.parametrize(
+    ("key", "was", "is_"),
+    [
+        ("seed", 0, 1),
+        ("optimizer.lr", 0.0002, 0.001),
+        ("optimizer.betas", [0.5, 0.999], [0.9, 0.999]),
+        ("adversarial._target_", "cyclestyle.losses.LeastSquares", "cyclestyle.losses.Hinge"),
+        ("pool.size", 50, 0),
+        ("ema.decay", 0.0, 0.9),
+        ("objective.identity", 0.5, 0.0),
+        ("schedule.decay_epochs", 100, 10),
+        ("trainer.batch_size", 1, 2),
+        ("trainer.precision", "auto", "fp32"),
+        ("data.crop_size", 32, 16),
+        ("data.domain_a", "photo", "picture"),
+    ],
+)
+def test_another_recipe_is_refused_with_the_difference(
+    folder: RunFolder, recipe: dict[str, Any], key: str, was: object, is_: object
+) -> None:
+    with pytest.raises(CommandError) as caught:
+        folder.resumable(changed(recipe, {key: is_}), NAMES)
+    first, *rest = str(caught.value).splitlines()
+    assert str(folder.path) in first
+    assert "name=" in first
+    assert "resume.allow_changed=true" in first
+    assert rest == [f"  {key}: {was} -> {is_}"]
+
+
+def test_a_list_of_differences_is_never_longer_than_five_lines(folder: RunFolder, recipe: dict[str, Any]) -> None:
+    keys = ["data.crop_size", "data.flip", "data.load_size", "data.resize", "ema.decay", "pool.size", "seed"]
+    for count, lines in ((4, 4), (5, 5), (6, 5), (7, 5)):
+        with pytest.raises(CommandError) as caught:
+            folder.resumable(changed(recipe, dict.fromkeys(keys[:count], 77)), NAMES)
+        rest = str(caught.value).splitlines()[1:]
+        assert len(rest) == lines
+    assert rest[-1] == "  and 3 more"
+
+
+def test_other_files_are_refused_with_how_many(folder: RunFolder, recipe: dict[str, Any]) -> None:
+    names = {"a": ["2.png", "3.png", "4.png", "5.png"], "b": NAMES["b"]}
+    with pytest.raises(CommandError, match=r"data set.*\n  files of a: 2 added, 1 removed$"):
+        folder.resumable(recipe, names)
+
+
+def test_the_same_files_in_another_place_are_the_same(folder: RunFolder, recipe: dict[str, Any]) -> None:
+    moved = changed(recipe, {"data.root": "/elsewhere"})
+    assert folder.resumable(moved, {side: list(names) for side, names in NAMES.items()}) is not None
+
+
+@pytest.mark.parametrize(
+    "key", ["generator.channels", "generator.blocks", "generator.upsample", "discriminator.layers"]
+)
+def test_another_architecture_is_a_checkpoint_error_even_if_changes_are_allowed(
+    folder: RunFolder, recipe: dict[str, Any], key: str
+) -> None:
+    other = changed(recipe, {key: 9, "optimizer.lr": 1})
+    for allow_changed in (False, True):
+        run = RunFolder(folder.path, allow_changed=allow_changed)
+        with pytest.raises(CheckpointError, match="another architecture") as caught:
+            run.resumable(other, NAMES)
+        (line,) = str(caught.value).splitlines()[1:]
+        assert line.startswith(f"  {key}: ")
+        assert line.endswith("-> 9")
+
+
+def test_allow_changed_goes_on_with_another_recipe_and_other_files(folder: RunFolder, recipe: dict[str, Any]) -> None:
+    run = RunFolder(folder.path, allow_changed=True)
+    other = changed(recipe, {"optimizer.lr": 1.0, "pool.size": 3})
+    assert run.resumable(other, {"a": ["new.png"], "b": ["other.png"]}).step == 4
+
+
+def test_mode_never_refuses_a_folder_that_holds_anything(folder: RunFolder, tmp_path: Path) -> None:
+    with pytest.raises(CommandError, match=r"not empty and resume\.mode=never: choose another name="):
+        RunFolder(folder.path, mode="never")
+    (tmp_path / "empty").mkdir()
+    RunFolder(tmp_path / "empty", mode="never").prepare()
+    RunFolder(tmp_path / "absent", mode="never").prepare()
+
+
+@pytest.mark.parametrize("keep", [0, -1])
+def test_to_keep_no_checkpoint_is_refused(tmp_path: Path, keep: int) -> None:
+    with pytest.raises(CommandError, match=rf"checkpoint\.keep={keep}: give 1 or more"):
+        RunFolder(tmp_path, keep=keep)
+
+
+def test_a_folder_that_cannot_be_made_is_a_disk_error_that_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "runs").write_text("a file where a folder should be")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DiskError, match=f"cannot write to {tmp_path}/runs/mine: "):
+        RunFolder(Path("runs/mine")).prepare()
+
+
+def test_the_status_says_what_and_who(folder: RunFolder) -> None:
+    folder.write_status("stopped", code=75, reason="SIGTERM", step=7)
+    status = json.loads((folder.path / "status.json").read_text())
+    assert status["pid"] == os.getpid()
+    assert [status[key] for key in ("state", "code", "reason", "step")] == ["stopped", 75, "SIGTERM", 7]
