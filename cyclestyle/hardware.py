@@ -22,6 +22,7 @@ class Hardware:
             hardware has it (CUDA from Ampere on, CPUs with native bf16), fp16 on older GPUs, else fp32.
         deterministic: the same bits from the same seed on a GPU too, at some cost.
         compile: run the networks through `torch.compile`.
+        one_size: all batches have one size, so that a GPU's search for the fastest convolutions pays.
         world: the processes that train together.
 
     Raises:
@@ -35,6 +36,7 @@ class Hardware:
         precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
         deterministic: bool = False,
         compile: bool = False,  # noqa: A002
+        one_size: bool = False,
         world: World | None = None,
     ) -> None:
         self.world = world or World()
@@ -44,7 +46,7 @@ class Hardware:
         if deterministic:
             torch.use_deterministic_algorithms(True)
         if self.device.type == "cuda":
-            torch.backends.cudnn.benchmark = not deterministic
+            torch.backends.cudnn.benchmark = one_size and not deterministic
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = not deterministic
 
     @property

@@ -71,7 +71,7 @@ def train(cfg: "DictConfig", world: "World") -> int:
     folder = RunFolder(Path(cfg.run_dir), keep=cfg.checkpoint.keep, **config.pick(cfg.resume, RunFolder))
     with world.main_first():
         data: Unpaired = config.build(cfg.data)
-    hardware = Hardware(**config.pick(cfg.trainer, Hardware), world=world)
+    hardware = Hardware(**config.pick(cfg.trainer, Hardware), one_size=True, world=world)
     objective = build_objective(cfg, hardware)
     check_crop(cfg.data.crop_size, objective)
 

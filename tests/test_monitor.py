@@ -57,6 +57,7 @@ def test_probes_go_through_the_generators_that_they_are_shown_for(ema: float) ->
         trainer.train_step(random_batch([step]))
     real_a, real_b, _ = random_batch([7, 8])
     a, b = trainer.sample(real_a, real_b)
+    assert trainer.objective.generators.training  # again
 
     made_by = (trainer.average.module if ema else trainer.objective.generators).eval()
     with torch.no_grad():
@@ -66,7 +67,6 @@ def test_probes_go_through_the_generators_that_they_are_shown_for(ema: float) ->
             assert torch.equal(probes.translated, images.to_uint8(there(pictures)))
             assert torch.equal(probes.cycled, images.to_uint8(back(there(pictures))))
             assert torch.equal(probes.same, images.to_uint8(back(pictures)))
-    assert trainer.objective.generators.training
 
 
 def metrics_file(folder: Path, start: int = 0) -> MetricsFile:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
+from cyclestyle.data import scenes
 from cyclestyle.data.scenes import Bytes, draw, painting, photograph
 from cyclestyle.errors import CommandError, DataError, DiskError
 
@@ -62,13 +63,15 @@ def texture(picture: Reals) -> float:
 
 
 def test_a_scene_is_the_same_bytes_on_every_call_and_in_another_process() -> None:
-    code = (
-        "import hashlib; from cyclestyle.data.scenes import painting, photograph;"
-        "print(*(hashlib.sha256(f(3, size=64, seed=5).tobytes()).hexdigest() for f in (photograph, painting)))"
+    code = (  # the bare file: the package would import torch for seconds
+        "import hashlib, runpy, sys; scenes = runpy.run_path(sys.argv[1]);"
+        "pictures = [scenes[name](3, size=64, seed=5) for name in ('photograph', 'painting')];"
+        "print(*(hashlib.sha256(picture.tobytes()).hexdigest() for picture in pictures))"
     )
     here = [digest(f(3, size=64, seed=5)) for f in (photograph, painting)]
     again = [digest(f(3, size=64, seed=5)) for f in (photograph, painting)]
-    there = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    command = [sys.executable, "-c", code, scenes.__file__]
+    there = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
     assert here == again == there
 
 

@@ -1,0 +1,394 @@
+"""The command that trains: what it writes, how it goes on, and how it leaves."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from cyclestyle import train
+from cyclestyle.checkpoint import Checkpoint, Checkpoints, read_model
+from cyclestyle.data import draw_scenes
+from tests.pictures import two_domains
+from tests.test_checkpoint import equal
+
+REPOSITORY = Path(__file__).parent.parent
+DEADLINE_S = 120  # for what takes seconds on a quiet machine
+Command = Callable[..., int]
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pictures of +experiment=smoke, drawn once."""
+    root = tmp_path_factory.mktemp("data") / "scenes"
+    draw_scenes(root, train=8, test=2, size=32)
+    return root
+
+
+@pytest.fixture
+def smoke(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Run `cyclestyle.train +experiment=smoke ...` in this process, from an empty folder; returns the exit code."""
+    monkeypatch.chdir(tmp_path)
+
+    def command(*arguments: str) -> int:
+        return leave("+experiment=smoke", f"data.root={scenes}", "trainer.device=cpu", *arguments)
+
+    return command
+
+
+def leave(*arguments: str) -> int:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as leaving:
+        patch.setattr(sys, "argv", ["train", *arguments])
+        train.main()
+    assert isinstance(leaving.value.code, int)
+    return leaving.value.code
+
+
+def newest(run: str | Path) -> Checkpoint:
+    found = Checkpoints(Path(run) / "checkpoints").load()
+    assert found is not None
+    return found
+
+
+def same(ours: Checkpoint, theirs: Checkpoint) -> bool:
+    """Whether two checkpoints hold the same weights, optimizers, pools and counts, bit for bit."""
+    one, other = ({**checkpoint.training, "recipe": None} for checkpoint in (ours, theirs))
+    return (
+        ours.step == theirs.step
+        and equal(ours.model.tensors, theirs.model.tensors)
+        and equal(one, other)
+        and equal(ours.ranks, theirs.ranks)
+    )
+
+
+def status(run: str | Path) -> dict[str, Any]:
+    return dict(json.loads((Path(run) / "status.json").read_text()))
+
+
+def log(run: str | Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
+
+
+def events(run: str | Path) -> EventAccumulator:
+    return EventAccumulator(str(run), size_guidance={"scalars": 0, "images": 0}).Reload()
+
+
+def everything(folder: Path) -> dict[str, tuple[int, bytes]]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(file): (file.stat().st_mtime_ns, file.read_bytes()) for file in files}
+
+
+# -------------------------------------------------------------------------------------------------- what it writes
+
+
+def test_a_run_writes_its_folder_and_nothing_else_and_the_same_command_touches_nothing(
+    smoke: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert smoke("ema.decay=0.9") == 0
+    run = tmp_path / "runs" / "smoke"
+    said = capsys.readouterr().out
+    assert "8 photo, 8 painting" in said
+    assert "global batch 1, CPU" in said
+    assert "direction=photo2painting" in said
+
+    assert [path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_dir()] != []
+    assert {path.name for path in tmp_path.iterdir()} == {"runs"}
+    assert {path.name.partition(".")[0] for path in run.iterdir()} == {
+        "config", "status", "metrics", "events", "samples", "checkpoints",
+    }  # fmt: skip
+    config = OmegaConf.load(run / "config.yaml")
+    assert config.trainer.device == "cpu"
+    assert config.trainer.precision in ("fp32", "bf16")  # what auto came to
+    assert config.run_dir == "runs/smoke"
+    assert "${" not in (run / "config.yaml").read_text()
+    assert {key: status(run)[key] for key in ("state", "code", "step")} == {"state": "finished", "code": 0, "step": 4}
+    assert [line["step"] for line in log(run)] == [1, 2, 3, 4]
+    assert sorted(path.name for path in (run / "samples").iterdir()) == [
+        f"step_0000000{step}_{direction}.png"
+        for step in (0, 2, 4)
+        for direction in ("painting2photo", "photo2painting")
+    ]
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["latest", "step_00000002", "step_00000004"]
+    model = read_model(run)
+    assert model.domains == ("photo", "painting")
+    assert model.generator["name"] == "resnet"
+    assert {key.split(".")[0] for key in model.tensors} == {"generators", "discriminators", "ema"}
+
+    seen = events(run)
+    terms = ["gan_ab", "gan_ba", "cycle_a", "cycle_b", "identity_a", "identity_b", "discriminator_a", "discriminator_b"]
+    scores = ["real_a", "fake_a", "real_b", "fake_b"]
+    wanted = {*(f"loss/{term}" for term in terms), *(f"score/{score}" for score in scores), "lr"}
+    wanted |= {"speed/images_per_s", "speed/waiting_for_data"}
+    assert wanted <= set(seen.Tags()["scalars"])
+    assert [point.step for point in seen.Scalars("loss/gan_ab")] == [1, 2, 3, 4]
+    assert seen.Scalars("lr")[0].value == pytest.approx(0.0002)
+    assert set(seen.Tags()["images"]) == {"photo2painting", "painting2photo"}
+
+    before = everything(tmp_path)
+    assert smoke("ema.decay=0.9") == 0
+    assert "finished at step 4; set trainer.steps or trainer.epochs higher" in capsys.readouterr().out
+    assert everything(tmp_path) == before
+
+
+def test_steps_are_the_first_n_draws_and_epochs_convert_once(smoke: Command, tmp_path: Path) -> None:
+    assert smoke("trainer.steps=null", "trainer.epochs=2", "trainer.batch_size=4", "logger.tensorboard=null") == 0
+    assert newest("runs/smoke").training["draws"] == 16  # 8 pictures a domain, twice
+    assert log("runs/smoke")[-1]["epoch"] == 2.0
+    assert not list((tmp_path / "runs/smoke").glob("events*"))
+
+
+# -------------------------------------------------------------------------------------------------- going on
+
+RESUMED = ("trainer.batch_size=2", "pool.size=3", "ema.decay=0.9", "logger.tensorboard=null")
+
+
+def test_going_on_equals_going_straight_bit_for_bit_whatever_the_workers(smoke: Command) -> None:
+    assert smoke(*RESUMED, "name=straight", "trainer.steps=8") == 0
+    assert smoke(*RESUMED, "name=twice", "trainer.steps=4", "data.workers=0") == 0
+    assert smoke(*RESUMED, "name=twice", "trainer.steps=8", "data.workers=1") == 0
+
+    straight, twice = newest("runs/straight"), newest("runs/twice")
+    assert straight.step == 8
+    assert same(twice, straight)
+    assert len(twice.ranks[0]["pools"]["a"]) == 2
+    assert any(key.startswith("ema.") for key in twice.model.tensors)
+    weightless = {"speed/images_per_s", "speed/waiting_for_data"}
+    for ours, theirs in zip(log("runs/twice"), log("runs/straight"), strict=True):
+        assert {key: ours[key] for key in ours.keys() - weightless} == {
+            key: theirs[key] for key in ours.keys() - weightless
+        }
+
+
+@pytest.mark.parametrize("left", [4, 0])
+def test_a_run_set_back_to_an_older_checkpoint_or_none_tells_no_step_twice(smoke: Command, left: int) -> None:
+    assert smoke("trainer.steps=6") == 0
+    checkpoints = Path("runs/smoke/checkpoints")
+    for folder in checkpoints.glob("step_*"):  # as if it had been killed before it wrote them
+        if int(folder.name[5:]) > left:
+            folder.rename(checkpoints / f"gone {folder.name}")
+    assert smoke("trainer.steps=8") == 0
+
+    assert [line["step"] for line in log("runs/smoke")] == [1, 2, 3, 4, 5, 6, 7, 8]
+    seen = events("runs/smoke")
+    for tag in seen.Tags()["scalars"]:
+        assert [point.step for point in seen.Scalars(tag)] == [1, 2, 3, 4, 5, 6, 7, 8], tag
+    for tag in seen.Tags()["images"]:
+        assert [picture.step for picture in seen.Images(tag)] == [0, 2, 4, 6, 8], tag
+    for line, point in zip(log("runs/smoke"), seen.Scalars("loss/cycle_a"), strict=True):
+        assert line["loss/cycle_a"] == pytest.approx(point.value)
+
+
+def test_another_recipe_in_the_same_folder_is_refused_and_can_be_insisted_on(
+    smoke: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert smoke("logger.tensorboard=null") == 0
+    before = everything(tmp_path)
+    capsys.readouterr()
+
+    assert smoke("optimizer.lr=0.001", "pool.size=7", "trainer.steps=6") == 2
+    first, *rest = capsys.readouterr().err.splitlines()
+    assert "runs/smoke was started with another recipe" in first
+    assert rest == ["  optimizer.lr: 0.0002 -> 0.001", "  pool.size: 50 -> 7"]
+
+    assert smoke("generator.channels=8", "trainer.steps=6") == 4
+    assert "  generator.channels: 4 -> 8" in capsys.readouterr().err.splitlines()
+
+    assert smoke("trainer.steps=6", "resume.mode=never") == 2
+    assert smoke("resume.mode=never") == 2  # though it has finished
+    assert "not empty" in capsys.readouterr().err
+    assert everything(tmp_path) == before
+
+    assert smoke("optimizer.lr=0.001", "trainer.steps=6", "resume.allow_changed=true", "logger.tensorboard=null") == 0
+    assert log("runs/smoke")[-1]["lr"] == 0.001
+    assert newest("runs/smoke").step == 6
+
+
+def test_init_starts_at_step_0_from_another_run_s_weights(smoke: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    quick = ("logger.tensorboard=null", "trainer.sample_every=100")
+    assert smoke("name=first", *quick) == 0
+    assert smoke("name=second", "init=runs/first", "trainer.steps=1", "optimizer.lr=0", "ema.decay=0.5", *quick) == 0
+    second = newest("runs/second")
+    assert second.step == 1
+    for key, value in newest("runs/first").model.tensors.items():
+        assert torch.equal(second.model.tensors[key], value)
+        if key.startswith("generators."):  # and so does the average
+            torch.testing.assert_close(second.model.tensors[key.replace("generators", "ema", 1)], value)
+    assert smoke("name=second", "init=gone", "trainer.steps=1", "optimizer.lr=0", "ema.decay=0.5", *quick) == 0
+    assert "finished" in capsys.readouterr().out  # what is there counts, and init no longer
+
+    assert smoke("name=third", "init=runs/first", "generator.channels=8") == 4
+    assert "init=runs/first: its generator is channels=4 where the config says 8" in capsys.readouterr().err
+    assert smoke("name=third", "init=runs/gone") == 4
+    assert "runs/gone" in capsys.readouterr().err
+    assert not Path("runs/third").exists()
+
+
+# -------------------------------------------------------------------------------------------------- what it refuses
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["data.crop_size=5"], 2, "crop 5 is too small for the 16x16 discriminator: set data.crop_size to 6 or more"),
+        (["generator._target_=tests.own_parts.OwnGenerator"], 2, "generator: OwnGenerator is not in the table of"),
+        (["trainer.batch_size=3", "trainer.accumulate=2"], 2, "make it a multiple of 2"),
+        (["trainer.precision=fp16"], 2, "precision=fp16 is for GPUs"),
+        (["trainer.save_every=0"], 2, "trainer.save_every=0: give a number of steps, 1 or more"),
+        (["ema.decay=1.5"], 2, "ema.decay=1.5"),
+        (["trainer.devices=0"], 2, "trainer.devices=0: this machine has 1 cpu device(s)"),
+        (["checkpoint.keep=0"], 2, "checkpoint.keep=0"),
+        (["generator.blocks=-1"], 2, "generator.blocks"),
+    ],
+)
+def test_what_cannot_work_is_told_in_one_line_before_anything_is_written(
+    smoke: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, words: str
+) -> None:
+    assert smoke(*arguments) == code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("cyclestyle train: ")
+    assert words in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_data_is_exit_3_and_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert leave("+experiment=monet") == 3
+    (line,) = capsys.readouterr().err.splitlines()
+    for part in (f"{tmp_path}/data/monet2photo/trainA", "monet2photo.zip", "+experiment=demo"):
+        assert part in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failure_on_the_way_is_in_the_status(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    root = two_domains(tmp_path / "data", width=32, height=32)
+    for file in (root / "trainB").iterdir():
+        file.write_bytes(file.read_bytes()[:-30])
+    sizes = ["data.load_size=32", "data.crop_size=32", "generator.channels=4", "discriminator.channels=4"]
+    assert leave(f"data.root={root}", "trainer.device=cpu", *sizes, "data.workers=0") == 3
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{root}/trainB" in line
+    failed = status("runs/own")
+    assert (failed["state"], failed["code"], failed["step"]) == ("failed", 3, 0)
+    assert f"{root}/trainB" in failed["reason"]
+
+
+# -------------------------------------------------------------------------------------------------- how it leaves
+
+
+@pytest.fixture
+def started(scenes: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start a long run in a process and a group of its own; returns once it has trained three steps more."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: str) -> subprocess.Popen[str]:
+        metrics = tmp_path / "runs/smoke/metrics.jsonl"
+        before = len(metrics.read_text().splitlines()) if metrics.exists() else 0
+        command = ["+experiment=smoke", f"data.root={scenes}", "trainer.device=cpu", "trainer.steps=1000000"]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "cyclestyle.train", *command, *arguments],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+            start_new_session=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        processes.append(process)
+        until = time.monotonic() + DEADLINE_S
+        while not metrics.exists() or len(metrics.read_text().splitlines()) < before + 3:
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        return process
+
+    yield start
+    for process in processes:
+        if process.poll() is None:
+            process.terminate()
+            process.wait(DEADLINE_S)
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+LONG = ("trainer.batch_size=2", "pool.size=3", "trainer.sample_every=1000000", "trainer.save_every=1000000",
+        "logger.tensorboard=null")  # fmt: skip
+
+
+def test_signals_to_a_run_and_its_workers_finish_the_step_and_save_and_it_goes_on_bit_exactly(
+    smoke: Command, started: Callable[..., subprocess.Popen[str]]
+) -> None:
+    stops = []
+    for number in (signal.SIGINT, signal.SIGTERM):  # a terminal's Ctrl-C and `timeout` reach the whole group
+        process = started(*LONG, "data.workers=1")
+        os.killpg(process.pid, number)
+        said, _ = process.communicate(timeout=DEADLINE_S)
+        assert process.returncode == 75, said
+        assert "Traceback" not in said
+        stopped = status("runs/smoke")
+        assert (stopped["state"], stopped["code"], stopped["reason"]) == ("stopped", 75, number.name)
+        assert newest("runs/smoke").step == stopped["step"] == log("runs/smoke")[-1]["step"]
+        assert f"stopped at step {stopped['step']}, saved" in said
+        stops.append(int(stopped["step"]))
+    assert stops[0] + 3 <= stops[1]
+
+    total = f"trainer.steps={stops[1] + 2}"
+    assert smoke(*LONG, total) == 0
+    assert smoke(*LONG, total, "name=straight") == 0
+    assert same(newest("runs/smoke"), newest("runs/straight"))
+    assert [line["step"] for line in log("runs/smoke")] == list(range(1, stops[1] + 3))
+
+
+def test_two_processes_relaunched_stop_on_request_go_on_and_equal_one(
+    smoke: Command, started: Callable[..., subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # With a larger eps, Adam makes no whole steps of gradients that are nothing but rounding.
+    exact = (*LONG, "trainer.precision=fp32", "optimizer.eps=0.0001", "ema.decay=0.9")
+    process = started(*exact, "trainer.devices=2")
+    process.terminate()
+    said, _ = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 75, said
+    assert "global batch 2 = 2 processes x 1 x 1" in said
+    assert (
+        said.splitlines()[-1]
+        == f"stopped at step {status('runs/smoke')['step']}, saved: the same command goes on from here"
+    )
+    assert len(newest("runs/smoke").ranks) == 2
+
+    total = status("runs/smoke")["step"] + 3
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    assert smoke(*exact, "trainer.devices=2", f"trainer.steps={total}") == 0  # the processes are others
+    assert smoke(*exact, f"trainer.steps={total}", "name=one") == 0
+
+    two, one = newest("runs/smoke"), newest("runs/one")
+    assert two.step == one.step == total
+    for key, value in one.model.tensors.items():
+        torch.testing.assert_close(two.model.tensors[key], value, rtol=1e-3, atol=1e-5)
+    for ours, theirs in zip(log("runs/smoke"), log("runs/one"), strict=True):
+        assert ours["step"] == theirs["step"]
+        assert ours["loss/cycle_a"] == pytest.approx(theirs["loss/cycle_a"], rel=1e-3)
+        assert ours["score/fake_b"] == pytest.approx(theirs["score/fake_b"], rel=1e-2, abs=1e-3)
+
+
+def test_the_exit_code_of_a_relaunched_run_is_its_own_and_its_error_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    arguments = [f"data.root={tmp_path}/none", "trainer.device=cpu", "trainer.devices=2", "trainer.batch_size=2"]
+    assert leave(*arguments) == 3
+    (line,) = capfd.readouterr().err.splitlines()
+    assert f"no folder {tmp_path}/none/trainA" in line
