@@ -90,8 +90,14 @@ def drawn_scenes(
         scene_seed: another number, other landscapes.
         unpaired: see `Unpaired`.
     """
-    draw(Path(root), train=train, test=test, size=size, seed=scene_seed)
+    draw(Path(root), train=train, test=test, size=size, seed=scene_seed, progress=_tell_drawing)
     return Unpaired(root, **unpaired)  # type: ignore[arg-type]
+
+
+def _tell_drawing(done: int, total: int) -> None:
+    """A line at every quarter: drawing takes some seconds, once."""
+    if done * 4 // total > (done - 1) * 4 // total:
+        print(f"drawing landscapes: {done} of {total}", flush=True)
 
 
 def _folder(given: str | None, root: str | None, name: str, key: str) -> Path:
