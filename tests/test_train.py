@@ -46,9 +46,10 @@ def smoke(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Comm
 
 
 def leave(*arguments: str) -> int:
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as leaving:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["train", *arguments])
-        train.main()
+        with pytest.raises(SystemExit) as leaving:
+            train.main()
     assert isinstance(leaving.value.code, int)
     return leaving.value.code
 
@@ -161,11 +162,9 @@ def test_going_on_equals_going_straight_bit_for_bit_whatever_the_workers(smoke: 
     assert same(twice, straight)
     assert len(twice.ranks[0]["pools"]["a"]) == 2
     assert any(key.startswith("ema.") for key in twice.model.tensors)
-    weightless = {"speed/images_per_s", "speed/waiting_for_data"}
+    speeds = {"speed/images_per_s", "speed/waiting_for_data"}
     for ours, theirs in zip(log("runs/twice"), log("runs/straight"), strict=True):
-        assert {key: ours[key] for key in ours.keys() - weightless} == {
-            key: theirs[key] for key in ours.keys() - weightless
-        }
+        assert {key: ours[key] for key in ours.keys() - speeds} == {key: theirs[key] for key in ours.keys() - speeds}
 
 
 @pytest.mark.parametrize("left", [4, 0])
@@ -355,8 +354,8 @@ def test_signals_to_a_run_and_its_workers_finish_the_step_and_save_and_it_goes_o
 def test_two_processes_relaunched_stop_on_request_go_on_and_equal_one(
     smoke: Command, started: Callable[..., subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # With a larger eps, Adam makes no whole steps of gradients that are nothing but rounding.
-    exact = (*LONG, "trainer.precision=fp32", "optimizer.eps=0.0001", "ema.decay=0.9")
+    # At a usual rate, networks as small as these multiply rounding by ten with every step.
+    exact = (*LONG, "trainer.precision=fp32", "optimizer.lr=0.000001", "ema.decay=0.9")
     process = started(*exact, "trainer.devices=2")
     process.terminate()
     said, _ = process.communicate(timeout=DEADLINE_S)
@@ -376,11 +375,21 @@ def test_two_processes_relaunched_stop_on_request_go_on_and_equal_one(
     two, one = newest("runs/smoke"), newest("runs/one")
     assert two.step == one.step == total
     for key, value in one.model.tensors.items():
-        torch.testing.assert_close(two.model.tensors[key], value, rtol=1e-3, atol=1e-5)
+        # The gradient of a bias before an instance norm is rounding and nothing else, of which Adam makes whole steps.
+        rounding = 1e-6 * total if key.endswith(".bias") else 1e-7
+        torch.testing.assert_close(two.model.tensors[key], value, rtol=1e-4, atol=2 * rounding)
+    for networks, states in one.training["optimizers"].items():
+        for index, state in states.items():
+            ours, theirs = two.training["optimizers"][networks][index]["exp_avg"], state["exp_avg"]
+            assert (ours - theirs).norm() < 1e-3 * theirs.norm() + 1e-4, (networks, index)
+    for side in "ab":
+        halves = {position: stored for rank in two.ranks for position, stored in rank["pools"][side].items()}
+        for position, stored in one.ranks[0]["pools"][side].items():
+            torch.testing.assert_close(halves[position], stored, rtol=1e-3, atol=1e-4)
+    speeds = {"speed/images_per_s", "speed/waiting_for_data"}
     for ours, theirs in zip(log("runs/smoke"), log("runs/one"), strict=True):
-        assert ours["step"] == theirs["step"]
-        assert ours["loss/cycle_a"] == pytest.approx(theirs["loss/cycle_a"], rel=1e-3)
-        assert ours["score/fake_b"] == pytest.approx(theirs["score/fake_b"], rel=1e-2, abs=1e-3)
+        for key in theirs.keys() - speeds:
+            assert ours[key] == pytest.approx(theirs[key], rel=1e-3, abs=1e-4), (theirs["step"], key)
 
 
 def test_the_exit_code_of_a_relaunched_run_is_its_own_and_its_error_one_line(
