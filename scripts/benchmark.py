@@ -4,7 +4,7 @@
     python scripts/benchmark.py --write docs/benchmarks.md    # and keep (`make bench`)
 
 Exits with 1 when a goal is missed. The textbook step is tests/textbook.py: six separate generator calls, float32, plain
-Adam, the memory layout that PyTorch has by default.
+Adam.
 """
 
 import argparse
@@ -174,9 +174,9 @@ two that warm up.
 {table}
 
 {verdict[0].upper()}{verdict[1:]}. The textbook step is `tests/textbook.py`: every picture in a generator call of its own,
-float32, unfused Adam, channels first. Ours calls each generator twice a step instead of three times, with larger
-batches, keeps channels last, fuses Adam and, where the hardware multiplies it natively, computes the networks in bf16
-(weights, losses and optimizer stay float32). On a GPU: not measured.
+float32, unfused Adam. Ours calls each generator twice a step instead of three times, with larger batches, fuses Adam
+and, where the hardware multiplies it natively, computes the networks in bf16 (weights, losses and optimizer stay
+float32). Channels last was tried on the CPU and did not help (CONTRIBUTING.md, Decisions). On a GPU: not measured.
 """
 
 

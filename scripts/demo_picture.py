@@ -1,6 +1,6 @@
 """Make docs/demo.png of what `make demo` left: photographs, translations and the true paintings, at 100 %.
 
-    python scripts/demo_picture.py --scenes 3 7 12 20 26 31
+python scripts/demo_picture.py --scenes 3 7 12 20 26 31
 """
 
 import argparse
