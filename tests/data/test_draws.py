@@ -2,8 +2,10 @@
 
 import os
 import signal
+import time
 import zlib
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from cyclestyle.errors import DataError
 from tests.pictures import folder_of
 
 SEED = 7
+ON_LINUX = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for the worker in /proc")
 
 
 @pytest.fixture
@@ -131,14 +134,33 @@ def test_a_damaged_picture_is_named_in_one_line(draws: Draws, workers: int) -> N
     assert "Traceback" not in str(caught.value)
 
 
-def test_workers_outlive_the_signals_that_stop_a_run(draws: Draws) -> None:
+@pytest.fixture
+def reading(draws: Draws) -> tuple[Iterator[Batch], int]:
+    """Forty steps, of which one has been read, and the process that reads ahead."""
     before = set(children())
-    reading = batches(draws, batch_size=1, start=0, stop=40, rank=0, ranks=1, workers=1, pin=False)
-    next(reading)
+    steps = batches(draws, batch_size=1, start=0, stop=40, rank=0, ranks=1, workers=1, pin=False)
+    next(steps)
     (worker,) = set(children()) - before
+    return steps, worker
+
+
+@ON_LINUX
+def test_a_worker_outlives_the_signals_that_stop_a_run(reading: tuple[Iterator[Batch], int]) -> None:
+    steps, worker = reading
     for number in (signal.SIGINT, signal.SIGTERM):
         os.kill(worker, number)
-    assert len(list(reading)) == 39
+    assert len(list(steps)) == 39
+
+
+@ON_LINUX
+def test_a_worker_left_behind_can_be_ended(reading: tuple[Iterator[Batch], int]) -> None:
+    steps, worker = reading
+    until = time.monotonic() + 30
+    while Path(f"/proc/{worker}/stat").read_text().split()[2] != "Z":
+        assert time.monotonic() < until
+        os.kill(worker, signal.SIGTERM)  # until it has heard two
+        time.sleep(0.01)
+    steps.close()
 
 
 def children() -> list[int]:
