@@ -176,9 +176,9 @@ two that warm up.
 {verdict}.
 
 The textbook step is `tests/textbook.py`: every picture in a generator call of its own, float32, unfused Adam. Ours
-calls each generator twice a step instead of three times, with larger batches, fuses Adam and, where the hardware multiplies
-it natively, computes the networks in bf16 (weights, losses and optimizer stay float32). Channels last was tried on the
-CPU and did not help (CONTRIBUTING.md, Decisions). On a GPU: not measured.
+calls each generator twice a step instead of three times, with larger batches, fuses Adam and, where the hardware
+multiplies it natively, computes the networks in bf16 (weights, losses and optimizer stay float32). Channels last was
+tried on the CPU and did not help (CONTRIBUTING.md, Decisions). On a GPU: not measured.
 """
 
 
