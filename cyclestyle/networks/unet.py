@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from cyclestyle.errors import CommandError
-from cyclestyle.networks.padding import pad_to_multiple
+from cyclestyle.networks.padding import ReflectionPad, pad_to_multiple
+from cyclestyle.networks.resnet import UPSAMPLES
 
 
 class UNetGenerator(nn.Module):
@@ -18,6 +19,8 @@ class UNetGenerator(nn.Module):
     channels    width of the outermost level; it doubles up to eight times that (1 to 1024)
     levels      how often the size is halved: the reference takes 8 for 256 px and 7 for 128 px (2 to 10)
     dropout     probability behind the levels between the fifth and the innermost, as in the reference (0.5), in [0, 1)
+    upsample    "transposed" convolutions as in the reference, or "resize": nearest neighbour and a convolution, which
+                leaves no grid of dots after short training (Odena et al. 2016)
 
     Raises CommandError for an argument outside these ranges.
     """
@@ -28,6 +31,7 @@ class UNetGenerator(nn.Module):
         levels: int = 8,
         *,
         dropout: float = 0.0,
+        upsample: str = "transposed",
         in_channels: int = 3,
         out_channels: int = 3,
     ) -> None:
@@ -42,16 +46,20 @@ class UNetGenerator(nn.Module):
                 raise CommandError(f"generator.{name} is {value!r}: expected a whole number from {least} to {most}")
         if type(dropout) not in (int, float) or not 0 <= dropout < 1:
             raise CommandError(f"generator.dropout is {dropout!r}: expected a probability from 0 to below 1")
+        if upsample not in UPSAMPLES:
+            raise CommandError(f"generator.upsample is {upsample!r}: expected one of {', '.join(UPSAMPLES)}")
 
         self.architecture: dict[str, str | int | float | bool] = {
             "name": "unet",
             "channels": channels,
             "levels": levels,
             "dropout": dropout,
+            "upsample": upsample,
             "in_channels": in_channels,
             "out_channels": out_channels,
         }
 
+        double = _double_transposed if upsample == "transposed" else _double_resized
         widths = [channels * min(2**i, 8) for i in range(levels)]
         innermost = levels - 1
 
@@ -69,14 +77,14 @@ class UNetGenerator(nn.Module):
                 nn.Sequential(
                     OrderedDict(
                         act=nn.ReLU(),
-                        conv=_double(width, widths[i - 1]),
+                        conv=double(width, widths[i - 1]),
                         norm=nn.InstanceNorm2d(widths[i - 1]),
                         dropout=nn.Dropout(dropout if 4 <= i < innermost else 0.0),
                     )
                 )
             )
         self.head = nn.Sequential(
-            OrderedDict(act=nn.ReLU(), conv=_double(2 * widths[0], out_channels), tanh=nn.Tanh()),
+            OrderedDict(act=nn.ReLU(), conv=double(2 * widths[0], out_channels), tanh=nn.Tanh()),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -100,5 +108,15 @@ def _halve(channels: int, out_channels: int) -> nn.Conv2d:
     return nn.Conv2d(channels, out_channels, 4, stride=2, padding=1)
 
 
-def _double(channels: int, out_channels: int) -> nn.ConvTranspose2d:
+def _double_transposed(channels: int, out_channels: int) -> nn.ConvTranspose2d:
     return nn.ConvTranspose2d(channels, out_channels, 4, stride=2, padding=1)
+
+
+def _double_resized(channels: int, out_channels: int) -> nn.Sequential:
+    return nn.Sequential(
+        OrderedDict(
+            resize=nn.Upsample(scale_factor=2, mode="nearest"),
+            pad=ReflectionPad(1),
+            conv=nn.Conv2d(channels, out_channels, 3),
+        )
+    )

@@ -28,9 +28,9 @@ def test_channels_of_pictures_are_free():
     assert UNetGenerator(2, 2, in_channels=1, out_channels=5)(torch.zeros(1, 1, 8, 8)).shape == (1, 5, 8, 8)
 
 
-@pytest.mark.parametrize("levels", [3, 5])
-def test_every_size_comes_back(levels):
-    network = UNetGenerator(1, levels)
+@pytest.mark.parametrize(("levels", "upsample"), [(3, "transposed"), (5, "transposed"), (3, "resize")])
+def test_every_size_comes_back(levels, upsample):
+    network = UNetGenerator(1, levels, upsample=upsample)
     sizes = range(1, 41)
     some = {1, 2, 7, 40}  # both axes take every size, but they are padded independently: not all pairs
     with torch.no_grad():
@@ -72,6 +72,25 @@ def test_outputs_equal_a_nested_recomputation(levels):
     torch.testing.assert_close(network(x), expected, rtol=0, atol=1e-12)
 
 
+def test_resize_upsampling_doubles_by_repetition_and_convolves():
+    network = UNetGenerator(2, 2, upsample="resize").double()
+    x = torch.rand(1, 3, 8, 12, dtype=torch.float64) * 2 - 1
+    weights = network.state_dict()
+
+    def double(x, name):
+        x = x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+        x = torch.cat([x[:, :, 1:2], x, x[:, :, -2:-1]], dim=2)
+        x = torch.cat([x[..., 1:2], x, x[..., -2:-1]], dim=3)
+        return F.conv2d(x, weights[f"{name}.conv.weight"], weights[f"{name}.conv.bias"])
+
+    outer = F.conv2d(x, weights["down.0.conv.weight"], weights["down.0.conv.bias"], stride=2, padding=1)
+    down = weights["down.1.conv.weight"], weights["down.1.conv.bias"]
+    inner = F.conv2d(F.leaky_relu(outer, 0.2), *down, stride=2, padding=1)
+    y = torch.cat([outer, normalize(double(inner.relu(), "up.0.conv"))], dim=1)
+    expected = double(y.relu(), "head.conv").tanh()
+    torch.testing.assert_close(network(x), expected, rtol=0, atol=1e-12)
+
+
 def test_dropout_stands_behind_the_levels_where_the_reference_has_it():
     # 8 levels: the reference builds 8 - 5 = 3 blocks with dropout, next to the innermost one
     network = UNetGenerator(1, 8, dropout=0.5)
@@ -85,7 +104,15 @@ def test_dropout_stands_behind_the_levels_where_the_reference_has_it():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"channels": 0}, {"levels": 1}, {"levels": 11}, {"levels": 8.0}, {"dropout": 1}, {"in_channels": 0}],
+    [
+        {"channels": 0},
+        {"levels": 1},
+        {"levels": 11},
+        {"levels": 8.0},
+        {"dropout": 1},
+        {"upsample": "nearest"},
+        {"in_channels": 0},
+    ],
 )
 def test_a_wrong_argument_is_an_error_that_names_it(wrong):
     with pytest.raises(CommandError, match=rf"^generator\.{next(iter(wrong))} is .*: expected .*$"):
