@@ -7,6 +7,7 @@ flips it takes follows from the seed and n alone, so that workers, processes and
 import functools
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -148,13 +149,15 @@ def _collate(fetched: list[Pair | DataError]) -> Batch | DataError:
 
 def _leave_signals_to_the_trainer(_: int) -> None:
     """Ctrl-C, `timeout` and schedulers reach a whole group of processes; the trainer still needs data for its step."""
-    asked: list[int] = []
-
-    def leave_at_the_second(number: int, _: object) -> None:
-        if asked:  # by the trainer, which does so where a worker outlives it
-            os._exit(0)
-        asked.append(number)
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, leave_at_the_second)
+    if hasattr(signal, "sigwaitinfo"):  # elsewhere there is no telling who sent a signal
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_leave_when_the_trainer_says_so, daemon=True).start()
     torch.set_num_threads(1)
+
+
+def _leave_when_the_trainer_says_so() -> None:
+    """The trainer ends workers that it could not end otherwise by SIGTERM."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
