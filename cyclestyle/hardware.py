@@ -1,6 +1,5 @@
 """Where networks run and in what precision: decided here and nowhere else."""
 
-import warnings
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -137,9 +136,10 @@ def _fastest(device: torch.device) -> torch.dtype:
 
 def _has_native_bf16() -> bool:
     """Whether the CPU multiplies bf16 in hardware; emulated it is slower than float32."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        capabilities = torch.cpu.get_capabilities()
+    if not hasattr(torch.cpu, "get_capabilities"):  # older than torch 2.11
+        older: bool = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return older
+    capabilities = torch.cpu.get_capabilities()
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
 
 

@@ -4,6 +4,7 @@ A picture is an upright RGB `PIL.Image`, its pixels are uint8 (3, H, W), and net
 """
 
 import os
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,12 @@ _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "WEBP": {"quality": 95},
     "TIFF": {"compression": "tiff_deflate"},
 }
+
+
+# What Pillow raises at damaged files, among them struct.error from garbled EXIF.
+_DAMAGE = (
+    OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, struct.error, Image.DecompressionBombError
+)  # fmt: skip
 
 
 def find(root: Path) -> list[Path]:
@@ -67,7 +74,7 @@ def read(path: Path) -> Image.Image:
             return to_rgb(ImageOps.exif_transpose(opened))
     except UnidentifiedImageError:
         raise DataError(f"{path}: not a picture that can be read") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except _DAMAGE as error:
         raise DataError(f"{path}: damaged or unreadable picture ({error})") from None
 
 

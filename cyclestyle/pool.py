@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from cyclestyle.errors import CommandError
 from cyclestyle.seeds import decisions
 
 
@@ -21,9 +22,14 @@ class ImagePool:
         batch_size: B, the global batch.
         seed: the run's seed.
         purpose: names this pool's random decisions, such as `"pool a"`.
+
+    Raises:
+        CommandError: a negative size.
     """
 
     def __init__(self, size: int, *, batch_size: int, seed: int, purpose: str) -> None:
+        if size < 0:
+            raise CommandError(f"pool.size={size}: give a number of pictures, 0 for none")
         self.slots = math.ceil(size / batch_size)
         self.batch_size, self.seed, self.purpose = batch_size, seed, purpose
         self.stored: dict[int, list[Tensor]] = {}  # position -> at most `slots` images (C, H, W)
@@ -44,6 +50,8 @@ class ImagePool:
 
     def _exchange_one(self, image: Tensor, draw: int) -> Tensor:
         stored = self.stored.setdefault(draw % self.batch_size, [])
+        if stored and stored[0].shape != image.shape:  # a resumed run may have changed its crop
+            stored.clear()
         if len(stored) < self.slots:
             stored.append(image.clone())
             return image

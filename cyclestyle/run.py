@@ -55,12 +55,12 @@ class RunFolder:
         except OSError as error:
             raise DiskError(f"cannot write to {self.path.absolute()}: {error.strerror}") from None
 
-    def resumable(self, recipe: Mapping[str, Any], names: Mapping[str, list[str]]) -> Checkpoint | None:
+    def resumable(self, recipe: Mapping[str, Any], files: Mapping[str, list[str]]) -> Checkpoint | None:
         """The checkpoint to go on from, if there is one and it belongs to this recipe and these files.
 
         Args:
             recipe: the resolved config.
-            names: the training files of `a` and `b`.
+            files: the training files of `a` and `b`, a line each that tells them from others.
 
         Raises:
             CheckpointError: it is damaged, or of other networks.
@@ -78,7 +78,7 @@ class RunFolder:
             raise CheckpointError(
                 _lines(f"{self.path} holds networks of another architecture; choose another name=", networks)
             )
-        changed += _changed_files(checkpoint.training["files"], names)
+        changed += _changed_files(checkpoint.training["files"], files)
         if changed and not self.allow_changed:
             remedy = "choose another name=, or go on all the same with resume.allow_changed=true"
             raise CommandError(_lines(f"{self.path} was started with another recipe or data set; {remedy}", changed))

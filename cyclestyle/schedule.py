@@ -1,5 +1,7 @@
 """The learning rate as a pure function of the step."""
 
+from cyclestyle.errors import CommandError
+
 
 class LinearDecay:
     """Constant for some epochs, then a straight line towards zero, changed once an epoch.
@@ -10,9 +12,17 @@ class LinearDecay:
     Args:
         constant_epochs: epochs at the full rate.
         decay_epochs: epochs of the descent.
+
+    Raises:
+        CommandError: a negative number, or no epochs at all.
     """
 
     def __init__(self, constant_epochs: int = 100, decay_epochs: int = 100) -> None:
+        if min(constant_epochs, decay_epochs) < 0 or constant_epochs + decay_epochs < 1:
+            raise CommandError(
+                f"schedule.constant_epochs={constant_epochs}, schedule.decay_epochs={decay_epochs}: "
+                f"neither may be negative, and they must not both be 0"
+            )
         self.constant_epochs, self.decay_epochs = constant_epochs, decay_epochs
 
     @property

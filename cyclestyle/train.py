@@ -46,10 +46,12 @@ def run(cfg: "DictConfig") -> int:
         The exit code: 0 finished, 75 stopped on request.
     """
     from cyclestyle import distributed, hardware
+    from cyclestyle.trainer import check_batch
 
     if not distributed.launched():
         processes = process_count(cfg.trainer.devices, cfg.trainer.device)
         if processes > 1:
+            check_batch(cfg.trainer.batch_size, ranks=processes, accumulate=cfg.trainer.accumulate)
             return relaunch(processes)
     with distributed.session(hardware.device_type(cfg.trainer.device)) as world:
         return train(cfg, world)
@@ -76,7 +78,7 @@ def train(cfg: "DictConfig", world: "World") -> int:
     check_crop(cfg.data.crop_size, objective)
 
     recipe = config.plain(cfg)
-    checkpoint = folder.resumable(recipe, data.names)
+    checkpoint = folder.resumable(recipe, data.files)
     start_from(cfg.init, checkpoint, objective)
     trainer = build_trainer(cfg, objective, data, hardware)
     if checkpoint is not None:
@@ -102,7 +104,7 @@ def train(cfg: "DictConfig", world: "World") -> int:
     def save() -> None:
         folder.checkpoints.save(
             model_of(trainer, data.domains),
-            {**trainer.state_dict(), "recipe": recipe, "files": data.names},
+            {**trainer.state_dict(), "recipe": recipe, "files": data.files},
             trainer.own_state_dict(),
             world=world,
         )

@@ -72,7 +72,7 @@ class Trainer:
         save_every: steps between two checkpoints.
 
     Raises:
-        CommandError: a batch that cannot be divided evenly, or an interval below 1.
+        CommandError: a batch that cannot be divided evenly, or an interval or length below 1.
     """
 
     def __init__(
@@ -98,6 +98,9 @@ class Trainer:
         for name, value in (("log_every", log_every), ("sample_every", sample_every), ("save_every", save_every)):
             if value < 1:
                 raise CommandError(f"trainer.{name}={value}: give a number of steps, 1 or more")
+        for name, length in (("steps", steps), ("epochs", epochs)):
+            if length is not None and length < 1:
+                raise CommandError(f"trainer.{name}={length}: give 1 or more")
         self.objective, self.optimizers, self.pools, self.average = objective, optimizers, pools, average
         self.schedule, self.epoch_draws = schedule, epoch_draws
         self.hardware, self.world, self.scaler = hardware, hardware.world, hardware.scaler()
@@ -136,6 +139,9 @@ class Trainer:
         while True:
             stopping = self.world.any(stop_requested())
             leaving = stopping or self.step >= self.total
+            if self.step > saved and (self.step % self.save_every == 0 or leaving):
+                save()  # first: what comes below may take its time, or fail
+                saved = self.step
             if self.step > start and (self.step % self.log_every == 0 or leaving):
                 values = record.values() | {
                     "lr": self.learning_rate,
@@ -143,13 +149,10 @@ class Trainer:
                 }
                 for logger in loggers:
                     logger.metrics(self.step, values)
-            if probes is not None and loggers and self._sample_is_due(start, leaving=leaving):
+            if probes is not None and loggers and not stopping and self._sample_is_due(start, leaving=leaving):
                 made = self.sample(*probes)
                 for logger in loggers:
                     logger.pictures(self.step, *made)
-            if self.step > saved and (self.step % self.save_every == 0 or leaving):
-                save()
-                saved = self.step
             if leaving:
                 return self.step >= self.total
 
@@ -258,14 +261,24 @@ class Trainer:
         Args:
             shared: `state_dict` of any of its processes.
             ranks: `own_state_dict` of all of its processes.
+
+        Raises:
+            CommandError: it was a run of another batch size, whose steps are not ours.
         """
+        if shared["batch_size"] != self.batch_size:
+            raise CommandError(
+                f"trainer.batch_size={self.batch_size}: the run was started with {shared['batch_size']}, by which its "
+                f"steps count and its pools are split; choose another name= and init= to train on with other batches"
+            )
         self.step = shared["step"]
         for optimizer, state in zip(
             self.optimizers, (shared["optimizers"]["generators"], shared["optimizers"]["discriminators"]), strict=True
         ):
             # Rates and betas are the config's, not the checkpoint's.
             optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-        self.scaler.load_state_dict(shared["scaler"])
+            _lay_out_like_parameters(optimizer)
+        if shared["scaler"]:  # empty where the run had no use for one
+            self.scaler.load_state_dict(shared["scaler"])
         for pool, side in ((self.pools.a, "a"), (self.pools.b, "b")):
             pool.load_state_dict(
                 {
@@ -303,6 +316,14 @@ def check_batch(batch_size: int, *, ranks: int, accumulate: int) -> None:
             f"trainer.batch_size={batch_size} (global) cannot be divided evenly over {ranks} process(es) x "
             f"{accumulate} accumulated part(s): make it a multiple of {ranks * accumulate}"
         )
+
+
+def _lay_out_like_parameters(optimizer: Optimizer) -> None:
+    """Give loaded moments the memory layout of their parameters; fused optimizers read both as if it were the same."""
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _means(told: list[Losses]) -> Losses:

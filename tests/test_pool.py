@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from cyclestyle.errors import CommandError
 from cyclestyle.pool import ImagePool
 from cyclestyle.seeds import decisions
 
@@ -73,6 +74,19 @@ def test_a_restored_pool_goes_on_as_if_nothing_had_happened() -> None:
     restored = ImagePool(6, batch_size=2, seed=0, purpose="pool a")
     restored.load_state_dict(stopped.state_dict())
     assert [exchanged(restored, pair) for pair in pairs[17:]] == expected[17:]
+
+
+def test_pictures_of_another_size_start_it_anew() -> None:
+    pool = ImagePool(2, batch_size=1, seed=0, purpose="pool a")
+    for draw in range(5):
+        pool.exchange(torch.zeros(1, 3, 2, 2), [draw])
+    assert pool.exchange(torch.ones(1, 3, 4, 4), [5]).shape == (1, 3, 4, 4)
+    assert [image.shape[-1] for image in pool.stored[0]] == [4]
+
+
+def test_a_negative_size_is_refused() -> None:
+    with pytest.raises(CommandError, match=r"pool\.size=-1"):
+        ImagePool(-1, batch_size=1, seed=0, purpose="pool a")
 
 
 def test_what_is_stored_is_a_copy() -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from cyclestyle.errors import CommandError
 from cyclestyle.schedule import LinearDecay
 from tests.build import tiny_trainer
 
@@ -40,4 +41,12 @@ def test_length_is_steps_before_epochs_before_the_schedules_own() -> None:
     assert total(steps=7, epochs=1) == 7
     assert total(steps=None, epochs=2) == 5
     assert total(steps=None, epochs=None) == 13  # 50 draws
-    assert total(steps=0) == 0
+    for settings in ({"steps": 0}, {"steps": -5}, {"steps": None, "epochs": 0}):
+        with pytest.raises(CommandError, match="give 1 or more"):
+            total(**settings)
+
+
+def test_a_schedule_without_length_is_refused() -> None:
+    for constant, decay in ((-1, 3), (3, -1), (0, 0)):
+        with pytest.raises(CommandError, match="schedule"):
+            LinearDecay(constant, decay)

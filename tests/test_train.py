@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from cyclestyle import train
 from cyclestyle.checkpoint import Checkpoint, Checkpoints, read_model
-from cyclestyle.data import draw_scenes
+from cyclestyle.data.scenes import draw
 from tests.pictures import two_domains
 from tests.test_checkpoint import equal
 
@@ -30,7 +30,7 @@ Command = Callable[..., int]
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The pictures of +experiment=smoke, drawn once."""
     root = tmp_path_factory.mktemp("data") / "scenes"
-    draw_scenes(root, train=8, test=2, size=32)
+    draw(root, train=8, test=2, size=32)
     return root
 
 

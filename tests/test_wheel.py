@@ -17,7 +17,7 @@ from tests.pictures import picture
 REPOSITORY = Path(__file__).parent.parent
 QUICK = [
     "trainer.steps=2", "trainer.device=cpu", "data.train=4", "data.test=2", "data.size=32", "data.load_size=32",
-    "data.crop_size=32", "data.workers=0", "generator.channels=4", "generator.blocks=1", "discriminator.channels=4",
+    "data.crop_size=32", "data.workers=0", "generator.channels=4", "generator.levels=2", "discriminator.channels=4",
     "logger.tensorboard=null",
 ]  # fmt: skip
 

@@ -2,7 +2,6 @@
 
 from cyclestyle.data.draws import Batch, Draws, Pair, batches
 from cyclestyle.data.folders import Unpaired, drawn_scenes
-from cyclestyle.data.scenes import draw as draw_scenes
 from cyclestyle.data.transforms import Crop
 
-__all__ = ["Batch", "Crop", "Draws", "Pair", "Unpaired", "batches", "draw_scenes", "drawn_scenes"]
+__all__ = ["Batch", "Crop", "Draws", "Pair", "Unpaired", "batches", "drawn_scenes"]

@@ -48,6 +48,11 @@ class Unpaired:
     ) -> None:
         if domain_a == domain_b:
             raise CommandError(f"data.domain_a and data.domain_b are both {domain_a!r}: give them different names")
+        for key, name in (("data.domain_a", domain_a), ("data.domain_b", domain_b)):
+            if not name or "/" in name:
+                raise CommandError(f"{key}={name}: give a word without /, it becomes part of file names")
+        if workers < 0:
+            raise CommandError(f"data.workers={workers}: give 0 (no processes of their own) or more")
         self.domains = (domain_a, domain_b)
         self.crop = Crop(resize=resize, load_size=load_size, crop_size=crop_size, flip=flip)
         self.workers = workers
@@ -59,10 +64,7 @@ class Unpaired:
         self.train_b = _pictures(train_b, domain_b, homepage)
         self._probes_a = _probe_files(test_a, root, "testA", "data.test_a") or self.train_a
         self._probes_b = _probe_files(test_b, root, "testB", "data.test_b") or self.train_b
-        self.names = {
-            "a": [str(file.relative_to(train_a)) for file in self.train_a],
-            "b": [str(file.relative_to(train_b)) for file in self.train_b],
-        }
+        self.files = {"a": _listed(self.train_a, train_a), "b": _listed(self.train_b, train_b)}
 
     def draws(self, seed: int) -> Draws:
         """The training examples."""
@@ -121,6 +123,11 @@ def _pictures(folder: Path, domain: str, homepage: str | None) -> list[Path]:
     if len(found) == 1:
         raise DataError(f"only one picture of {domain} in {folder.absolute()}: training needs at least two")
     return found
+
+
+def _listed(files: list[Path], root: Path) -> list[str]:
+    """What tells one data set from another without reading it: names and sizes, in order."""
+    return [f"{file.relative_to(root)} ({file.stat().st_size} bytes)" for file in files]
 
 
 def _probe_files(given: str | None, root: str | None, name: str, key: str) -> list[Path]:

@@ -2,7 +2,6 @@
 
 from typing import NamedTuple, Protocol
 
-import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -47,8 +46,3 @@ def grid(probes: Probed, above: Titles) -> Image.Image:
         for row, picture in enumerate(pictures):
             sheet.paste(images.from_pixels(picture), (left, _HEADER + row * (height + _GAP)))
     return sheet
-
-
-def as_array(sheet: Image.Image) -> np.ndarray:
-    """(H, W, 3) uint8, as TensorBoard takes it."""
-    return np.asarray(sheet)

@@ -72,7 +72,10 @@ def test_root_holds_train_folders_and_a_and_b_take_their_place(tmp_path: Path) -
     two_domains(tmp_path / "set")
     folder_of(tmp_path / "Fotos (2019), größer 🎨", 2, first=50)
     data = unpaired(tmp_path / "set")
-    assert data.names == {"a": ["000.png", "001.png", "002.png"], "b": [f"00{n}.png" for n in range(5)]}
+    names = {side: [line.partition(" (")[0] for line in lines] for side, lines in data.files.items()}
+    assert names == {"a": ["000.png", "001.png", "002.png"], "b": [f"00{n}.png" for n in range(5)]}
+    sizes = [int(line.partition(" (")[2].removesuffix(" bytes)")) for line in data.files["a"]]
+    assert sizes == [file.stat().st_size for file in data.train_a]
     assert str(data) == "3 a, 5 b"
 
     other = unpaired(tmp_path / "set", a=str(tmp_path / "Fotos (2019), größer 🎨"))
