@@ -93,6 +93,31 @@ def test_a_restored_trainer_goes_on_bit_exactly() -> None:
         assert torch.equal(value, weights(resumed)[name]), name
 
 
+def test_moments_from_other_hardware_take_the_layout_of_their_parameters() -> None:
+    stopped = tiny_trainer()
+    trained(stopped, 3, 1)
+    shared = stopped.state_dict()
+    for moments in shared["optimizers"].values():
+        for state in moments.values():
+            for name, value in state.items():
+                if value.dim() == 4:  # as a run on a GPU saves them
+                    state[name] = value.contiguous(memory_format=torch.channels_last)
+    resumed = tiny_trainer()
+    resumed.objective.generators.load_state_dict(stopped.objective.generators.state_dict())
+    resumed.objective.discriminators.load_state_dict(stopped.objective.discriminators.state_dict())
+    resumed.load_state_dict(shared, [stopped.own_state_dict()])
+    assert trained(resumed, 5, 1) == trained(stopped, 5, 1)
+    for name, value in weights(stopped).items():
+        assert torch.equal(value, weights(resumed)[name]), name
+
+
+def test_a_run_of_another_batch_size_is_refused() -> None:
+    stopped = tiny_trainer(batch_size=2)
+    trained(stopped, 1, 2)
+    with pytest.raises(CommandError, match=r"trainer\.batch_size=4: the run was started with 2"):
+        tiny_trainer(batch_size=4).load_state_dict(stopped.state_dict(), [stopped.own_state_dict()])
+
+
 def test_the_average_follows_the_paper_s_formula() -> None:
     trainer = tiny_trainer(ema=0.9)
     name = "ab.stem.conv.weight"
