@@ -45,15 +45,26 @@ class RunFolder:
         self.checkpoints = Checkpoints(path / "checkpoints", keep=keep)
 
     def prepare(self) -> None:
-        """Make the folder.
+        """Make the folder and take it: until this process ends, however it ends, no other one gets it.
 
         Raises:
             DiskError: it cannot be written.
+            CommandError: another process has it.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.path / "lock").open("a")
         except OSError as error:
             raise DiskError(f"cannot write to {self.path.absolute()}: {error.strerror}") from None
+        if os.name != "posix":
+            return
+        import fcntl  # not on Windows
+
+        try:
+            # Of this process alone: its data workers, which may outlive it by seconds, do not hold it.
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise CommandError(f"{self.path} is in use{self._user()}: wait for it, or choose another name=") from None
 
     def resumable(self, recipe: Mapping[str, Any], files: Mapping[str, list[str]]) -> Checkpoint | None:
         """The checkpoint to go on from, if there is one and it belongs to this recipe and these files.
@@ -87,6 +98,14 @@ class RunFolder:
     def write_config(self, yaml: str) -> None:
         """Keep what the run was started with, with what `auto` came to."""
         write_text(self.path / "config.yaml", yaml)
+
+    def _user(self) -> str:
+        """Who has the folder, as far as it says so."""
+        try:
+            status = json.loads((self.path / "status.json").read_text(encoding="utf-8"))
+            return f" by pid {status['pid']} on host {status['host']}"
+        except (OSError, ValueError, KeyError, TypeError):
+            return ""
 
     def write_status(self, state: Literal["running", "finished", "stopped", "failed"], **facts: Any) -> None:
         """Say how the run stands: its state, and facts such as `code`, `reason` and `step`."""

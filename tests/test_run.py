@@ -3,6 +3,8 @@
 import copy
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -171,3 +173,20 @@ def test_the_status_says_what_and_who(folder: RunFolder) -> None:
     status = json.loads((folder.path / "status.json").read_text())
     assert status["pid"] == os.getpid()
     assert [status[key] for key in ("state", "code", "reason", "step")] == ["stopped", 75, "SIGTERM", 7]
+
+
+def test_a_folder_in_use_is_refused_with_who_has_it_until_that_process_is_gone(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    hold = (
+        "import sys, pathlib; from cyclestyle.run import RunFolder; run = RunFolder(pathlib.Path(sys.argv[1]));"
+        "run.prepare(); run.write_status('running', step=0); print('held', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", hold, str(folder)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(CommandError, match=rf"in use by pid {other.pid} on host .*: wait for it"):
+            RunFolder(folder).prepare()
+        other.kill()  # as a power cut would: nothing is tidied up
+    RunFolder(folder).prepare()
