@@ -1,5 +1,6 @@
 """The loop: what makes a step, and that it is the same step however it is divided and whenever it is interrupted."""
 
+import copy
 import json
 import os
 import subprocess
@@ -96,7 +97,7 @@ def test_a_restored_trainer_goes_on_bit_exactly() -> None:
 def test_moments_from_other_hardware_take_the_layout_of_their_parameters() -> None:
     stopped = tiny_trainer()
     trained(stopped, 3, 1)
-    shared = stopped.state_dict()
+    shared = copy.deepcopy(stopped.state_dict())
     for moments in shared["optimizers"].values():
         for state in moments.values():
             for name, value in state.items():
