@@ -207,7 +207,7 @@ def test_a_part_gets_paths_as_typed_and_what_the_program_adds() -> None:
         ("genrator=unet", "no key genrator: did you mean generator?"),
         ("genrator.channels=3", "no key genrator.channels: did you mean generator.channels?"),
         ("generator=resnet5", "no generator resnet5: did you mean resnet?"),
-        ("generator=vit", "no generator vit: there are resnet, unet"),
+        ("generator=vit", "no generator vit: there are resnet, unet, unet_small"),
         ("experiment=mone", "no experiment mone: did you mean monet?"),
         ("zzz.qqq=x", "no key zzz.qqq: --help lists the keys"),
         ("foo", "foo: expected key=value, such as name=mine or trainer.steps=2000"),
