@@ -104,7 +104,7 @@ def test_a_run_writes_its_folder_and_nothing_else_and_the_same_command_touches_n
     assert [path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_dir()] != []
     assert {path.name for path in tmp_path.iterdir()} == {"runs"}
     assert {path.name.partition(".")[0] for path in run.iterdir()} == {
-        "config", "status", "metrics", "events", "samples", "checkpoints",
+        "config", "status", "metrics", "events", "samples", "checkpoints", "lock",
     }  # fmt: skip
     config = OmegaConf.load(run / "config.yaml")
     assert config.trainer.device == "cpu"

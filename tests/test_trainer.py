@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from cyclestyle.errors import CommandError
+from cyclestyle.images import to_float
 from cyclestyle.trainer import Trainer, check_batch
 from tests.build import random_batch, tiny_trainer
+from tests.textbook import NAMES, Textbook
 
 STEPS, BATCH = 40, 4
 pytestmark = pytest.mark.usefixtures("double_precision")
@@ -41,6 +43,18 @@ def close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> Non
         torch.testing.assert_close(
             value, theirs[name], rtol=1e-6, atol=1e-8, msg=lambda text, name=name: f"{name}: {text}"
         )
+
+
+def test_a_step_of_the_trainer_is_the_textbook_s() -> None:
+    trainer = tiny_trainer(batch_size=2)
+    generators, discriminators = copy.deepcopy((trainer.objective.generators, trainer.objective.discriminators))
+    textbook = Textbook(generators.ab, generators.ba, discriminators.b, discriminators.a)
+    for step in range(4):
+        batch = random_batch([2 * step, 2 * step + 1])
+        ours = trainer.train_step(batch)
+        theirs = textbook.step(to_float(batch.a), to_float(batch.b))
+        for name, reference in NAMES.items():
+            assert ours[name].item() == pytest.approx(theirs[reference], rel=1e-9), (step, name)
 
 
 def test_accumulated_parts_equal_one_batch_at_every_step() -> None:
