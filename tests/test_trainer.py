@@ -201,9 +201,23 @@ def test_intervals_and_the_last_step_are_logged_sampled_and_saved_once() -> None
 
 def test_a_request_to_stop_finishes_the_step_and_saves() -> None:
     trainer = tiny_trainer(steps=100, save_every=50)
-    _, saves, finished = fitted(trainer, stop_at=7)
+    diary, saves, finished = fitted(trainer, stop_at=7)
     assert not finished
     assert saves == [7]
+    assert diary.grids == [0]  # whoever asks to stop may not wait for pictures
+
+
+def test_a_logger_that_fails_does_not_cost_the_checkpoint() -> None:
+    class Full(Diary):
+        def metrics(self, step: int, values: dict[str, float]) -> None:
+            raise OSError("no space left")
+
+    trainer, saves = tiny_trainer(steps=6, log_every=3, save_every=3), []
+    with pytest.raises(OSError, match="no space left"):
+        trainer.fit(
+            (random_batch([step]) for step in range(6)), save=lambda: saves.append(trainer.step), loggers=[Full()]
+        )
+    assert saves == [3]
 
 
 def test_a_log_is_the_mean_since_the_last_one_and_names_rates_and_speed() -> None:
