@@ -4,7 +4,7 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
-from cyclestyle.errors import CommandError
+from cyclestyle.networks.arguments import check_counts
 
 
 class PatchDiscriminator(nn.Module):
@@ -18,13 +18,12 @@ class PatchDiscriminator(nn.Module):
 
     def __init__(self, channels: int = 64, layers: int = 3, *, in_channels: int = 3) -> None:
         super().__init__()
-        for name, value, least, most in [
-            ("channels", channels, 1, 1024),
-            ("layers", layers, 1, 8),
-            ("in_channels", in_channels, 1, 1024),
-        ]:
-            if type(value) is not int or not least <= value <= most:
-                raise CommandError(f"discriminator.{name} is {value!r}: expected a whole number from {least} to {most}")
+        check_counts(
+            "discriminator",
+            channels=(channels, 1, 1024),
+            layers=(layers, 1, 8),
+            in_channels=(in_channels, 1, 1024),
+        )
 
         self.architecture: dict[str, str | int | float | bool] = {
             "name": "patch",

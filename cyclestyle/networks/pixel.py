@@ -4,7 +4,7 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
-from cyclestyle.errors import CommandError
+from cyclestyle.networks.arguments import check_counts
 from cyclestyle.networks.patch import receptive_field
 
 
@@ -18,9 +18,7 @@ class PixelDiscriminator(nn.Module):
 
     def __init__(self, channels: int = 64, *, in_channels: int = 3) -> None:
         super().__init__()
-        for name, value in [("channels", channels), ("in_channels", in_channels)]:
-            if type(value) is not int or not 1 <= value <= 1024:
-                raise CommandError(f"discriminator.{name} is {value!r}: expected a whole number from 1 to 1024")
+        check_counts("discriminator", channels=(channels, 1, 1024), in_channels=(in_channels, 1, 1024))
 
         self.architecture: dict[str, str | int | float | bool] = {
             "name": "pixel",

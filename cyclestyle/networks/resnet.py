@@ -5,6 +5,7 @@ from collections import OrderedDict
 from torch import Tensor, nn
 
 from cyclestyle.errors import CommandError
+from cyclestyle.networks.arguments import check_counts
 from cyclestyle.networks.padding import ReflectionPad, pad_to_multiple
 
 UPSAMPLES = ("transposed", "resize")
@@ -36,14 +37,13 @@ class ResNetGenerator(nn.Module):
         out_channels: int = 3,
     ) -> None:
         super().__init__()
-        for name, value, least, most in [
-            ("channels", channels, 1, 1024),
-            ("blocks", blocks, 0, 64),
-            ("in_channels", in_channels, 1, 1024),
-            ("out_channels", out_channels, 1, 1024),
-        ]:
-            if type(value) is not int or not least <= value <= most:
-                raise CommandError(f"generator.{name} is {value!r}: expected a whole number from {least} to {most}")
+        check_counts(
+            "generator",
+            channels=(channels, 1, 1024),
+            blocks=(blocks, 0, 64),
+            in_channels=(in_channels, 1, 1024),
+            out_channels=(out_channels, 1, 1024),
+        )
         if type(dropout) not in (int, float) or not 0 <= dropout < 1:
             raise CommandError(f"generator.dropout is {dropout!r}: expected a probability from 0 to below 1")
         if upsample not in UPSAMPLES:
