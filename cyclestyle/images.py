@@ -5,81 +5,123 @@ A picture is an upright RGB `PIL.Image`, its pixels are uint8 (3, H, W), and net
 
 import os
 import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageColor, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from cyclestyle.errors import DataError
 from cyclestyle.files import replacing
+from cyclestyle.listing import listing, one_line, shown, why_no_file
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+MAX_PIXELS = 178_956_970  # above which Pillow would refuse a picture if it were asked
+
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")  # Pillow knows others, for which nobody vouches
 _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "JPEG": {"quality": 95, "subsampling": 0},
     "WEBP": {"quality": 95},
     "TIFF": {"compression": "tiff_deflate"},
 }
 
+Image.MAX_IMAGE_PIXELS = None  # `read` and `facts` have limits of their own, and Pillow's warns from half of its on
 
-# What Pillow raises at damaged files, among them struct.error from garbled EXIF.
-_DAMAGE = (
-    OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, struct.error, Image.DecompressionBombError
-)  # fmt: skip
+
+class PictureError(DataError):
+    """A file that is no picture, or a damaged one.
+
+    Args:
+        path: of the file.
+        reason: what is wrong with it, in one line.
+        lasting: the file itself is at fault, so that reading it again would end the same; False for a refused
+            permission, a disk that is gone and the like.
+    """
+
+    def __init__(self, path: Path, reason: str, lasting: bool = True) -> None:
+        super().__init__(path, reason, lasting)  # all of them, so that it survives the way out of a data worker
+        self.path, self.reason, self.lasting = path, one_line(reason), lasting
+
+    def __str__(self) -> str:
+        return f"{shown(self.path)}: {self.reason}"
+
+
+class Facts(NamedTuple):
+    """What a file holds."""
+
+    width: int  # px, as of `height`: turned upright
+    height: int
+    animated: bool  # it has more frames than the first, which is the picture
+    decoded: bool  # all of it; False where only its header was read, because it has too many pixels
 
 
 def find(root: Path) -> list[Path]:
     """All picture files below `root`, relative to it, in an order that depends on their names alone.
 
-    Folders are entered once each, so that links cannot lead in circles; names that start with a dot are passed over.
+    Files and folders come once each, by the first of their names, so that links cannot lead in circles; names that
+    start with a dot are passed over, and so is what is no file: pipes, devices, links to nothing.
 
     Raises:
         DataError: a folder that cannot be listed.
     """
-    found: list[Path] = []
-    entered: set[tuple[int, int]] = set()
-    folders = [root]
-    while folders:
-        folder = folders.pop()
-        try:
-            status = folder.stat()
-            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)  # decides which of two links is entered
-        except OSError as error:
-            raise DataError(f"{folder.absolute()} cannot be listed: {error.strerror}") from None
-        if (status.st_dev, status.st_ino) in entered:
-            continue
-        entered.add((status.st_dev, status.st_ino))
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            path = Path(entry.path)
-            asked = path if entry.is_symlink() else entry  # of a link to itself, a Path says no and an entry raises
-            if asked.is_dir():
-                folders.append(path)
-            elif path.suffix.lower() in EXTENSIONS and asked.is_file():
-                found.append(path.relative_to(root))
-    return sorted(found, key=lambda path: path.parts)
+    found = listing(root, endings=EXTENSIONS)
+    for folder, reason in found.unlisted.items():
+        raise DataError(f"{shown((root / folder).absolute())} cannot be listed: {reason}")
+    return [candidate.name for candidate in found.candidates if not candidate.reason]
 
 
-def read(path: Path) -> Image.Image:
-    """The picture in a file: RGB, turned upright; what was transparent lies on white.
+def read(path: Path, *, background: str = "white", max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The picture in a file: RGB, turned upright, of an animated one the first frame.
+
+    Args:
+        background: what transparent pictures are laid on; see `colour`.
+        max_pixels: of a larger picture nothing but the header is read.
 
     Raises:
-        DataError: the file is not a picture, or its data are damaged.
+        PictureError: the file is not a picture, its data are damaged, or it has too many pixels.
     """
-    try:
-        with Image.open(path) as opened:
-            return to_rgb(ImageOps.exif_transpose(opened))
-    except UnidentifiedImageError:
-        raise DataError(f"{path}: not a picture that can be read") from None
-    except _DAMAGE as error:
-        raise DataError(f"{path}: damaged or unreadable picture ({error})") from None
+    with _opened(path) as image:
+        if image.width * image.height > max_pixels:
+            raise PictureError(path, too_large(image.width, image.height, max_pixels))
+        return to_rgb(_upright(image), background=background)
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any colour mode as RGB; 16-bit grey keeps its brightness, transparency is laid over white.
+def facts(path: Path, *, max_pixels: int = MAX_PIXELS) -> Facts:
+    """What `read` would find: the whole file is decoded, unless it has more than `max_pixels`.
+
+    Raises:
+        PictureError: as of `read`, but not for too many pixels.
+    """
+    with _opened(path) as image:
+        if image.width * image.height > max_pixels:
+            return Facts(image.width, image.height, animated=False, decoded=False)
+        upright = _upright(image)
+        to_rgb(upright.crop((0, 0, 1, 1)))  # whether its kind of colours can be had
+        return Facts(upright.width, upright.height, animated=_is_animated(image), decoded=True)
+
+
+def too_large(width: int, height: int, max_pixels: int) -> str:
+    """Why a picture with more than `max_pixels` is not used."""
+    return f"{width:,} x {height:,} pixels are more than {max_pixels:,}"
+
+
+def colour(text: str) -> tuple[int, int, int]:
+    """Red, green and blue, 0 to 255, of a colour as Pillow writes them: `white`, `#808080`, `rgb(128, 128, 128)`.
+
+    Raises:
+        ValueError: no such colour.
+    """
+    red, green, blue, *_ = ImageColor.getrgb(text)
+    return red, green, blue
+
+
+def to_rgb(image: Image.Image, *, background: str = "white") -> Image.Image:
+    """Any colour mode as RGB; 16-bit grey keeps its brightness, transparency is laid over a colour (see `colour`).
 
     Raises:
         ValueError: floating-point colours, which have no agreed white: Pillow would make most of them black.
@@ -91,7 +133,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image = Image.fromarray(grey.round().clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        ground = Image.new("RGBA", image.size, "white")
+        ground = Image.new("RGBA", image.size, colour(background))
         image = Image.alpha_composite(ground, image)
     return image.convert("RGB")
 
@@ -126,3 +168,84 @@ def save(image: Image.Image, path: Path) -> None:
     format_name = Image.registered_extensions()[path.suffix.lower()]
     with replacing(path) as stream:
         image.save(stream, format=format_name, **_SAVE_OPTIONS.get(format_name, {}))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[ImageFile.ImageFile]:
+    """A picture whose header has been read; whatever goes wrong with it then is a PictureError too."""
+    try:
+        with _stream(path) as stream, _identified(path, stream) as image:
+            yield image
+    except (PictureError, MemoryError):
+        raise
+    except OSError as error:
+        if error.errno is not None:
+            raise PictureError(path, error.strerror or str(error), False) from None
+        raise PictureError(path, f"damaged or unreadable picture ({error})") from None
+    except Exception as error:  # at damaged data Pillow raises nearly anything, and what it raises changes
+        raise PictureError(path, f"damaged or unreadable picture ({error})") from None
+
+
+def _stream(path: Path) -> IO[bytes]:
+    """A file opened for reading; nothing else is, for opening a pipe may block and a device may do anything."""
+    why_not = why_no_file(path.stat().st_mode)
+    if not why_not:
+        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # it may be a pipe by now
+        stream = os.fdopen(os.open(path, flags), "rb")
+        status = os.fstat(stream.fileno())
+        why_not = why_no_file(status.st_mode) or ("" if status.st_size else "empty, not a picture that can be read")
+        if not why_not:
+            return stream
+        stream.close()
+    raise PictureError(path, why_not)
+
+
+def _identified(path: Path, stream: IO[bytes]) -> ImageFile.ImageFile:
+    try:
+        return Image.open(stream, formats=_FORMATS)
+    except UnidentifiedImageError:
+        stream.seek(0)
+        start = stream.read(512).lstrip().lower()
+        is_page = start.startswith((b"<!doctype html", b"<html"))
+        raise PictureError(path, f"{'a web page, ' if is_page else ''}not a picture that can be read") from None
+
+
+def _upright(image: ImageFile.ImageFile) -> Image.Image:
+    """The picture itself, decoded and turned as its EXIF data say."""
+    if image.format == "PNG":
+        assert image.fp is not None
+        _check_png(image.fp)
+    ImageFile.LOAD_TRUNCATED_IMAGES = False  # its default, which other libraries are known to change
+    image.load()
+    ImageOps.exif_transpose(image, in_place=True)
+    return image
+
+
+def _check_png(stream: IO[bytes]) -> None:
+    """Raise a ValueError unless all of a PNG is there with its checksums right.
+
+    Pillow does not look at those of the pixels and fills with black what it then cannot decode.
+    """
+    before = stream.tell()
+    stream.seek(8)  # the signature
+    kind = b""
+    while kind != b"IEND":
+        head = stream.read(8)
+        if len(head) < 8:
+            raise ValueError("the end is missing")
+        left, kind = struct.unpack(">I4s", head)
+        checksum = zlib.crc32(kind)
+        while piece := stream.read(min(left, 2**20)):
+            checksum = zlib.crc32(piece, checksum)
+            left -= len(piece)
+        if left or stream.read(4) != checksum.to_bytes(4, "big"):
+            raise ValueError(f"the checksum of a part {kind!r} is wrong")
+    stream.seek(before)
+
+
+def _is_animated(image: ImageFile.ImageFile) -> bool:
+    """Whether there are frames beyond the first; the smaller versions in a telephone's JPEG (MPO) are none."""
+    try:
+        return image.format != "MPO" and bool(getattr(image, "is_animated", False))
+    except Exception:  # a damaged second frame, and again nearly anything
+        return True

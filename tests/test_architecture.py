@@ -22,7 +22,7 @@ ROOMS: dict[str, set[str]] = {
     "checkpoint": {"checkpoint"},
     "metrics": {"metrics"},
     "leaf": {
-        "data", "distributed", "ema", "errors", "files", "hardware", "images", "losses", "networks", "pool",
+        "data", "distributed", "ema", "errors", "files", "hardware", "images", "listing", "losses", "networks", "pool",
         "schedule", "seeds", "signals",
     },
 }  # fmt: skip

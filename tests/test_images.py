@@ -1,27 +1,34 @@
 """Whatever a file holds becomes an upright RGB picture or an error that names the file."""
 
 import os
+import pickle
 import random
+import struct
 import warnings
+import zlib
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageFile
 
 from cyclestyle import images
 from cyclestyle.errors import DataError
+from tests.children import in_a_child
 
 
 def noise(width: int = 12, height: int = 8, *, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
+@pytest.mark.parametrize("ending", ["png", "tif", "webp", "jpg"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_every_exif_orientation_gives_the_upright_picture(tmp_path: Path, orientation: int) -> None:
-    upright = noise()
+def test_every_exif_orientation_gives_the_upright_picture(tmp_path: Path, orientation: int, ending: str) -> None:
+    upright = noise(32, 16) if ending != "jpg" else np.kron(noise(4, 2), np.ones((16, 16, 1), np.uint8))
     undo = {  # how a camera held that way stores the scene
         1: upright,
         2: upright[:, ::-1],
@@ -34,8 +41,12 @@ def test_every_exif_orientation_gives_the_upright_picture(tmp_path: Path, orient
     }
     exif = Image.Exif()
     exif[0x0112] = orientation
-    Image.fromarray(np.ascontiguousarray(undo[orientation])).save(tmp_path / "x.png", exif=exif)
-    assert np.array_equal(np.asarray(images.read(tmp_path / "x.png")), upright)
+    path = tmp_path / f"x.{ending}"
+    lossless = {"webp": {"lossless": True}, "jpg": {"quality": 100, "subsampling": 0}}.get(ending, {})
+    Image.fromarray(np.ascontiguousarray(undo[orientation])).save(path, exif=exif, **lossless)
+    made = np.asarray(images.read(path)).astype(int)
+    assert np.abs(made - upright).max() <= (4 if ending == "jpg" else 0)  # blocks of one colour survive a JPEG
+    assert images.facts(path)[:2] == upright.shape[1::-1]
 
 
 @pytest.mark.parametrize("ending", ["png", "tif"])
@@ -67,10 +78,161 @@ def test_every_mode_becomes_rgb(mode: str) -> None:
     assert (made.mode, made.size) == ("RGB", (3, 2))
 
 
+@pytest.mark.parametrize("background", ["#808080", "white", "black", "rgb(10, 200, 30)"])
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparency_lies_on_the_background_that_was_asked_for(tmp_path: Path, mode: str, background: str) -> None:
+    colour = np.array({"#808080": [128] * 3, "white": [255] * 3, "black": [0] * 3}.get(background, [10, 200, 30]))
+    alpha = np.array([[0.0, 1.0]]) if mode == "P" else np.array([[0.0, 85 / 255, 1.0]])
+    colours = np.array([[[40, 40, 40]] * alpha.shape[1]])
+    if mode == "P":
+        image = Image.new("P", (2, 1))
+        image.putpalette([40, 40, 40] * 2)
+        image.putpixel((1, 0), 1)
+        image.save(tmp_path / "x.png", transparency=0)
+    else:
+        values = np.dstack([colours[..., : len(mode) - 1], np.rint(alpha * 255)]).astype(np.uint8)
+        Image.fromarray(values, mode).save(tmp_path / "x.png")
+    expected = colours * alpha[..., None] + colour * (1 - alpha[..., None])
+    made = np.asarray(images.read(tmp_path / "x.png", background=background)).astype(float)
+    assert np.abs(made - expected).max() <= 1
+
+
+def test_a_background_is_a_colour_without_transparency_of_its_own() -> None:
+    assert images.colour("#ff000080") == (255, 0, 0)
+    for no_colour in ("greenish", "", "#12", "x" * 1000):
+        with pytest.raises(ValueError):  # noqa: PT011
+            images.colour(no_colour)
+
+
+def test_cmyk_and_one_bit_pictures_keep_their_colours(tmp_path: Path) -> None:
+    inks = np.array([[[0, 0, 0, 0], [255, 0, 0, 0], [0, 0, 0, 255], [0, 128, 0, 64]]], np.uint8)
+    Image.fromarray(inks, "CMYK").save(tmp_path / "x.tif")
+    expected = (255 - inks[..., :3].astype(float)) * (255 - inks[..., 3:]) / 255
+    assert np.abs(np.asarray(images.read(tmp_path / "x.tif")) - expected).max() <= 1
+    Image.fromarray(np.array([[True, False]])).save(tmp_path / "x.png")
+    assert Image.open(tmp_path / "x.png").mode == "1"
+    assert np.asarray(images.read(tmp_path / "x.png")).tolist() == [[[255] * 3, [0] * 3]]
+
+
+FRAMES = [Image.fromarray(np.full((6, 8, 3), value, np.uint8)) for value in (40, 200)]
+ANIMATIONS = {"gif": {}, "webp": {"lossless": True}, "png": {}, "tif": {}}
+
+
+@pytest.mark.parametrize("ending", ANIMATIONS)
+def test_of_an_animated_picture_the_first_frame_is_read(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"x.{ending}"
+    FRAMES[0].save(path, save_all=True, append_images=FRAMES[1:], **ANIMATIONS[ending])
+    assert np.array_equal(np.asarray(images.read(path)), np.asarray(FRAMES[0]))
+    assert images.facts(path) == images.Facts(8, 6, animated=True, decoded=True)
+    FRAMES[0].save(path)
+    assert images.facts(path) == images.Facts(8, 6, animated=False, decoded=True)
+
+
+def test_the_previews_in_a_telephone_s_jpeg_are_no_animation(tmp_path: Path) -> None:
+    FRAMES[0].save(tmp_path / "x.jpg", "MPO", save_all=True, append_images=FRAMES[1:])
+    assert Image.open(tmp_path / "x.jpg").n_frames == 2
+    assert not images.facts(tmp_path / "x.jpg").animated
+
+
+def parts_of_a_png(whole: bytes) -> list[tuple[int, bytes, int]]:
+    """Start, kind and length of the data of each chunk."""
+    parts, at = [], 8
+    while at < len(whole):
+        length = int.from_bytes(whole[at : at + 4], "big")
+        parts.append((at, whole[at + 4 : at + 8], length))
+        at += length + 12
+    return parts
+
+
+def test_a_png_with_a_bad_crc_is_corrupt_not_half_black(tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    smooth = np.add.outer(np.arange(200), np.arange(200)).astype(np.uint8)
+    Image.fromarray(smooth).save(path)
+    whole, silent = path.read_bytes(), 0
+    for at in range(8, len(whole)):
+        damaged = bytearray(whole)
+        damaged[at] ^= 0x55
+        path.write_bytes(damaged)
+        with suppress(OSError, SyntaxError), Image.open(path) as opened:
+            silent += not np.array_equal(np.asarray(opened), smooth)
+        for look in (images.read, images.facts):
+            with pytest.raises(images.PictureError):
+                look(path)
+    assert silent > 50  # pictures that Pillow alone would have given for this one
+
+    path.write_bytes(whole[:-14] + bytes([whole[-14] ^ 1]) + whole[-13:])
+    with pytest.raises(images.PictureError, match=r"x\.png: .*checksum of a part b'IDAT' is wrong"):
+        images.read(path)
+
+
+def test_a_png_is_whole_from_its_first_part_to_its_last(tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    Image.fromarray(noise(60, 50)).save(path)
+    whole = path.read_bytes()
+    for length in (len(whole) - 1, len(whole) - 4, len(whole) - 12, len(whole) - 13, len(whole) // 2, 60, 33, 20, 9, 8):
+        path.write_bytes(whole[:length])
+        with pytest.raises(images.PictureError):
+            images.facts(path)
+    path.write_bytes(whole + b"what other programs leave behind")
+    assert images.facts(path).decoded
+
+
+@pytest.mark.parametrize(("ending", "settings"), [
+    ("jpg", {}), ("jpg", {"progressive": True}), ("png", {}), ("webp", {}), ("webp", {"lossless": True}), ("bmp", {}),
+    ("tif", {}), ("tif", {"compression": "tiff_lzw"}), ("gif", {}),
+])  # fmt: skip
+def test_a_truncated_file_is_corrupt_wherever_it_ends(tmp_path: Path, ending: str, settings: dict[str, object]) -> None:
+    path = tmp_path / f"x.{ending}"
+    Image.fromarray(noise(60, 50)).save(path, **settings)
+    whole = path.read_bytes()
+    for length in (len(whole) - 30, len(whole) // 2, len(whole) // 10, 30, 3):
+        path.write_bytes(whole[:length])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for look in (images.read, images.facts):
+                with pytest.raises(images.PictureError):
+                    look(path)
+
+
+def test_a_picture_above_the_limit_is_known_from_its_header_alone(tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    Image.new("1", (4000, 3000)).save(path)
+    whole = path.read_bytes()
+    at = next(at for at, kind, _ in parts_of_a_png(whole) if kind == b"IDAT")
+    path.write_bytes(whole[: at + 40])  # nothing behind the header could be decoded
+    assert images.facts(path, max_pixels=11_999_999) == images.Facts(4000, 3000, animated=False, decoded=False)
+    with pytest.raises(images.PictureError, match="4,000 x 3,000 pixels are more than 11,999,999"):
+        images.read(path, max_pixels=11_999_999)
+    with pytest.raises(images.PictureError, match="damaged"):
+        images.facts(path, max_pixels=12_000_000)
+
+
+def test_pillow_neither_warns_nor_refuses_in_place_of_the_limit(tmp_path: Path) -> None:
+    Image.new("1", (10_000, 9_000)).save(tmp_path / "x.png")  # 89.5 megapixels are where it would warn
+    Image.new("1", (1, 1)).save(tmp_path / "y.png")
+    header = struct.pack(">4sIIBBBBB", b"IHDR", 20_000, 9_000, 1, 0, 0, 0, 0)  # and 179 where it would refuse
+    whole = (tmp_path / "y.png").read_bytes()
+    (tmp_path / "y.png").write_bytes(whole[:12] + header + struct.pack(">I", zlib.crc32(header)) + whole[33:])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert images.facts(tmp_path / "x.png", max_pixels=90_000_000).decoded
+        assert images.facts(tmp_path / "y.png") == images.Facts(20_000, 9_000, animated=False, decoded=False)
+
+
+def test_other_libraries_cannot_make_truncated_files_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.fromarray(noise(60, 50)).save(tmp_path / "x.jpg")
+    (tmp_path / "x.jpg").write_bytes((tmp_path / "x.jpg").read_bytes()[:-200])
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    for look in (images.read, images.facts):
+        with pytest.raises(images.PictureError, match="truncated"):
+            look(tmp_path / "x.jpg")
+
+
 def test_floating_point_colours_are_refused_by_name(tmp_path: Path) -> None:
     Image.fromarray(np.full((2, 2), 0.5, np.float32)).save(tmp_path / "x.tif")
-    with pytest.raises(DataError, match=r"x\.tif: .*floating-point"):
-        images.read(tmp_path / "x.tif")
+    for look in (images.read, images.facts):
+        with pytest.raises(DataError, match=r"x\.tif: .*floating-point"):
+            look(tmp_path / "x.tif")
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"II*\x00"], ids=repr)
@@ -102,6 +264,66 @@ def test_broken_metadata_are_a_data_error_too(tmp_path: Path) -> None:
     Image.fromarray(noise()).save(tmp_path / "x.png", exif=b"Exif\0\0garbage!")
     with pytest.raises(DataError, match=r"x\.png: .*header b'garbage!'"):
         images.read(tmp_path / "x.png")
+
+
+@pytest.mark.parametrize("page", [b"<!DOCTYPE html><p>404", b"  \n<HTML>"])
+def test_a_web_page_that_was_saved_as_a_picture_is_called_one(tmp_path: Path, page: bytes) -> None:
+    (tmp_path / "x.jpg").write_bytes(page)
+    with pytest.raises(DataError, match="a web page, not a picture"):
+        images.read(tmp_path / "x.jpg")
+
+
+def test_reading_never_waits_for_a_pipe_and_opens_no_device(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+
+    def look() -> list[str]:
+        found = []
+        for name in ("pipe.png", "zero.png", "gone.png", "."):
+            with pytest.raises(images.PictureError) as caught:
+                images.read(tmp_path / name)
+            found.append(caught.value.reason)
+        return found
+
+    assert in_a_child(look) == [
+        "not a regular file but a pipe",
+        "not a regular file but a device",
+        "No such file or directory",
+        "not a regular file but a folder",
+    ]
+
+
+def test_an_error_about_a_picture_survives_the_way_between_processes(tmp_path: Path) -> None:
+    error = images.PictureError(tmp_path / "a\nb.png", "broken\nin two", False)
+    assert str(error) == rf"{tmp_path}/a\nb.png: broken in two"
+    copied = pickle.loads(pickle.dumps(error))
+    assert (str(copied), copied.path, copied.lasting, copied.code) == (str(error), error.path, False, 3)
+
+
+MAGIC = [
+    b"",
+    b"\x89PNG\r\n\x1a\n",
+    b"\xff\xd8\xff\xe0",
+    b"RIFF\x40\0\0\0WEBPVP8 ",
+    b"BM",
+    b"II*\0",
+    b"MM\0*",
+    b"GIF89a",
+]
+
+
+@settings(max_examples=200, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(start=st.sampled_from(MAGIC), rest=st.binary(max_size=300), ending=st.sampled_from(sorted(images.EXTENSIONS)))
+def test_arbitrary_bytes_are_a_picture_or_a_picture_error(
+    tmp_path: Path, start: bytes, rest: bytes, ending: str
+) -> None:
+    path = tmp_path / f"x{ending}"
+    path.write_bytes(start + rest)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with suppress(images.PictureError):
+            facts = images.facts(path, max_pixels=10**6)
+            assert facts.width * facts.height > 0
 
 
 def test_pixels_survive_the_way_to_the_network_and_back() -> None:

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from cyclestyle import images
 from cyclestyle.errors import DataError
+from cyclestyle.listing import shown
 from cyclestyle.metrics import pixels
 from cyclestyle.metrics.pixels import ColourMap, Pool
 from cyclestyle.translation import stream
-from cyclestyle.translation.photoset import find, shown
+from cyclestyle.translation.photoset import find
 from cyclestyle.translation.progress import Counter
 
 

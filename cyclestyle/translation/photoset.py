@@ -3,8 +3,6 @@
 First everything is planned, without writing; then pictures are read, translated and written as a stream.
 """
 
-import os
-import re
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +14,7 @@ from torch import Tensor
 from cyclestyle import images
 from cyclestyle.errors import CommandError, DataError, DiskError
 from cyclestyle.files import write_text
+from cyclestyle.listing import contents, shown, surroundings
 from cyclestyle.translation import stream
 from cyclestyle.translation.progress import Counter
 
@@ -132,20 +131,14 @@ def find(folder: Path, *, without: Path | None = None) -> list[Path]:
         DataError: no such folder, or no pictures in it.
     """
     if not folder.is_dir():
-        raise DataError(f"no folder {shown(folder.absolute())}: {_surroundings(folder)}")
+        raise DataError(f"no folder {shown(folder.absolute())}: {surroundings(folder)}")
     names = images.find(folder)
     if without is not None:
         hidden = without.resolve()
         names = [name for name in names if not (folder / name).resolve().is_relative_to(hidden)]
     if not names:
-        raise DataError(f"no pictures ({FORMATS}) in {shown(folder.absolute())}, which contains {_contents(folder)}")
+        raise DataError(f"no pictures ({FORMATS}) in {shown(folder.absolute())}, which contains {contents(folder)}")
     return names
-
-
-def shown(path: Path) -> str:
-    """A path that can be printed on one line, whatever bytes are in its name."""
-    text = os.fsencode(path).decode("utf-8", "backslashreplace")
-    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda control: repr(control[0])[1:-1], text)
 
 
 def _folder_jobs(folder: Path, output: Path) -> list[Job]:
@@ -159,7 +152,7 @@ def _folder_jobs(folder: Path, output: Path) -> list[Job]:
 
 def _file_job(file: Path, output: Path) -> Job:
     if not file.is_file():
-        raise DataError(f"no picture or folder {shown(file.absolute())}: {_surroundings(file)}")
+        raise DataError(f"no picture or folder {shown(file.absolute())}: {surroundings(file)}")
     if file.suffix.lower() not in images.EXTENSIONS:
         raise DataError(f"{shown(file.absolute())} does not end like a picture ({FORMATS})")
     is_name = output.suffix.lower() in images.EXTENSIONS and not output.is_dir()
@@ -193,7 +186,7 @@ def _results(jobs: Sequence[Job], model: stream.Model, *, batch_size: int) -> It
     failures: list[Failure] = []
 
     def failed(source: Path, error: Exception) -> None:
-        failures.append(Failure(source, str(error).removeprefix(f"{source}: ")))
+        failures.append(Failure(source, error.reason if isinstance(error, images.PictureError) else str(error)))
 
     writing: deque[tuple[Path, Future[Path]]] = deque()
     with ThreadPoolExecutor(stream.THREADS) as pool:
@@ -246,18 +239,3 @@ def _keep_log(failures: Sequence[Failure], log: Path) -> None:
             log.unlink()
     except OSError as error:
         raise _disk_error(log, error) from None
-
-
-def _surroundings(path: Path) -> str:
-    """What there is instead of a path that is not there."""
-    there = next(parent for parent in path.absolute().parents if parent.is_dir())
-    return f"{shown(there)} contains {_contents(there)}"
-
-
-def _contents(folder: Path) -> str:
-    try:
-        names = sorted(entry.name for entry in folder.iterdir())
-    except OSError:
-        return "what cannot be listed"
-    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-    return ", ".join(shown(Path(name)) for name in names[:4]) + more or "nothing"

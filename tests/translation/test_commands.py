@@ -41,7 +41,7 @@ def test_translate_does_the_good_ones_lists_the_bad_ones_and_ends_with_6(tmp_pat
     assert "(step 42), photo2monet, ema weights, on " in first
     assert first.endswith(": 4 to translate")
     assert last.startswith("3 translated, 0 kept, 1 failed in ")
-    assert failure == f"  {photos / 'bad.jpg'}: not a picture that can be read"
+    assert failure == f"  {photos / 'bad.jpg'}: empty, not a picture that can be read"
     assert done.stderr == ""
     assert sorted(path.parent.name for path in (tmp_path / "aus=gabe 🎨").rglob("*.jpg")) == ["sub 0", "sub 1", "sub 2"]
 
