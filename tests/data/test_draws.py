@@ -3,10 +3,12 @@
 import os
 import signal
 import subprocess
+import threading
 import time
 import zlib
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ from PIL import Image
 from cyclestyle.data.draws import Batch, Draws, batches
 from cyclestyle.data.transforms import Crop
 from cyclestyle.errors import DataError
-from tests.pictures import folder_of
+from tests.pictures import folder_of, picture
 
 SEED = 7
 ON_LINUX = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for the worker in /proc")
@@ -135,6 +137,74 @@ def test_a_damaged_picture_is_named_in_one_line(draws: Draws, workers: int) -> N
     assert "Traceback" not in str(caught.value)
 
 
+def replacement(files: list[Path], bad: set[Path], purpose: str, draw: int) -> Path:
+    """The first file that is not bad among those that the draw's own random numbers name."""
+    random = randomness(purpose, draw)
+    return next(file for file in iter(lambda: files[random.integers(len(files))], None) if file not in bad)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_file_that_goes_bad_is_replaced_by_the_formula_and_counted(draws: Draws, workers: int) -> None:
+    before = fetched(draws)
+    taken = [draws.files(n) for n in range(24)]
+    bad = {draws.a[1], draws.b[0], draws.b[3]}
+    for file in bad:
+        file.write_bytes(b"damaged")
+    lines = {f"{file}: not a picture that can be read" for file in bad}
+    told = set()
+    for step, batch in enumerate(fetched(draws, workers=workers)):
+        told |= set(batch.replaced)
+        for place, n in enumerate(batch.draws):
+            for side, files in enumerate((draws.a, draws.b)):
+                file, pixels = taken[n][side], batch[side][place]
+                if file in bad:
+                    assert f"{file}: not a picture that can be read" in batch.replaced
+                    other = replacement(files, bad, f"instead of {'ab'[side]}", n)
+                    assert torch.equal(pixels, expected(other, f"crop {'ab'[side]}", n))
+                else:
+                    assert torch.equal(pixels, before[step][side][place])
+    assert told == lines
+
+
+def test_what_was_known_to_be_bad_is_replaced_as_what_is_found_to_be(draws: Draws) -> None:
+    draws.a[1].write_bytes(b"damaged")
+    draws.b[0].write_bytes(b"damaged")
+    knowing = Draws(draws.a, draws.b, crop=draws.crop, seed=SEED, bad_a=frozenset({1}), bad_b=frozenset({0}))
+    found, known = fetched(draws), fetched(knowing)
+    assert same(found, known)
+    assert any(batch.replaced for batch in found)
+    assert not any(batch.replaced for batch in known)
+    assert {draws.a[1], draws.b[0]}.isdisjoint(file for n in range(50) for file in knowing.files(n))
+
+
+def test_a_file_known_to_be_bad_is_not_even_opened(draws: Draws) -> None:
+    knowing = Draws(draws.a, draws.b, crop=draws.crop, seed=SEED, bad_a=frozenset({1}))
+    draws.a[1].unlink()
+    assert not any(batch.replaced for batch in fetched(knowing))
+
+
+def test_replacements_are_uniform_over_the_domain(draws: Draws) -> None:
+    knowing = Draws(draws.a, draws.b, crop=draws.crop, seed=SEED, bad_b=frozenset({2}))
+    seen = Counter(knowing.files(n)[1] for n in range(10_000) if draws.files(n)[1] == draws.b[2])
+    mean = seen.total() / 4
+    assert set(seen) == {draws.b[slot] for slot in (0, 1, 3, 4)}
+    assert sum((times - mean) ** 2 / mean for times in seen.values()) < 16.3  # chi squared, 3 degrees, p = 0.001
+
+
+def test_who_does_not_want_replacements_gets_the_error(draws: Draws) -> None:
+    strict = Draws(draws.a, draws.b, crop=draws.crop, seed=SEED, replacing=False)
+    draws.a[1].write_bytes(b"damaged")
+    with pytest.raises(DataError, match=f"^{draws.a[1]}: not a picture that can be read$"):
+        fetched(strict)
+
+
+def test_a_picture_that_grew_above_the_limit_is_replaced(draws: Draws) -> None:
+    limited = Draws(draws.a, draws.b, crop=draws.crop, seed=SEED, max_pixels=500)
+    picture(1, 30, 30).save(draws.a[1])
+    told = {line for batch in fetched(limited) for line in batch.replaced}
+    assert told == {f"{draws.a[1]}: 30 x 30 pixels are more than 500"}
+
+
 @pytest.fixture
 def reading(draws: Draws) -> tuple[Iterator[Batch], int]:
     """Forty steps, of which one has been read, and the process that reads ahead."""
@@ -156,13 +226,66 @@ def test_a_worker_outlives_the_signals_that_stop_a_run(reading: tuple[Iterator[B
 @ON_LINUX
 def test_a_worker_left_behind_is_ended_by_its_trainer(reading: tuple[Iterator[Batch], int]) -> None:
     steps, worker = reading
-    os.kill(worker, signal.SIGTERM)
-    until = time.monotonic() + 30
-    while Path(f"/proc/{worker}/stat").read_text().split()[2] != "Z":
-        assert time.monotonic() < until
-        time.sleep(0.01)
+    end(worker, signal.SIGTERM)
     steps.close()
 
 
 def children() -> list[int]:
-    return [int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()]
+    found = []
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(FileNotFoundError):  # a thread that has ended meanwhile
+            found += [int(pid) for pid in (task / "children").read_text().split()]
+    return found
+
+
+def end(worker: int, number: signal.Signals) -> None:
+    """Send a worker a signal from its trainer, and wait until it is dead."""
+    os.kill(worker, number)
+    until = time.monotonic() + 30
+    while Path(f"/proc/{worker}/stat").read_text().split()[2] != "Z":
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+@ON_LINUX
+def test_a_killed_worker_is_a_data_error_when_the_next_batch_is_asked_for_and_not_before(
+    reading: tuple[Iterator[Batch], int],
+) -> None:
+    steps, worker = reading
+    end(worker, signal.SIGKILL)  # as the system does when memory is short
+    subprocess.run(["true"], check=True)  # the end of a child is where PyTorch's own handler would raise
+    began = time.monotonic()
+    with pytest.raises(DataError) as caught:
+        next(steps)
+    text = str(caught.value)
+    assert time.monotonic() - began < 10
+    assert text.startswith(f"data worker {worker} was killed by SIGKILL: out of memory?")
+    assert "data.workers=0" in text
+    assert "\n" not in text
+    assert caught.value.__context__ is None  # which would keep the loader
+
+
+@ON_LINUX
+def test_a_worker_killed_while_it_is_waited_for_is_a_data_error_too(draws: Draws) -> None:
+    before = set(children())
+    steps = batches(draws, batch_size=1, start=0, stop=10**6, rank=0, ranks=1, workers=1, pin=False)
+    next(steps)
+    (worker,) = set(children()) - before
+    timer = threading.Timer(0.2, os.kill, (worker, signal.SIGKILL))
+    timer.start()
+    with pytest.raises(DataError, match="killed by SIGKILL"):
+        for _ in steps:
+            pass
+    timer.join()
+
+
+@ON_LINUX
+def test_afterwards_signals_are_handled_as_before_and_no_worker_is_left(draws: Draws) -> None:
+    fetched(draws, workers=1)  # PyTorch sets its own handler, once
+    before, others = signal.getsignal(signal.SIGCHLD), set(children())
+    steps = batches(draws, batch_size=1, start=0, stop=40, rank=0, ranks=1, workers=1, pin=False)
+    next(steps)
+    assert signal.getsignal(signal.SIGCHLD) != before
+    steps.close()
+    assert signal.getsignal(signal.SIGCHLD) is before
+    assert set(children()) <= others
