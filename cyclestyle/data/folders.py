@@ -1,5 +1,6 @@
 """Two folders of pictures that were never paired."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -7,13 +8,19 @@ from torch import Tensor
 
 from cyclestyle import images
 from cyclestyle.data.draws import Draws
+from cyclestyle.data.inspection import inspect
+from cyclestyle.data.pictures import BadFiles, Pictures, Policy, Small
 from cyclestyle.data.scenes import draw
 from cyclestyle.data.transforms import Crop, Resize
 from cyclestyle.errors import CommandError, DataError
+from cyclestyle.listing import contents, shown, surroundings
 
 
 class Unpaired:
     """The pictures of two domains, found once, in an order that depends on their names alone.
+
+    Building it lists the folders and opens no file; `inspect` then looks into each. Without it, damaged files are
+    found, and replaced, when they are drawn.
 
     Args:
         root: a folder with `trainA`, `trainB` and perhaps `testA`, `testB`; `a` and `b` take their place.
@@ -21,12 +28,23 @@ class Unpaired:
         test_a, test_b: folders to take the fixed probe pictures from; the training pictures if none are named.
         domain_a, domain_b: what the domains are called; `photo2monet` is made of these.
         resize, load_size, crop_size, flip: see `Crop`.
+        bad_files: `skip` trains without files that cannot be read, as long as they are no more than 1 % of a folder's,
+            rounded down (of fewer than 100, none), and without those that go bad later; `error` wants all to be good.
+        small: what becomes of pictures that are smaller than the crop after resizing: `resize` enlarges them, `skip`
+            leaves them out, which is not counted towards the 1 %, `error` refuses them.
+        max_pixels: larger pictures are left out, which is not counted either, without being decoded.
+        background: what transparent pictures are laid on; see `images.colour`.
         workers: processes that read ahead, in each training process.
         homepage: where the set can be had, for the error when it is missing.
 
+    Attributes:
+        train_a, train_b: the training files, with those that cannot be used.
+        files: name, relative to its folder, and bytes of each of these, for `a` and for `b`, in order.
+        bad: of these the names of those that are not used, and why; known from `inspect` on.
+
     Raises:
         CommandError: settings that contradict each other.
-        DataError: a folder that is missing, has no pictures, or one folder given twice.
+        DataError: a folder that is missing or has fewer than two pictures, or domains that share a folder.
     """
 
     def __init__(
@@ -43,42 +61,106 @@ class Unpaired:
         load_size: int = 286,
         crop_size: int = 256,
         flip: bool = True,
+        bad_files: BadFiles = "skip",
+        small: Small = "resize",
+        max_pixels: int = 100_000_000,
+        background: str = "white",
         workers: int = 2,
         homepage: str | None = None,
     ) -> None:
-        if domain_a == domain_b:
-            raise CommandError(f"data.domain_a and data.domain_b are both {domain_a!r}: give them different names")
-        for key, name in (("data.domain_a", domain_a), ("data.domain_b", domain_b)):
-            if not name or "/" in name:
-                raise CommandError(f"{key}={name}: give a word without /, it becomes part of file names")
-        if workers < 0:
-            raise CommandError(f"data.workers={workers}: give 0 (no processes of their own) or more")
+        _check_settings(domain_a, domain_b, workers=workers, max_pixels=max_pixels, background=background)
         self.domains = (domain_a, domain_b)
         self.crop = Crop(resize=resize, load_size=load_size, crop_size=crop_size, flip=flip)
-        self.workers = workers
+        self.policy = Policy(self.crop, bad_files, small, max_pixels)
+        self.background, self.workers = background, workers
 
-        train_a, train_b = _folder(a, root, "trainA", "data.a"), _folder(b, root, "trainB", "data.b")
-        if train_a.exists() and train_b.exists() and train_a.samefile(train_b):
-            raise DataError(f"both domains are {train_a.resolve()}: a CycleGAN needs two kinds of pictures")
-        self.train_a = _pictures(train_a, domain_a, homepage)
-        self.train_b = _pictures(train_b, domain_b, homepage)
-        self._probes_a = _probe_files(test_a, root, "testA", "data.test_a") or self.train_a
-        self._probes_b = _probe_files(test_b, root, "testB", "data.test_b") or self.train_b
-        self.files = {"a": _listed(self.train_a, train_a), "b": _listed(self.train_b, train_b)}
+        folder_a, folder_b = _folder(a, root, "trainA", "data.a"), _folder(b, root, "trainB", "data.b")
+        _check_apart(folder_a, folder_b)
+        self._a = _pictures(folder_a, domain_a, homepage)
+        self._b = _pictures(folder_b, domain_b, homepage)
+        if self._a.listing.folders & self._b.listing.folders:
+            raise DataError(
+                f"{shown(folder_a.absolute())} and {shown(folder_b.absolute())} have a folder in common, by a link: "
+                f"a CycleGAN needs two kinds of pictures"
+            )
+        self._test_a = _test_pictures(test_a, root, "testA", "data.test_a", domain_a)
+        self._test_b = _test_pictures(test_b, root, "testB", "data.test_b", domain_b)
+
+        self.train_a, self.train_b = self._a.files, self._b.files
+        self.files = {"a": self._a.sizes, "b": self._b.sizes}
+        self.bad: dict[str, dict[str, str]] = {"a": {}, "b": {}}
+
+    def inspect(
+        self, *, tell: Callable[[int, int], None] | None = None, stopping: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Look into all files, those of the test folders too; what was seen before is remembered (see `inspection`).
+
+        Args:
+            tell: called after each file that had to be opened, with how many of those are done, of how many.
+            stopping: asked before the first file and after each; if it says yes, nothing is known yet.
+
+        Raises:
+            DataError: more files cannot be used than `bad_files` and `small` allow, or fewer than two can; `bad` has
+                all of them.
+        """
+        everywhere = [self._a, self._b, *filter(None, (self._test_a, self._test_b))]
+        found = inspect(
+            {pictures.folder: pictures.listing.candidates for pictures in everywhere},
+            max_pixels=self.policy.max_pixels,
+            tell=tell,
+            stopping=stopping,
+        )
+        if found is None:
+            return
+        for pictures in everywhere:
+            pictures.judge(found[pictures.folder], self.policy)
+        self.bad = {"a": self._a.skipped, "b": self._b.skipped}
+        for pictures in (self._a, self._b):
+            pictures.check(self.policy)
+
+    @property
+    def notes(self) -> list[str]:
+        """What somebody should know of the pictures, to be said once; more after `inspect`."""
+        return [
+            note
+            for pictures in (self._a, self._b, self._test_a, self._test_b)
+            if pictures is not None
+            for note in pictures.notes
+        ]
 
     def draws(self, seed: int) -> Draws:
         """The training examples."""
-        return Draws(self.train_a, self.train_b, crop=self.crop, seed=seed)
-
-    def probes(self, count: int) -> tuple[Tensor, Tensor]:
-        """The same few pictures of each domain every time: uint8 (count, 3, crop, crop), fewer if there are fewer."""
-        return (
-            torch.stack([self.crop.centre(images.read(file)) for file in _spread(self._probes_a, count)]),
-            torch.stack([self.crop.centre(images.read(file)) for file in _spread(self._probes_b, count)]),
+        return Draws(
+            self.train_a,
+            self.train_b,
+            crop=self.crop,
+            seed=seed,
+            bad_a=self._a.slots_skipped,
+            bad_b=self._b.slots_skipped,
+            replacing=self.policy.bad_files == "skip",
+            background=self.background,
+            max_pixels=self.policy.max_pixels,
         )
 
+    def probes(self, count: int) -> tuple[Tensor, Tensor]:
+        """The same few pictures of each domain every time: uint8 (count, 3, crop, crop), fewer if there are fewer.
+
+        Raises:
+            DataError: one of them cannot be read.
+        """
+        return self._centres(self._test_a, self._a, count), self._centres(self._test_b, self._b, count)
+
+    def _centres(self, test: Pictures | None, train: Pictures, count: int) -> Tensor:
+        files = (test.usable if test else []) or train.usable
+        read = [
+            images.read(file, background=self.background, max_pixels=self.policy.max_pixels)
+            for file in _spread(files, count)
+        ]
+        return torch.stack([self.crop.centre(image) for image in read])
+
     def __str__(self) -> str:
-        return f"{len(self.train_a)} {self.domains[0]}, {len(self.train_b)} {self.domains[1]}"
+        counts = (len(pictures.files) - len(pictures.skipped) for pictures in (self._a, self._b))
+        return ", ".join(f"{count} {domain}" for count, domain in zip(counts, self.domains, strict=True))
 
 
 def drawn_scenes(
@@ -110,34 +192,62 @@ def _folder(given: str | None, root: str | None, name: str, key: str) -> Path:
     return Path(root) / name
 
 
-def _pictures(folder: Path, domain: str, homepage: str | None) -> list[Path]:
+def _check_settings(domain_a: str, domain_b: str, *, workers: int, max_pixels: int, background: str) -> None:
+    if domain_a == domain_b:
+        raise CommandError(f"data.domain_a and data.domain_b are both {domain_a!r}: give them different names")
+    for key, name in (("data.domain_a", domain_a), ("data.domain_b", domain_b)):
+        if not name or "/" in name:
+            raise CommandError(f"{key}={name}: give a word without /, it becomes part of file names")
+    if workers < 0:
+        raise CommandError(f"data.workers={workers}: give 0 (no processes of their own) or more")
+    if max_pixels < 1:
+        raise CommandError(f"data.max_pixels={max_pixels}: give 1 or more")
+    try:
+        images.colour(background)
+    except ValueError:
+        raise CommandError(f"data.background={background}: give a colour such as white or '\"#808080\"'") from None
+
+
+def _check_apart(a: Path, b: Path) -> None:
+    """Raise a DataError if the pictures of one domain would be among those of the other."""
+    if not (a.exists() and b.exists()):
+        return
+    if a.samefile(b):
+        raise DataError(f"both domains are {shown(a.resolve())}: a CycleGAN needs two kinds of pictures")
+    for inner, outer in ((a, b), (b, a)):
+        if inner.resolve().is_relative_to(outer.resolve()):
+            raise DataError(
+                f"{shown(inner.resolve())} lies inside {shown(outer.resolve())}, so that its pictures would be in "
+                f"both domains: give folders side by side"
+            )
+
+
+def _pictures(folder: Path, domain: str, homepage: str | None) -> Pictures:
     remedy = "+experiment=demo needs no data"
     if homepage:
         remedy = f"get the set from {homepage} and unpack it there, or give data.root=; {remedy}"
+    where = shown(folder.absolute())
     if not folder.is_dir():
-        raise DataError(f"no folder {folder.absolute()} with the pictures of {domain}: {remedy}")
-    found = [folder / name for name in images.find(folder)]
-    if not found:
-        inside = ", ".join(sorted(entry.name for entry in folder.iterdir())[:4]) or "nothing"
-        raise DataError(f"no pictures of {domain} in {folder.absolute()}, which contains {inside}: {remedy}")
-    if len(found) == 1:
-        raise DataError(f"only one picture of {domain} in {folder.absolute()}: training needs at least two")
-    return found
+        raise DataError(f"no folder {where} with the pictures of {domain} ({surroundings(folder)}): {remedy}")
+    pictures = Pictures(folder, f"pictures of {domain}")
+    regular = sum(not candidate.reason for candidate in pictures.listing.candidates)
+    if not regular:
+        raise DataError(f"no pictures of {domain} in {where}, which contains {contents(folder)}: {remedy}")
+    if regular == 1:
+        raise DataError(
+            f"only one picture of {domain} in {where}, which contains {contents(folder)}: training needs at least two"
+        )
+    return pictures
 
 
-def _listed(files: list[Path], root: Path) -> list[str]:
-    """What tells one data set from another without reading it: names and sizes, in order."""
-    return [f"{file.relative_to(root)} ({file.stat().st_size} bytes)" for file in files]
-
-
-def _probe_files(given: str | None, root: str | None, name: str, key: str) -> list[Path]:
+def _test_pictures(given: str | None, root: str | None, name: str, key: str, domain: str) -> Pictures | None:
     """The pictures of a test folder; none where no folder is named and `root` has none."""
     if given is None and (root is None or not (Path(root) / name).is_dir()):
-        return []
+        return None
     folder = Path(root or "") / name if given is None else Path(given)
     if not folder.is_dir():
-        raise DataError(f"no folder {folder.absolute()} with test pictures: correct {key} or leave it out")
-    return [folder / file for file in images.find(folder)]
+        raise DataError(f"no folder {shown(folder.absolute())} with test pictures: correct {key} or leave it out")
+    return Pictures(folder, f"test pictures of {domain}")
 
 
 def _spread(files: list[Path], count: int) -> list[Path]:

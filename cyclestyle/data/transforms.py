@@ -36,6 +36,10 @@ class Crop:
             )
         self.resize, self.load_size, self.crop_size, self.flip = resize, load_size, crop_size, flip
 
+    def fits(self, width: int, height: int) -> bool:
+        """Whether a picture of this size, once resized, has room for the crop and need not be enlarged."""
+        return min(self._resized_to(width, height)) >= self.crop_size
+
     def random(self, image: Image.Image, random: np.random.Generator) -> Tensor:
         """A training example: uint8 (3, crop, crop); everything it decides comes from `random`."""
         image = self._resized(image)
@@ -50,14 +54,15 @@ class Crop:
         return self._cut(image, (image.width - self.crop_size) // 2, (image.height - self.crop_size) // 2)
 
     def _resized(self, image: Image.Image) -> Image.Image:
-        width, height = image.size
-        if self.resize == "stretch":
-            width = height = self.load_size
-        elif self.resize == "short":
-            width, height = _scaled(width, height, short=self.load_size)
+        width, height = self._resized_to(image.width, image.height)
         if min(width, height) < self.crop_size:
             width, height = _scaled(width, height, short=self.crop_size)
         return images.resize(image, width, height)
+
+    def _resized_to(self, width: int, height: int) -> tuple[int, int]:
+        if self.resize == "stretch":
+            return self.load_size, self.load_size
+        return _scaled(width, height, short=self.load_size) if self.resize == "short" else (width, height)
 
     def _cut(self, image: Image.Image, left: int, top: int, *, mirrored: bool = False) -> Tensor:
         pixels = images.to_pixels(image.crop((left, top, left + self.crop_size, top + self.crop_size)))

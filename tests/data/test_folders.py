@@ -129,6 +129,9 @@ def test_a_missing_folder_is_told_with_where_and_how_to_get_it(tmp_path: Path, m
     assert "\n" not in text
     for part in (f"{tmp_path}/data/monet2photo/trainA", "monet", HOMEPAGE, "data.root=", "+experiment=demo"):
         assert part in text
+    (tmp_path / "data" / "elsewhere").mkdir(parents=True)
+    with pytest.raises(DataError, match=f"{tmp_path}/data contains elsewhere"):
+        unpaired(Path("data/monet2photo"))
 
 
 def test_an_empty_folder_is_told_with_what_is_inside(tmp_path: Path) -> None:

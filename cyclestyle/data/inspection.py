@@ -1,0 +1,180 @@
+"""Which files hold pictures: each is decoded once, several at a time, and what came of it is remembered.
+
+Findings are kept in one file for each folder of pictures, under `$XDG_CACHE_HOME/cyclestyle`, by name, size and time of
+change. Losing that file costs time and nothing else.
+"""
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import PIL
+from PIL import Image
+
+from cyclestyle import images
+from cyclestyle.files import write_text
+from cyclestyle.images import Facts, PictureError
+from cyclestyle.listing import Candidate
+
+VERSION = f"1, Pillow {PIL.__version__}"  # another Pillow may read what this one refuses, and the reverse
+LARGE = 2**25  # pixels; of larger pictures two at a time are decoded, to save memory: 4 bytes a pixel
+MOST_THREADS = 16
+
+
+class Finding(NamedTuple):
+    """What came of looking at one file."""
+
+    facts: Facts | None
+    reason: str = ""  # why there are no facts
+    lasting: bool = True  # looking again would end the same; what is not lasting is not remembered
+
+
+Findings = dict[Path, Finding]  # by name, relative to the folder
+
+
+class _Job(NamedTuple):
+    folder: Path
+    name: Path
+
+
+def inspect(
+    folders: Mapping[Path, Sequence[Candidate]],
+    *,
+    max_pixels: int,
+    tell: Callable[[int, int], None] | None = None,
+    stopping: Callable[[], bool] = lambda: False,
+) -> dict[Path, Findings] | None:
+    """What the files of some folders hold; those that are remembered are not opened again.
+
+    Args:
+        folders: what was listed in each.
+        max_pixels: of larger pictures only the header is read.
+        tell: called after each file that had to be opened, with how many of those are done, of how many.
+        stopping: asked before the first file and after each; what has been found by then is remembered.
+
+    Returns:
+        None if it was stopped.
+    """
+    found = {folder: _known(folder, candidates, max_pixels) for folder, candidates in folders.items()}
+    jobs = [
+        _Job(folder, one.name)
+        for folder, candidates in folders.items()
+        for one in candidates
+        if one.name not in found[folder]
+    ]
+    done = 0
+    try:
+        # Pillow's warnings are about metadata, and tell neither the file nor anything that could be done.
+        with warnings.catch_warnings(action="ignore"), closing(_examined(jobs, max_pixels)) as examined:
+            while done < len(jobs) and not stopping():
+                job, finding = next(examined)
+                found[job.folder][job.name] = finding
+                done += 1
+                if tell:
+                    tell(done, len(jobs))
+    finally:
+        for folder in {job.folder for job in jobs}:
+            _remember(folder, folders[folder], found[folder])
+    return found if done == len(jobs) else None
+
+
+def _examined(jobs: Sequence[_Job], max_pixels: int) -> Generator[tuple[_Job, Finding], None, None]:
+    """Each job with its finding, in the order in which they are done: large pictures last."""
+    large: list[_Job] = []
+    for job, finding in _side_by_side(jobs, threads=_num_threads(), max_pixels=min(LARGE, max_pixels)):
+        if _suffices(finding, max_pixels):
+            yield job, finding
+        else:
+            large.append(job)
+    yield from _side_by_side(large, threads=2, max_pixels=max_pixels)
+
+
+def _side_by_side(jobs: Sequence[_Job], *, threads: int, max_pixels: int) -> Iterator[tuple[_Job, Finding]]:
+    Image.init()  # here, for threads would do it all at once
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            running = {pool.submit(_examine, job.folder / job.name, max_pixels): job for job in jobs}
+            for future in as_completed(running):
+                yield running.pop(future), future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _num_threads() -> int:
+    """Of this process's share of the machine; Pillow's decoders let one another run."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(MOST_THREADS, cores)
+
+
+def _examine(path: Path, max_pixels: int) -> Finding:
+    try:
+        return Finding(images.facts(path, max_pixels=max_pixels))
+    except PictureError as error:
+        return Finding(None, error.reason, error.lasting)
+    except MemoryError:
+        return Finding(None, "not enough memory to decode it", False)
+
+
+def _suffices(finding: Finding, max_pixels: int) -> bool:
+    """Whether a file need not be opened again: all of it was decoded, or it never will be."""
+    facts = finding.facts
+    return facts is None or facts.decoded or facts.width * facts.height > max_pixels
+
+
+def _known(folder: Path, candidates: Sequence[Candidate], max_pixels: int) -> Findings:
+    """What can be said without opening anything."""
+    remembered = _remembered(folder)
+    known: Findings = {}
+    for candidate in candidates:
+        if candidate.reason:
+            known[candidate.name] = Finding(None, candidate.reason, False)
+            continue
+        finding = _as_finding(candidate, remembered.get(str(candidate.name)))
+        if finding is not None and _suffices(finding, max_pixels):
+            known[candidate.name] = finding
+    return known
+
+
+def _as_finding(candidate: Candidate, row: object) -> Finding | None:
+    """What a row of the file says, if it is about the candidate as it is now."""
+    match row:
+        case [candidate.size, candidate.modified_ns, str(reason)]:
+            return Finding(None, reason)
+        case [candidate.size, candidate.modified_ns, int(width), int(height), bool(animated), bool(decoded)]:
+            return Finding(Facts(width, height, animated, decoded))
+        case _:
+            return None
+
+
+def _remembered(folder: Path) -> dict[str, object]:
+    with suppress(OSError, ValueError, TypeError, LookupError, RuntimeError):  # missing, damaged, of another make
+        kept = json.loads(_cache_file(folder).read_text(encoding="utf-8"))
+        if [kept["version"], kept["folder"]] == [VERSION, str(folder.absolute())]:
+            return dict(kept["files"])
+    return {}
+
+
+def _remember(folder: Path, candidates: Sequence[Candidate], found: Findings) -> None:
+    """Keep what will still hold next time; where nothing can be written, the next start takes longer."""
+    rows = {
+        str(one.name): [one.size, one.modified_ns, *(found[one.name].facts or [found[one.name].reason])]
+        for one in candidates
+        if one.name in found and found[one.name].lasting
+    }
+    with suppress(OSError, RuntimeError):
+        path = _cache_file(folder)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps({"version": VERSION, "folder": str(folder.absolute()), "files": rows}))
+
+
+def _cache_file(folder: Path) -> Path:
+    """Where a folder's findings are kept; RuntimeError where this user has no home."""
+    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    cache = given if given.is_absolute() else Path.home() / ".cache"  # as the XDG specification has it
+    return cache / "cyclestyle" / f"{hashlib.sha256(os.fsencode(folder.absolute())).hexdigest()[:32]}.json"
