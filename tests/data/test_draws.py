@@ -205,6 +205,17 @@ def test_a_picture_that_grew_above_the_limit_is_replaced(draws: Draws) -> None:
     assert told == {f"{draws.a[1]}: 30 x 30 pixels are more than 500"}
 
 
+@ON_LINUX
+def test_an_error_that_is_kept_keeps_no_worker(draws: Draws) -> None:
+    others = set(children())
+    for file in draws.a:
+        file.write_bytes(b"damaged")
+    with pytest.raises(DataError) as caught:
+        fetched(draws, workers=1)
+    assert set(children()) <= others
+    assert caught.value.__traceback__ is not None
+
+
 @pytest.fixture
 def reading(draws: Draws) -> tuple[Iterator[Batch], int]:
     """Forty steps, of which one has been read, and the process that reads ahead."""
