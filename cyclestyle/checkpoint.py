@@ -8,8 +8,11 @@ checkpoints/
     training.pt            optimizers, scaler, draws done, recipe, file names
     rank0.pt ...           what each process holds for itself: its part of the image pools
     manifest.json          sha256 and size of each file; written last
-  latest                   the name of the newest folder
+  latest                   the name of the newest folder, for people and scripts
 ```
+
+Writing goes on in a hidden folder beside its target, which takes the target's name once all is on the disk. Whatever
+interrupts it, the checkpoints that were there before are as they were.
 """
 
 import hashlib
@@ -17,18 +20,18 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from cyclestyle.distributed import World
-from cyclestyle.errors import CheckpointError
-from cyclestyle.files import sync_folder, write_text
+from cyclestyle.distributed import FailedElsewhereError, World
+from cyclestyle.errors import CheckpointError, CommandError, DamagedError, DiskError, warn
+from cyclestyle.files import disk_error, free_space, sync_folder, write_text
 
 VERSION = 1
 _FOLDER = re.compile(r"step_(\d{8,})")
@@ -69,83 +72,131 @@ class Checkpoints:
 
     Args:
         folder: where they are; made at the first save.
-        keep: how many of the newest stay on disk.
+        keep: how many of the newest stay on disk, two at least: the newest may be found damaged.
+        keep_every: those whose step is a multiple of it stay for ever; None keeps none for that.
+
+    Raises:
+        CommandError: `keep` is below 2 or `keep_every` below 1.
     """
 
-    def __init__(self, folder: Path, *, keep: int = 3) -> None:
-        self.folder, self.keep = folder, keep
+    def __init__(self, folder: Path, *, keep: int = 3, keep_every: int | None = None) -> None:
+        if keep < 2:
+            raise CommandError(
+                f"checkpoint.keep={keep}: give 2 or more, a run goes on from the second if one is damaged"
+            )
+        if keep_every is not None and keep_every < 1:
+            raise CommandError(f"checkpoint.keep_every={keep_every}: give a number of steps, 1 or more")
+        self.folder, self.keep, self.keep_every = folder, keep, keep_every
 
     def newest(self) -> Path | None:
-        """The newest complete checkpoint's folder."""
-        complete = self._complete()
-        return complete[max(complete)] if complete else None
+        """The newest complete checkpoint's folder; what is in its files is not looked at."""
+        return next(iter(self._newest_first(whole=True)), None)
 
     def save(self, model: Model, training: Mapping[str, Any], own: Mapping[str, Any], *, world: World) -> Path:
-        """Write a checkpoint from all processes; whole or, if anything fails, not at all.
+        """Write a checkpoint from all processes; whole or, if anything fails in any of them, not at all.
 
         Args:
             model, training: the same in every process; rank 0 writes them.
             own: what only this process holds.
+
+        Raises:
+            DiskError: it cannot be written; older checkpoints are as they were.
         """
         final = self.folder / f"step_{model.step:08d}"
         building = self.folder / f".{final.name}.tmp"  # beside its target: the rename stays on one file system
+        need = _size(own) + (_size(training) + _size(model.tensors) if world.is_main else 0)
+        free: int | None = None
+        try:
+            with world.agreed():
+                if world.is_main:
+                    shutil.rmtree(building, ignore_errors=True)
+                    building.mkdir(parents=True)
+            free = free_space(building)
+            with world.agreed():
+                _write(building / f"rank{world.rank}.pt", lambda stream: torch.save(dict(own), stream))
+            with world.agreed():
+                if world.is_main:
+                    write_model(model, building / "networks.safetensors")
+                    _write(building / "training.pt", lambda stream: torch.save(dict(training), stream))
+                    self._publish(building, final, ranks=world.size)
+        except OSError as error:
+            what = f"cannot write checkpoint at step {model.step}"
+            raise disk_error(what, error, self.folder, need=need, free=free) from None
+        except FailedElsewhereError:
+            raise DiskError(f"cannot write checkpoint at step {model.step}: another process could not") from None
+        finally:
+            if world.is_main:
+                shutil.rmtree(building, ignore_errors=True)  # gone if all went well
         if world.is_main:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(building, ignore_errors=True)
-            building.mkdir()
-        world.barrier()
-        _write(building / f"rank{world.rank}.pt", lambda path: torch.save(dict(own), path))
-        world.barrier()
-
-        if world.is_main:
-            write_model(model, building / "networks.safetensors")
-            _write(building / "training.pt", lambda path: torch.save(dict(training), path))
-            manifest = {"version": VERSION, "step": model.step, "ranks": world.size, "files": _fingerprints(building)}
-            write_text(building / "manifest.json", json.dumps(manifest, indent=1))
-            sync_folder(building)
-            shutil.rmtree(final, ignore_errors=True)  # of the same step, from before a resume without it
-            building.rename(final)
-            sync_folder(self.folder)
-            write_text(self.folder / "latest", final.name + "\n")
             self._prune()
-        world.barrier()
         return final
 
-    def load(self) -> Checkpoint | None:
-        """The newest checkpoint, or None if there is none yet.
+    def load(self, *, mend: bool = False, tell: Callable[[str], None] = warn) -> Checkpoint | None:
+        """The newest checkpoint that is what was written, or None if there is none yet.
+
+        Args:
+            mend: take damaged ones out of the way, so that they are tried no more; for whoever owns the run.
+            tell: is told of every damaged one, if an older one can be used instead.
 
         Raises:
-            CheckpointError: it is damaged or was written by a newer version.
+            CheckpointError: all are damaged, or the newest was written by a newer version.
         """
-        path = self.newest()
-        return None if path is None else read(path)
+        damaged: list[tuple[Path, DamagedError]] = []
+        for path in self._newest_first(whole=False):
+            try:
+                checkpoint = read(path)
+            except DamagedError as error:
+                damaged.append((path, error))
+                continue
+            for other, reason in damaged:
+                tell(f"{reason}, using {path.name} instead")
+                if mend:
+                    other.rename(self.folder / f".{other.name}.damaged")
+            return checkpoint
+        if damaged:
+            raise CheckpointError(f"{damaged[0][1]}, and there is no other checkpoint to go on from")
+        return None
+
+    def _publish(self, building: Path, final: Path, *, ranks: int) -> None:
+        """Give a folder, all of whose files are on the disk, its manifest and its name."""
+        manifest = {"version": VERSION, "step": step_of(final), "ranks": ranks, "files": _fingerprints(building)}
+        write_text(building / "manifest.json", json.dumps(manifest, indent=1))
+        sync_folder(building)
+        if final.exists():  # of the same step, from before a resume without it
+            final.rename(self.folder / f".{final.name}.damaged")
+        building.rename(final)
+        sync_folder(self.folder)
+        write_text(self.folder / "latest", final.name + "\n")
 
     def _prune(self) -> None:
-        complete = self._complete()
-        interrupted = list(self.folder.glob(".step_*.tmp"))
-        for path in [*(complete[step] for step in sorted(complete)[: -self.keep]), *interrupted]:
+        """Remove what is neither among the newest nor to stay for ever, and what earlier saves left half-done."""
+        whole = self._newest_first(whole=True)
+        old = [path for path in whole[self.keep :] if self.keep_every is None or step_of(path) % self.keep_every]
+        for path in [*old, *self.folder.glob(".step_*.tmp"), *self.folder.glob(".step_*.damaged")]:
             shutil.rmtree(path, ignore_errors=True)
 
-    def _complete(self) -> dict[int, Path]:
-        """Step -> folder, of those that have a manifest."""
+    def _newest_first(self, *, whole: bool) -> list[Path]:
+        """The folders of checkpoints; with `whole` those that have a manifest, which is written last."""
         if not self.folder.is_dir():
-            return {}
-        matches = {path: _FOLDER.fullmatch(path.name) for path in self.folder.iterdir()}
-        return {int(match[1]): path for path, match in matches.items() if match and (path / "manifest.json").is_file()}
+            return []
+        found = [path for path in self.folder.iterdir() if _FOLDER.fullmatch(path.name) and path.is_dir()]
+        return sorted((p for p in found if not whole or (p / "manifest.json").is_file()), key=step_of, reverse=True)
+
+
+def step_of(path: Path) -> int:
+    """The number in the name of a checkpoint's folder."""
+    return int(path.name.removeprefix("step_"))
 
 
 def read(path: Path) -> Checkpoint:
     """A checkpoint's folder, verified against its manifest.
 
     Raises:
-        CheckpointError: a file is missing or not what was written, or a newer version wrote it.
+        DamagedError: a file is missing or not what was written.
+        CheckpointError: a newer version wrote it.
     """
     checksums = _checksums(path)
-    for name, expected in checksums.items():
-        if not (path / name).is_file():
-            raise CheckpointError(f"{path / name} is missing: the checkpoint is not complete")
-        if _sha256(path / name) != expected:
-            raise CheckpointError(f"checksum mismatch in {path / name}: the file is not what was written")
+    _verify(path, checksums)
     return Checkpoint(
         model=read_model(path / "networks.safetensors"),
         training=_load(path / "training.pt"),
@@ -163,20 +214,26 @@ def write_model(model: Model, path: Path) -> None:
         "discriminator": model.discriminator,
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.tensors.items()}
-    _write(path, lambda target: save_file(tensors, target, metadata={_HEADER: json.dumps(header)}))
+    _write(path, lambda stream: stream.write(to_bytes(tensors, metadata={_HEADER: json.dumps(header)})))
 
 
-def read_model(path: Path) -> Model:
+def read_model(path: Path, *, tell: Callable[[str], None] = warn) -> Model:
     """The networks of a run folder, a checkpoint's folder or a safetensors file.
 
+    Those of a checkpoint are verified; of a run folder's checkpoints it is the newest that is not damaged.
+
+    Args:
+        tell: is told where the newest is damaged and an older one is used.
+
     Raises:
-        CheckpointError: there is none, or it is not one of ours.
+        CheckpointError: there is none, it is damaged, or it is not one of ours.
     """
-    file = _model_file(path)
+    file = _model_file(path, tell)
     try:
         with safe_open(file, framework="pt") as opened:
             header = json.loads((opened.metadata() or {}).get(_HEADER, "null"))
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
+            # Copies: the file itself is mapped into memory, and whoever cut it short later would end this process.
+            tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, OSError, *_GARBLED) as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from None
     if not isinstance(header, dict) or not isinstance(header.get("version"), int):
@@ -193,19 +250,44 @@ def read_model(path: Path) -> Model:
         raise CheckpointError(f"{file} is not a cyclestyle model: its header lacks or garbles {error}") from None
 
 
-def _model_file(path: Path) -> Path:
+def misfits(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
+    """What keeps weights from being loaded, a line for each kind of reason."""
+    shapes = {key: (tuple(given[key].shape), tuple(expected[key].shape)) for key in expected if key in given}
+    reasons = {
+        "missing": [key for key in expected if key not in given],
+        "unexpected": [key for key in given if key not in expected],
+        "of another shape": [f"{key} {is_} for {wanted}" for key, (is_, wanted) in shapes.items() if is_ != wanted],
+    }
+    return [
+        f"{len(keys)} {reason}: {', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''}"
+        for reason, keys in reasons.items()
+        if keys
+    ]
+
+
+def _model_file(path: Path, tell: Callable[[str], None]) -> Path:
     """Where the networks are, given a run folder, a checkpoint's folder or the file itself."""
     if path.is_file():
         return path
     if not path.is_dir():
         raise CheckpointError(f"no checkpoint at {path.absolute()}")
-    if (path / "networks.safetensors").is_file():
-        return path / "networks.safetensors"
+    name = "networks.safetensors"
+    if (path / name).is_file():
+        if (path / "manifest.json").is_file():
+            _verify(path, _checksums(path), only={name})
+        return path / name
+    damaged: DamagedError | None = None
     for folder in (path / "checkpoints", path):
-        newest = Checkpoints(folder).newest()
-        if newest is not None:
-            return newest / "networks.safetensors"
-    raise CheckpointError(f"no checkpoint in {path.absolute()}: is it a run folder such as runs/monet?")
+        for checkpoint in Checkpoints(folder)._newest_first(whole=False):
+            try:
+                _verify(checkpoint, _checksums(checkpoint), only={name})
+            except DamagedError as error:
+                damaged = damaged or error
+                continue
+            if damaged:
+                tell(f"{damaged}, using {checkpoint.name} instead")
+            return checkpoint / name
+    raise damaged or CheckpointError(f"no checkpoint in {path.absolute()}: is it a run folder such as runs/monet?")
 
 
 def _checksums(path: Path) -> dict[str, str]:
@@ -217,11 +299,22 @@ def _checksums(path: Path) -> dict[str, str]:
             raise CheckpointError(f"{path} is of version {version}, this program reads up to {VERSION}: update it")
         checksums = {name: str(entry["sha256"]) for name, entry in manifest["files"].items()}
     except (OSError, *_GARBLED):
-        raise CheckpointError(f"{path / 'manifest.json'} is missing or malformed") from None
+        raise DamagedError(f"{path / 'manifest.json'} is missing or malformed") from None
     ranks = len(checksums) - len(_SHARED)
     if ranks < 1 or checksums.keys() != _SHARED | {f"rank{rank}.pt" for rank in range(ranks)}:
-        raise CheckpointError(f"{path / 'manifest.json'} does not list the files of a checkpoint")
+        raise DamagedError(f"{path / 'manifest.json'} does not list the files of a checkpoint")
     return checksums
+
+
+def _verify(path: Path, checksums: Mapping[str, str], *, only: Iterable[str] | None = None) -> None:
+    """Raise a DamagedError unless the files (all, or only some) are what the manifest says."""
+    for name in checksums if only is None else only:
+        try:
+            found = _sha256(path / name)
+        except OSError as error:
+            raise DamagedError(f"{path / name} cannot be read: {(error.strerror or '').lower()}") from None
+        if found != checksums[name]:
+            raise DamagedError(f"checksum mismatch in {path / name}: the file is not what was written")
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -231,11 +324,39 @@ def _load(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} cannot be read: {type(error).__name__}") from error
 
 
-def _write(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file and see it onto the disk."""
-    write(path)
-    with path.open("rb") as stream:
-        os.fsync(stream.fileno())
+class _Stream:
+    """A binary file that remembers the first error of its disk.
+
+    torch.save takes any object with a `write`, but hides what `write` raised behind an error of its own.
+    """
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self._stream.write(data)
+        except OSError as error:
+            self.error = self.error or error
+            raise
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+
+def _write(path: Path, write: Callable[[Any], object]) -> None:
+    """Write a file and see it onto the disk; raises the system's own OSError if that cannot be done."""
+    with path.open("wb") as file:
+        stream = _Stream(file)
+        try:
+            write(stream)
+        except Exception:
+            if stream.error is not None:
+                raise stream.error from None
+            raise
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _fingerprints(folder: Path) -> dict[str, dict[str, Any]]:
@@ -245,3 +366,11 @@ def _fingerprints(folder: Path) -> dict[str, dict[str, Any]]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _size(state: object) -> int:
+    """Bytes of all tensors in a nested state."""
+    if isinstance(state, Tensor):
+        return state.numel() * state.element_size()
+    parts = state.values() if isinstance(state, Mapping) else state if isinstance(state, list | tuple) else ()
+    return sum(map(_size, parts))

@@ -1,7 +1,10 @@
 """Several processes that train as one, and the one process that needs none of it."""
 
+import contextlib
 import datetime
 import os
+import signal
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,17 +15,37 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from cyclestyle.errors import CommandError
+from cyclestyle.errors import CommandError, LostProcessError
+
+PATIENCE_S = 24 * 3600.0  # while setting up: one process may draw or look through pictures, the others wait for it
+
+
+class FailedElsewhereError(Exception):
+    """Another process of the run has failed, and says why."""
 
 
 class World:
-    """The processes of a run as one of them sees it; `rank` counts from 0, and rank 0 `is_main`."""
+    """The processes of a run as one of them sees it; `rank` counts from 0, and rank 0 `is_main`.
 
-    def __init__(self, rank: int = 0, size: int = 1, *, local_rank: int = 0) -> None:
+    Args:
+        store: where processes leave word for one another; None for a world of one.
+        timeout_s: how long they wait for one another while training.
+    """
+
+    def __init__(
+        self, rank: int = 0, size: int = 1, *, local_rank: int = 0, store: Any = None, timeout_s: float = 600.0
+    ) -> None:
         self.rank, self.size, self.local_rank = rank, size, local_rank
+        self.timeout_s = timeout_s
+        self._store, self._met = store, 0
         self._wrapped: list[DistributedDataParallel] = []
         # Agreement between hosts' flags goes over the CPU, so that asking never waits for a GPU.
-        self._control: Any = dist.new_group(backend="gloo") if size > 1 else None
+        self._control = self._group(timeout_s)
+        self._patient = self._group(PATIENCE_S)
+
+    def twin(self) -> "World":
+        """The same processes over channels of their own, for a second thread; all processes call it together."""
+        return World(self.rank, self.size, local_rank=self.local_rank, timeout_s=self.timeout_s)
 
     @property
     def is_main(self) -> bool:
@@ -42,6 +65,7 @@ class World:
     @contextmanager
     def accumulating(self, *, more_to_come: bool) -> Iterator[None]:
         """Backward passes within add up locally while there are more to come; the last one also averages."""
+        self._beat()
         for wrapped in self._wrapped:
             wrapped.require_backward_grad_sync = not more_to_come
         try:
@@ -53,35 +77,124 @@ class World:
     def mean(self, values: Tensor) -> Tensor:
         """The mean over all processes, in place."""
         if self.size > 1:
+            self._beat()
             dist.all_reduce(values)
             values /= self.size
         return values
 
-    def any(self, flag: bool) -> bool:
-        """Whether the flag is set in any process; every process gets the same answer."""
+    def least(self, values: Tensor) -> Tensor:
+        """The least of each value over all processes, in place."""
+        if self.size > 1:
+            self._beat()
+            dist.all_reduce(values, op=dist.ReduceOp.MIN)
+        return values
+
+    def any(self, flag: bool, *, patient: bool = False) -> bool:
+        """Whether the flag is set in any process; every process gets the same answer.
+
+        Args:
+            patient: wait for as long as it takes, as a set-up may need.
+
+        Raises:
+            LostProcessError: a process has ended or does not answer.
+        """
         if self._control is None:
             return flag
+        self._beat()
         agreed = torch.tensor([int(flag)])
-        dist.all_reduce(agreed, op=dist.ReduceOp.MAX, group=self._control)
+        try:
+            dist.all_reduce(agreed, op=dist.ReduceOp.MAX, group=self._patient if patient else self._control)
+        except RuntimeError as error:
+            raise self.lost(error) from None
         return bool(agreed.item())
 
-    def barrier(self) -> None:
-        """Wait until all processes have come here."""
-        if self._control is not None:
-            dist.barrier(group=self._control)
+    @contextmanager
+    def agreed(self, *, patient: bool = False) -> Iterator[None]:
+        """All processes leave the block well or none does.
+
+        Raises:
+            FailedElsewhereError: all went well here, but not in another process.
+        """
+        failed = True
+        try:
+            yield
+            failed = False
+        finally:
+            anywhere = self.any(failed, patient=patient)
+        if anywhere:
+            raise FailedElsewhereError
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """Rank 0 runs the block, then the others do and find its work done; if it fails, they leave quietly."""
-        if not self.is_main and self.any(False):
-            raise SystemExit(0)  # rank 0 says why
+        """Rank 0 runs the block, then the others do and find its work done; if it fails, they do not begin.
+
+        Raises:
+            FailedElsewhereError: in them.
+        """
+        if not self.is_main and self.any(False, patient=True):
+            raise FailedElsewhereError
         failed = True
         try:
             yield
             failed = False
         finally:
             if self.is_main:
-                self.any(failed)
+                self.any(failed, patient=True)
+
+    def lost(self, error: RuntimeError) -> LostProcessError:
+        """What it means that processes cannot reach one another, after what torch says of it."""
+        if "tim" not in str(error).lower():  # "Timed out waiting", "timeout"
+            return LostProcessError("another process of this run has ended, and this one with it")
+        behind = self._behind()
+        who = f"process {', '.join(map(str, behind))} does" if len(behind) == 1 else f"processes {behind} do"
+        return LostProcessError(
+            f"{who if behind else 'the processes do'} not answer for {self.timeout_s:g} s (trainer.timeout_s): "
+            f"stuck, or slower than that"
+        )
+
+    def first_to_fail(self, code: int, reason: str) -> bool:
+        """Whether no other process has failed before; the first one leaves its exit code and reason for the others."""
+        if self._store is None:
+            return True
+        try:
+            if self._store.add("failures", 1) > 1:
+                return False
+            self._store.set("failure", f"{code} {reason}")
+        except (RuntimeError, ValueError):  # the store has gone with its host
+            pass
+        return True
+
+    def first_failure(self) -> tuple[int, str] | None:
+        """Exit code and reason of the first process that failed, if it gets to say so."""
+        if self._store is None:
+            return None
+        try:
+            self._store.wait(["failure"], datetime.timedelta(seconds=10))
+            code, _, reason = self._store.get("failure").decode(errors="replace").partition(" ")
+            return int(code), reason
+        except (RuntimeError, ValueError):
+            return None
+
+    def _group(self, timeout_s: float) -> Any:
+        if self.size == 1:
+            return None
+        return dist.new_group(backend="gloo", timeout=datetime.timedelta(seconds=timeout_s))
+
+    def _beat(self) -> None:
+        """Leave word of how often this process has met, or is about to meet, the others."""
+        if self._store is None:
+            return
+        self._met += 1
+        with contextlib.suppress(RuntimeError):  # the store has gone with its host, as the next meeting will show
+            self._store.set(f"met {self.rank}", str(self._met))
+
+    def _behind(self) -> list[int]:
+        """The processes that have not come to where this one waits."""
+        try:
+            met = [int(self._store.get(f"met {rank}")) for rank in range(self.size)]
+        except (RuntimeError, ValueError, AttributeError):
+            return []
+        return [rank for rank, count in enumerate(met) if count < max(met)]
 
 
 def launched() -> bool:
@@ -90,12 +203,17 @@ def launched() -> bool:
 
 
 @contextmanager
-def session(device_type: str) -> Iterator[World]:
+def session(device_type: str, *, timeout_s: float = 600.0) -> Iterator[World]:
     """Join the processes that torchrun started, or be a world of one.
 
+    Args:
+        timeout_s: how long processes wait for one another while training.
+
     Raises:
-        CommandError: more processes on this host than it has devices.
+        CommandError: more processes on this host than it has devices, or a time that is none.
     """
+    if timeout_s <= 0:
+        raise CommandError(f"trainer.timeout_s={timeout_s:g}: give a number of seconds above 0")
     if not launched():
         yield World()
         return
@@ -109,9 +227,18 @@ def session(device_type: str) -> Iterator[World]:
                 f"start torchrun with --nproc_per_node {available} or fewer"
             )
         torch.cuda.set_device(local_rank)
-    dist.init_process_group("nccl" if device_type == "cuda" else "gloo", store=_store(), rank=rank, world_size=size)
+    _leave_with_torchrun()
+    store = _store()
+    dist.init_process_group(
+        "nccl" if device_type == "cuda" else "gloo",
+        store=store,
+        rank=rank,
+        world_size=size,
+        timeout=datetime.timedelta(seconds=timeout_s),
+    )
     try:
-        yield World(rank, size, local_rank=local_rank)
+        words = dist.PrefixStore("cyclestyle", store)  # type: ignore[attr-defined]
+        yield World(rank, size, local_rank=local_rank, store=words, timeout_s=timeout_s)
     finally:
         dist.destroy_process_group()
 
@@ -131,3 +258,13 @@ def _store() -> Any:
     )
     restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     return dist.PrefixStore(f"restart {restart}", store)  # type: ignore[attr-defined]
+
+
+def _leave_with_torchrun() -> None:
+    """Have the system ask this process to stop when torchrun is killed: nobody would watch over it any more."""
+    if sys.platform != "linux":
+        return
+    import ctypes
+
+    set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
+    ctypes.CDLL(None).prctl(set_parent_death_signal, int(signal.SIGTERM))

@@ -1,5 +1,7 @@
 """What can go wrong by no fault of the program, and the exit code that each kind has."""
 
+import sys
+
 
 class CyclestyleError(Exception):
     """An error for the user: one line that says what was wrong, where, and what to do.
@@ -28,7 +30,41 @@ class CheckpointError(CyclestyleError):
     code = 4
 
 
+class DamagedError(CheckpointError):
+    """A checkpoint whose files are not what was written; an older one may be whole."""
+
+
+class DivergedError(CyclestyleError):
+    """Training whose losses or gradients are no numbers any more.
+
+    Args:
+        message: says so.
+        step: steps done before the one that went wrong, where there was one.
+    """
+
+    code = 5
+
+    def __init__(self, message: str, *, step: int | None = None) -> None:
+        super().__init__(message)
+        self.step = step
+
+
+class ResourceError(CyclestyleError):
+    """Memory that ran out, or a device that was lost."""
+
+    code = 7
+
+
 class DiskError(CyclestyleError):
     """A folder that cannot be written."""
 
     code = 74
+
+
+class LostProcessError(CyclestyleError):
+    """Another process of the run that ended or does not answer."""
+
+
+def warn(message: str) -> None:
+    """Tell the user something that does not end the program, in one line on standard error."""
+    print(f"cyclestyle: {message}", file=sys.stderr, flush=True)

@@ -1,5 +1,6 @@
 """Where networks run and in what precision: decided here and nowhere else."""
 
+import sys
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -7,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from cyclestyle.distributed import World
-from cyclestyle.errors import CommandError
+from cyclestyle.errors import CommandError, ResourceError
+from cyclestyle.files import megabytes
 
 _NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
@@ -107,6 +109,36 @@ def device_type(device: str) -> str:
 def device_count(device: str) -> int:
     """How many devices of a type this machine has; a CPU counts as one."""
     return torch.cuda.device_count() if device_type(device) == "cuda" else 1
+
+
+def shortage(error: BaseException) -> ResourceError | None:
+    """What an exception says of memory or of the device, with the knobs to turn; None if it is about something else."""
+    said = str(error)
+    # PyTorch's allocator on the CPU has no type of error of its own.
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "t allocate memory" in said:
+        return ResourceError(
+            f"out of memory (peak {_peak()}): lower data.crop_size, trainer.batch_size or generator.channels, or raise "
+            f"trainer.accumulate; the last checkpoint is whole"
+        )
+    lost: tuple[type[BaseException], ...] = (getattr(torch, "AcceleratorError", torch.OutOfMemoryError),)
+    if isinstance(error, lost) or (isinstance(error, RuntimeError) and "CUDA error" in said):
+        return ResourceError(
+            f"the device failed ({said.partition(chr(10))[0]}): the same command goes on from the last checkpoint, if "
+            f"need be with trainer.device=cpu"
+        )
+    return None
+
+
+def _peak() -> str:
+    """The most memory that this process has held: of the GPU where it uses one, else of the machine."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return f"{megabytes(torch.cuda.max_memory_allocated())} on the GPU"
+    if sys.platform == "win32":
+        return "unknown"
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return megabytes(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
 
 
 def _device(name: str, world: World) -> torch.device:

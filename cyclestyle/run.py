@@ -3,22 +3,34 @@
 import json
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from cyclestyle.checkpoint import Checkpoint, Checkpoints
-from cyclestyle.errors import CheckpointError, CommandError, DiskError
+from cyclestyle.checkpoint import Checkpoint, Checkpoints, step_of
+from cyclestyle.errors import CheckpointError, CommandError, DiskError, warn
 from cyclestyle.files import write_text
 
 # Keys that may change between two starts of one run: where and how it runs, when it stops, what it tells.
 HARMLESS = (
     "name", "run_dir", "init", "logger", "resume", "checkpoint",
     "data.root", "data.a", "data.b",  # the lists of files are compared
-    "data.test_a", "data.test_b", "data.workers", "data.homepage",
+    "data.test_a", "data.test_b", "data.workers", "data.homepage", "data.bad_files",
     "trainer.steps", "trainer.epochs", "trainer.log_every", "trainer.sample_every", "trainer.save_every",
     "trainer.device", "trainer.devices", "trainer.compile", "trainer.deterministic", "trainer.accumulate",
+    "trainer.on_nonfinite", "trainer.timeout_s",
 )  # fmt: skip
+OF_NO_RUN = {"lock", "status.json"}  # what a start leaves behind that failed before it began
+
+Files = Mapping[str, Mapping[str, int]]  # side -> file -> bytes
+State = Literal["running", "finished", "stopped", "failed"]
+
+
+class Resumed(NamedTuple):
+    """What a run goes on from."""
+
+    checkpoint: Checkpoint
+    changes: list[str]  # of the recipe, that do not matter or were insisted on
 
 
 class RunFolder:
@@ -26,25 +38,30 @@ class RunFolder:
 
     Args:
         path: of the folder; the same command has the same folder, and so resumes.
-        keep: newest checkpoints that stay on disk.
+        keep, keep_every: which checkpoints stay on disk, see `Checkpoints`.
         mode: `auto` goes on with a run that is there, `never` refuses to.
         allow_changed: go on although the recipe or the files are not those that the run was started with.
 
     Raises:
-        CommandError: `keep` is below 1, or the folder holds something and `mode` is `never`.
+        CommandError: `keep` or `keep_every` is impossible, or the folder holds a run and `mode` is `never`.
     """
 
     def __init__(
-        self, path: Path, *, keep: int = 3, mode: Literal["auto", "never"] = "auto", allow_changed: bool = False
+        self,
+        path: Path,
+        *,
+        keep: int = 3,
+        keep_every: int | None = None,
+        mode: Literal["auto", "never"] = "auto",
+        allow_changed: bool = False,
     ) -> None:
-        if keep < 1:
-            raise CommandError(f"checkpoint.keep={keep}: give 1 or more, a run goes on from the newest")
-        if mode == "never" and path.is_dir() and any(path.iterdir()):
+        if mode == "never" and path.is_dir() and {entry.name for entry in path.iterdir()} - OF_NO_RUN:
             raise CommandError(f"{path} is not empty and resume.mode=never: choose another name= or remove it")
         self.path, self.allow_changed = path, allow_changed
-        self.checkpoints = Checkpoints(path / "checkpoints", keep=keep)
+        self.checkpoints = Checkpoints(path / "checkpoints", keep=keep, keep_every=keep_every)
+        self._step: Callable[[], int | None] = lambda: None
 
-    def prepare(self) -> None:
+    def take(self) -> None:
         """Make the folder and take it: until this process ends, however it ends, no other one gets it.
 
         Raises:
@@ -54,8 +71,13 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = (self.path / "lock").open("a")
+            if not os.access(self.path, os.W_OK | os.X_OK):
+                raise PermissionError(13, "Permission denied")
         except OSError as error:
-            raise DiskError(f"cannot write to {self.path.absolute()}: {error.strerror}") from None
+            reason = (error.strerror or "").lower()
+            raise DiskError(
+                f"cannot write to {self.path.absolute()}: {reason}; choose another run_dir= or name="
+            ) from None
         if os.name != "posix":
             return
         import fcntl  # not on Windows
@@ -66,38 +88,67 @@ class RunFolder:
         except OSError:
             raise CommandError(f"{self.path} is in use{self._user()}: wait for it, or choose another name=") from None
 
-    def resumable(self, recipe: Mapping[str, Any], files: Mapping[str, list[str]]) -> Checkpoint | None:
-        """The checkpoint to go on from, if there is one and it belongs to this recipe and these files.
+    def resumable(
+        self, recipe: Mapping[str, Any], files: Files, *, bad: Mapping[str, Mapping[str, str]], mend: bool = False
+    ) -> Resumed | None:
+        """What to go on from, if there is a checkpoint and it belongs to this recipe and these files.
 
         Args:
             recipe: the resolved config.
-            files: the training files of `a` and `b`, a line each that tells them from others.
+            files: the training files of `a` and `b` in order, with their sizes.
+            bad: those of them that cannot be read now, side -> file -> reason; they keep their places.
+            mend: take damaged checkpoints out of the way; for the one process that holds the folder.
 
         Raises:
-            CheckpointError: it is damaged, or of other networks.
+            CheckpointError: all checkpoints are damaged, or they are of other networks.
             CommandError: the recipe or the files have changed.
         """
-        checkpoint = self.checkpoints.load()
+        checkpoint = self.checkpoints.load(mend=mend, tell=warn if mend else lambda _: None)
         if checkpoint is None:
             return None
-        then, now = _lasting(checkpoint.training["recipe"]), _lasting(recipe)
-        changed = [
-            f"{key}: {then.get(key)} -> {now.get(key)}" for key in sorted(then | now) if then.get(key) != now.get(key)
-        ]
-        networks = [line for line in changed if line.startswith(("generator.", "discriminator."))]
+        then, now = _flat(checkpoint.training["recipe"]), _flat(recipe)
+        changed = {key: f"{key}: {then.get(key)} -> {now.get(key)}" for key in sorted(then | now)
+                   if then.get(key) != now.get(key)}  # fmt: skip
+        networks = [line for key, line in changed.items() if key.startswith(("generator.", "discriminator."))]
         if networks:
             raise CheckpointError(
                 _lines(f"{self.path} holds networks of another architecture; choose another name=", networks)
             )
-        changed += _changed_files(checkpoint.training["files"], files)
-        if changed and not self.allow_changed:
+        serious = [line for key, line in changed.items() if not _is_harmless(key)]
+        serious += _changed_files(checkpoint.training["files"], files, bad)
+        if serious and not self.allow_changed:
             remedy = "choose another name=, or go on all the same with resume.allow_changed=true"
-            raise CommandError(_lines(f"{self.path} was started with another recipe or data set; {remedy}", changed))
-        return checkpoint
+            raise CommandError(_lines(f"{self.path} was started with another recipe or data set; {remedy}", serious))
+        return Resumed(checkpoint, list(dict.fromkeys([*changed.values(), *serious])))
 
     def write_config(self, yaml: str) -> None:
         """Keep what the run was started with, with what `auto` came to."""
         write_text(self.path / "config.yaml", yaml)
+
+    def follow(self, step: Callable[[], int]) -> None:
+        """Where the status takes the number of steps done from; before that it is the newest checkpoint's."""
+        self._step = step
+
+    def write_status(self, state: State, *, code: int | None = None, reason: str | None = None) -> None:
+        """Say how the run stands: `state`, exit `code` and `reason` once it has ended, `step`, newest `checkpoint`,
+        `host` and `pid`.
+
+        A disk that cannot take even this is told and not the end.
+        """
+        newest, step = self.checkpoints.newest(), self._step()
+        status = {
+            "state": state,
+            "code": code,
+            "reason": reason,
+            "step": step if step is not None else step_of(newest) if newest else 0,
+            "checkpoint": newest.name if newest else None,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+        }
+        try:
+            write_text(self.path / "status.json", json.dumps(status, indent=1) + "\n")
+        except OSError as error:
+            warn(f"cannot write {self.path / 'status.json'}: {(error.strerror or '').lower()}")
 
     def _user(self) -> str:
         """Who has the folder, as far as it says so."""
@@ -107,20 +158,9 @@ class RunFolder:
         except (OSError, ValueError, KeyError, TypeError):
             return ""
 
-    def write_status(self, state: Literal["running", "finished", "stopped", "failed"], **facts: Any) -> None:
-        """Say how the run stands: its state, and facts such as `code`, `reason` and `step`."""
-        status = {"state": state, **facts, "host": socket.gethostname(), "pid": os.getpid()}
-        write_text(self.path / "status.json", json.dumps(status, indent=1) + "\n")
 
-
-def _lasting(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe as flat keys, without those that may change."""
-    flat = _flat(recipe)
-    return {
-        key: value
-        for key, value in flat.items()
-        if not any(key == one or key.startswith(one + ".") for one in HARMLESS)
-    }
+def _is_harmless(key: str) -> bool:
+    return any(key == one or key.startswith(one + ".") for one in HARMLESS)
 
 
 def _flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -130,12 +170,22 @@ def _flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _changed_files(then: Mapping[str, list[str]], now: Mapping[str, list[str]]) -> list[str]:
+def _changed_files(then: Files, now: Files, bad: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """What differs in names, order and sizes; a file that cannot be read any more may have any size."""
     changed = []
     for side in ("a", "b"):
-        before, after = set(then[side]), set(now[side])
-        if before != after:
-            changed.append(f"files of {side}: {len(after - before)} added, {len(before - after)} removed")
+        before, after = then[side], now[side]
+        added, removed = after.keys() - before.keys(), before.keys() - after.keys()
+        resized = [
+            name for name in before.keys() & after.keys()
+            if before[name] != after[name] and name not in bad.get(side, {})
+        ]  # fmt: skip
+        if added or removed or resized:
+            changed.append(
+                f"files of {side}: {len(added)} added, {len(removed)} removed, {len(resized)} of another size"
+            )
+        elif list(before) != list(after):
+            changed.append(f"files of {side}: in another order")
     return changed
 
 

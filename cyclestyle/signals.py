@@ -3,14 +3,19 @@
 import os
 import signal
 import time
+from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 
 STOPPED = 75  # exit code of a run that was asked to stop and can go on
 INTERRUPTED = 130  # exit code after a second Ctrl-C
 
+# Ctrl-C, schedulers and `kill`, SLURM's --signal=USR1. Windows has no SIGUSR1.
+ASKING = [signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+
 
 class StopRequest:
-    """Remembers that somebody asked the program to stop; use it as a context.
+    """Remembers that somebody asked the program to stop; use it as a context, in the main thread.
 
     The handler only sets a flag, which the trainer asks for before every step. A second Ctrl-C leaves at once; under
     torchrun one Ctrl-C arrives twice, from the terminal and from torchrun, so that there the echo is not counted.
@@ -19,10 +24,12 @@ class StopRequest:
     def __init__(self, *, echo_s: float = 0.0) -> None:
         self.reason: str | None = None
         self._echo_s, self._since = echo_s, 0.0
+        self._file: Path | None = None
+        self._last_word: Callable[[], object] | None = None
         self._before: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> "StopRequest":
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in ASKING:
             self._before[number] = signal.signal(number, self._remember)
         return self
 
@@ -32,11 +39,30 @@ class StopRequest:
 
     def __call__(self) -> bool:
         """Whether to stop."""
+        if self.reason is None and self._file is not None and self._file.exists():
+            self.reason = f"the file {self._file}"
         return self.reason is not None
+
+    def watch(self, file: Path) -> None:
+        """From now on the appearance of this file asks for a stop too."""
+        self._file = file
+
+    def before_abandoning(self, last_word: Callable[[], object]) -> None:
+        """What to do, quickly, when a second Ctrl-C ends the program."""
+        self._last_word = last_word
+
+    def obeyed(self) -> None:
+        """The program leaves as it was asked to: the next start is not to find the file."""
+        if self._file is not None:
+            self._file.unlink(missing_ok=True)
 
     def _remember(self, number: int, _: FrameType | None) -> None:
         again = self.reason is not None and time.monotonic() - self._since > self._echo_s
         if again and number == signal.SIGINT:
-            os._exit(INTERRUPTED)
+            try:
+                if self._last_word is not None:
+                    self._last_word()
+            finally:
+                os._exit(INTERRUPTED)
         if self.reason is None:
             self.reason, self._since = signal.Signals(number).name, time.monotonic()

@@ -1,149 +1,299 @@
 """`python -m cyclestyle.train`: train a CycleGAN from a config, and go on with it when called again."""
 
+import contextlib
+import functools
 import inspect
 import os
 import pkgutil
 import shlex
-import signal
-import subprocess
-import sys
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from cyclestyle import config
-from cyclestyle.errors import CheckpointError, CommandError
+from cyclestyle.errors import CheckpointError, CommandError, DivergedError, warn
+from cyclestyle.files import write_text
+from cyclestyle.listing import shown
+from cyclestyle.relaunch import process_count, relaunch, tell_exit_code, tell_process
+from cyclestyle.signals import STOPPED, StopRequest
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
     from torch import nn
 
-    from cyclestyle.checkpoint import Checkpoint, Model
+    from cyclestyle.checkpoint import Model
     from cyclestyle.cyclegan import CycleGAN
-    from cyclestyle.data import Unpaired
+    from cyclestyle.data import Batch, Draws, Unpaired
     from cyclestyle.distributed import World
+    from cyclestyle.ending import Ending
     from cyclestyle.hardware import Hardware
-    from cyclestyle.trainer import Trainer
+    from cyclestyle.run import Resumed, RunFolder
+    from cyclestyle.saving import Saving
+    from cyclestyle.trainer import Logger, Trainer
 
 PROBES = 4  # pictures of each domain in the grids
-EXIT_CODES = "CYCLESTYLE_EXIT_CODES"  # the environment's name for the folder where processes leave their exit codes
+Say = Callable[[str], object]
 
 
 def main() -> None:
     """The command."""
     try:
-        config.launch("train", run)
+        # From here on a request to stop is remembered, whatever the program is doing. Under torchrun one Ctrl-C comes
+        # twice, from the terminal and from torchrun.
+        with StopRequest(echo_s=3.0 if "LOCAL_RANK" in os.environ else 0.0) as stop:
+            tell_process()
+            config.launch("train", functools.partial(run, stop=stop))
     except SystemExit as leaving:
         tell_exit_code(int(leaving.code or 0))
         raise
 
 
-def run(cfg: "DictConfig") -> int:
+def run(cfg: "DictConfig", *, stop: StopRequest) -> int:
     """Relaunch over several devices if asked to; else train in this process.
 
     Returns:
         The exit code: 0 finished, 75 stopped on request.
     """
     from cyclestyle import distributed, hardware
+    from cyclestyle.ending import Ending
+    from cyclestyle.run import RunFolder
     from cyclestyle.trainer import check_batch
 
     if not distributed.launched():
         processes = process_count(cfg.trainer.devices, cfg.trainer.device)
         if processes > 1:
             check_batch(cfg.trainer.batch_size, ranks=processes, accumulate=cfg.trainer.accumulate)
-            return relaunch(processes)
-    with distributed.session(hardware.device_type(cfg.trainer.device)) as world:
-        return train(cfg, world)
+            folder = RunFolder(Path(cfg.run_dir))
+            return relaunch(processes, abandoned=functools.partial(tell_abandoned, folder))
+    device = hardware.device_type(cfg.trainer.device)
+    with distributed.session(device, timeout_s=cfg.trainer.timeout_s) as world, Ending(world) as ending:
+        return train(cfg, world, stop, ending)
 
 
-def train(cfg: "DictConfig", world: "World") -> int:
+def train(cfg: "DictConfig", world: "World", stop: StopRequest, ending: "Ending") -> int:
     """Build everything that the config names, then train until the end or until asked to stop."""
-    from cyclestyle import distributed
-    from cyclestyle.data import batches
     from cyclestyle.hardware import Hardware
-    from cyclestyle.run import RunFolder
-    from cyclestyle.signals import STOPPED, StopRequest
+    from cyclestyle.saving import Saving
     from cyclestyle.trainer import check_batch
 
-    say = print if world.is_main else _silent
-    check_batch(cfg.trainer.batch_size, ranks=world.size, accumulate=cfg.trainer.accumulate)
-
     # What can be wrong is found first: the folder, the data, the networks. Then what the folder holds.
-    folder = RunFolder(Path(cfg.run_dir), keep=cfg.checkpoint.keep, **config.pick(cfg.resume, RunFolder))
-    with world.main_first():
-        data: Unpaired = config.build(cfg.data)
+    say: Say = functools.partial(print, flush=True) if world.is_main else _silent
+    check_batch(cfg.trainer.batch_size, ranks=world.size, accumulate=cfg.trainer.accumulate)
+    folder = take_folder(cfg, world, stop, ending)
+    data = find_pictures(cfg, folder, world, stop, say)
+    if world.any(stop(), patient=True):
+        return tell_stopped(folder, world, stop, say, saved=None)
     hardware = Hardware(**config.pick(cfg.trainer, Hardware), one_size=True, world=world)
     objective = build_objective(cfg, hardware)
     check_crop(cfg.data.crop_size, objective)
 
     recipe = config.plain(cfg)
-    checkpoint = folder.resumable(recipe, data.files)
-    start_from(cfg.init, checkpoint, objective)
+    with world.main_first():
+        resumed = folder.resumable(recipe, data.files, bad=data.bad, mend=world.is_main)
     trainer = build_trainer(cfg, objective, data, hardware)
-    if checkpoint is not None:
-        trainer.load_state_dict(checkpoint.training, checkpoint.ranks)
-        restore_average(trainer, checkpoint)
-        if trainer.step >= trainer.total:
-            say(
-                f"{folder.path} finished at step {trainer.step}; set trainer.steps or trainer.epochs higher to continue"
-            )
-            return 0
+    start(trainer, data.domains, resumed, init=cfg.init)
+    folder.follow(lambda: trainer.step)
+    if resumed is not None and trainer.step >= trainer.total:
+        say(f"{folder.path} finished at step {trainer.step}; set trainer.epochs or trainer.steps higher to continue")
+        return 0
 
-    loggers: list[Any] = []
     if world.is_main:
-        folder.prepare()
         folder.write_config(
             config.yaml(cfg, auto={"trainer.device": hardware.device.type, "trainer.precision": hardware.precision})
         )
-        folder.write_status("running", step=trainer.step)
-        about = {"folder": folder.path, "domains": data.domains, "start": trainer.step, "total": trainer.total}
-        loggers = [config.build(node, **about) for node in cfg.logger.values() if node is not None]
-    announce(say, folder.path, data, trainer, resumed=checkpoint is not None)
+        folder.write_status("running")
+    announce(say, folder, data, trainer, resumed)
+    saving = Saving(
+        folder.checkpoints,
+        world=world,
+        saved=lambda path: folder.write_status("running") if world.is_main else None,
+        **config.pick(cfg.checkpoint, Saving),
+    )
+    finished = fit(cfg, trainer, data, saving, folder, stop, shared={"recipe": recipe, "files": data.files})
+    return leave(folder, data.domains, trainer, stop, say, finished=finished)
 
-    def save() -> None:
-        folder.checkpoints.save(
-            model_of(trainer, data.domains),
-            {**trainer.state_dict(), "recipe": recipe, "files": data.files},
-            trainer.own_state_dict(),
-            world=world,
-        )
 
-    with StopRequest(echo_s=3.0 if distributed.launched() else 0.0) as stop:
+def take_folder(cfg: "DictConfig", world: "World", stop: StopRequest, ending: "Ending") -> "RunFolder":
+    """The run's folder, which this job alone has from now on; rank 0 answers for it.
+
+    Raises:
+        CommandError: another job has it, or it holds a run and resume.mode is never.
+        DiskError: it cannot be written.
+    """
+    from cyclestyle.run import RunFolder
+
+    folder = RunFolder(
+        Path(cfg.run_dir), **config.pick(cfg.checkpoint, RunFolder), **config.pick(cfg.resume, RunFolder)
+    )
+    with world.agreed(patient=True):
+        if world.is_main:
+            folder.take()
+    if world.is_main:
+        ending.folder = folder
+        stop.watch(folder.path / "stop")
+        stop.before_abandoning(functools.partial(tell_abandoned, folder))
+    return folder
+
+
+def tell_abandoned(folder: "RunFolder") -> None:
+    """The last word of a run that a second Ctrl-C ends."""
+    folder.write_status("stopped", code=130, reason="second Ctrl-C: steps since the newest checkpoint are lost")
+
+
+def find_pictures(cfg: "DictConfig", folder: "RunFolder", world: "World", stop: StopRequest, say: Say) -> "Unpaired":
+    """The training pictures, all of them looked at once; processes on one host share what the first one found.
+
+    Raises:
+        DataError: pictures that are missing, or too many that cannot be used.
+    """
+    with world.main_first():
+        data: Unpaired = config.build(cfg.data)
         try:
-            finished = trainer.fit(
-                batches(
-                    data.draws(cfg.seed),
-                    batch_size=trainer.batch_size,
-                    start=trainer.step,
-                    stop=trainer.total,
-                    rank=world.rank,
-                    ranks=world.size,
-                    workers=data.workers,
-                    pin=hardware.device.type == "cuda",
-                ),
-                save=save,
+            look_at(data, stop)
+        finally:
+            if world.is_main:
+                write_bad_files(folder, data.bad)
+    for note in data.notes:
+        say(note)
+    return data
+
+
+def look_at(data: "Unpaired", stop: StopRequest) -> None:
+    """Inspect the pictures, with progress where that takes a while."""
+    from cyclestyle.translation.progress import Counter
+
+    with contextlib.ExitStack() as opened:
+        counters: list[Counter] = []
+
+        def tell(done: int, total: int) -> None:
+            if not counters:
+                counters.append(opened.enter_context(Counter(total, what="looking at pictures")))
+            counters[0].advance()
+
+        data.inspect(tell=tell, stopping=stop)
+
+
+def write_bad_files(folder: "RunFolder", bad: Mapping[str, Mapping[str, str]]) -> None:
+    """All that cannot be used, for whoever wants to mend it: the screen shows a few."""
+    lines = [f"{side} {shown(Path(name))}: {reason}" for side, files in bad.items() for name, reason in files.items()]
+    if lines:
+        write_text(folder.path / "bad_files.txt", "".join(f"{line}\n" for line in lines))
+
+
+def told_once(batches: Iterable["Batch"]) -> Iterator["Batch"]:
+    """The batches; files that went bad since they were inspected are told as they are met, once each."""
+    seen: set[str] = set()
+    for batch in batches:
+        for line in batch.replaced:
+            if line not in seen:
+                warn(f"{line}; another picture takes its place")
+        seen.update(batch.replaced)
+        yield batch
+
+
+@contextlib.contextmanager
+def looked_at(
+    cfg: "DictConfig", folder: "RunFolder", trainer: "Trainer", domains: tuple[str, str]
+) -> Iterator[Sequence["Logger"]]:
+    """The loggers that the config names, for rank 0; closed at the end."""
+    from cyclestyle.monitor import Careful
+
+    loggers: list[Logger] = []
+    if trainer.world.is_main:
+        about = {"folder": folder.path, "domains": domains, "start": trainer.step, "total": trainer.total}
+        loggers = [
+            Careful(functools.partial(config.build, node, **about), name=f"logger.{name}")
+            for name, node in cfg.logger.items()
+            if node is not None
+        ]
+    try:
+        yield loggers
+    finally:
+        for logger in loggers:
+            logger.close()
+
+
+def fit(
+    cfg: "DictConfig",
+    trainer: "Trainer",
+    data: "Unpaired",
+    saving: "Saving",
+    folder: "RunFolder",
+    stop: StopRequest,
+    *,
+    shared: Mapping[str, Any],
+) -> bool:
+    """Train; returns whether the end was reached.
+
+    Args:
+        shared: what checkpoints hold besides the trainer's own state.
+    """
+    from cyclestyle.data import batches
+    from cyclestyle.saving import Snapshot
+
+    def snapshot() -> Snapshot:
+        return Snapshot(model_of(trainer, data.domains), {**trainer.state_dict(), **shared}, trainer.own_state_dict())
+
+    draws = data.draws(cfg.seed)
+    share = batches(
+        draws,
+        batch_size=trainer.batch_size,
+        start=trainer.step,
+        stop=trainer.total,
+        rank=trainer.world.rank,
+        ranks=trainer.world.size,
+        workers=data.workers,
+        pin=trainer.hardware.device.type == "cuda",
+    )
+    with looked_at(cfg, folder, trainer, data.domains) as loggers:
+        try:
+            return trainer.fit(
+                told_once(share),
+                save=functools.partial(saving.save, snapshot),
                 loggers=loggers,
-                probes=data.probes(PROBES) if world.is_main else None,
+                probes=data.probes(PROBES) if loggers else None,
                 stop_requested=stop,
             )
-        except Exception as error:
-            if world.is_main:
-                reason = str(error).partition("\n")[0] or type(error).__name__
-                folder.write_status("failed", code=getattr(error, "code", 1), reason=reason, step=trainer.step)
-            raise
+        except DivergedError as error:
+            raise with_files(error, draws, trainer.batch_size) from None
         finally:
-            for logger in loggers:
-                logger.close()
+            saving.finish()
 
-    if finished:
-        if world.is_main:
-            folder.write_status("finished", code=0, step=trainer.step)
-        say(f"finished at step {trainer.step}: {folder.path}\n{_next_commands(folder.path, data.domains)}")
-        return 0
+
+def with_files(error: DivergedError, draws: "Draws", batch_size: int) -> DivergedError:
+    """The same error with the files of the step that went wrong, drawn again."""
+    remedy = "a lower optimizer.lr or trainer.precision=fp32 may help, trainer.on_nonfinite=skip goes on regardless"
+    if error.step is None:
+        return error
+    pairs = [draws.files(draw) for draw in range(error.step * batch_size, (error.step + 1) * batch_size)]
+    files = [f"  {file}" for pair in pairs for file in pair]
+    shown = files if len(files) <= 4 else [*files[:3], f"  and {len(files) - 3} more"]
+    return DivergedError("\n".join([f"{error}; {remedy}; its pictures were:", *shown]), step=error.step)
+
+
+def leave(
+    folder: "RunFolder", domains: tuple[str, str], trainer: "Trainer", stop: StopRequest, say: Say, *, finished: bool
+) -> int:
+    """Say how training ended; returns the exit code."""
+    if not finished:
+        return tell_stopped(folder, trainer.world, stop, say, saved=trainer.step)
+    if trainer.world.is_main:
+        folder.write_status("finished", code=0, reason="reached the last step")
+    say(f"finished at step {trainer.step}: {folder.path}\n{_next_commands(folder.path, domains)}")
+    return 0
+
+
+def tell_stopped(folder: "RunFolder", world: "World", stop: StopRequest, say: Say, *, saved: int | None) -> int:
+    """Say that the run was asked to stop; returns the exit code.
+
+    Args:
+        saved: the step that it was saved at; None or 0 if there was nothing to save.
+    """
     if world.is_main:
-        folder.write_status("stopped", code=STOPPED, reason=stop.reason, step=trainer.step)
-    say(f"stopped at step {trainer.step}, saved: the same command goes on from here")
+        folder.write_status("stopped", code=STOPPED, reason=stop.reason or "asked in another process")
+        stop.obeyed()
+    what = f"stopped at step {saved}, saved" if saved else "stopped before the first step"
+    say(f"{what}: the same command goes on from here")
     return STOPPED
 
 
@@ -226,16 +376,20 @@ def check_crop(crop_size: int, objective: "CycleGAN") -> None:
         )
 
 
-def start_from(init: str | None, checkpoint: "Checkpoint | None", objective: "CycleGAN") -> None:
-    """Give the networks the weights of the checkpoint to resume, else those of `init`, else leave them fresh.
+def start(trainer: "Trainer", domains: tuple[str, str], resumed: "Resumed | None", *, init: str | None) -> None:
+    """Bring a trainer to where the run stood; else give it the weights of `init`; else leave it fresh.
 
     Raises:
-        CheckpointError: the weights of `init` belong to other networks.
+        CheckpointError: the weights belong to other networks, or to the opposite directions.
     """
     from cyclestyle.checkpoint import read_model
 
-    if checkpoint is not None:
+    objective = trainer.objective
+    if resumed is not None:
+        checkpoint = resumed.checkpoint
         load_networks(checkpoint.model, objective)
+        trainer.load_state_dict(checkpoint.training, checkpoint.ranks)
+        restore_average(trainer, checkpoint.model)
     elif init is not None:
         model = read_model(Path(init))
         for group, theirs, ours in (
@@ -244,24 +398,38 @@ def start_from(init: str | None, checkpoint: "Checkpoint | None", objective: "Cy
         ):
             if theirs != ours:
                 raise CheckpointError(f"init={init}: its {group} is {_differences(theirs, ours)}")  # type: ignore[arg-type]
+        if model.domains == domains[::-1] and domains != domains[::-1]:
+            raise CheckpointError(
+                f"init={init}: it was trained on {model.domains[0]} and {model.domains[1]}, here they are the other "
+                f"way round: swap data.domain_a and data.domain_b, and their folders"
+            )
         load_networks(model, objective)
+        if trainer.average is not None:
+            trainer.average.module.load_state_dict(model.part("generators."))
 
 
 def load_networks(model: "Model", objective: "CycleGAN") -> None:
-    """Put a model's weights into the networks."""
-    try:
-        objective.generators.load_state_dict(model.part("generators."))
-        objective.discriminators.load_state_dict(model.part("discriminators."))
-    except RuntimeError:
-        raise CheckpointError(f"{model.path}: its weights do not fit the architecture that it names") from None
+    """Put a model's weights into the networks.
+
+    Raises:
+        CheckpointError: they do not fit, with what is missing, left over or of another shape.
+    """
+    from cyclestyle.checkpoint import misfits
+
+    modules: dict[str, nn.Module] = {"generators.": objective.generators, "discriminators.": objective.discriminators}
+    for prefix, module in modules.items():
+        if wrong := misfits(module.state_dict(), model.part(prefix)):
+            fault = f"{model.path}: its weights {prefix}* do not fit the architecture that it names"
+            raise CheckpointError("\n  ".join([fault, *wrong]))
+    for prefix, module in modules.items():
+        module.load_state_dict(model.part(prefix))
 
 
-def restore_average(trainer: "Trainer", checkpoint: "Checkpoint") -> None:
+def restore_average(trainer: "Trainer", model: "Model") -> None:
     """Go on with the moving average where there was one; a newly wanted one starts from the weights of now."""
     if trainer.average is None:
         return
-    saved = checkpoint.model.part("ema.")
-    trainer.average.module.load_state_dict(saved or checkpoint.model.part("generators."))
+    trainer.average.module.load_state_dict(model.part("ema.") or model.part("generators."))
 
 
 def model_of(trainer: "Trainer", domains: tuple[str, str]) -> "Model":
@@ -284,8 +452,8 @@ def model_of(trainer: "Trainer", domains: tuple[str, str]) -> "Model":
     )
 
 
-def announce(say: Any, path: Path, data: "Unpaired", trainer: "Trainer", *, resumed: bool) -> None:
-    """One look at what starts: data, sizes, batch, hardware, length."""
+def announce(say: Say, folder: "RunFolder", data: "Unpaired", trainer: "Trainer", resumed: "Resumed | None") -> None:
+    """One look at what starts: data, sizes, batch, hardware, length; and what has changed since the last start."""
     from cyclestyle.hardware import device_count
 
     objective, world = trainer.objective, trainer.world
@@ -296,75 +464,23 @@ def announce(say: Any, path: Path, data: "Unpaired", trainer: "Trainer", *, resu
         f" = {world.size} processes x {trainer.accumulate} x {trainer.batch_size // world.size // trainer.accumulate}"
     )
     divided = world.size * trainer.accumulate > 1
-    say(f"{path}: {'going on from' if resumed else 'from'} step {trainer.step} to {trainer.total}, {data}")
+    going_on = "going on from" if resumed is not None else "from"
+    say(f"{folder.path}: {going_on} step {trainer.step} to {trainer.total}, {data}")
     say(
         f"global batch {trainer.batch_size}{share if divided else ''}, {trainer.hardware}, "
         f"2 generators of {sizes[0]:.1f} M parameters, 2 discriminators of {sizes[1]:.1f} M"
     )
+    if resumed is not None:
+        for line in resumed.changes:
+            say(f"changed since the last start: {line}")
+        if (before := len(resumed.checkpoint.ranks)) != world.size:
+            say(
+                f"saved by {before} process(es), going on with {world.size}: the same draws, batch, rates and image "
+                f"pools, and numbers that are equal but for rounding"
+            )
     visible = device_count(trainer.hardware.device.type)
     if world.size == 1 and visible > 1:
         say(f"this machine has {visible} GPUs: trainer.devices=auto trainer.batch_size={visible} uses them all")
-
-
-def process_count(devices: int | Literal["auto"], device: Literal["auto", "cpu", "cuda", "mps"]) -> int:
-    """How many processes `trainer.devices` asks for.
-
-    Raises:
-        CommandError: more than there are devices.
-    """
-    from cyclestyle.hardware import device_count, device_type
-
-    available = device_count(device)
-    if devices == "auto":
-        return available
-    if devices < 1 or (device_type(device) != "cpu" and devices > available):
-        raise CommandError(f"trainer.devices={devices}: this machine has {available} {device_type(device)} device(s)")
-    return devices
-
-
-def relaunch(processes: int) -> int:
-    """Run this very command in several processes through torchrun; the exit code is the run's own."""
-    environment = dict(os.environ)
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    with tempfile.TemporaryDirectory(prefix="cyclestyle-") as folder:
-        environment[EXIT_CODES] = folder
-        arguments = ["--standalone", f"--nproc_per_node={processes}", "-m", "cyclestyle.train", *sys.argv[1:]]
-        # In a session of its own: Ctrl-C on a terminal would reach the processes directly and through torchrun, twice.
-        command = [sys.executable, "-m", "cyclestyle.launcher", *arguments]
-        child = subprocess.Popen(command, env=environment, start_new_session=True)
-        asked: list[int] = []
-
-        def forward(number: int, _: object) -> None:
-            asked.append(number)
-            child.terminate()
-
-        before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            code = child.wait()
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-        return _own_code(Path(folder), code, asked=bool(asked))
-
-
-def tell_exit_code(code: int) -> None:
-    """Leave a word for the command that relaunched itself as this process; torchrun turns every failure into 1."""
-    if folder := os.environ.get(EXIT_CODES):
-        (Path(folder) / os.environ["RANK"]).write_text(str(code))
-
-
-def _own_code(folder: Path, torchrun: int, *, asked: bool) -> int:
-    """What the first process that failed said of it, where torchrun knows only that one did.
-
-    Processes that were asked to stop before they had begun say nothing.
-    """
-    from cyclestyle.signals import STOPPED
-
-    codes = [int(file.read_text()) for file in sorted(folder.iterdir(), key=lambda file: file.stat().st_mtime_ns)]
-    failures = [code for code in codes if code]
-    if failures or not torchrun:
-        return failures[0] if failures else 0
-    return STOPPED if asked else 1
 
 
 def _differences(theirs: Mapping[str, object], ours: Mapping[str, object]) -> str:

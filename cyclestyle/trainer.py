@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -12,7 +12,8 @@ from cyclestyle import images
 from cyclestyle.cyclegan import CycleGAN, Generators, Losses, Translations
 from cyclestyle.data.draws import Batch
 from cyclestyle.ema import GeneratorAverage
-from cyclestyle.errors import CommandError
+from cyclestyle.errors import CommandError, DivergedError
+from cyclestyle.guard import Guard, NotFinite
 from cyclestyle.hardware import Hardware
 from cyclestyle.pool import ImagePool
 from cyclestyle.schedule import LinearDecay
@@ -37,6 +38,12 @@ class Logger(Protocol):
     def close(self) -> None: ...
 
 
+class Save(Protocol):
+    """Writes a checkpoint of the trainer; `last` if nothing comes after it."""
+
+    def __call__(self, *, last: bool) -> object: ...
+
+
 class Pools(NamedTuple):
     """The image pools of the two domains."""
 
@@ -49,6 +56,16 @@ class Optimizers(NamedTuple):
 
     generators: Optimizer
     discriminators: Optimizer
+
+
+class Guards(NamedTuple):
+    """Watches over the updates of the generators and over those of the discriminators."""
+
+    generators: Guard
+    discriminators: Guard
+
+
+SKIPS = 10  # steps in a row that may be skipped before training counts as diverged
 
 
 class Trainer:
@@ -70,6 +87,8 @@ class Trainer:
         log_every: steps between two entries of the losses.
         sample_every: steps between two grids of probe pictures.
         save_every: steps between two checkpoints.
+        on_nonfinite: what a loss or gradient that is not finite does. `stop` ends training at the next log or save,
+            before anything is written. `skip` leaves the update out, which costs a wait for the device at every step.
 
     Raises:
         CommandError: a batch that cannot be divided evenly, or an interval or length below 1.
@@ -93,6 +112,7 @@ class Trainer:
         log_every: int = 50,
         sample_every: int = 500,
         save_every: int = 1000,
+        on_nonfinite: Literal["stop", "skip"] = "stop",
     ) -> None:
         check_batch(batch_size, ranks=hardware.world.size, accumulate=accumulate)
         for name, value in (("log_every", log_every), ("sample_every", sample_every), ("save_every", save_every)):
@@ -106,6 +126,9 @@ class Trainer:
         self.hardware, self.world, self.scaler = hardware, hardware.world, hardware.scaler()
         self.seed, self.batch_size, self.accumulate = seed, batch_size, accumulate
         self.log_every, self.sample_every, self.save_every = log_every, sample_every, save_every
+        self.skips_nonfinite, self._skipped_in_a_row = on_nonfinite == "skip", 0
+        self.guards = Guards(Guard(hardware.device), Guard(hardware.device))
+        self.record = Record(hardware)
 
         self.base_rate = float(optimizers.generators.param_groups[0]["lr"])
         self.step = 0  # steps done
@@ -115,7 +138,7 @@ class Trainer:
         self,
         batches: Iterator[Batch],
         *,
-        save: Callable[[], object],
+        save: Save,
         loggers: Sequence[Logger] = (),
         probes: tuple[Tensor, Tensor] | None = None,
         stop_requested: Callable[[], bool] = lambda: False,
@@ -124,42 +147,48 @@ class Trainer:
 
         Args:
             batches: this process's share of each step from `self.step` on.
-            save: writes a checkpoint of this trainer; called by all processes.
+            save: called by all processes.
             loggers: of rank 0.
             probes: fixed pictures of a and b, uint8 (N, 3, H, W).
             stop_requested: asked before every step; any process that says yes stops all.
 
         Returns:
             Whether the end was reached.
+
+        Raises:
+            DivergedError: a loss or a gradient was not finite; nothing of it has been saved or logged.
         """
-        record = _Record(self.hardware)
-        start = saved = self.step
+        saved = self.step
 
         # What is due comes first, then leaving, then a step: the first and the last need no special case.
         while True:
             stopping = self.world.any(stop_requested())
-            leaving = stopping or self.step >= self.total
+            finished = self.step >= self.total
+            leaving = stopping or finished
+            if (self.step > saved and self.step % self.save_every == 0) or leaving:
+                self.check_finite()
             if self.step > saved and (self.step % self.save_every == 0 or leaving):
-                save()  # first: what comes below may take its time, or fail
+                save(last=leaving)  # first: what comes below may take its time, or fail
                 saved = self.step
-            if self.step > start and (self.step % self.log_every == 0 or leaving):
-                values = record.values() | {
+            if self.record.steps and (self.step % self.log_every == 0 or leaving):
+                self.check_finite()
+                values = self.record.values() | {
                     "lr": self.learning_rate,
                     "epoch": self.step * self.batch_size / self.epoch_draws,
                 }
                 for logger in loggers:
                     logger.metrics(self.step, values)
-            if probes is not None and loggers and not stopping and self._sample_is_due(start, leaving=leaving):
+            if probes is not None and loggers and ((self.step % self.sample_every == 0 and not stopping) or finished):
                 made = self.sample(*probes)
                 for logger in loggers:
                     logger.pictures(self.step, *made)
             if leaving:
-                return self.step >= self.total
+                return finished
 
             asked = time.perf_counter()
             batch = next(batches)
-            record.waited(time.perf_counter() - asked)
-            record.add(self.train_step(batch), pictures=2 * self.batch_size)
+            self.record.waited(time.perf_counter() - asked)
+            self.record.add(self.train_step(batch), pictures=2 * self.batch_size, replaced=len(batch.replaced))
             for logger in loggers:
                 logger.advance(self.step)
 
@@ -170,7 +199,10 @@ class Trainer:
             batch: this process's share of the global batch.
 
         Returns:
-            The means of all losses and scores over the share, still on the device.
+            The means of all losses and scores over the share, still on the device; none of a step that was skipped.
+
+        Raises:
+            DivergedError: too many steps in a row had to be skipped.
         """
         torch.manual_seed(int(decisions(self.seed, f"networks {self.world.rank}", self.step).integers(2**62)))
         rate = self.learning_rate
@@ -192,25 +224,48 @@ class Trainer:
                 self._backward(losses)
             made.append(translations)
             told.append(losses)
-        self._update(self.optimizers.generators, rate)
+        if not self._update(self.optimizers.generators, rate, self.guards.generators, told):
+            return self._skip()
 
         # Discriminators, against translations of now and of earlier steps.
         fakes_a = self.pools.a.exchange(torch.cat([one.fake_a.detach() for one in made]), batch.draws)
         fakes_b = self.pools.b.exchange(torch.cat([one.fake_b.detach() for one in made]), batch.draws)
         del made, translations
+        judged: list[Losses] = []
         halves = zip(parts, fakes_a.chunk(self.accumulate), fakes_b.chunk(self.accumulate), strict=True)
         for index, ((a, b), fake_a, fake_b) in enumerate(halves):
             with self.world.accumulating(more_to_come=index + 1 < len(parts)):
                 losses, scores = self.objective.discriminator_losses(a, b, fake_a, fake_b)
                 self._backward(losses)
-            told.append(losses | scores)
-        self._update(self.optimizers.discriminators, rate)
+            judged.append(losses | scores)
+        sound = self._update(self.optimizers.discriminators, rate, self.guards.discriminators, judged)
 
         self.scaler.update()
         if self.average is not None:
             self.average.update(self.step)
+        if not sound:
+            return self._skip()
         self.step += 1
-        return _means(told)
+        self._skipped_in_a_row = 0
+        return _means(told + judged)
+
+    def check_finite(self) -> None:
+        """Wait for the device and look whether all went well so far; all processes look together.
+
+        Raises:
+            DivergedError: it did not.
+        """
+        if self.skips_nonfinite:
+            return  # train_step has looked
+        found = [bad for bad in (guard.first(self.world) for guard in self.guards) if bad is not None]
+        if found:
+            first = min(found, key=lambda bad: bad.step)
+            raise DivergedError(_diverged(first), step=first.step)
+        if self.scaler.is_enabled() and self.scaler.get_scale() < 1:
+            raise DivergedError(
+                f"the gradients overflow in fp16 whatever they are scaled by, last at step {self.step}: take "
+                f"trainer.precision=bf16 or fp32, or a smaller optimizer.lr"
+            )
 
     @torch.no_grad()
     def sample(self, a: Tensor, b: Tensor) -> tuple[Probes, Probes]:
@@ -253,7 +308,10 @@ class Trainer:
 
     def own_state_dict(self) -> dict[str, Any]:
         """What only this process holds."""
-        return {"pools": {"a": self.pools.a.state_dict(), "b": self.pools.b.state_dict()}}
+        return {
+            "pools": {"a": self.pools.a.state_dict(), "b": self.pools.b.state_dict()},
+            "record": self.record.state_dict(),
+        }
 
     def load_state_dict(self, shared: dict[str, Any], ranks: list[dict[str, Any]]) -> None:
         """Go on where a run of any number of processes stood.
@@ -288,20 +346,36 @@ class Trainer:
                     if position % self.world.size == self.world.rank
                 }
             )
+        records = [rank["record"] for rank in ranks]
+        self.record.load_state_dict(
+            records[self.world.rank] if len(records) == self.world.size else _mean_record(records)
+        )
 
     def _backward(self, losses: Losses) -> None:
         total = torch.stack(list(losses.values())).sum() / self.accumulate
         torch.autograd.backward(self.scaler.scale(total))
 
-    def _update(self, optimizer: Optimizer, rate: float) -> None:
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        self.scaler.step(optimizer)
+    def _update(self, optimizer: Optimizer, rate: float, guard: Guard, told: list[Losses]) -> bool:
+        """Change the networks, unless the update is not finite and such ones are skipped; whether it was sound."""
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        bad = guard.watch(self.step, _means(told), [] if self.scaler.is_enabled() else gradients)
+        sound = not (self.skips_nonfinite and self.world.any(bool(bad.item())))
+        if sound:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            self.scaler.step(optimizer)
         optimizer.zero_grad(set_to_none=True)
+        return sound
 
-    def _sample_is_due(self, start: int, *, leaving: bool) -> bool:
-        fresh = self.step > start or self.step == 0  # a resumed run does not repeat the grid that it stopped with
-        return fresh and (self.step % self.sample_every == 0 or leaving)
+    def _skip(self) -> Losses:
+        """The step is over without its update: it counts, as its draws are gone, and tells nothing."""
+        self.step += 1
+        self._skipped_in_a_row += 1
+        if self._skipped_in_a_row == SKIPS:
+            found = [bad for bad in (guard.first(self.world) for guard in self.guards) if bad is not None]
+            first = min(found, key=lambda bad: bad.step)
+            raise DivergedError(f"{_diverged(first)}; {SKIPS} steps in a row were skipped", step=first.step)
+        return {}
 
     def _steps_in(self, epochs: int) -> int:
         return -(-epochs * self.epoch_draws // self.batch_size)
@@ -332,38 +406,71 @@ def _means(told: list[Losses]) -> Losses:
     return {name: torch.stack([losses[name].detach() for losses in told if name in losses]).mean() for name in names}
 
 
-class _Record:
+def _diverged(first: NotFinite) -> str:
+    values = ", ".join(f"{name.removeprefix('loss/')} {value:.4g}" for name, value in first.values.items())
+    return f"training diverged at step {first.step + 1}: not finite ({values})"
+
+
+class Record:
     """Sums up what happens between two logs, on the device, and reads it out once."""
 
     def __init__(self, hardware: Hardware) -> None:
         self.hardware = hardware
+        self.steps = self.skipped = 0  # those that were left out are counted in both
         self._sums: dict[str, Tensor] = {}
-        self._steps = self._pictures = 0
+        self._pictures = self._replaced = 0
         self._waiting_s, self._since = 0.0, time.perf_counter()
 
-    def add(self, means: Losses, *, pictures: int) -> None:
+    def add(self, means: Losses, *, pictures: int, replaced: int = 0) -> None:
+        """One step: its losses (none if it was skipped), and how many pictures it showed and had to replace."""
         for name, value in means.items():
             self._sums[name] = self._sums[name] + value if name in self._sums else value
-        self._steps, self._pictures = self._steps + 1, self._pictures + pictures
+        self.steps += 1
+        self.skipped += not means
+        self._pictures += pictures
+        self._replaced += replaced
 
     def waited(self, seconds: float) -> None:
+        """For data."""
         self._waiting_s += seconds
 
     def values(self) -> dict[str, float]:
         """Means over the steps since the last call and over all processes; waits for the device."""
-        sums = torch.stack(list(self._sums.values()))
-        means = self.hardware.world.mean(sums / self._steps).tolist()
+        values: dict[str, float] = {}
+        if self._sums:
+            sums = torch.stack(list(self._sums.values()))
+            means = self.hardware.world.mean(sums / (self.steps - self.skipped)).tolist()
+            values = dict(zip(self._sums, means, strict=True))
         elapsed_s = time.perf_counter() - self._since
-        values = dict(zip(self._sums, means, strict=True))
         values["speed/images_per_s"] = self._pictures / elapsed_s
         values["speed/waiting_for_data"] = self._waiting_s / elapsed_s
+        if self.skipped:
+            values["skipped_steps"] = self.skipped
+        if self._replaced:
+            values["replaced_pictures"] = self._replaced
         self._clear()
         return values
 
+    def state_dict(self) -> dict[str, Any]:
+        """What was summed up so far; not the times, which a resumed run has of its own."""
+        return {"sums": dict(self._sums), "steps": self.steps, "skipped": self.skipped}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on summing up where another process stopped."""
+        self._clear()
+        self._sums = {name: value.to(self.hardware.device) for name, value in state["sums"].items()}
+        self.steps, self.skipped = state["steps"], state["skipped"]
+
     def _clear(self) -> None:
         self._sums = {}
-        self._steps = self._pictures = 0
+        self.steps = self.skipped = self._pictures = self._replaced = 0
         self._waiting_s, self._since = 0.0, time.perf_counter()
+
+
+def _mean_record(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """What each of a new number of processes goes on with, so that the mean over them stays the same."""
+    sums = {name: torch.stack([one["sums"][name] for one in records]).mean(dim=0) for name in records[0]["sums"]}
+    return records[0] | {"sums": sums}
 
 
 def averaged(generators: Generators, decay: float) -> GeneratorAverage[Generators] | None:

@@ -13,17 +13,18 @@ PACKAGE = ROOT / "cyclestyle"
 ROOMS: dict[str, set[str]] = {
     "entry": {"__main__", "train", "translate", "evaluate"},
     "launcher": {"launcher"},
+    "relaunch": {"relaunch"},
     "config": {"config", "commandline", "binding"},
-    "run": {"run"},
+    "run": {"run", "ending"},
     "trainer": {"trainer"},
     "translation": {"translation"},
     "monitor": {"monitor"},
     "cyclegan": {"cyclegan"},
-    "checkpoint": {"checkpoint"},
+    "checkpoint": {"checkpoint", "saving"},
     "metrics": {"metrics"},
     "leaf": {
-        "data", "distributed", "ema", "errors", "files", "hardware", "images", "listing", "losses", "networks", "pool",
-        "schedule", "seeds", "signals",
+        "data", "distributed", "ema", "errors", "files", "guard", "hardware", "images", "listing", "losses", "networks",
+        "pool", "schedule", "seeds", "signals",
     },
 }  # fmt: skip
 
@@ -31,6 +32,7 @@ ROOMS: dict[str, set[str]] = {
 MAY: dict[str, set[str]] = {
     "entry": set(ROOMS) - {"entry", "launcher"},
     "launcher": set(),
+    "relaunch": {"leaf"},
     "config": {"leaf"},
     "run": {"checkpoint", "leaf"},
     "trainer": {"cyclegan", "leaf"},

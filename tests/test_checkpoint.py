@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from cyclestyle import checkpoint
 from cyclestyle.checkpoint import Checkpoints, Model, read, read_model
 from cyclestyle.distributed import World
-from cyclestyle.errors import CheckpointError
+from cyclestyle.errors import CheckpointError, CommandError
 from cyclestyle.hardware import Hardware
 from cyclestyle.train import model_of
 from cyclestyle.trainer import Trainer
@@ -113,7 +113,7 @@ def test_an_interrupted_save_leaves_the_older_checkpoint_the_newest(tmp_path: Pa
     older = save(tmp_path, 4)
     with pytest.raises(AttributeError):
         save(tmp_path, 6, training={"cannot be pickled": lambda: None})
-    assert (tmp_path / ".step_00000006.tmp" / "networks.safetensors").exists()  # it was in the middle
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step_00000004"]
     assert Checkpoints(tmp_path).newest() == older
     assert Checkpoints(tmp_path).load().step == 4
     assert (tmp_path / "latest").read_text() == "step_00000004\n"
@@ -122,12 +122,65 @@ def test_an_interrupted_save_leaves_the_older_checkpoint_the_newest(tmp_path: Pa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step_00000004", "step_00000005"]
 
 
-def test_a_folder_without_a_manifest_counts_as_absent_and_drives_no_other_out(tmp_path: Path) -> None:
+def test_what_a_killed_save_left_is_removed_by_the_next(tmp_path: Path) -> None:
     save(tmp_path, 4)
-    (save(tmp_path, 8) / "manifest.json").unlink()
-    assert Checkpoints(tmp_path).load().step == 4
-    save(tmp_path, 6, keep=1)
-    assert Checkpoints(tmp_path).load().step == 6
+    left = tmp_path / ".step_00000006.tmp"
+    left.mkdir()
+    (left / "networks.safetensors").write_bytes(b"half")
+    save(tmp_path, 5)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step_00000004", "step_00000005"]
+
+
+def test_the_newest_good_checkpoint_is_used_where_newer_ones_are_damaged(tmp_path: Path) -> None:
+    for step in (2, 4, 6, 8):
+        save(tmp_path, step, keep=4)
+    (tmp_path / "step_00000008" / "manifest.json").unlink()
+    (tmp_path / "step_00000006" / "rank0.pt").write_bytes(b"")
+    told: list[str] = []
+    assert Checkpoints(tmp_path).load(tell=told.append).step == 4
+    assert told == [
+        f"{tmp_path}/step_00000008/manifest.json is missing or malformed, using step_00000004 instead",
+        f"checksum mismatch in {tmp_path}/step_00000006/rank0.pt: the file is not what was written, "
+        "using step_00000004 instead",
+    ]
+    assert len(steps(tmp_path)) == 4  # whoever only reads changes nothing
+
+    # The run itself takes them away, so that they neither count among those to keep nor are tried again.
+    assert Checkpoints(tmp_path).load(mend=True, tell=told.append).step == 4
+    assert steps(tmp_path) == ["step_00000002", "step_00000004"]
+    save(tmp_path, 5, keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step_00000004", "step_00000005"]
+
+
+def test_a_model_of_a_run_comes_from_its_newest_good_checkpoint(tmp_path: Path) -> None:
+    for step in (2, 4):
+        save(tmp_path / "checkpoints", step)
+    damage(tmp_path / "checkpoints/step_00000004/networks.safetensors")
+    told: list[str] = []
+    assert read_model(tmp_path, tell=told.append).step == 2
+    assert len(told) == 1
+    assert "checksum mismatch" in told[0]
+    with pytest.raises(CheckpointError, match="checksum mismatch"):
+        read_model(tmp_path / "checkpoints/step_00000004")
+
+
+def damage(file: Path) -> None:
+    """Turn a bit over."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def test_steps_to_keep_for_ever_stay(tmp_path: Path) -> None:
+    for step in range(2, 14, 2):
+        Checkpoints(tmp_path, keep=2, keep_every=4).save(model(step), {}, {}, world=World())
+    assert steps(tmp_path) == [f"step_{step:08d}" for step in (4, 8, 10, 12)]
+
+
+@pytest.mark.parametrize("settings", [{"keep": 1}, {"keep": 0}, {"keep_every": 0}])
+def test_to_keep_less_than_a_second_one_is_refused(tmp_path: Path, settings: dict[str, int]) -> None:
+    with pytest.raises(CommandError, match=r"checkpoint\.keep"):
+        Checkpoints(tmp_path, **settings)
 
 
 def test_a_save_at_the_same_step_takes_the_place_of_the_first(tmp_path: Path) -> None:
@@ -139,9 +192,7 @@ def test_a_save_at_the_same_step_takes_the_place_of_the_first(tmp_path: Path) ->
 @pytest.mark.parametrize("name", FILES)
 def test_a_flipped_byte_is_found_and_the_file_named(tmp_path: Path, name: str) -> None:
     file = save(tmp_path) / name
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
+    damage(file)
     with pytest.raises(CheckpointError, match=f"checksum mismatch in {file}"):
         Checkpoints(tmp_path).load()
 
@@ -149,7 +200,7 @@ def test_a_flipped_byte_is_found_and_the_file_named(tmp_path: Path, name: str) -
 @pytest.mark.parametrize("name", FILES)
 def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
     (save(tmp_path) / name).unlink()
-    with pytest.raises(CheckpointError, match=f"{name} is missing"):
+    with pytest.raises(CheckpointError, match=f"{name} cannot be read: no such file"):
         Checkpoints(tmp_path).load()
 
 

@@ -27,7 +27,7 @@ def _switches() -> Iterator[None]:
 def losses(precision: str) -> dict[str, float]:
     hardware = Hardware("cpu", precision=precision)
     objective = tiny_objective(prepare=hardware.prepare)
-    a, b, _ = random_batch([0, 1])
+    a, b, *_ = random_batch([0, 1])
     made, translations = objective.generator_losses(images.to_float(a), images.to_float(b))
     judged, scores = objective.discriminator_losses(
         images.to_float(a), images.to_float(b), translations.fake_a.detach(), translations.fake_b.detach()
@@ -86,7 +86,7 @@ def test_networks_run_in_the_precision_and_answer_in_float32(precision: str) -> 
 def test_named_tuples_come_back_as_they_are_with_what_is_missing() -> None:
     hardware = Hardware("cpu", precision="bf16")
     generators = tiny_objective().generators
-    a, b, _ = random_batch([0])
+    a, b, *_ = random_batch([0])
     made = hardware.prepare(generators)(images.to_float(a), images.to_float(b), cycle_b=False, identity_a=False)
     assert type(made).__name__ == "Translations"
     assert made.cycled_b is None
@@ -127,7 +127,7 @@ def test_gradients_on_the_hardware_are_those_of_float64(device: str, pictures: i
     ours, theirs = tiny_objective(prepare=hardware.prepare), tiny_objective(double=True)
     hardware.place(ours.generators)
     hardware.place(ours.discriminators)
-    a, b, _ = random_batch(list(range(pictures)))
+    a, b, *_ = random_batch(list(range(pictures)))
     told, _ = ours.generator_losses(*(images.to_float(hardware.send(one)) for one in (a, b)))
     wanted, _ = theirs.generator_losses(*(images.to_float(one).double() for one in (a, b)))
     torch.stack(list(told.values())).sum().backward()

@@ -55,7 +55,7 @@ def test_probes_go_through_the_generators_that_they_are_shown_for(ema: float) ->
     trainer = tiny_trainer(ema=ema)
     for step in range(3):
         trainer.train_step(random_batch([step]))
-    real_a, real_b, _ = random_batch([7, 8])
+    real_a, real_b, *_ = random_batch([7, 8])
     a, b = trainer.sample(real_a, real_b)
     assert trainer.objective.generators.training  # again
 
@@ -92,14 +92,20 @@ def test_a_resumed_file_has_no_step_twice_and_no_half_line(tmp_path: Path) -> No
     with (tmp_path / "metrics.jsonl").open("a") as stream:
         stream.write('{"step": 7, "loss/ga')  # killed while writing
 
-    log = metrics_file(tmp_path, start=4)
-    log.metrics(5, {"loss/gan_ab": float("nan")})
+    log = metrics_file(tmp_path, start=4)  # where a log is due at the start, it is told again
+    log.metrics(4, {"loss/gan_ab": float("nan")})
     log.close()
-    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4, 5]
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4]
     assert np.isnan(lines(tmp_path)[-1]["loss/gan_ab"])
 
     metrics_file(tmp_path, start=5).close()  # a line that is not a number has no way to keep a run from going on
-    assert len(lines(tmp_path)) == 5
+    assert len(lines(tmp_path)) == 4
+
+
+def test_half_a_line_in_the_middle_does_not_keep_a_run_from_going_on(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n{"st\xff{"step": 2}\n[]\n{"step": 3}\n')
+    metrics_file(tmp_path, start=4).close()
+    assert [line["step"] for line in lines(tmp_path)] == [1, 3]
 
 
 def test_a_run_that_begins_again_from_the_start_begins_a_new_file(tmp_path: Path) -> None:
@@ -130,14 +136,13 @@ def test_curves_and_pictures_of_a_resumed_run_join_without_a_step_twice(tmp_path
     for first, last in ((0, 6), (start, 8)):
         board = TensorBoard(tmp_path, domains=DOMAINS, start=first)
         for step in range(first, last):
-            if step == 0 or step > first:
-                board.pictures(step, noise(step), noise(step))
-            board.metrics(step + 1, {"loss/gan_ab": float(last)})
+            board.pictures(step, noise(step), noise(step))
+            board.metrics(step, {"loss/gan_ab": float(last)})
         board.close()
 
     seen = events(tmp_path)
     curve = seen.Scalars("loss/gan_ab")
-    assert [point.step for point in curve] == list(range(1, 9))
+    assert [point.step for point in curve] == list(range(8))
     assert [point.value for point in curve] == [6.0] * start + [8.0] * (8 - start)
     assert [picture.step for picture in seen.Images("monet2photo")] == list(range(8))
     assert [picture.step for picture in seen.Images("photo2monet")] == list(range(8))

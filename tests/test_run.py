@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,9 +16,9 @@ from cyclestyle import config
 from cyclestyle.checkpoint import Model
 from cyclestyle.distributed import World
 from cyclestyle.errors import CheckpointError, CommandError, DiskError
-from cyclestyle.run import RunFolder
+from cyclestyle.run import Resumed, RunFolder
 
-NAMES = {"a": ["1.png", "2.png", "3.png"], "b": ["x.png", "y.png"]}
+FILES = {"a": {"1.png": 10, "2.png": 20, "3.png": 30}, "b": {"x.png": 40, "y.png": 50}}
 
 
 @pytest.fixture(scope="module")
@@ -29,10 +30,16 @@ def recipe() -> dict[str, Any]:
 def folder(tmp_path: Path, recipe: dict[str, Any]) -> RunFolder:
     """A run that stopped at step 4."""
     run = RunFolder(tmp_path / "run")
-    run.prepare()
+    run.take()
     model = Model({"generators.w": torch.zeros(1)}, {}, {}, ("a", "b"), 4, Path())
-    run.checkpoints.save(model, {"recipe": recipe, "files": NAMES}, {}, world=World())
+    run.checkpoints.save(model, {"recipe": recipe, "files": FILES}, {}, world=World())
     return run
+
+
+def going_on(run: RunFolder, recipe: dict[str, Any], files: Any = FILES, bad: Any = None) -> Resumed:
+    resumed = run.resumable(recipe, files, bad=bad or {"a": {}, "b": {}})
+    assert resumed is not None
+    return resumed
 
 
 def changed(recipe: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -48,14 +55,14 @@ def changed(recipe: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 def test_a_new_folder_has_nothing_to_resume(tmp_path: Path, recipe: dict[str, Any]) -> None:
     run = RunFolder(tmp_path / "new" / "run")
-    assert run.resumable(recipe, NAMES) is None
+    assert run.resumable(recipe, FILES, bad={}) is None
     assert not run.path.exists()
-    run.prepare()
+    run.take()
     assert run.path.is_dir()
 
 
 def test_the_same_recipe_and_files_resume(folder: RunFolder, recipe: dict[str, Any]) -> None:
-    assert folder.resumable(recipe, NAMES).step == 4
+    assert going_on(folder, recipe).checkpoint.step == 4
 
 
 @pytest.mark.parametrize(
@@ -70,7 +77,8 @@ def test_the_same_recipe_and_files_resume(folder: RunFolder, recipe: dict[str, A
 def test_where_how_and_how_long_it_runs_may_change(folder: RunFolder, recipe: dict[str, Any], key: str) -> None:
     other = changed(recipe, {key: "something else"})
     assert other != recipe
-    assert folder.resumable(other, NAMES).step == 4
+    assert going_on(folder, other).checkpoint.step == 4
+    assert {line.partition(":")[0].partition("._")[0] for line in going_on(folder, other).changes} >= {key}
 
 
 @pytest.mark.parametrize(
@@ -94,7 +102,7 @@ def test_another_recipe_is_refused_with_the_difference(
     folder: RunFolder, recipe: dict[str, Any], key: str, was: object, is_: object
 ) -> None:
     with pytest.raises(CommandError) as caught:
-        folder.resumable(changed(recipe, {key: is_}), NAMES)
+        going_on(folder, changed(recipe, {key: is_}))
     first, *rest = str(caught.value).splitlines()
     assert str(folder.path) in first
     assert "name=" in first
@@ -106,21 +114,30 @@ def test_a_list_of_differences_is_never_longer_than_five_lines(folder: RunFolder
     keys = ["data.crop_size", "data.flip", "data.load_size", "data.resize", "ema.decay", "pool.size", "seed"]
     for count, lines in ((4, 4), (5, 5), (6, 5), (7, 5)):
         with pytest.raises(CommandError) as caught:
-            folder.resumable(changed(recipe, dict.fromkeys(keys[:count], 77)), NAMES)
+            going_on(folder, changed(recipe, dict.fromkeys(keys[:count], 77)))
         rest = str(caught.value).splitlines()[1:]
         assert len(rest) == lines
     assert rest[-1] == "  and 3 more"
 
 
 def test_other_files_are_refused_with_how_many(folder: RunFolder, recipe: dict[str, Any]) -> None:
-    names = {"a": ["2.png", "3.png", "4.png", "5.png"], "b": NAMES["b"]}
-    with pytest.raises(CommandError, match=r"data set.*\n  files of a: 2 added, 1 removed$"):
-        folder.resumable(recipe, names)
+    a = {"2.png": 20, "3.png": 31, "4.png": 40, "5.png": 50}
+    with pytest.raises(CommandError, match=r"data set.*\n  files of a: 2 added, 1 removed, 1 of another size$"):
+        going_on(folder, recipe, {"a": a, "b": FILES["b"]})
+    with pytest.raises(CommandError, match=r"\n  files of b: in another order$"):
+        going_on(folder, recipe, {"a": FILES["a"], "b": {"y.png": 50, "x.png": 40}})
+
+
+def test_a_file_that_has_gone_bad_keeps_its_place(folder: RunFolder, recipe: dict[str, Any]) -> None:
+    shorter = {"a": {**FILES["a"], "2.png": 7}, "b": FILES["b"]}
+    assert going_on(folder, recipe, shorter, bad={"a": {"2.png": "truncated"}}).checkpoint.step == 4
+    with pytest.raises(CommandError, match="1 of another size"):
+        going_on(folder, recipe, shorter, bad={"b": {"2.png": "truncated"}})
 
 
 def test_the_same_files_in_another_place_are_the_same(folder: RunFolder, recipe: dict[str, Any]) -> None:
     moved = changed(recipe, {"data.root": "/elsewhere"})
-    assert folder.resumable(moved, {side: list(names) for side, names in NAMES.items()}) is not None
+    assert going_on(folder, moved, {side: dict(files) for side, files in FILES.items()}).checkpoint.step == 4
 
 
 @pytest.mark.parametrize(
@@ -133,7 +150,7 @@ def test_another_architecture_is_a_checkpoint_error_even_if_changes_are_allowed(
     for allow_changed in (False, True):
         run = RunFolder(folder.path, allow_changed=allow_changed)
         with pytest.raises(CheckpointError, match="another architecture") as caught:
-            run.resumable(other, NAMES)
+            going_on(run, other)
         (line,) = str(caught.value).splitlines()[1:]
         assert line.startswith(f"  {key}: ")
         assert line.endswith("-> 9")
@@ -142,21 +159,18 @@ def test_another_architecture_is_a_checkpoint_error_even_if_changes_are_allowed(
 def test_allow_changed_goes_on_with_another_recipe_and_other_files(folder: RunFolder, recipe: dict[str, Any]) -> None:
     run = RunFolder(folder.path, allow_changed=True)
     other = changed(recipe, {"optimizer.lr": 1.0, "pool.size": 3})
-    assert run.resumable(other, {"a": ["new.png"], "b": ["other.png"]}).step == 4
+    assert going_on(run, other, {"a": {"new.png": 1}, "b": {"other.png": 1}}).checkpoint.step == 4
 
 
-def test_mode_never_refuses_a_folder_that_holds_anything(folder: RunFolder, tmp_path: Path) -> None:
+def test_mode_never_refuses_a_folder_that_holds_a_run(folder: RunFolder, tmp_path: Path) -> None:
     with pytest.raises(CommandError, match=r"not empty and resume\.mode=never: choose another name="):
         RunFolder(folder.path, mode="never")
     (tmp_path / "empty").mkdir()
-    RunFolder(tmp_path / "empty", mode="never").prepare()
-    RunFolder(tmp_path / "absent", mode="never").prepare()
-
-
-@pytest.mark.parametrize("keep", [0, -1])
-def test_to_keep_no_checkpoint_is_refused(tmp_path: Path, keep: int) -> None:
-    with pytest.raises(CommandError, match=rf"checkpoint\.keep={keep}: give 1 or more"):
-        RunFolder(tmp_path, keep=keep)
+    failed = RunFolder(tmp_path / "empty", mode="never")
+    failed.take()
+    failed.write_status("failed", code=3, reason="no pictures")
+    RunFolder(tmp_path / "empty", mode="never")  # a start that failed before it began has left no run
+    RunFolder(tmp_path / "absent", mode="never").take()
 
 
 def test_a_folder_that_cannot_be_made_is_a_disk_error_that_names_it(
@@ -165,21 +179,23 @@ def test_a_folder_that_cannot_be_made_is_a_disk_error_that_names_it(
     (tmp_path / "runs").write_text("a file where a folder should be")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DiskError, match=f"cannot write to {tmp_path}/runs/mine: "):
-        RunFolder(Path("runs/mine")).prepare()
+        RunFolder(Path("runs/mine")).take()
 
 
 def test_the_status_says_what_and_who(folder: RunFolder) -> None:
-    folder.write_status("stopped", code=75, reason="SIGTERM", step=7)
-    status = json.loads((folder.path / "status.json").read_text())
-    assert status["pid"] == os.getpid()
-    assert [status[key] for key in ("state", "code", "reason", "step")] == ["stopped", 75, "SIGTERM", 7]
+    folder.follow(lambda: 7)
+    folder.write_status("stopped", code=75, reason="SIGTERM")
+    assert json.loads((folder.path / "status.json").read_text()) == {
+        "state": "stopped", "code": 75, "reason": "SIGTERM", "step": 7, "checkpoint": "step_00000004",
+        "host": socket.gethostname(), "pid": os.getpid(),
+    }  # fmt: skip
 
 
 def test_a_folder_in_use_is_refused_with_who_has_it_until_that_process_is_gone(tmp_path: Path) -> None:
     folder = tmp_path / "mine"
     hold = (
         "import sys, pathlib; from cyclestyle.run import RunFolder; run = RunFolder(pathlib.Path(sys.argv[1]));"
-        "run.prepare(); run.write_status('running', step=0); print('held', flush=True); sys.stdin.read()"
+        "run.take(); run.write_status('running'); print('held', flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", hold, str(folder)]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
@@ -187,6 +203,6 @@ def test_a_folder_in_use_is_refused_with_who_has_it_until_that_process_is_gone(t
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
         with pytest.raises(CommandError, match=rf"in use by pid {other.pid} on host .*: wait for it"):
-            RunFolder(folder).prepare()
+            RunFolder(folder).take()
         other.kill()  # as a power cut would: nothing is tidied up
-    RunFolder(folder).prepare()
+    RunFolder(folder).take()

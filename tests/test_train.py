@@ -83,8 +83,8 @@ def events(run: str | Path) -> EventAccumulator:
     return EventAccumulator(str(run), size_guidance={"scalars": 0, "images": 0}).Reload()
 
 
-def everything(folder: Path) -> dict[str, tuple[int, bytes]]:
-    files = [path for path in folder.rglob("*") if path.is_file()]
+def everything(folder: Path, *, but: str = "") -> dict[str, tuple[int, bytes]]:
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != but]
     return {str(file): (file.stat().st_mtime_ns, file.read_bytes()) for file in files}
 
 
@@ -136,7 +136,7 @@ def test_a_run_writes_its_folder_and_nothing_else_and_the_same_command_touches_n
 
     before = everything(tmp_path)
     assert smoke("ema.decay=0.9") == 0
-    assert "finished at step 4; set trainer.steps or trainer.epochs higher" in capsys.readouterr().out
+    assert "finished at step 4; set trainer.epochs or trainer.steps higher" in capsys.readouterr().out
     assert everything(tmp_path) == before
 
 
@@ -190,13 +190,20 @@ def test_another_recipe_in_the_same_folder_is_refused_and_can_be_insisted_on(
     smoke: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert smoke("logger.tensorboard=null") == 0
-    before = everything(tmp_path)
+    before = everything(tmp_path, but="status.json")
     capsys.readouterr()
 
     assert smoke("optimizer.lr=0.001", "pool.size=7", "trainer.steps=6") == 2
     first, *rest = capsys.readouterr().err.splitlines()
     assert "runs/smoke was started with another recipe" in first
     assert rest == ["  optimizer.lr: 0.0002 -> 0.001", "  pool.size: 50 -> 7"]
+    refused = status("runs/smoke")
+    assert (refused["state"], refused["code"], refused["reason"]) == (
+        "failed",
+        2,
+        first.removeprefix("cyclestyle train: "),
+    )
+    assert (refused["step"], refused["checkpoint"]) == (4, "step_00000004")
 
     assert smoke("generator.channels=8", "trainer.steps=6") == 4
     assert "  generator.channels: 4 -> 8" in capsys.readouterr().err.splitlines()
@@ -204,9 +211,13 @@ def test_another_recipe_in_the_same_folder_is_refused_and_can_be_insisted_on(
     assert smoke("trainer.steps=6", "resume.mode=never") == 2
     assert smoke("resume.mode=never") == 2  # though it has finished
     assert "not empty" in capsys.readouterr().err
-    assert everything(tmp_path) == before
+    assert everything(tmp_path, but="status.json") == before
 
+    capsys.readouterr()
     assert smoke("optimizer.lr=0.001", "trainer.steps=6", "resume.allow_changed=true", "logger.tensorboard=null") == 0
+    said = capsys.readouterr().out
+    assert "changed since the last start: optimizer.lr: 0.0002 -> 0.001" in said
+    assert "changed since the last start: trainer.steps: 4 -> 6" in said
     assert log("runs/smoke")[-1]["lr"] == 0.001
     assert newest("runs/smoke").step == 6
 
@@ -228,7 +239,9 @@ def test_init_starts_at_step_0_from_another_run_s_weights(smoke: Command, capsys
     assert "init=runs/first: its generator is channels=4 where the config says 8" in capsys.readouterr().err
     assert smoke("name=third", "init=runs/gone") == 4
     assert "runs/gone" in capsys.readouterr().err
-    assert not Path("runs/third").exists()
+    assert not Path("runs/third/checkpoints").exists()
+    assert smoke("name=third", "init=runs/first", "data.domain_a=painting", "data.domain_b=photo") == 4
+    assert "the other way round: swap data.domain_a and data.domain_b" in capsys.readouterr().err
 
 
 # -------------------------------------------------------------------------------------------------- what it refuses
@@ -248,14 +261,19 @@ def test_init_starts_at_step_0_from_another_run_s_weights(smoke: Command, capsys
         (["generator.blocks=-1"], 2, "generator.blocks"),
     ],
 )
-def test_what_cannot_work_is_told_in_one_line_before_anything_is_written(
+def test_what_cannot_work_is_told_in_one_line_before_anything_begins(
     smoke: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, words: str
 ) -> None:
     assert smoke(*arguments) == code
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("cyclestyle train: ")
     assert words in line
-    assert list(tmp_path.iterdir()) == []
+    left = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {path.name for path in left} <= {"lock", "status.json"}
+    if left:
+        told = status("runs/smoke")
+        assert (told["state"], told["code"]) == ("failed", code)
+        assert line.endswith(told["reason"])
 
 
 def test_missing_data_is_exit_3_and_one_line(
@@ -266,7 +284,8 @@ def test_missing_data_is_exit_3_and_one_line(
     (line,) = capsys.readouterr().err.splitlines()
     for part in (f"{tmp_path}/data/monet2photo/trainA", "monet2photo.zip", "+experiment=demo"):
         assert part in line
-    assert list(tmp_path.iterdir()) == []
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"lock", "status.json"}
+    assert (status("runs/monet")["state"], status("runs/monet")["code"]) == ("failed", 3)
 
 
 def test_a_failure_on_the_way_is_in_the_status(
@@ -278,11 +297,17 @@ def test_a_failure_on_the_way_is_in_the_status(
         file.write_bytes(file.read_bytes()[:-30])
     sizes = ["data.load_size=32", "data.crop_size=32", "generator.channels=4", "discriminator.channels=4"]
     assert leave(f"data.root={root}", "trainer.device=cpu", *sizes, "data.workers=0") == 3
-    (line,) = capsys.readouterr().err.splitlines()
-    assert f"{root}/trainB" in line
+    first, *rest = capsys.readouterr().err.splitlines()
+    assert f"{root}/trainB" in first
+    assert len(rest) == min(5, len(list((root / "trainB").iterdir())))
+    assert all("trainB" in line for line in rest[:4])
     failed = status("runs/own")
     assert (failed["state"], failed["code"], failed["step"]) == ("failed", 3, 0)
-    assert f"{root}/trainB" in failed["reason"]
+    assert failed["reason"] == first.removeprefix("cyclestyle train: ")
+    listed = Path("runs/own/bad_files.txt").read_text().splitlines()
+    assert [line.split()[:2] for line in listed] == [
+        ["b", f"{file.name}:"] for file in sorted((root / "trainB").iterdir())
+    ]
 
 
 # -------------------------------------------------------------------------------------------------- how it leaves

@@ -182,7 +182,7 @@ def fitted(trainer: Trainer, *, stop_at: int | None = None) -> tuple[Diary, list
     probe = random_batch([0, 1])
     finished = trainer.fit(
         batches,
-        save=lambda: saves.append(trainer.step),
+        save=lambda *, last: saves.append(trainer.step),
         loggers=[diary],
         probes=(probe.a, probe.b),
         stop_requested=lambda: stop_at is not None and trainer.step >= stop_at,
@@ -215,7 +215,9 @@ def test_a_logger_that_fails_does_not_cost_the_checkpoint() -> None:
     trainer, saves = tiny_trainer(steps=6, log_every=3, save_every=3), []
     with pytest.raises(OSError, match="no space left"):
         trainer.fit(
-            (random_batch([step]) for step in range(6)), save=lambda: saves.append(trainer.step), loggers=[Full()]
+            (random_batch([step]) for step in range(6)),
+            save=lambda *, last: saves.append(trainer.step),
+            loggers=[Full()],
         )
     assert saves == [3]
 

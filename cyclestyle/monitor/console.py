@@ -43,7 +43,7 @@ class Console:
         if self._bar is not None:
             self._bar.update(self._task, completed=step, losses=losses)
             return
-        pace = (time.perf_counter() - self._since) / (step - self.start)
+        pace = (time.perf_counter() - self._since) / max(step - self.start, 1)
         left = timedelta(seconds=round(pace * (self.total - step)))
         print(f"step {step}/{self.total}  {losses}  {left} left", flush=True)
 

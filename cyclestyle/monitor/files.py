@@ -1,6 +1,7 @@
 """Numbers and probe pictures as plain files."""
 
 import json
+import math
 from pathlib import Path
 
 from cyclestyle import images
@@ -14,13 +15,13 @@ class MetricsFile:
     Args:
         folder: of the run.
         domains: names of a and b.
-        start: steps done before; lines of later steps are dropped, so that no step stands there twice.
+        start: steps done before; lines of this step and later ones are dropped, since they will be told again.
     """
 
     def __init__(self, folder: Path, *, domains: tuple[str, str], start: int = 0, total: int = 0) -> None:
         self.domains, self.samples, path = domains, folder / "samples", folder / "metrics.jsonl"
         if path.exists():
-            write_text(path, "".join(line for line in _whole_lines(path) if json.loads(line)["step"] <= start))
+            write_text(path, "".join(f"{line}\n" for line in _lines(path) if _step(line) < start))
         self.samples.mkdir(exist_ok=True)
         self._stream = path.open("a", encoding="utf-8")
 
@@ -40,6 +41,13 @@ class MetricsFile:
         self._stream.close()
 
 
-def _whole_lines(path: Path) -> list[str]:
-    """A process that was killed may have left half a line at the end."""
-    return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8", errors="replace").splitlines()
+
+
+def _step(line: str) -> float:
+    """The step that a line tells of; infinity for the half line that a killed process or a full disk left."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf

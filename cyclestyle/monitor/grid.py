@@ -14,10 +14,14 @@ _PAPER, _INK = (250, 250, 248), (60, 60, 60)
 class Probed(Protocol):
     """Probe pictures and what became of them, (N, 3, H, W) uint8 each."""
 
-    real: Tensor
-    translated: Tensor
-    cycled: Tensor
-    same: Tensor
+    @property
+    def real(self) -> Tensor: ...
+    @property
+    def translated(self) -> Tensor: ...
+    @property
+    def cycled(self) -> Tensor: ...
+    @property
+    def same(self) -> Tensor: ...
 
 
 class Titles(NamedTuple):

@@ -1,6 +1,8 @@
 """Curves and probe pictures in TensorBoard."""
 
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,28 +15,58 @@ class TensorBoard:
     Args:
         folder: of the run.
         domains: names of a and b.
-        start: steps done before; what the folder holds of later steps is not shown any more.
+        start: steps done before; what the folder holds of this step and later ones is not shown any more.
+
+    Where the disk is full the methods raise OSError, and the next call begins a new file.
     """
 
     def __init__(self, folder: Path, *, domains: tuple[str, str], start: int = 0, total: int = 0) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # takes a second to import
-
-        self.domains = domains
-        self._writer = SummaryWriter(str(folder), purge_step=start + 1 if start else 0)
+        self.domains, self._folder = domains, folder
+        self._writer: Any = None
+        # The writer's own thread says what went wrong to whoever calls next; its traceback would say it again.
+        self._hook = threading.excepthook
+        threading.excepthook = self._hide_its_thread
+        self._open(purge_step=start)
 
     def advance(self, step: int) -> None:
         """Nothing: curves have a point at every log."""
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+        try:
+            writer = self._open()
+            for name, value in values.items():
+                writer.add_scalar(name, value, step)
+            writer.flush()  # a killed run loses no point, and a full disk is noticed here
+        except OSError:
+            self._writer = None
+            raise
 
     def pictures(self, step: int, a: Probed, b: Probed) -> None:
         first, second = self.domains
-        for probes, here, there in ((a, first, second), (b, second, first)):
-            sheet = grid(probes, titles(here, there))
-            self._writer.add_image(f"{here}2{there}", np.asarray(sheet), step, dataformats="HWC")
-        self._writer.flush()
+        try:
+            writer = self._open()
+            for probes, here, there in ((a, first, second), (b, second, first)):
+                sheet = grid(probes, titles(here, there))
+                writer.add_image(f"{here}2{there}", np.asarray(sheet), step, dataformats="HWC")
+            writer.flush()
+        except OSError:
+            self._writer = None
+            raise
 
     def close(self) -> None:
-        self._writer.close()
+        try:
+            if self._writer is not None:
+                self._writer.close()
+        finally:
+            threading.excepthook = self._hook
+
+    def _open(self, *, purge_step: int | None = None) -> Any:
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter  # takes a second to import
+
+            self._writer = SummaryWriter(str(self._folder), purge_step=purge_step)
+        return self._writer
+
+    def _hide_its_thread(self, args: threading.ExceptHookArgs) -> None:
+        if not type(args.thread).__module__.startswith("tensorboard"):
+            self._hook(args)

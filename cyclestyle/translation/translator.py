@@ -1,6 +1,5 @@
 """One direction of a trained model, ready to translate pictures of any size."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -127,24 +126,9 @@ def _generator(model: Model, prefix: str) -> nn.Module:
     generator = networks.build(model.generator)
 
     weights = model.part(prefix)
-    differences = _differences(generator.state_dict(), weights)
+    differences = checkpoint.misfits(generator.state_dict(), weights)
     if differences:
         fault = f"{model.path}: its weights {prefix}* do not fit the {name} generator that its header describes"
         raise CheckpointError("\n  ".join([fault, *differences]))
     generator.load_state_dict(weights)
     return generator
-
-
-def _differences(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
-    """What keeps weights from being loaded, a line for each kind of reason."""
-    shapes = {key: (tuple(given[key].shape), tuple(expected[key].shape)) for key in expected if key in given}
-    reasons = {
-        "missing": [key for key in expected if key not in given],
-        "unexpected": [key for key in given if key not in expected],
-        "of another shape": [f"{key} {is_} for {wanted}" for key, (is_, wanted) in shapes.items() if is_ != wanted],
-    }
-    return [
-        f"{len(keys)} {reason}: {', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''}"
-        for reason, keys in reasons.items()
-        if keys
-    ]

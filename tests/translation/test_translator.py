@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from cyclestyle import images, networks
-from cyclestyle.checkpoint import read_model
+from cyclestyle.checkpoint import Checkpoints, read_model
+from cyclestyle.distributed import World
 from cyclestyle.errors import CheckpointError, CommandError
 from cyclestyle.translation import Translator
 from tests.translation.models import RESNET, UNET, noise, write_model
@@ -63,8 +64,9 @@ def test_run_checkpoint_and_file_all_lead_to_the_model(tmp_path: Path, where: st
     folder = tmp_path / "checkpoints" / "step_00000042"
     if where == "networks.safetensors":
         folder = tmp_path
-    write_model(folder)
-    (folder / "manifest.json").write_text("{}")
+    model = read_model(write_model(folder))
+    if where != "networks.safetensors":
+        Checkpoints(folder.parent).save(model, {}, {}, world=World())
     translator = load(tmp_path / where)
     assert (translator.path, translator.step) == (folder / "networks.safetensors", 42)
 

@@ -1,0 +1,71 @@
+"""How a run ends: one line for the user, told once by one of its processes, and the same in status.json."""
+
+import os
+import sys
+from types import TracebackType
+from typing import Literal
+
+from cyclestyle import hardware
+from cyclestyle.distributed import FailedElsewhereError, World
+from cyclestyle.errors import CyclestyleError, DataError, DiskError
+from cyclestyle.files import is_of_the_disk
+from cyclestyle.run import RunFolder
+
+
+class Ending:
+    """A context around all that a run does; writes the status once there is a `folder` to write it to.
+
+    Errors that are nobody's bug leave it as a `CyclestyleError`. Where several processes fail, as they do when one of
+    them has gone, only the first raises; the others leave with its exit code and without a word.
+    """
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.folder: RunFolder | None = None
+
+    def __enter__(self) -> "Ending":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> Literal[False]:
+        if not isinstance(error, Exception):
+            return False
+        known = explain(error, self.world)
+        code = known.code if known is not None else 1
+        reason = str(known).partition("\n")[0] if known is not None else f"{type(error).__name__}: {error}"
+        first = not isinstance(error, FailedElsewhereError) and self.world.first_to_fail(code, reason)
+        if not first:
+            code, reason = self.world.first_failure() or (code, reason)
+        if self.folder is not None:
+            self.folder.write_status("failed", code=code, reason=reason.partition("\n")[0])
+        if not first:
+            sys.stderr.flush()
+            raise SystemExit(code) from None
+        if known is not None and known is not error:
+            raise known from error
+        return False
+
+
+def explain(error: Exception, world: World) -> CyclestyleError | None:
+    """The error as users can make something of it; None for a bug."""
+    if isinstance(error, CyclestyleError):
+        return error
+    if (shortage := hardware.shortage(error)) is not None:
+        return shortage
+    if isinstance(error, OSError) and is_of_the_disk(error):
+        place = f" {os.fsdecode(error.filename)}" if error.filename else ""
+        return DiskError(f"cannot write{place}: {(error.strerror or '').lower()}")
+    said = str(error)
+    if isinstance(error, RuntimeError) and "DataLoader worker" in said:
+        return DataError(
+            f"{said.partition('.')[0]}: out of memory? data.workers=0 reads in the training process itself"
+        )
+    if isinstance(error, RuntimeError) and world.size > 1 and _is_of_the_connection(said):
+        return world.lost(error)
+    return None
+
+
+def _is_of_the_connection(said: str) -> bool:
+    """Whether torch says that it cannot reach another process; it has no type of error for it."""
+    return any(word in said for word in ("gloo", "NCCL", "Connection", "Socket", "TCPStore", "Timed out", "Timeout"))

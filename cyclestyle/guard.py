@@ -1,0 +1,59 @@
+"""Notices losses and gradients that are no numbers any more, without waiting for the device."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cyclestyle.distributed import World
+
+_NEVER = 2**62
+
+
+class NotFinite(NamedTuple):
+    """An update that went wrong."""
+
+    step: int  # steps done before it
+    values: dict[str, float]  # its losses, means over all processes, and the norm of its gradient
+
+
+class Guard:
+    """Watches all updates of some networks; the first bad one stays on the device until somebody asks."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._first = torch.full((), _NEVER, dtype=torch.int64, device=device)
+        self._names: list[str] = []
+        self._values: Tensor | None = None  # of the first bad update; of the newest while there is none
+
+    def watch(self, step: int, losses: dict[str, Tensor], gradients: Iterable[Tensor]) -> Tensor:
+        """Look at one update without waiting for it.
+
+        Args:
+            step: steps done before it.
+            losses: named scalars on the device.
+            gradients: of all parameters that it changes, averaged over all processes; empty where a scaler looks for
+                overflows itself and allows for them.
+
+        Returns:
+            Whether it is bad, a bool on the device.
+        """
+        values = {name: loss.detach().float() for name, loss in losses.items()}
+        gradients = list(gradients)
+        if gradients:
+            values["gradient norm"] = torch.nn.utils.get_total_norm(gradients).float()
+        seen = torch.stack(list(values.values()))
+        bad = ~seen.isfinite().all()
+
+        self._values = seen if self._values is None else torch.where(self._first == _NEVER, seen, self._values)
+        self._first = torch.where(bad, self._first.clamp(max=step), self._first)
+        self._names = list(values)
+        return bad
+
+    def first(self, world: World) -> NotFinite | None:
+        """The first bad update of any process, if there was one; waits for the device, all processes ask together."""
+        step = int(world.least(self._first.clone()).item())
+        if step == _NEVER or self._values is None:
+            return None
+        values = world.mean(self._values.clone()).tolist()
+        return NotFinite(step, dict(zip(self._names, values, strict=True)))

@@ -1,0 +1,107 @@
+"""One command that runs as several processes: it starts itself again through torchrun and leaves with their code."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from cyclestyle.errors import CommandError
+from cyclestyle.signals import ASKING, INTERRUPTED, STOPPED
+
+FOLDER = "CYCLESTYLE_PROCESSES"  # the environment's name for where the processes leave their ids and exit codes
+ECHO_S = 0.5  # a terminal's Ctrl-C, held down, is one
+
+
+def process_count(devices: int | Literal["auto"], device: Literal["auto", "cpu", "cuda", "mps"]) -> int:
+    """How many processes `trainer.devices` asks for.
+
+    Raises:
+        CommandError: more than there are devices.
+    """
+    from cyclestyle.hardware import device_count, device_type
+
+    available = device_count(device)
+    if devices == "auto":
+        return available
+    if devices < 1 or (device_type(device) != "cpu" and devices > available):
+        raise CommandError(f"trainer.devices={devices}: this machine has {available} {device_type(device)} device(s)")
+    return devices
+
+
+def relaunch(processes: int, *, abandoned: Callable[[], object]) -> int:
+    """Run this very command in several processes; the exit code is the run's own.
+
+    Args:
+        abandoned: what to do after a second Ctrl-C has ended them all.
+    """
+    environment = dict(os.environ)
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    with tempfile.TemporaryDirectory(prefix="cyclestyle-") as name:
+        folder = Path(name)
+        environment[FOLDER] = name
+        arguments = ["--standalone", f"--nproc_per_node={processes}", "-m", "cyclestyle.train", *sys.argv[1:]]
+        # In a session of its own: Ctrl-C on a terminal would reach the processes directly and through torchrun, twice.
+        command = [sys.executable, "-m", "cyclestyle.launcher", *arguments]
+        child = subprocess.Popen(command, env=environment, start_new_session=True)
+        asked: list[float] = []
+        ended = False
+
+        def forward(number: int, _: object) -> None:
+            nonlocal ended
+            if asked and number == signal.SIGINT and time.monotonic() - asked[0] > ECHO_S:
+                ended = True
+                _end_all(child, folder)
+            elif not asked:
+                child.terminate()  # torchrun hands SIGTERM on, and would die of SIGUSR1
+            asked.append(time.monotonic())
+
+        before = {number: signal.signal(number, forward) for number in ASKING}
+        try:
+            code = child.wait()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        if ended:
+            abandoned()
+            return INTERRUPTED
+        return _own_code(folder, code, asked=bool(asked))
+
+
+def tell_process() -> None:
+    """Leave this process's id for the command that relaunched itself as it."""
+    if folder := os.environ.get(FOLDER):
+        (Path(folder) / f"{os.environ['RANK']}.pid").write_text(str(os.getpid()))
+
+
+def tell_exit_code(code: int) -> None:
+    """Leave a word for the command that relaunched itself as this process; torchrun turns every failure into 1."""
+    if folder := os.environ.get(FOLDER):
+        (Path(folder) / f"{os.environ['RANK']}.code").write_text(str(code))
+
+
+def _end_all(torchrun: "subprocess.Popen[bytes]", folder: Path) -> None:
+    """At once: torchrun, which would start them again or wait for them, and then its processes."""
+    torchrun.kill()
+    for file in folder.glob("*.pid"):
+        try:
+            os.kill(int(file.read_text()), signal.SIGKILL)
+        except (ProcessLookupError, ValueError):
+            continue
+
+
+def _own_code(folder: Path, torchrun: int, *, asked: bool) -> int:
+    """What the first process that failed said of it, where torchrun knows only that one did.
+
+    Processes that were asked to stop before they had begun say nothing.
+    """
+    said = sorted(folder.glob("*.code"), key=lambda file: file.stat().st_mtime_ns)
+    failures = [code for code in (int(file.read_text()) for file in said) if code]
+    if failures or not torchrun:
+        return failures[0] if failures else 0
+    begun = any(folder.glob("*.pid"))
+    return STOPPED if asked and not begun else 1

@@ -1,0 +1,218 @@
+"""Disks that are full, small or not ours: what training says, and what it leaves as it was."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from cyclestyle.checkpoint import Checkpoints
+from cyclestyle.data.scenes import draw
+from cyclestyle.distributed import World
+from cyclestyle.errors import DiskError
+from cyclestyle.run import RunFolder
+from cyclestyle.saving import Saving, Snapshot
+from tests.test_checkpoint import model
+
+REPOSITORY = Path(__file__).parent.parent.parent
+DEADLINE_S = 120  # for what takes seconds on a quiet machine
+NOBODY = 65534
+Run = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data") / "scenes"
+    draw(root, train=8, test=2, size=32)
+    return root
+
+
+@pytest.fixture
+def run(scenes: Path, tmp_path: Path) -> Iterator[Run]:
+    """Start `cyclestyle.train +experiment=smoke` in a process of its own."""
+    processes = []
+
+    def start(*arguments: str, **options: object) -> "subprocess.Popen[str]":
+        command = ["+experiment=smoke", f"data.root={scenes}", "trainer.device=cpu", "data.workers=0", *arguments]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "cyclestyle.train", *command],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            **options,  # type: ignore[call-overload]
+        )
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+
+
+def wait_for(path: Path, process: "subprocess.Popen[str]") -> None:
+    until = time.monotonic() + DEADLINE_S
+    while not path.exists():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def limit_files(process: "subprocess.Popen[str]", size: int | None) -> None:
+    """From now on the process can make no file larger than this, as if the disk were that small."""
+    hard = resource.RLIM_INFINITY
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (hard if size is None else size, hard))
+
+
+def test_a_full_disk_costs_no_checkpoint_and_ends_the_run_at_the_third_attempt(run: Run, tmp_path: Path) -> None:
+    endless = (
+        "trainer.steps=1000000",
+        "trainer.save_every=20",
+        "trainer.sample_every=1000000",
+        "logger.tensorboard=null",
+    )
+    process = run(*endless)
+    first = tmp_path / "runs/smoke/checkpoints/step_00000020"
+    wait_for(first, process)
+    limit_files(process, 4096)
+    said, _ = process.communicate(timeout=DEADLINE_S)
+
+    assert process.returncode == 74, said
+    told = [line for line in said.splitlines() if "cannot write checkpoint" in line]
+    assert len(told) == 3
+    steps = [int(line.partition("at step ")[2].partition(":")[0]) for line in told]
+    assert steps[1] - steps[0] == steps[2] - steps[1] == 20  # tried again at the next interval
+    for line in told:
+        assert "file too large (need " in line
+        assert " MB free in " in line
+    assert all("training goes on and tries again at the next save" in line for line in told[:2])
+    assert "3 times in a row; make room" in told[2]
+    assert "Traceback" not in said
+
+    names = sorted(path.name for path in first.parent.iterdir())
+    assert not [name for name in names if "tmp" in name]
+    status = json.loads((tmp_path / "runs/smoke/status.json").read_text())
+    assert (status["state"], status["code"]) == ("failed", 74)
+    assert status["checkpoint"] == names[-1] == f"step_{steps[0] - 20:08d}"
+    assert "3 times in a row" in status["reason"]
+
+    left = Checkpoints(first.parent).load()  # all sums are right
+    assert left is not None
+    assert left.step == steps[0] - 20
+    again = run(*endless[1:], f"trainer.steps={left.step + 5}")  # the disk has room again
+    said, _ = again.communicate(timeout=DEADLINE_S)
+    assert again.returncode == 0, said
+    assert f"going on from step {left.step}" in said
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 600 kB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(place)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("this user may not mount a tmpfs")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_on_a_disk_without_room_the_last_checkpoint_stays_and_the_message_says_how_much(
+    small_disk: Path, background: bool
+) -> None:
+    def snapshot(step: int, floats: int) -> Snapshot:
+        return Snapshot(model(step, x=torch.arange(floats, dtype=torch.float32)), {"step": step}, {"pools": {}})
+
+    told: list[str] = []
+    checkpoints = Checkpoints(small_disk / "checkpoints")
+    saving = Saving(checkpoints, world=World(), background=background, tell=told.append)
+    saving.save(lambda: snapshot(1, 50_000))  # 0.2 MB
+    saving.finish()
+    before = contents(checkpoints.folder / "step_00000001")
+    saving.save(lambda: snapshot(2, 12_000_000))
+    saving.save(lambda: snapshot(3, 10_000))
+    saving.finish()
+
+    (line,) = told
+    assert "cannot write checkpoint at step 2: no space left on device (need 48 MB, 0.4 MB free" in line
+    assert contents(checkpoints.folder / "step_00000001") == before
+    assert sorted(path.name for path in checkpoints.folder.iterdir()) == ["latest", "step_00000001", "step_00000003"]
+    with pytest.raises(DiskError, match="no space left"):
+        saving.save(lambda: snapshot(4, 12_000_000), last=True)
+    assert Checkpoints(checkpoints.folder).load().step == 3  # type: ignore[union-attr]
+
+
+def test_a_disk_too_small_for_what_is_logged_does_not_stop_training(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "runs/smoke/metrics.jsonl").mkdir(parents=True)  # no file can be written there
+    process = run("trainer.steps=20", "trainer.sample_every=1", "trainer.log_every=1", "pool.size=0")
+    wait_for(tmp_path / "runs/smoke/checkpoints/step_00000002", process)
+    limit_files(process, 200_000)  # enough for a checkpoint's files, not for TensorBoard's pictures
+    said, _ = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 0, said
+    assert "Traceback" not in said
+    warnings = [line for line in said.splitlines() if "training goes on without it" in line]
+    assert [line.partition(" cannot")[0] for line in warnings] == [
+        "cyclestyle: logger.metrics", "cyclestyle: logger.tensorboard",
+    ]  # fmt: skip
+    assert Checkpoints(tmp_path / "runs/smoke/checkpoints").load().step == 20  # type: ignore[union-attr]
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_pictures_are_looked_at(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("a file where a folder should be")
+    process = run("data.root=nowhere")
+    said, _ = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 74, said
+    (line,) = said.splitlines()
+    assert f"cannot write to {tmp_path}/runs/smoke: " in line
+    assert "choose another run_dir= or name=" in line
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
+@pytest.mark.parametrize("mode", [0o755, 0o555])
+def test_a_folder_of_somebody_else_is_a_disk_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("theirs", "theirs/run", "theirs/run/checkpoints"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "theirs/run").chmod(mode)
+    tmp_path.chmod(0o755)
+    child = os.fork()  # not a new interpreter: that one may lie where only root can read it
+    if not child:
+        with (tmp_path / "said").open("w") as said:
+            os.setuid(NOBODY)
+            for name in ("theirs/run", "theirs/new"):
+                try:
+                    RunFolder(Path(name)).take()
+                except DiskError as error:
+                    said.write(f"{error}\n")
+        os._exit(0)
+    os.waitpid(child, 0)
+    lines = (tmp_path / "said").read_text().splitlines()
+    assert [line.partition(":")[0] for line in lines] == [
+        f"cannot write to {tmp_path}/theirs/{name}" for name in ("run", "new")
+    ]
+    assert all(": permission denied; choose another run_dir= or name=" in line for line in lines)
+
+
+def test_checkpoints_have_the_permissions_of_any_new_file(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        path = Checkpoints(tmp_path / "checkpoints").save(model(1), {}, {}, world=World())
+    finally:
+        os.umask(before)
+    assert {oct(file.stat().st_mode & 0o777) for file in path.iterdir()} == {"0o640"}
+    assert oct((tmp_path / "checkpoints/latest").stat().st_mode & 0o777) == "0o640"
+    assert oct(path.stat().st_mode & 0o777) == "0o750"

@@ -1,0 +1,174 @@
+"""Model files and run folders that lie, are damaged or mean harm: exit 4, nothing executed, little memory."""
+
+import json
+import os
+import resource
+import struct
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from cyclestyle import checkpoint, train, translate
+from cyclestyle.checkpoint import read_model
+from cyclestyle.data.scenes import draw
+from tests.translation.models import write_model, write_picture
+
+HUGE = 2**60
+MARKER = "CYCLESTYLE_TEST_RAN"
+
+
+class Evil:
+    """Unpickled, it runs a command."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.putenv, (MARKER, "1")
+
+
+def leave(command: object, *arguments: str) -> int:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["command", *arguments])
+        with pytest.raises(SystemExit) as leaving:
+            command.main()  # type: ignore[attr-defined]
+    assert isinstance(leaving.value.code, int)
+    return leaving.value.code
+
+
+def safetensors(header: bytes, data: bytes = b"", *, length: int | None = None) -> bytes:
+    return struct.pack("<Q", len(header) if length is None else length) + header + data
+
+
+def tensor(begin: int, end: int, shape: list[int]) -> dict[str, object]:
+    return {"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}
+
+
+def described(**changes: object) -> bytes:
+    """A header whose description of the networks is not what it seems."""
+    about = {"version": 1, "step": 1, "domains": ["photo", "monet"], "discriminator": {"name": "patch"},
+             "generator": {"name": "resnet", "channels": 4, "blocks": 1}}  # fmt: skip
+    metadata = {"cyclestyle": json.dumps(about | changes)}
+    return safetensors(json.dumps({"__metadata__": metadata, "x": tensor(0, 4, [1])}).encode(), b"\0" * 4)
+
+
+HARMFUL = {
+    "a header of an exabyte": safetensors(b"{}", length=HUGE),
+    "a header longer than the file": safetensors(b"{}", length=10**7),
+    "overlapping tensors": safetensors(
+        json.dumps({"x": tensor(0, 8, [2]), "y": tensor(4, 12, [2])}).encode(), b"\0" * 12
+    ),
+    "a tensor beyond the end": safetensors(json.dumps({"x": tensor(0, HUGE, [HUGE // 4])}).encode(), b"\0" * 8),
+    "a shape of terabytes": safetensors(json.dumps({"x": tensor(0, 8, [HUGE, HUGE])}).encode(), b"\0" * 8),
+    "a million channels": described(generator={"name": "resnet", "channels": 10**6, "blocks": 9}),
+    "a million blocks": described(generator={"name": "resnet", "channels": 64, "blocks": 10**6}),
+    "a _target_": described(generator={"_target_": "os.putenv", "name": "resnet", "_args_": [MARKER, "1"]}),
+    "a _target_ for a name": described(generator={"name": "os.putenv", "channels": 4}),
+    "an interpolation": described(generator={"name": "${oc.env:HOME}", "channels": 4}),
+    "an interpolated number": described(generator={"name": "resnet", "channels": "${oc.env:HOME}"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HARMFUL)
+def test_a_harmful_model_file_is_refused_in_one_line_and_costs_no_memory(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(HARMFUL[name])
+    write_picture(tmp_path / "photos/x.png")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert (
+        leave(translate, f"checkpoint={file}", f"input={tmp_path}/photos", f"output={tmp_path}/out", "direction=a2b")
+        == 4
+    )
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024  # kB
+    first, *rest = capsys.readouterr().err.splitlines()
+    assert first.startswith(f"cyclestyle translate: {file}") or "architecture" in first or "argument" in first
+    assert len(rest) <= 5
+    assert MARKER not in os.environ
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "latest_net_G_A.pth", "model.pt"])
+def test_a_pickle_with_code_in_it_is_refused_and_not_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    torch.save({"weights": Evil()}, tmp_path / name)
+    write_picture(tmp_path / "photos/x.png")
+    place = (f"input={tmp_path}/photos", f"output={tmp_path}/out", "direction=a2b")
+    assert leave(translate, f"checkpoint={tmp_path / name}", *place) == 4
+    (line,) = capsys.readouterr().err.splitlines()
+    assert name in line
+    assert MARKER not in os.environ
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
+    """A run of a few steps in runs/smoke; the command that goes on with it."""
+    monkeypatch.chdir(tmp_path)
+    draw(tmp_path / "scenes", train=8, test=2, size=32)
+    command = ("+experiment=smoke", "data.root=scenes", "trainer.device=cpu", "data.workers=0",
+               "logger.tensorboard=null", "trainer.sample_every=1000")  # fmt: skip
+    assert leave(train, *command, "trainer.steps=4") == 0
+    return (*command, "trainer.steps=6")
+
+
+def seal(folder: Path) -> None:
+    """Make the manifest agree with the files, as whoever means harm would."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for name, entry in manifest["files"].items():
+        entry["sha256"] = checkpoint._sha256(folder / name)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("name", ["training.pt", "rank0.pt"])
+def test_code_in_a_run_s_own_files_is_not_run(
+    run: tuple[str, ...], capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    newest = Path("runs/smoke/checkpoints/step_00000004")
+    torch.save({"step": Evil()}, newest / name)
+    seal(newest)
+    capsys.readouterr()
+    assert leave(train, *run) == 4
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{newest}/{name} cannot be read" in line
+    assert MARKER not in os.environ
+    assert json.loads(Path("runs/smoke/status.json").read_text())["code"] == 4
+
+
+def test_what_stands_in_a_run_s_config_file_is_never_executed(run: tuple[str, ...]) -> None:
+    evil = "generator:\n  _target_: os.putenv\n  _args_: [" + MARKER + ", '1']\nname: ${oc.env:HOME}\n"
+    Path("runs/smoke/config.yaml").write_text(evil)
+    assert leave(train, *run) == 0
+    assert MARKER not in os.environ
+    assert "os.putenv" not in Path("runs/smoke/config.yaml").read_text()
+
+
+def test_weights_that_do_not_fit_are_told_in_five_lines_not_three_hundred_keys(
+    run: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    newest = Path("runs/smoke/checkpoints/step_00000004")
+    model = read_model(newest)
+    tensors = {key: value for key, value in model.tensors.items() if ".trunk." not in key}
+    tensors |= {f"generators.ab.strange.{n}": torch.zeros(1) for n in range(20)}
+    tensors["generators.ab.stem.conv.weight"] = torch.zeros(2, 2)
+    checkpoint.write_model(model._replace(tensors=tensors), newest / "networks.safetensors")
+    seal(newest)
+    capsys.readouterr()
+    for arguments in (run, (*run, "name=other", "init=runs/smoke")):
+        assert leave(train, *arguments) == 4
+        first, *rest = capsys.readouterr().err.splitlines()
+        assert "its weights generators.* do not fit the architecture that it names" in first
+        assert [line.split(":")[0].split(" ", 3)[3] for line in rest] == ["missing", "unexpected", "of another shape"]
+        assert "20 unexpected: ab.strange.0, " in rest[1]
+        assert "ab.stem.conv.weight (2, 2) for (4, 3, 7, 7)" in rest[2]
+
+
+def test_a_translator_tells_missing_weights_in_a_few_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_model(tmp_path / "model", without="generators.ab.trunk", ema=False)
+    write_picture(tmp_path / "photos/x.png")
+    place = (f"input={tmp_path}/photos", f"output={tmp_path}/out", "direction=a2b")
+    code = leave(translate, f"checkpoint={tmp_path}/model", *place)
+    said = capsys.readouterr().err.splitlines()
+    assert code == 4, said
+    assert len(said) <= 6
+    assert "do not fit the resnet generator that its header describes" in said[0]
