@@ -1,0 +1,140 @@
+"""docs/clusters.md as it is done: the script for SLURM, and a run over two nodes."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from cyclestyle.checkpoint import Checkpoints
+from cyclestyle.data.scenes import draw
+
+REPOSITORY = Path(__file__).parent.parent.parent
+DEADLINE_S = 180  # for what takes seconds on a quiet machine
+LONG = ("trainer.steps=1000000", "trainer.save_every=1000000", "trainer.sample_every=1000000", "data.workers=0",
+        "logger.tensorboard=null", "trainer.device=cpu")  # fmt: skip
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data") / "scenes"
+    draw(root, train=8, test=2, size=32)
+    return root
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Start a command; whatever is left of it at the end is ended with it."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def popen(*command: str, **more: str) -> "subprocess.Popen[str]":
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_")}
+        process = subprocess.Popen(
+            command,
+            cwd=tmp_path,
+            env={**environment, "PYTHONPATH": str(REPOSITORY), "PYTHON": sys.executable, **more},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            text=True,
+        )
+        processes.append(process)
+        return process
+
+    yield popen
+    for process in processes:
+        if process.poll() is None:
+            process.terminate()
+            process.communicate(timeout=DEADLINE_S)
+
+
+def wait_for_steps(run: Path, steps: int, *processes: "subprocess.Popen[str]") -> None:
+    metrics, until = run / "metrics.jsonl", time.monotonic() + DEADLINE_S
+    while not metrics.exists() or len(metrics.read_text().splitlines()) < steps:
+        for process in processes:
+            assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return str(probe.getsockname()[1])
+
+
+def test_the_script_for_slurm_stops_when_told_and_queues_itself_again(
+    start: Start, scenes: Path, tmp_path: Path
+) -> None:
+    tools = tmp_path / "tools"  # what SLURM would have on its nodes
+    tools.mkdir()
+    for name, does in (
+        ("scontrol", 'if [ "$1" = show ]; then echo localhost; else echo "$@" >> requeued; fi'),
+        ("srun", 'shift; exec "$@"'),
+    ):
+        (tools / name).write_text(f"#!/bin/sh\n{does}\n")
+        (tools / name).chmod(0o755)
+    slurm = {
+        "PATH": f"{tools}:{os.environ['PATH']}", "PORT": free_port(),
+        "SLURM_JOB_ID": "4711", "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_NNODES": "1", "SLURM_GPUS_ON_NODE": "1",
+    }  # fmt: skip
+    command = ("bash", str(REPOSITORY / "scripts/slurm.sbatch"), "+experiment=smoke", f"data.root={scenes}", *LONG)
+
+    job = start(*command, **slurm)
+    wait_for_steps(tmp_path / "runs/smoke", 3, job)
+    job.send_signal(signal.SIGUSR1)  # to the script alone, as --signal=B: does
+    said, _ = job.communicate(timeout=DEADLINE_S)
+    assert job.returncode == 75, said
+    assert (tmp_path / "requeued").read_text() == "requeue 4711\n"
+    status = json.loads((tmp_path / "runs/smoke/status.json").read_text())
+    assert (status["state"], status["code"], status["reason"]) == ("stopped", 75, "SIGTERM")
+    assert status["step"] >= 3
+
+    job = start(*command, f"trainer.steps={status['step'] + 2}", **slurm)  # as if from the queue
+    said, _ = job.communicate(timeout=DEADLINE_S)
+    assert job.returncode == 0, said
+    assert f"going on from step {status['step']}" in said
+    assert (tmp_path / "requeued").read_text() == "requeue 4711\n"
+
+
+def test_the_script_for_slurm_hands_a_failure_on_and_is_not_queued_again(start: Start, tmp_path: Path) -> None:
+    job = start("bash", str(REPOSITORY / "scripts/slurm.sbatch"), "data.a=no", "data.b=none", PORT=free_port())
+    said, _ = job.communicate(timeout=DEADLINE_S)
+    assert job.returncode == 1, said
+    assert json.loads((tmp_path / "runs/own/status.json").read_text())["code"] == 3
+    assert start("bash", str(REPOSITORY / "scripts/slurm.sbatch")).wait(DEADLINE_S) == 2
+
+
+def test_two_nodes_train_together_and_stop_together_when_one_is_told_to(
+    start: Start, scenes: Path, tmp_path: Path
+) -> None:
+    def nodes(*arguments: str) -> list["subprocess.Popen[str]"]:
+        port = free_port()
+        meet = ("--nnodes=2", "--nproc_per_node=1", "--rdzv_backend=c10d", f"--rdzv_endpoint=localhost:{port}",
+                "--rdzv_id=mine", "--local_addr=localhost")  # fmt: skip
+        train = ("-m", "cyclestyle.train", "+experiment=smoke", f"data.root={scenes}", "trainer.batch_size=2", *LONG)
+        return [start(sys.executable, "-m", "torch.distributed.run", *meet, *train, *arguments) for _ in range(2)]
+
+    both = nodes()
+    wait_for_steps(tmp_path / "runs/smoke", 3, *both)
+    both[1].terminate()  # this node is taken away
+    said = [node.communicate(timeout=DEADLINE_S)[0] for node in both]
+    status = json.loads((tmp_path / "runs/smoke/status.json").read_text())
+    assert (status["state"], status["code"]) == ("stopped", 75), said
+    saved = Checkpoints(tmp_path / "runs/smoke/checkpoints").load()
+    assert saved is not None
+    assert saved.step == status["step"] >= 3
+    assert len(saved.ranks) == 2
+
+    both = nodes(f"trainer.steps={saved.step + 2}")
+    said = [node.communicate(timeout=DEADLINE_S)[0] for node in both]
+    assert [node.returncode for node in both] == [0, 0], said
+    assert f"going on from step {saved.step}" in "".join(said)
+    assert Checkpoints(tmp_path / "runs/smoke/checkpoints").load().step == saved.step + 2  # type: ignore[union-attr]
