@@ -71,9 +71,7 @@ def main() -> int:
     verdict = f"trainer.precision=auto takes {ratio:.2f} of the textbook step (goal: at most {GOAL})"
     print(f"\n{table}\n\n{verdict}")
     if arguments.write:
-        arguments.write.parent.mkdir(exist_ok=True)
-        arguments.write.write_text(page(table, verdict, arguments.size, arguments.runs))
-        print(f"written to {arguments.write}")
+        write_section(arguments.write, "A training step", page(table, verdict, arguments.size, arguments.runs))
     return 0 if ratio <= GOAL else 1
 
 
@@ -104,6 +102,16 @@ def textbook_step(size: int) -> Callable[[int], Any]:
 
 def our_step(size: int, precision: Any) -> Callable[[int], Any]:
     """The trainer's step with the same networks; reading out the losses is part of it, as in the textbook's."""
+    trainer = our_trainer(precision)
+
+    def step(run: int) -> Any:
+        return {name: value.item() for name, value in trainer.train_step(pictures(size, run)).items()}
+
+    return step
+
+
+def our_trainer(precision: Any) -> Trainer:
+    """A trainer of the paper's networks at batch 1."""
     hardware = Hardware("cpu", precision=precision)
     generators, discriminators = networks()
     hardware.place(generators)
@@ -114,7 +122,7 @@ def our_step(size: int, precision: Any) -> Callable[[int], Any]:
             for module in (generators, discriminators)
         )
     )
-    trainer = Trainer(
+    return Trainer(
         CycleGAN(generators, discriminators, adversarial=LeastSquares(), prepare=hardware.prepare),
         optimizers,
         schedule=LinearDecay(),
@@ -124,11 +132,6 @@ def our_step(size: int, precision: Any) -> Callable[[int], Any]:
         hardware=hardware,
         seed=0,
     )
-
-    def step(run: int) -> Any:
-        return {name: value.item() for name, value in trainer.train_step(pictures(size, run)).items()}
-
-    return step
 
 
 def networks() -> tuple[Generators, Discriminators]:
@@ -160,16 +163,12 @@ def as_table(rows: list[Row]) -> str:
 
 
 def page(table: str, verdict: str, size: int, runs: int) -> str:
-    """What docs/benchmarks.md says."""
-    return f"""# Benchmarks
+    """What docs/benchmarks.md says of it."""
+    return f"""ResNet-9 generators with 64 channels, 70x70 discriminators, batch 1, {size} px, least squares, cycle and
+identity losses, image pools of 50. All kinds of step run in turn in one process; {runs} counted runs of each after two
+that warm up.
 
-One training step: ResNet-9 generators with 64 channels, 70x70 discriminators, batch 1, {size} px, least squares, cycle
-and identity losses, image pools of 50. All kinds of step run in turn in one process; {runs} counted runs of each after
-two that warm up.
-
-* command: `make bench` (`python scripts/benchmark.py --runs {runs} --size {size}`)
-* machine: {processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {platform.system()}
-* versions: Python {platform.python_version()}, PyTorch {torch.__version__}
+{circumstances(f"make bench` (`python scripts/benchmark.py --runs {runs} --size {size}")}
 
 {table}
 
@@ -180,6 +179,24 @@ calls each generator twice a step instead of three times, with larger batches, f
 multiplies it natively, computes the networks in bf16 (weights, losses and optimizer stay float32). Channels last was
 tried on the CPU and did not help (CONTRIBUTING.md, Decisions). On a GPU: not measured.
 """
+
+
+def circumstances(command: str) -> str:
+    """Under which a table was made."""
+    return f"""* command: `{command}`
+* machine: {processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {platform.system()}
+* versions: Python {platform.python_version()}, PyTorch {torch.__version__}"""
+
+
+def write_section(path: Path, title: str, text: str) -> None:
+    """Put a section into a Markdown file, in the place of the one of that title."""
+    found = path.read_text(encoding="utf-8") if path.exists() else "# Benchmarks\n"
+    head, *sections = found.split("\n## ")
+    sections = [section.strip("\n") for section in sections if section.partition("\n")[0] != title]
+    sections = sorted([*sections, f"{title}\n\n{text.strip()}"])
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("\n\n## ".join([head.strip("\n"), *sections]) + "\n", encoding="utf-8")
+    print(f"written to {path}")
 
 
 def processor() -> str:
