@@ -39,14 +39,20 @@ def bind(path: str, values: Mapping[str, Any], takers: Sequence[Callable[..., An
             raise commandline.unknown("key", prefix + key, [prefix + name for name in expected])
 
 
-def found(name: str, path: str) -> Callable[..., Any]:
+def found(name: object, path: str) -> Callable[..., Any]:
     """The class or function that a `_target_` names; CommandError where there is none."""
+    if not isinstance(name, str):
+        raise CommandError(f"{path}._target_={name} is no name of a class or function")
     try:
         target = pkgutil.resolve_name(name)
     except (ImportError, AttributeError, ValueError) as error:
         raise CommandError(f"{path}._target_={name} cannot be found: {error}") from error
     if not callable(target):
         raise CommandError(f"{path}._target_={name} is neither a class nor a function")
+    try:
+        signature(target)
+    except ValueError:
+        raise CommandError(f"{path}._target_={name} does not tell what arguments it takes") from None
     return cast(Callable[..., Any], target)
 
 

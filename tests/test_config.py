@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from hypothesis import Phase, example, given, settings
+from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
 from cyclestyle import binding, commandline, config
-from cyclestyle.errors import CommandError, DataError
+from cyclestyle.errors import CommandError, CyclestyleError, DataError
 
 EXPERIMENTS = commandline.options(config.config_dir() / "experiment")
 OPTIONS = [
@@ -649,3 +651,37 @@ def test_an_installed_package_reads_its_own_configs(tmp_path: Path) -> None:
         check=True,
     )
     assert done.stdout.startswith("name: installed\n")
+
+
+KEYS = [
+    "name", "seed", "run_dir", "init", "data.root", "data.a", "data.crop_size", "data", "generator", "generator.blocks",
+    "generator.channels", "generator._target_", "optimizer.lr", "optimizer.betas", "trainer.steps", "trainer.device",
+    "trainer.precision", "checkpoint.keep", "checkpoint.background", "logger", "logger.tensorboard", "experiment",
+    "ema.decay", "nonsense", "trainer.nonsense", "hydra.run.dir", "",
+]  # fmt: skip
+STRANGE = [
+    "null", "1", "-1", "1e400", "nan", "true", "[1,2", "{a:b}", "${oc.env:HOME}", "${name}", "${", "a=b", "demo",
+    "monet", "unet", "os.fspath", "builtins.dict", "'", '"', "\\", "~", "1_000", "0x1", "[[]]", "\ud800",
+]  # fmt: skip
+VALUES = st.text(max_size=12) | st.sampled_from(STRANGE) | st.integers().map(str) | st.floats().map(str)
+ARGUMENTS = st.text(max_size=20) | st.builds(
+    "{}{}={}".format, st.sampled_from(["", "+", "++", "~"]), st.sampled_from(KEYS), VALUES
+)
+
+
+@settings(max_examples=100, deadline=None, phases=[Phase.explicit, Phase.generate])  # to shrink would take minutes
+@given(st.lists(ARGUMENTS, max_size=3))
+@example(["generator._target_=null"])
+@example(["generator._target_=builtins.dict"])
+@example(["++nonsense.a=1"])
+def test_whatever_is_typed_composes_or_is_our_own_error_in_one_line(arguments: list[str]) -> None:
+    def compose() -> str:
+        try:
+            cfg = config.compose("train", arguments)
+            config.check(cfg)
+            config.plain(cfg)
+        except CyclestyleError as error:
+            return commandline.report("train", error)
+        return "composed"
+
+    assert 1 <= len(compose().splitlines()) <= 6
