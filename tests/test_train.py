@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from cyclestyle import train
 from cyclestyle.checkpoint import Checkpoint, Checkpoints, read_model
+from cyclestyle.data import Unpaired
 from cyclestyle.data.scenes import draw
 from tests.pictures import two_domains
 from tests.test_checkpoint import equal
@@ -308,6 +309,54 @@ def test_a_failure_on_the_way_is_in_the_status(
     assert [line.split()[:2] for line in listed] == [
         ["b", f"{file.name}:"] for file in sorted((root / "trainB").iterdir())
     ]
+
+
+def test_divergence_is_exit_5_with_the_files_of_the_step_and_can_be_skipped(
+    smoke: Command, scenes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = ("adversarial._target_=tests.own_parts.NotANumber", "+adversarial.step=5", "trainer.batch_size=2")
+    length = ("trainer.steps=12", "trainer.save_every=3", "trainer.log_every=4", "trainer.sample_every=100")
+    assert smoke(*bad, *length) == 5
+    first, *rest = capsys.readouterr().err.splitlines()
+    assert "training diverged at step 5: not finite (gan_ab nan" in first
+    assert "trainer.on_nonfinite=skip" in first
+    draws = Unpaired(str(scenes), resize="none", crop_size=32, load_size=32).draws(0)
+    assert rest == [f"  {file}" for draw in (8, 9) for file in draws.files(draw)]
+    ended = status("runs/smoke")
+    assert (ended["state"], ended["code"], ended["checkpoint"]) == ("failed", 5, "step_00000003")
+    assert [line["step"] for line in log("runs/smoke")] == [4]
+    assert newest("runs/smoke").step == 3  # nothing bad was saved at step 6
+
+    assert smoke(*bad, *length, "trainer.on_nonfinite=skip", "name=skipping") == 0
+    assert [line.get("skipped_steps") for line in log("runs/skipping")] == [None, 1, None]
+    assert newest("runs/skipping").step == 12
+
+
+def test_a_picture_that_goes_bad_on_the_way_is_replaced_counted_and_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    root = two_domains(tmp_path / "own", a=4, b=4, width=32, height=32)
+    victim = root / "trainA/002.png"
+    vandal = (
+        "logger.console._target_=tests.own_parts.Vandal",
+        f"+logger.console.picture={victim}",
+        "+logger.console.step=5",
+    )
+    length = ("trainer.steps=16", "trainer.save_every=4", "trainer.log_every=4", "trainer.sample_every=100")
+    sizes = ("data.resize=none", "data.crop_size=32", "generator.channels=4", "generator.blocks=1",
+             "discriminator.channels=4", "discriminator.layers=2")  # fmt: skip
+    quiet = ("trainer.device=cpu", "data.workers=0", "logger.tensorboard=null")
+    assert leave(f"data.root={root}", *sizes, *quiet, *length, *vandal) == 0
+    (told,) = [line for line in capsys.readouterr().err.splitlines() if "002.png" in line]
+    assert told.startswith(f"cyclestyle: {victim}: ")
+    assert told.endswith("another picture takes its place")
+
+    draws = Unpaired(str(root), resize="none", crop_size=32, load_size=32).draws(0)
+    after = [draw for draw in range(5, 16) if draws.files(draw)[0] == victim]
+    assert len(after) > 1
+    counted = {line["step"]: line.get("replaced_pictures", 0) for line in log("runs/own")}
+    assert counted == {last: sum(last - 4 <= draw < last for draw in after) for last in (4, 8, 12, 16)}
 
 
 # -------------------------------------------------------------------------------------------------- how it leaves
