@@ -15,6 +15,7 @@ Writing goes on in a hidden folder beside its target, which takes the target's n
 interrupts it, the checkpoints that were there before are as they were.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -31,7 +32,7 @@ from torch import Tensor
 
 from cyclestyle.distributed import FailedElsewhereError, World
 from cyclestyle.errors import CheckpointError, CommandError, DamagedError, DiskError, warn
-from cyclestyle.files import disk_error, free_space, sync_folder, write_text
+from cyclestyle.files import disk_error, free_space, sweep, sync_folder, write_text
 
 VERSION = 1
 _FOLDER = re.compile(r"step_(\d{8,})")
@@ -151,7 +152,7 @@ class Checkpoints:
             for other, reason in damaged:
                 tell(f"{reason}, using {path.name} instead")
                 if mend:
-                    other.rename(self.folder / f".{other.name}.damaged")
+                    self._set_aside(other, "damaged")
             return checkpoint
         if damaged:
             raise CheckpointError(f"{damaged[0][1]}, and there is no other checkpoint to go on from")
@@ -163,7 +164,7 @@ class Checkpoints:
         write_text(building / "manifest.json", json.dumps(manifest, indent=1))
         sync_folder(building)
         if final.exists():  # of the same step, from before a resume without it
-            final.rename(self.folder / f".{final.name}.damaged")
+            self._set_aside(final, "damaged")
         building.rename(final)
         sync_folder(self.folder)
         write_text(self.folder / "latest", final.name + "\n")
@@ -172,8 +173,19 @@ class Checkpoints:
         """Remove what is neither among the newest nor to stay for ever, and what earlier saves left half-done."""
         whole = self._newest_first(whole=True)
         old = [path for path in whole[self.keep :] if self.keep_every is None or step_of(path) % self.keep_every]
-        for path in [*old, *self.folder.glob(".step_*.tmp"), *self.folder.glob(".step_*.damaged")]:
-            shutil.rmtree(path, ignore_errors=True)
+        for path in old:
+            with contextlib.suppress(OSError):
+                self._set_aside(path, "old")  # so that one whose removal is interrupted is not taken for a checkpoint
+        for ending in ("tmp", "damaged", "old"):
+            for path in self.folder.glob(f".step_*.{ending}"):
+                shutil.rmtree(path, ignore_errors=True)
+        sweep(self.folder)
+
+    def _set_aside(self, path: Path, why: str) -> None:
+        """Give a checkpoint a name that is none; the next save removes it."""
+        aside = self.folder / f".{path.name}.{why}"
+        shutil.rmtree(aside, ignore_errors=True)  # from an earlier time
+        path.rename(aside)
 
     def _newest_first(self, *, whole: bool) -> list[Path]:
         """The folders of checkpoints; with `whole` those that have a manifest, which is written last."""

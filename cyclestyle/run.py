@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from cyclestyle.checkpoint import Checkpoint, Checkpoints, step_of
 from cyclestyle.errors import CheckpointError, CommandError, DiskError, warn
-from cyclestyle.files import write_text
+from cyclestyle.files import sweep, write_text
 
 # Keys that may change between two starts of one run: where and how it runs, when it stops, what it tells.
 HARMLESS = (
@@ -87,6 +87,8 @@ class RunFolder:
             fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise CommandError(f"{self.path} is in use{self._user()}: wait for it, or choose another name=") from None
+        for folder in (self.path, self.path / "samples"):
+            sweep(folder)
 
     def resumable(
         self, recipe: Mapping[str, Any], files: Files, *, bad: Mapping[str, Mapping[str, str]], mend: bool = False
