@@ -5,10 +5,10 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.cyclestyle
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench clean
+.PHONY: help setup demo test test-slow check bench clean
 
 help:  ## print this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
 	@echo "  VENV=path chooses another environment than .venv, PYTHON=python3.12 another interpreter"
 
 setup: $(STAMP)  ## make the environment (once; about 2 minutes and 6 GB, most of it PyTorch)
@@ -28,6 +28,9 @@ demo: $(STAMP)  ## train on drawn landscapes, translate the test photos, print w
 
 test: $(STAMP)  ## run the whole test suite
 	$(BIN)/python -m pytest
+
+test-slow: $(STAMP)  ## run the tests that take minutes: kill -9 at random moments, fifty times and more
+	$(BIN)/python -m pytest -s -m slow
 
 check: $(STAMP)  ## format check, lint, types
 	$(BIN)/ruff format --check .

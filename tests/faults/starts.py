@@ -1,0 +1,176 @@
+"""Runs of the command as processes that tests signal, kill and wait for; none outlives its test."""
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).parents[2]
+DEADLINE_S = 120  # for what takes seconds on a quiet machine
+ENVIRONMENT = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+
+
+def until(fact: Callable[[], Any], what: str, *, alive: "Start | Command | None" = None, within: float = DEADLINE_S) -> Any:
+    """Wait for a fact, not for a time; returns what it is."""
+    end = time.monotonic() + within
+    while not (found := fact()):
+        assert time.monotonic() < end, f"waited {within} s for {what}" + (f":\n{alive.said()}" if alive else "")
+        if alive is not None and alive.poll() is not None and not fact():
+            raise AssertionError(f"ended with {alive.poll()} before {what}:\n{alive.said()}")
+        time.sleep(0.005)
+    return found
+
+
+class Start:
+    """One start of the command that the server forked."""
+
+    def __init__(self, server: "Server", pid: int, output: Path) -> None:
+        self._server, self.pid, self._output = server, pid, output
+
+    def poll(self) -> int | None:
+        return self._server.code(self.pid)
+
+    def wait(self, within: float = DEADLINE_S) -> int:
+        until(lambda: self.poll() is not None, "the end", within=within)
+        return int(self.poll())  # type: ignore[arg-type]
+
+    def said(self) -> str:
+        return self._output.read_text() if self._output.exists() else ""
+
+    def send(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """With all its data workers, at once and without a word."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self.wait()
+
+
+class Server:
+    """Forks starts of the command; see server.py."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.faults.server"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, **ENVIRONMENT},
+            cwd=REPOSITORY,
+        )
+        self._codes: dict[int, int | None] = {}
+        self._unread = b""
+
+    def start(self, folder: Path, arguments: Sequence[str], *, output: Path, environment: Any = None) -> Start:
+        job = {"folder": str(folder), "arguments": list(arguments), "output": str(output)}
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps({**job, "environment": environment or {}}).encode() + b"\n")
+        self._process.stdin.flush()
+        before = set(self._codes)
+        until(lambda: self._read() or set(self._codes) - before, "a fork")
+        (pid,) = set(self._codes) - before
+        return Start(self, pid, output)
+
+    def code(self, pid: int) -> int | None:
+        self._read()
+        return self._codes[pid]
+
+    def close(self) -> None:
+        with self._process as process:
+            assert process.stdin is not None
+            process.stdin.close()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        assert self._process.poll() is None
+        while select.select([self._process.stdout], [], [], 0)[0]:
+            *lines, self._unread = (self._unread + os.read(self._process.stdout.fileno(), 1 << 16)).split(b"\n")
+            for line in lines:
+                told = json.loads(line)
+                if "started" in told:
+                    self._codes.pop(told["started"], None)
+                    self._codes[told["started"]] = None
+                else:
+                    self._codes[told["ended"]] = told["code"]
+
+
+class Command:
+    """A command in an interpreter of its own, such as torchrun, with all the processes that come of it.
+
+    They are known by the run's folder, an absolute path, which is among their arguments.
+    """
+
+    def __init__(self, command: Sequence[str], *, folder: Path, run: Path, output: Path) -> None:
+        self.run, self._output = run, output
+        with output.open("a") as stream:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", *command],
+                cwd=folder,
+                env={**os.environ, **ENVIRONMENT},
+                start_new_session=True,
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+            )
+        self.pid = self._process.pid
+
+    def poll(self) -> int | None:
+        return self._process.poll()
+
+    def wait(self, within: float = DEADLINE_S) -> int:
+        until(lambda: self.poll() is not None, "the end", within=within)
+        return int(self.poll())  # type: ignore[arg-type]
+
+    def said(self) -> str:
+        return self._output.read_text()
+
+    def send(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def processes(self) -> dict[int, int | None]:
+        """Those that are alive: process id -> rank, None of those that train nothing."""
+        found: dict[int, int | None] = {}
+        for entry in Path("/proc").glob("[0-9]*"):
+            try:
+                if str(self.run) not in (entry / "cmdline").read_text():
+                    continue
+                environment = dict(
+                    line.split("=", 1) for line in (entry / "environ").read_text().split("\0") if "=" in line
+                )
+            except OSError:
+                continue
+            found[int(entry.name)] = int(environment["RANK"]) if "RANK" in environment else None
+        return found
+
+    def rank(self, rank: int) -> int:
+        """The process id of a rank."""
+        (pid,) = [pid for pid, of in self.processes().items() if of == rank]
+        return pid
+
+    def end(self) -> None:
+        """All of it, whatever state it is in."""
+        for _ in range(100):
+            processes = self.processes()
+            for pid in processes:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            if not processes:
+                break
+            time.sleep(0.02)
+        self._process.kill()
+        self._process.wait()
+
+
+def catches(pid: int, number: int) -> bool:
+    """Whether a process has a handler of its own for a signal."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("SigCgt:"):
+            return bool(int(line.split()[1], 16) >> (number - 1) & 1)
+    return False

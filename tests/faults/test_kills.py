@@ -1,0 +1,100 @@
+"""kill -9: at every operation of a save, and at random moments of whole runs.
+
+`make test-slow` does the latter fifty times and more; with -s it prints how many kills it were, and their seeds.
+"""
+
+import json
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cyclestyle.checkpoint import Checkpoints
+from tests.faults.conftest import RUN, Starts
+from tests.faults.runs import assert_same_run, status
+from tests.faults.starts import REPOSITORY
+
+# What is about to happen when the process dies, in the words of the module `saves`; at step 4 the older checkpoint is
+# the newest that verifies, at step 6 the new one.
+MOMENTS = {
+    "before temp": (4, "os.mkdir .step_00000006.tmp"),
+    "mid-write of the networks": (4, "write networks.safetensors"),
+    "mid-write of the optimizers": (4, "write training.pt"),
+    "mid-write of a rank": (4, "write rank0.pt"),
+    "before manifest": (4, ".tmp manifest.json"),
+    "before rename": (4, "os.rename .step_00000006.tmp step_00000006"),
+    "before pointer": (6, ".tmp latest"),
+    "before prune": (6, "os.rename step_00000002 .step_00000002.old"),
+    "mid-prune": (6, "os.remove training.pt"),
+}
+
+
+def test_a_save_killed_at_any_operation_leaves_a_whole_checkpoint_and_the_run_goes_on(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.faults.saves", str(tmp_path)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    *kills, last = map(json.loads, done.stdout.splitlines())
+    assert last == {"completed": len(kills) + 1}
+    for moment, (step, words) in MOMENTS.items():
+        assert [kill for kill in kills if words in kill["where"] and kill["step"] == step], moment
+    for kill in kills:
+        assert kill["whole"], kill
+        assert kill["goes on"], kill
+        assert not kill["warned"], kill  # nothing half-written ever has the name of a checkpoint
+        assert kill["left"] == ["latest", f"step_0000000{kill['step']}", "step_00000008"], kill
+    assert [kill["step"] for kill in kills] == sorted(kill["step"] for kill in kills)
+    print(f"\n{len(kills)} operations of a save, killed at each")
+
+
+def test_five_kills_at_random_moments_change_nothing(
+    start: Starts, undisturbed: Callable[..., Path], tmp_path: Path
+) -> None:
+    killed_at_random(5, start, undisturbed(*RUN), tmp_path / "runs/smoke", seed=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("always", [(), ("trainer.accumulate=2",), ("checkpoint.background=true",)])
+@pytest.mark.parametrize("seed", range(2))
+def test_kills_at_random_moments_change_nothing(
+    start: Starts, undisturbed: Callable[..., Path], tmp_path: Path, always: tuple[str, ...], seed: int
+) -> None:
+    arguments = (*RUN, *always)
+    killed_at_random(9, start, undisturbed(*arguments), tmp_path / "runs/smoke", arguments=arguments, seed=seed)
+
+
+def killed_at_random(
+    count: int, start: Starts, straight: Path, run: Path, *, arguments: tuple[str, ...] = RUN, seed: int
+) -> None:
+    """Kill a run again and again, until it has been often enough, and compare with one that nothing happened to."""
+    chance = random.Random(seed)
+    resumed_from: list[int] = []
+    for _ in range(count):
+        varied = [f"data.workers={chance.choice([0, 1, 3])}", f"checkpoint.background={chance.choice(['true', 'false'])}"]
+        process = start(*arguments, *varied)
+        # After so many steps beyond the start, and then a moment of a step or a save; from the start on, too.
+        wanted = chance.choice([0, 0, 1, 2, 3])
+        began, moment = newest_step(run), chance.uniform(0, 0.3 if wanted else 2)
+        while process.poll() is None and newest_step(run) - began < 3 * wanted:
+            time.sleep(0.002)
+        time.sleep(moment)  # whenever that is
+        assert process.poll() is None, f"seed {seed}: it ended by itself:\n{process.said()}"
+        process.kill()
+        assert process.poll() == -9
+        resumed_from.append(newest_step(run))
+        found = Checkpoints(run / "checkpoints").load(tell=pytest.fail)
+        assert (found.step if found else 0) == resumed_from[-1]
+    final = start(*arguments)
+    assert final.wait() == 0, f"seed {seed}: {final.said()}"
+    assert_same_run(run, straight)
+    assert (status(run)["state"], status(run)["step"]) == ("finished", status(straight)["step"])
+    assert not list(run.rglob(".*"))
+    print(f"\nseed {seed}: {count} kills, resumed exactly from steps {', '.join(map(str, resumed_from))}")
+
+
+def newest_step(run: Path) -> int:
+    found = Checkpoints(run / "checkpoints").newest()
+    return int(found.name[5:]) if found else 0
