@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.cyclestyle
 .PHONY: help setup demo test test-slow check bench clean
 
 help:  ## print this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
 	@echo "  VENV=path chooses another environment than .venv, PYTHON=python3.12 another interpreter"
 
 setup: $(STAMP)  ## make the environment (once; about 2 minutes and 6 GB, most of it PyTorch)

@@ -3,8 +3,6 @@
 import contextlib
 import datetime
 import os
-import signal
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -227,7 +225,6 @@ def session(device_type: str, *, timeout_s: float = 600.0) -> Iterator[World]:
                 f"start torchrun with --nproc_per_node {available} or fewer"
             )
         torch.cuda.set_device(local_rank)
-    _leave_with_torchrun()
     store = _store()
     dist.init_process_group(
         "nccl" if device_type == "cuda" else "gloo",
@@ -258,13 +255,3 @@ def _store() -> Any:
     )
     restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     return dist.PrefixStore(f"restart {restart}", store)  # type: ignore[attr-defined]
-
-
-def _leave_with_torchrun() -> None:
-    """Have the system ask this process to stop when torchrun is killed: nobody would watch over it any more."""
-    if sys.platform != "linux":
-        return
-    import ctypes
-
-    set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
-    ctypes.CDLL(None).prctl(set_parent_death_signal, int(signal.SIGTERM))

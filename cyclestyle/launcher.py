@@ -7,13 +7,16 @@ import logging
 import signal
 import sys
 
-from torch.distributed import run
-from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from cyclestyle.signals import leave_with_parent
 
 
 def main() -> None:
     """torchrun's command; exits with 1 if any process failed or the job was ended by a signal."""
+    leave_with_parent()  # before seconds go by with imports
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
     logging.disable(logging.ERROR)  # of this process, which does nothing but wait
     try:
         run.main(sys.argv[1:])

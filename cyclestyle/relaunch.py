@@ -33,12 +33,15 @@ def process_count(devices: int | Literal["auto"], device: Literal["auto", "cpu",
     return devices
 
 
-def relaunch(processes: int, *, abandoned: Callable[[], object]) -> int:
+def relaunch(processes: int, *, stop: Callable[[], bool], abandoned: Callable[[], object]) -> int:
     """Run this very command in several processes; the exit code is the run's own.
 
     Args:
+        stop: whether somebody asked for it before they were there to be told.
         abandoned: what to do after a second Ctrl-C has ended them all.
     """
+    if stop():
+        return STOPPED
     environment = dict(os.environ)
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     with tempfile.TemporaryDirectory(prefix="cyclestyle-") as name:
@@ -62,14 +65,16 @@ def relaunch(processes: int, *, abandoned: Callable[[], object]) -> int:
 
         before = {number: signal.signal(number, forward) for number in ASKING}
         try:
+            if stop():  # while they were being started
+                forward(signal.SIGTERM, None)
             code = child.wait()
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-        if ended:
-            abandoned()
-            return INTERRUPTED
-        return _own_code(folder, code, asked=bool(asked))
+        if not ended:
+            return _own_code(folder, code, asked=bool(asked))
+    abandoned()
+    os._exit(INTERRUPTED)  # at once: whoever holds Ctrl-C down is not to see how Python takes it while it ends
 
 
 def tell_process() -> None:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,16 @@ INTERRUPTED = 130  # exit code after a second Ctrl-C
 
 # Ctrl-C, schedulers and `kill`, SLURM's --signal=USR1. Windows has no SIGUSR1.
 ASKING = [signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+
+
+def leave_with_parent() -> None:
+    """Have the system ask this process to stop when the one that started it is killed: nobody would watch over it."""
+    if sys.platform != "linux":
+        return
+    import ctypes
+
+    set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
+    ctypes.CDLL(None).prctl(set_parent_death_signal, int(signal.SIGTERM))
 
 
 class StopRequest:

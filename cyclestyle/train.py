@@ -15,7 +15,7 @@ from cyclestyle.errors import CheckpointError, CommandError, DivergedError, warn
 from cyclestyle.files import write_text
 from cyclestyle.listing import shown
 from cyclestyle.relaunch import process_count, relaunch, tell_exit_code, tell_process
-from cyclestyle.signals import STOPPED, StopRequest
+from cyclestyle.signals import STOPPED, StopRequest, leave_with_parent
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -40,7 +40,10 @@ def main() -> None:
     try:
         # From here on a request to stop is remembered, whatever the program is doing. Under torchrun one Ctrl-C comes
         # twice, from the terminal and from torchrun.
-        with StopRequest(echo_s=3.0 if "LOCAL_RANK" in os.environ else 0.0) as stop:
+        torchrun = "LOCAL_RANK" in os.environ
+        with StopRequest(echo_s=3.0 if torchrun else 0.0) as stop:
+            if torchrun:
+                leave_with_parent()
             tell_process()
             config.launch("train", functools.partial(run, stop=stop))
     except SystemExit as leaving:
@@ -64,7 +67,7 @@ def run(cfg: "DictConfig", *, stop: StopRequest) -> int:
         if processes > 1:
             check_batch(cfg.trainer.batch_size, ranks=processes, accumulate=cfg.trainer.accumulate)
             folder = RunFolder(Path(cfg.run_dir))
-            return relaunch(processes, abandoned=functools.partial(tell_abandoned, folder))
+            return relaunch(processes, stop=stop, abandoned=functools.partial(tell_abandoned, folder))
     device = hardware.device_type(cfg.trainer.device)
     with distributed.session(device, timeout_s=cfg.trainer.timeout_s) as world, Ending(world) as ending:
         return train(cfg, world, stop, ending)
@@ -279,6 +282,7 @@ def leave(
         return tell_stopped(folder, trainer.world, stop, say, saved=trainer.step)
     if trainer.world.is_main:
         folder.write_status("finished", code=0, reason="reached the last step")
+        stop.obeyed()  # whoever asked for it meanwhile
     say(f"finished at step {trainer.step}: {folder.path}\n{_next_commands(folder.path, domains)}")
     return 0
 
