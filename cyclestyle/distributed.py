@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import os
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from cyclestyle.errors import CommandError, LostProcessError
 
 PATIENCE_S = 24 * 3600.0  # while setting up: one process may draw or look through pictures, the others wait for it
+PATIENCE_WITH_THE_LOST_S = 2.0  # between one that gave up waiting and the next
 
 
 class FailedElsewhereError(Exception):
@@ -141,6 +143,7 @@ class World:
 
     def lost(self, error: RuntimeError) -> LostProcessError:
         """What it means that processes cannot reach one another, after what torch says of it."""
+        self._leave_word(f"gave up {self.rank}")
         if "tim" not in str(error).lower():  # "Timed out waiting", "timeout"
             return LostProcessError("another process of this run has ended, and this one with it")
         behind = self._behind()
@@ -183,16 +186,27 @@ class World:
         if self._store is None:
             return
         self._met += 1
-        with contextlib.suppress(RuntimeError):  # the store has gone with its host, as the next meeting will show
-            self._store.set(f"met {self.rank}", str(self._met))
+        self._leave_word(f"met {self.rank}", str(self._met))
+
+    def _leave_word(self, key: str, word: str = "") -> None:
+        if self._store is not None:
+            with contextlib.suppress(RuntimeError):  # the store has gone with its host, as the next meeting will show
+                self._store.set(key, word)
 
     def _behind(self) -> list[int]:
-        """The processes that have not come to where this one waits."""
+        """The processes that have not come to where this one waits, or do not even notice that they wait in vain."""
         try:
             met = [int(self._store.get(f"met {rank}")) for rank in range(self.size)]
+            if behind := [rank for rank, count in enumerate(met) if count < max(met)]:
+                return behind
+            until = time.monotonic() + PATIENCE_WITH_THE_LOST_S
+            while True:
+                silent = [rank for rank in range(self.size) if not self._store.check([f"gave up {rank}"])]
+                if len(silent) <= 1 or time.monotonic() > until:
+                    return silent
+                time.sleep(0.05)
         except (RuntimeError, ValueError, AttributeError):
             return []
-        return [rank for rank, count in enumerate(met) if count < max(met)]
 
 
 def launched() -> bool:
