@@ -3,9 +3,11 @@
 import json
 import os
 import socket
+import struct
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import IO, Any, Literal, NamedTuple
 
 from cyclestyle.checkpoint import Checkpoint, Checkpoints, step_of
 from cyclestyle.errors import CheckpointError, CommandError, DiskError, warn
@@ -153,12 +155,26 @@ class RunFolder:
             warn(f"cannot write {self.path / 'status.json'}: {(error.strerror or '').lower()}")
 
     def _user(self) -> str:
-        """Who has the folder, as far as it says so."""
+        """Who has the folder: of this host by the lock itself, else as far as it has come to say so."""
+        if (pid := _locked_by(self._lock)) is not None:
+            return f" by pid {pid} on host {socket.gethostname()}"
         try:
             status = json.loads((self.path / "status.json").read_text(encoding="utf-8"))
             return f" by pid {status['pid']} on host {status['host']}"
         except (OSError, ValueError, KeyError, TypeError):
             return ""
+
+
+def _locked_by(file: IO[str]) -> int | None:
+    """The process that has locked a file, where the system tells."""
+    if sys.platform != "linux" or sys.maxsize < 2**32:
+        return None
+    import fcntl
+
+    layout = "hhqqi0q"  # struct flock of fcntl(2): type, whence, start, length, pid
+    told = fcntl.fcntl(file, fcntl.F_GETLK, struct.pack(layout, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+    kind, _, _, _, pid = struct.unpack(layout, told)
+    return pid if kind != fcntl.F_UNLCK and pid > 0 else None  # of another host it is no number of ours
 
 
 def _is_harmless(key: str) -> bool:
