@@ -1,4 +1,4 @@
-"""Runs on the pictures of +experiment=smoke: forked, relaunched or under torchrun, and what an undisturbed one makes."""
+"""Runs on the pictures of +experiment=smoke: forked, relaunched, under torchrun; and what an undisturbed one makes."""
 
 import socket
 from collections.abc import Callable, Iterator
@@ -9,7 +9,7 @@ import pytest
 from cyclestyle.data.scenes import draw
 from tests.faults.starts import Command, Server, Start
 
-# 40 steps, in most of which the learning rate falls. Saves and logs come at different steps.
+# 40 steps, in most of which the learning rate falls, told to all loggers. Saves and logs come at different steps.
 RUN = (
     "trainer.steps=40", "trainer.batch_size=2", "pool.size=3", "ema.decay=0.9", "schedule.constant_epochs=2",
     "schedule.decay_epochs=8", "trainer.save_every=3", "trainer.log_every=5", "trainer.sample_every=20",
@@ -36,9 +36,11 @@ Starts = Callable[..., Start]
 
 @pytest.fixture(scope="session")
 def session_starts(server: Server, scenes: Path) -> Starts:
-    def start(folder: Path, *arguments: str, rank: int = 0, environment: dict[str, str] | None = None) -> Start:
+    def start(folder: Path, *arguments: str, environment: dict[str, str] | None = None) -> Start:
         line = ["+experiment=smoke", f"data.root={scenes}", "trainer.device=cpu", *arguments]
-        return server.start(folder, line, output=folder / f"said {rank}", environment=environment)
+        output = folder / f"said {len(list(folder.glob('said *')))}"
+        output.touch()
+        return server.start(folder, line, output=output, environment=environment)
 
     return start
 
@@ -67,7 +69,7 @@ def start_two(start: Starts) -> Callable[..., list[Start]]:
             port = free.getsockname()[1]
         shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         ranks = ({**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2))
-        return [start(*arguments, rank=rank, environment=one) for rank, one in enumerate(ranks)]
+        return [start(*arguments, environment=one) for one in ranks]
 
     return two
 

@@ -122,7 +122,9 @@ def deadly(number: int, pipe: int) -> Iterator[None]:
 
     def audit(event: str, arguments: tuple[Any, ...]) -> None:
         if event in OPERATIONS and (event != "open" or (arguments[2] or 0) & WRITING):
-            happens(" ".join([event, *(Path(os.fsdecode(one)).name for one in arguments if isinstance(one, str | bytes))]))
+            happens(
+                " ".join([event, *(Path(os.fsdecode(one)).name for one in arguments if isinstance(one, str | bytes))])
+            )
 
     def write_half(self: checkpoint._Stream, data: bytes) -> int:
         nonlocal tensors
@@ -139,7 +141,7 @@ def deadly(number: int, pipe: int) -> Iterator[None]:
     fsync = os.fsync
 
     def sync(descriptor: int) -> None:
-        happens(f"fsync {Path(os.readlink(f'/proc/self/fd/{descriptor}')).name}")
+        happens(f"fsync {Path(f'/proc/self/fd/{descriptor}').readlink().name}")
         fsync(descriptor)
 
     checkpoint._Stream.write = write_half  # type: ignore[method-assign]

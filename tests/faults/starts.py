@@ -17,7 +17,9 @@ DEADLINE_S = 120  # for what takes seconds on a quiet machine
 ENVIRONMENT = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
 
 
-def until(fact: Callable[[], Any], what: str, *, alive: "Start | Command | None" = None, within: float = DEADLINE_S) -> Any:
+def until(
+    fact: Callable[[], Any], what: str, *, alive: "Start | Command | None" = None, within: float = DEADLINE_S
+) -> Any:
     """Wait for a fact, not for a time; returns what it is."""
     end = time.monotonic() + within
     while not (found := fact()):

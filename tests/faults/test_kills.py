@@ -73,7 +73,10 @@ def killed_at_random(
     chance = random.Random(seed)
     resumed_from: list[int] = []
     for _ in range(count):
-        varied = [f"data.workers={chance.choice([0, 1, 3])}", f"checkpoint.background={chance.choice(['true', 'false'])}"]
+        varied = [
+            f"data.workers={chance.choice([0, 1, 3])}",
+            f"checkpoint.background={chance.choice(['true', 'false'])}",
+        ]
         process = start(*arguments, *varied)
         # After so many steps beyond the start, and then a moment of a step or a save; from the start on, too.
         wanted = chance.choice([0, 0, 1, 2, 3])

@@ -1,0 +1,97 @@
+"""Parts such as a user might write, in which something happens at a certain moment."""
+
+import os
+import resource
+import signal
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cyclestyle.losses import LeastSquares
+from cyclestyle.monitor import Console
+from cyclestyle.monitor.grid import Probed
+
+
+def pause(where: str) -> None:
+    """Say so in a file of this name in the current folder, and wait there for a file named `go`."""
+    Path(where).touch()
+    end = time.monotonic() + 60
+    while not Path("go").exists() and time.monotonic() < end:
+        time.sleep(0.005)
+
+
+class ConsoleThatPauses(Console):
+    """Pauses when it is shown the probe pictures."""
+
+    def pictures(self, step: int, a: Probed, b: Probed) -> None:
+        pause("sampling")
+
+
+class AdamThatPauses(torch.optim.Adam):
+    """Pauses when its state is copied for a checkpoint."""
+
+    def state_dict(self) -> dict:
+        if self.state:
+            pause("saving")
+        return super().state_dict()
+
+
+class At(LeastSquares):
+    """The usual adversarial loss, with something that happens at a certain step of one rank."""
+
+    def __init__(self, step: int = 4, rank: int = 1) -> None:
+        # The generators' two terms ask for it in every step.
+        self._left = 2 * step if int(os.environ.get("RANK", "0")) == rank else None
+
+    def fool(self, scores: Tensor) -> Tensor:
+        if self._left is not None:
+            self._left -= 1
+            if not self._left:
+                self.happen()
+        return super().fool(scores)
+
+    def happen(self) -> None:
+        raise NotImplementedError
+
+
+class Fails(At):
+    def happen(self) -> None:
+        raise ZeroDivisionError("a part of one's own")
+
+
+class DiesOnce(At):
+    """Kills its process, unless it has done so in this folder before."""
+
+    def happen(self) -> None:
+        try:
+            Path("died").touch(exist_ok=False)
+        except FileExistsError:
+            return
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class IsNoNumber(At):
+    """Makes the loss of one step NaN."""
+
+    def __init__(self, step: int = 4, rank: int = 0, last: int = 4) -> None:
+        super().__init__(step, rank)
+        self._first, self._last, self._calls = step, last, 0
+
+    def fool(self, scores: Tensor) -> Tensor:
+        self._calls += 1
+        step = (self._calls + 1) // 2
+        loss = LeastSquares.fool(self, scores)
+        return loss * float("nan") if self._left is not None and self._first <= step <= self._last else loss
+
+
+class Devours(At):
+    """Takes more and more memory, of which its process may have 200 MB more than it has."""
+
+    def happen(self) -> None:
+        held = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        resource.setrlimit(resource.RLIMIT_AS, (held + 200_000_000, resource.RLIM_INFINITY))
+        taken = []
+        while True:
+            taken.append(torch.ones(1_000_000))
