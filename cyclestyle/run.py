@@ -154,15 +154,23 @@ class RunFolder:
         except OSError as error:
             warn(f"cannot write {self.path / 'status.json'}: {(error.strerror or '').lower()}")
 
+    def has_finished(self) -> bool:
+        """Whether the status says that nothing is left to do or to tell."""
+        return self._status().get("state") == "finished"
+
     def _user(self) -> str:
         """Who has the folder: of this host by the lock itself, else as far as it has come to say so."""
         if (pid := _locked_by(self._lock)) is not None:
             return f" by pid {pid} on host {socket.gethostname()}"
+        status = self._status()
+        return f" by pid {status['pid']} on host {status['host']}" if {"pid", "host"} <= status.keys() else ""
+
+    def _status(self) -> dict[str, Any]:
+        """What was last written of it; nothing if that cannot be read."""
         try:
-            status = json.loads((self.path / "status.json").read_text(encoding="utf-8"))
-            return f" by pid {status['pid']} on host {status['host']}"
-        except (OSError, ValueError, KeyError, TypeError):
-            return ""
+            return dict(json.loads((self.path / "status.json").read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return {}
 
 
 def _locked_by(file: IO[str]) -> int | None:

@@ -96,7 +96,8 @@ def train(cfg: "DictConfig", world: "World", stop: StopRequest, ending: "Ending"
     trainer = build_trainer(cfg, objective, data, hardware)
     start(trainer, data.domains, resumed, init=cfg.init)
     folder.follow(lambda: trainer.step)
-    if resumed is not None and trainer.step >= trainer.total:
+    told = world.any(world.is_main and folder.has_finished(), patient=True)
+    if resumed is not None and trainer.step >= trainer.total and told:  # else its last log or pictures may be missing
         say(f"{folder.path} finished at step {trainer.step}; set trainer.epochs or trainer.steps higher to continue")
         return 0
 
