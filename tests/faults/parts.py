@@ -23,10 +23,17 @@ def pause(where: str) -> None:
 
 
 class ConsoleThatPauses(Console):
-    """Pauses when it is shown the probe pictures."""
+    """Pauses when it is shown the probe pictures of a certain step."""
+
+    def __init__(
+        self, folder: Path, *, domains: tuple[str, str], start: int = 0, total: int = 0, pause_at: int = 0
+    ) -> None:
+        super().__init__(folder, domains=domains, start=start, total=total)
+        self._pause_at = pause_at
 
     def pictures(self, step: int, a: Probed, b: Probed) -> None:
-        pause("sampling")
+        if step == self._pause_at:
+            pause("sampling")
 
 
 class AdamThatPauses(torch.optim.Adam):

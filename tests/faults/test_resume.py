@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.conftest import RUN, Starts
-from tests.faults.runs import assert_same_run, newest
+from tests.faults.runs import assert_same_run, curves, log, newest, status
 from tests.faults.starts import until
 
 AT_17 = (*RUN, "trainer.save_every=17")
@@ -39,3 +39,25 @@ def test_17_steps_and_a_kill_and_23_more_are_40_straight_ones(
     assert again.wait() == 0, again.said()
     assert "going on from step 17 to 40" in again.said()
     assert_same_run(run, undisturbed(*AT_17, *straight))
+
+
+def test_a_run_killed_after_its_last_save_tells_what_it_had_not_told(
+    start: Starts, undisturbed: Callable[..., Path], tmp_path: Path
+) -> None:
+    run, short = tmp_path / "runs/smoke", (*RUN, "trainer.steps=6", "trainer.sample_every=6")
+    before = ("logger.tensorboard=null", "logger.metrics=null", "logger.console.pause_at=6")
+    killed = start(*short, "logger.console._target_=tests.faults.parts.ConsoleThatPauses", *before)
+    until((tmp_path / "sampling").exists, "the last pictures", alive=killed)
+    killed.kill()
+    assert (newest(run).step, status(run)["state"]) == (6, "running")
+
+    again = start(*short)
+    assert again.wait() == 0, again.said()
+    assert "finished at step 6" in again.said()
+    assert status(run)["state"] == "finished"
+    straight = undisturbed(*short)
+    assert log(run) == log(straight)[1:]  # it had told the first to nobody
+    assert curves(run)["photo2painting"] == [(6, 0.0)]
+    files = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    assert start(*short).wait() == 0
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == files  # nothing is left to be told
