@@ -31,7 +31,7 @@ ROOMS: dict[str, set[str]] = {
 # Room -> the rooms that it may import from, besides itself.
 MAY: dict[str, set[str]] = {
     "entry": set(ROOMS) - {"entry", "launcher"},
-    "launcher": set(),
+    "launcher": {"leaf"},
     "relaunch": {"leaf"},
     "config": {"leaf"},
     "run": {"checkpoint", "leaf"},
