@@ -297,7 +297,7 @@ def tell_stopped(folder: "RunFolder", world: "World", stop: StopRequest, say: Sa
     if world.is_main:
         folder.write_status("stopped", code=STOPPED, reason=stop.reason or "asked in another process")
         stop.obeyed()
-    what = f"stopped at step {saved}, saved" if saved else "stopped before the first step"
+    what = f"stopped at step {saved}, saved" if saved else "stopped before training"
     say(f"{what}: the same command goes on from here")
     return STOPPED
 

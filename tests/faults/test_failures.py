@@ -37,7 +37,8 @@ def test_a_killed_data_worker_is_exit_3_and_the_newest_checkpoint_stays(start: S
     until(lambda: len(log(run)) >= 4, "four steps", alive=process)
     os.kill(children(process.pid)[0], signal.SIGKILL)
     line = told(process, 3)
-    assert "DataLoader worker" in line
+    assert "data worker" in line
+    assert "killed by SIGKILL" in line
     assert "data.workers=0" in line
     assert ended(run) == ("failed", 3, line)
     assert newest(run).step >= 3
