@@ -116,6 +116,21 @@ def test_a_wish_to_stop_that_came_with_the_end_does_not_stop_the_next_start(star
     assert not (run / "stop").exists()
 
 
+@pytest.mark.parametrize("asked", [0, 1])
+def test_two_processes_stop_after_the_same_step_though_one_is_asked(
+    start_two: Callable[..., list[Start]], tmp_path: Path, asked: int
+) -> None:
+    run = tmp_path / "runs/smoke"
+    both = start_two(*LONG)
+    until(lambda: len(log(run)) >= 3, "three steps", alive=both[0])
+    since = time.monotonic()
+    both[asked].send(signal.SIGUSR1)
+    assert both[1].wait() == 75, both[1].said()
+    step = stopped(both[0], run, "asked to stop" if asked else "SIGUSR1", since=since)
+    assert newest(run).step == step == log(run)[-1]["step"]
+    assert len(newest(run).ranks) == 2
+
+
 def test_torchrun_told_to_end_leaves_one_checkpoint_of_all_its_processes(
     command: Callable[..., Command], tmp_path: Path
 ) -> None:
