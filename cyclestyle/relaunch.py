@@ -51,17 +51,19 @@ def relaunch(processes: int, *, stop: Callable[[], bool], abandoned: Callable[[]
         # In a session of its own: Ctrl-C on a terminal would reach the processes directly and through torchrun, twice.
         command = [sys.executable, "-m", "cyclestyle.launcher", *arguments]
         child = subprocess.Popen(command, env=environment, start_new_session=True)
-        asked: list[float] = []
-        ended = False
+        asked: list[int] = []
+        interrupted, ended = 0.0, False
 
         def forward(number: int, _: object) -> None:
-            nonlocal ended
-            if asked and number == signal.SIGINT and time.monotonic() - asked[0] > ECHO_S:
+            nonlocal interrupted, ended
+            if number == signal.SIGINT and interrupted and time.monotonic() - interrupted > ECHO_S:
                 ended = True
                 _end_all(child, folder)
             elif not asked:
                 child.terminate()  # torchrun hands SIGTERM on, and would die of SIGUSR1
-            asked.append(time.monotonic())
+            if number == signal.SIGINT:
+                interrupted = interrupted or time.monotonic()
+            asked.append(number)
 
         before = {number: signal.signal(number, forward) for number in ASKING}
         try:

@@ -34,7 +34,8 @@ class StopRequest:
 
     def __init__(self, *, echo_s: float = 0.0) -> None:
         self.reason: str | None = None
-        self._echo_s, self._since = echo_s, 0.0
+        self._echo_s = echo_s
+        self._interrupted: float | None = None  # when the first Ctrl-C came
         self._file: Path | None = None
         self._last_word: Callable[[], object] | None = None
         self._before: dict[signal.Signals, object] = {}
@@ -68,12 +69,13 @@ class StopRequest:
             self._file.unlink(missing_ok=True)
 
     def _remember(self, number: int, _: FrameType | None) -> None:
-        again = self.reason is not None and time.monotonic() - self._since > self._echo_s
-        if again and number == signal.SIGINT:
+        if number == signal.SIGINT and self._interrupted is None:
+            self._interrupted = time.monotonic()
+        elif number == signal.SIGINT and time.monotonic() - (self._interrupted or 0.0) > self._echo_s:
             try:
                 if self._last_word is not None:
                     self._last_word()
             finally:
                 os._exit(INTERRUPTED)
         if self.reason is None:
-            self.reason, self._since = signal.Signals(number).name, time.monotonic()
+            self.reason = signal.Signals(number).name

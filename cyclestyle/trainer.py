@@ -453,13 +453,14 @@ class Record:
 
     def state_dict(self) -> dict[str, Any]:
         """What was summed up so far; not the times, which a resumed run has of its own."""
-        return {"sums": dict(self._sums), "steps": self.steps, "skipped": self.skipped}
+        counts = {"steps": self.steps, "skipped": self.skipped, "replaced": self._replaced}
+        return {"sums": dict(self._sums), **counts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on summing up where another process stopped."""
         self._clear()
         self._sums = {name: value.to(self.hardware.device) for name, value in state["sums"].items()}
-        self.steps, self.skipped = state["steps"], state["skipped"]
+        self.steps, self.skipped, self._replaced = state["steps"], state["skipped"], state["replaced"]
 
     def _clear(self) -> None:
         self._sums = {}
