@@ -160,11 +160,13 @@ class Checkpoints:
 
     def _publish(self, building: Path, final: Path, *, ranks: int) -> None:
         """Give a folder, all of whose files are on the disk, its manifest and its name."""
-        manifest = {"version": VERSION, "step": step_of(final), "ranks": ranks, "files": _fingerprints(building)}
+        names = sorted(_SHARED | {f"rank{rank}.pt" for rank in range(ranks)})
+        files = {name: _fingerprint(building / name) for name in names}
+        manifest = {"version": VERSION, "step": step_of(final), "ranks": ranks, "files": files}
         write_text(building / "manifest.json", json.dumps(manifest, indent=1))
         sync_folder(building)
         if final.exists():  # of the same step, from before a resume without it
-            self._set_aside(final, "damaged")
+            self._set_aside(final, "old")
         building.rename(final)
         sync_folder(self.folder)
         write_text(self.folder / "latest", final.name + "\n")
@@ -310,8 +312,12 @@ def _checksums(path: Path) -> dict[str, str]:
         if version > VERSION:
             raise CheckpointError(f"{path} is of version {version}, this program reads up to {VERSION}: update it")
         checksums = {name: str(entry["sha256"]) for name, entry in manifest["files"].items()}
-    except (OSError, *_GARBLED):
+        if int(manifest["ranks"]) != len(checksums) - len(_SHARED):
+            raise ValueError
+    except (FileNotFoundError, NotADirectoryError, *_GARBLED):
         raise DamagedError(f"{path / 'manifest.json'} is missing or malformed") from None
+    except OSError as error:
+        raise _unreadable(path / "manifest.json", error) from None
     ranks = len(checksums) - len(_SHARED)
     if ranks < 1 or checksums.keys() != _SHARED | {f"rank{rank}.pt" for rank in range(ranks)}:
         raise DamagedError(f"{path / 'manifest.json'} does not list the files of a checkpoint")
@@ -323,8 +329,10 @@ def _verify(path: Path, checksums: Mapping[str, str], *, only: Iterable[str] | N
     for name in checksums if only is None else only:
         try:
             found = _sha256(path / name)
+        except FileNotFoundError:
+            raise DamagedError(f"{path / name} is missing") from None
         except OSError as error:
-            raise DamagedError(f"{path / name} cannot be read: {(error.strerror or '').lower()}") from None
+            raise _unreadable(path / name, error) from None
         if found != checksums[name]:
             raise DamagedError(f"checksum mismatch in {path / name}: the file is not what was written")
 
@@ -334,6 +342,11 @@ def _load(path: Path) -> dict[str, Any]:
         return dict(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:  # what a file can make torch raise is documented nowhere
         raise CheckpointError(f"{path} cannot be read: {type(error).__name__}") from error
+
+
+def _unreadable(path: Path, error: OSError) -> DiskError:
+    """A disk that fails now does not make a damaged checkpoint, which would be taken away."""
+    return DiskError(f"cannot read {path}: {(error.strerror or '').lower()}; try again when the disk can be read")
 
 
 class _Stream:
@@ -371,8 +384,8 @@ def _write(path: Path, write: Callable[[Any], object]) -> None:
         os.fsync(file.fileno())
 
 
-def _fingerprints(folder: Path) -> dict[str, dict[str, Any]]:
-    return {file.name: {"sha256": _sha256(file), "bytes": file.stat().st_size} for file in sorted(folder.iterdir())}
+def _fingerprint(file: Path) -> dict[str, Any]:
+    return {"sha256": _sha256(file), "bytes": file.stat().st_size}
 
 
 def _sha256(path: Path) -> str:

@@ -108,6 +108,18 @@ class World:
             raise self.lost(error) from None
         return bool(agreed.item())
 
+    def same(self, number: int) -> bool:
+        """Whether all processes have the same number; every process gets the same answer."""
+        if self._patient is None:
+            return True
+        both = torch.tensor([number, -number])
+        try:
+            dist.all_reduce(both, op=dist.ReduceOp.MIN, group=self._patient)
+        except RuntimeError as error:
+            raise self.lost(error) from None
+        least, most = both.tolist()
+        return bool(least == -most)
+
     @contextmanager
     def agreed(self, *, patient: bool = False) -> Iterator[None]:
         """All processes leave the block well or none does.
@@ -240,18 +252,20 @@ def session(device_type: str, *, timeout_s: float = 600.0) -> Iterator[World]:
             )
         torch.cuda.set_device(local_rank)
     store = _store()
+    backend = "nccl" if device_type == "cuda" else "gloo"
+    # NCCL ends the process without a word when its time is up: the control group, which knows names, is to come first.
+    more_s = 120.0 if backend == "nccl" else 0.0
     dist.init_process_group(
-        "nccl" if device_type == "cuda" else "gloo",
-        store=store,
-        rank=rank,
-        world_size=size,
-        timeout=datetime.timedelta(seconds=timeout_s),
+        backend, store=store, rank=rank, world_size=size, timeout=datetime.timedelta(seconds=timeout_s + more_s)
     )
+    words = dist.PrefixStore("cyclestyle", store)  # type: ignore[attr-defined]
     try:
-        words = dist.PrefixStore("cyclestyle", store)  # type: ignore[attr-defined]
         yield World(rank, size, local_rank=local_rank, store=words, timeout_s=timeout_s)
-    finally:
-        dist.destroy_process_group()
+    except BaseException:
+        if backend == "gloo":  # NCCL would wait here for processes that wait for this one
+            dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
 
 
 def _store() -> Any:

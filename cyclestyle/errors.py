@@ -1,5 +1,6 @@
 """What can go wrong by no fault of the program, and the exit code that each kind has."""
 
+import contextlib
 import sys
 
 
@@ -66,5 +67,6 @@ class LostProcessError(CyclestyleError):
 
 
 def warn(message: str) -> None:
-    """Tell the user something that does not end the program, in one line on standard error."""
-    print(f"cyclestyle: {message}", file=sys.stderr, flush=True)
+    """Tell the user something that does not end the program, in one line on standard error if that can be written."""
+    with contextlib.suppress(OSError):
+        print(f"cyclestyle: {message}", file=sys.stderr, flush=True)

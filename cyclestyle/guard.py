@@ -22,9 +22,14 @@ class Guard:
     """Watches all updates of some networks; the first bad one stays on the device until somebody asks."""
 
     def __init__(self, device: torch.device) -> None:
-        self._first = torch.full((), _NEVER, dtype=torch.int64, device=device)
+        self._device = device
         self._names: list[str] = []
         self._values: Tensor | None = None  # of the first bad update; of the newest while there is none
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget what was noticed."""
+        self._first = torch.full((), _NEVER, dtype=torch.int64, device=self._device)
 
     def watch(self, step: int, losses: dict[str, Tensor], gradients: Iterable[Tensor]) -> Tensor:
         """Look at one update without waiting for it.

@@ -91,6 +91,21 @@ def tell_exit_code(code: int) -> None:
         (Path(folder) / f"{os.environ['RANK']}.code").write_text(str(code))
 
 
+def would_be_started_again() -> bool:
+    """Whether torchrun would take it for a failure to make up for, if this process left with a code that is not 0."""
+    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    return restarts < int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0"))
+
+
+def close_streams() -> None:
+    """Leave with this program's exit code though nobody reads, or no disk takes, what it still has to say."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 def _end_all(torchrun: "subprocess.Popen[bytes]", folder: Path) -> None:
     """At once: torchrun, which would start them again or wait for them, and then its processes."""
     torchrun.kill()

@@ -1,5 +1,6 @@
 """A run's folder: what it was started with, how it stands, and whether this command may go on with it."""
 
+import errno
 import json
 import os
 import socket
@@ -87,8 +88,11 @@ class RunFolder:
         try:
             # Of this process alone: its data workers, which may outlive it by seconds, do not hold it.
             fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise CommandError(f"{self.path} is in use{self._user()}: wait for it, or choose another name=") from None
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                user = self._user()
+                raise CommandError(f"{self.path} is in use{user}: wait for it, or choose another name=") from None
+            warn(f"{self.path} cannot be locked ({(error.strerror or '').lower()}): see that no other run uses it")
         for folder in (self.path, self.path / "samples"):
             sweep(folder)
 

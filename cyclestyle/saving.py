@@ -21,11 +21,15 @@ class Snapshot(NamedTuple):
     training: Mapping[str, Any]  # the same in all processes
     own: Mapping[str, Any]  # of this process alone; tensors that nobody else holds
 
-    def copied(self) -> "Snapshot":
-        """The same in memory of its own, on the CPU, so that training may go on."""
+    def copied(self, *, whole: bool = True) -> "Snapshot":
+        """The same in memory of its own, on the CPU, so that training may go on.
+
+        Args:
+            whole: else without what all processes share, which only one of them writes.
+        """
         return self._replace(
-            model=self.model._replace(tensors=_copied(self.model.tensors)),
-            training=_copied(self.training),
+            model=self.model._replace(tensors=_copied(self.model.tensors) if whole else {}),
+            training=_copied(self.training) if whole else {},
             own=_copied(self.own, alone=True),
         )
 
@@ -74,7 +78,8 @@ class Saving:
         self._settle(last=False)
         snapshot = take()
         if self.background:
-            self._writer = threading.Thread(target=self._write, args=(snapshot.copied(),), name="checkpoint")
+            copy = snapshot.copied(whole=self.world.is_main)
+            self._writer = threading.Thread(target=self._write, args=(copy,), name="checkpoint")
             self._writer.start()
         else:
             self._write(snapshot)

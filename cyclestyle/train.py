@@ -6,15 +6,23 @@ import inspect
 import os
 import pkgutil
 import shlex
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cyclestyle import config
-from cyclestyle.errors import CheckpointError, CommandError, DivergedError, warn
+from cyclestyle.errors import CheckpointError, CommandError, CyclestyleError, DivergedError, warn
 from cyclestyle.files import write_text
 from cyclestyle.listing import shown
-from cyclestyle.relaunch import process_count, relaunch, tell_exit_code, tell_process
+from cyclestyle.relaunch import (
+    close_streams,
+    process_count,
+    relaunch,
+    tell_exit_code,
+    tell_process,
+    would_be_started_again,
+)
 from cyclestyle.signals import STOPPED, StopRequest, leave_with_parent
 
 if TYPE_CHECKING:
@@ -47,8 +55,13 @@ def main() -> None:
             tell_process()
             config.launch("train", functools.partial(run, stop=stop))
     except SystemExit as leaving:
-        tell_exit_code(int(leaving.code or 0))
+        code = int(leaving.code or 0)
+        tell_exit_code(code)
+        if code == STOPPED and would_be_started_again():
+            sys.exit(0)
         raise
+    finally:
+        close_streams()
 
 
 def run(cfg: "DictConfig", *, stop: StopRequest) -> int:
@@ -67,7 +80,7 @@ def run(cfg: "DictConfig", *, stop: StopRequest) -> int:
         if processes > 1:
             check_batch(cfg.trainer.batch_size, ranks=processes, accumulate=cfg.trainer.accumulate)
             folder = RunFolder(Path(cfg.run_dir))
-            return relaunch(processes, stop=stop, abandoned=functools.partial(tell_abandoned, folder))
+            return relaunch(processes, stop=stop, abandoned=functools.partial(tell_all_abandoned, folder))
     device = hardware.device_type(cfg.trainer.device)
     with distributed.session(device, timeout_s=cfg.trainer.timeout_s) as world, Ending(world) as ending:
         return train(cfg, world, stop, ending)
@@ -80,11 +93,11 @@ def train(cfg: "DictConfig", world: "World", stop: StopRequest, ending: "Ending"
     from cyclestyle.trainer import check_batch
 
     # What can be wrong is found first: the folder, the data, the networks. Then what the folder holds.
-    say: Say = functools.partial(print, flush=True) if world.is_main else _silent
+    say: Say = _say if world.is_main else _silent
     check_batch(cfg.trainer.batch_size, ranks=world.size, accumulate=cfg.trainer.accumulate)
     folder = take_folder(cfg, world, stop, ending)
     data = find_pictures(cfg, folder, world, stop, say)
-    if world.any(stop(), patient=True):
+    if data is None:
         return tell_stopped(folder, world, stop, say, saved=None)
     hardware = Hardware(**config.pick(cfg.trainer, Hardware), one_size=True, world=world)
     objective = build_objective(cfg, hardware)
@@ -95,6 +108,10 @@ def train(cfg: "DictConfig", world: "World", stop: StopRequest, ending: "Ending"
         resumed = folder.resumable(recipe, data.files, bad=data.bad, mend=world.is_main)
     trainer = build_trainer(cfg, objective, data, hardware)
     start(trainer, data.domains, resumed, init=cfg.init)
+    if not world.same(trainer.step):
+        raise CheckpointError(
+            f"{folder.path}: process {world.rank} found step {trainer.step}, another one another: do all see it?"
+        )
     folder.follow(lambda: trainer.step)
     told = world.any(world.is_main and folder.has_finished(), patient=True)
     if resumed is not None and trainer.step >= trainer.total and told:  # else its last log or pictures may be missing
@@ -144,19 +161,35 @@ def tell_abandoned(folder: "RunFolder") -> None:
     folder.write_status("stopped", code=130, reason="second Ctrl-C: steps since the newest checkpoint are lost")
 
 
-def find_pictures(cfg: "DictConfig", folder: "RunFolder", world: "World", stop: StopRequest, say: Say) -> "Unpaired":
+def tell_all_abandoned(folder: "RunFolder") -> None:
+    """The same from the command that ended all its processes, unless they were refused the folder."""
+    with contextlib.suppress(CyclestyleError):
+        folder.take()
+        tell_abandoned(folder)
+
+
+def find_pictures(
+    cfg: "DictConfig", folder: "RunFolder", world: "World", stop: StopRequest, say: Say
+) -> "Unpaired | None":
     """The training pictures, all of them looked at once; processes on one host share what the first one found.
+
+    Returns:
+        None if any process was asked to stop.
 
     Raises:
         DataError: pictures that are missing, or too many that cannot be used.
     """
     with world.main_first():
         data: Unpaired = config.build(cfg.data)
-        try:
-            look_at(data, stop)
-        finally:
-            if world.is_main:
+        if world.is_main:
+            try:
+                look_at(data, stop)
+            finally:
                 write_bad_files(folder, data.bad)
+    if world.any(stop(), patient=True):
+        return None
+    if not world.is_main:
+        look_at(data, stop)
     for note in data.notes:
         say(note)
     return data
@@ -196,7 +229,7 @@ def told_once(batches: Iterable["Batch"]) -> Iterator["Batch"]:
 
 
 @contextlib.contextmanager
-def looked_at(
+def told(
     cfg: "DictConfig", folder: "RunFolder", trainer: "Trainer", domains: tuple[str, str]
 ) -> Iterator[Sequence["Logger"]]:
     """The loggers that the config names, for rank 0; closed at the end."""
@@ -249,7 +282,7 @@ def fit(
         workers=data.workers,
         pin=trainer.hardware.device.type == "cuda",
     )
-    with looked_at(cfg, folder, trainer, data.domains) as loggers:
+    with told(cfg, folder, trainer, data.domains) as loggers:
         try:
             return trainer.fit(
                 told_once(share),
@@ -266,7 +299,9 @@ def fit(
 
 def with_files(error: DivergedError, draws: "Draws", batch_size: int) -> DivergedError:
     """The same error with the files of the step that went wrong, drawn again."""
-    remedy = "a lower optimizer.lr or trainer.precision=fp32 may help, trainer.on_nonfinite=skip goes on regardless"
+    remedy = "a lower optimizer.lr or trainer.precision=fp32 may help"
+    if "skipped" not in str(error):
+        remedy += ", trainer.on_nonfinite=skip goes on regardless"
     if error.step is None:
         return error
     pairs = [draws.files(draw) for draw in range(error.step * batch_size, (error.step + 1) * batch_size)]
@@ -498,6 +533,12 @@ def _next_commands(path: Path, domains: tuple[str, str]) -> str:
     look = f"tensorboard --logdir {shlex.quote(str(path.parent))}   (or open the pictures in {path / 'samples'})"
     translate = f"checkpoint={shlex.quote(str(path))} input=FOLDER output=OUT direction={direction}"
     return f"  look:       {look}\n  translate:  python -m cyclestyle.translate {translate}"
+
+
+def _say(line: str) -> None:
+    """On standard output, if that can be written: whoever reads it may have gone before."""
+    with contextlib.suppress(OSError):
+        print(line, flush=True)
 
 
 def _silent(*_: object) -> None:

@@ -165,9 +165,8 @@ class Trainer:
             stopping = self.world.any(stop_requested())
             finished = self.step >= self.total
             leaving = stopping or finished
-            if (self.step > saved and self.step % self.save_every == 0) or leaving:
-                self.check_finite()
             if self.step > saved and (self.step % self.save_every == 0 or leaving):
+                self.check_finite()
                 save(last=leaving)  # first: what comes below may take its time, or fail
                 saved = self.step
             if self.record.steps and (self.step % self.log_every == 0 or leaving):
@@ -178,6 +177,8 @@ class Trainer:
                 }
                 for logger in loggers:
                     logger.metrics(self.step, values)
+            if (self.step % self.sample_every == 0 and not stopping) or finished:
+                self.check_finite()
             if probes is not None and loggers and ((self.step % self.sample_every == 0 and not stopping) or finished):
                 made = self.sample(*probes)
                 for logger in loggers:
@@ -255,11 +256,7 @@ class Trainer:
         Raises:
             DivergedError: it did not.
         """
-        if self.skips_nonfinite:
-            return  # train_step has looked
-        found = [bad for bad in (guard.first(self.world) for guard in self.guards) if bad is not None]
-        if found:
-            first = min(found, key=lambda bad: bad.step)
+        if not self.skips_nonfinite and (first := self._first_bad()) is not None:  # else train_step has looked
             raise DivergedError(_diverged(first), step=first.step)
         if self.scaler.is_enabled() and self.scaler.get_scale() < 1:
             raise DivergedError(
@@ -304,6 +301,7 @@ class Trainer:
                 "discriminators": self.optimizers.discriminators.state_dict()["state"],
             },
             "scaler": self.scaler.state_dict(),
+            "skipped_in_a_row": self._skipped_in_a_row,
         }
 
     def own_state_dict(self) -> dict[str, Any]:
@@ -328,7 +326,7 @@ class Trainer:
                 f"trainer.batch_size={self.batch_size}: the run was started with {shared['batch_size']}, by which its "
                 f"steps count and its pools are split; choose another name= and init= to train on with other batches"
             )
-        self.step = shared["step"]
+        self.step, self._skipped_in_a_row = shared["step"], shared["skipped_in_a_row"]
         for optimizer, state in zip(
             self.optimizers, (shared["optimizers"]["generators"], shared["optimizers"]["discriminators"]), strict=True
         ):
@@ -348,7 +346,7 @@ class Trainer:
             )
         records = [rank["record"] for rank in ranks]
         self.record.load_state_dict(
-            records[self.world.rank] if len(records) == self.world.size else _mean_record(records)
+            records[self.world.rank] if len(records) == self.world.size else _shared_out(records, self.world.rank)
         )
 
     def _backward(self, losses: Losses) -> None:
@@ -371,11 +369,19 @@ class Trainer:
         """The step is over without its update: it counts, as its draws are gone, and tells nothing."""
         self.step += 1
         self._skipped_in_a_row += 1
-        if self._skipped_in_a_row == SKIPS:
-            found = [bad for bad in (guard.first(self.world) for guard in self.guards) if bad is not None]
-            first = min(found, key=lambda bad: bad.step)
-            raise DivergedError(f"{_diverged(first)}; {SKIPS} steps in a row were skipped", step=first.step)
+        bad = self._first_bad()
+        if self._skipped_in_a_row == SKIPS and bad is not None:
+            raise DivergedError(
+                f"{_diverged(bad)}; it is the last of {SKIPS} in a row that were skipped", step=bad.step
+            )
+        for guard in self.guards:
+            guard.clear()
         return {}
+
+    def _first_bad(self) -> NotFinite | None:
+        """The first update that was not finite since the guards were cleared; all processes ask together."""
+        found = [bad for bad in (guard.first(self.world) for guard in self.guards) if bad is not None]
+        return min(found, key=lambda bad: bad.step, default=None)
 
     def _steps_in(self, epochs: int) -> int:
         return -(-epochs * self.epoch_draws // self.batch_size)
@@ -436,18 +442,19 @@ class Record:
 
     def values(self) -> dict[str, float]:
         """Means over the steps since the last call and over all processes; waits for the device."""
-        values: dict[str, float] = {}
-        if self._sums:
-            sums = torch.stack(list(self._sums.values()))
-            means = self.hardware.world.mean(sums / (self.steps - self.skipped)).tolist()
-            values = dict(zip(self._sums, means, strict=True))
+        world, trained = self.hardware.world, max(self.steps - self.skipped, 1)
+        replaced = torch.tensor(self._replaced, dtype=torch.get_default_dtype(), device=self.hardware.device)
+        *means, replaced_mean = world.mean(
+            torch.stack([*(s / trained for s in self._sums.values()), replaced])
+        ).tolist()
+        values = dict(zip(self._sums, means, strict=True))
         elapsed_s = time.perf_counter() - self._since
         values["speed/images_per_s"] = self._pictures / elapsed_s
         values["speed/waiting_for_data"] = self._waiting_s / elapsed_s
         if self.skipped:
             values["skipped_steps"] = self.skipped
-        if self._replaced:
-            values["replaced_pictures"] = self._replaced
+        if replaced_mean:
+            values["replaced_pictures"] = round(replaced_mean * world.size)
         self._clear()
         return values
 
@@ -468,10 +475,11 @@ class Record:
         self._waiting_s, self._since = 0.0, time.perf_counter()
 
 
-def _mean_record(records: list[dict[str, Any]]) -> dict[str, Any]:
-    """What each of a new number of processes goes on with, so that the mean over them stays the same."""
+def _shared_out(records: list[dict[str, Any]], rank: int) -> dict[str, Any]:
+    """What one of a new number of processes goes on with, so that means over them and their counts stay the same."""
     sums = {name: torch.stack([one["sums"][name] for one in records]).mean(dim=0) for name in records[0]["sums"]}
-    return records[0] | {"sums": sums}
+    replaced = sum(one["replaced"] for one in records)
+    return records[0] | {"sums": sums, "replaced": replaced if rank == 0 else 0}
 
 
 def averaged(generators: Generators, decay: float) -> GeneratorAverage[Generators] | None:

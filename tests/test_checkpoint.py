@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from cyclestyle import checkpoint
 from cyclestyle.checkpoint import Checkpoints, Model, read, read_model
 from cyclestyle.distributed import World
-from cyclestyle.errors import CheckpointError, CommandError
+from cyclestyle.errors import CheckpointError, CommandError, DiskError
 from cyclestyle.hardware import Hardware
 from cyclestyle.train import model_of
 from cyclestyle.trainer import Trainer
@@ -171,6 +171,31 @@ def damage(file: Path) -> None:
     file.write_bytes(content)
 
 
+def test_a_disk_that_cannot_be_read_now_takes_no_checkpoint_away(tmp_path: Path) -> None:
+    save(tmp_path, 2)
+    file = save(tmp_path, 4) / "training.pt"
+    aside = file.rename(tmp_path / "aside")
+    file.symlink_to(file)  # an error that is none of the file's: too many levels of symbolic links
+    with pytest.raises(DiskError, match=f"cannot read {file}: too many levels.*; try again"):
+        Checkpoints(tmp_path).load(mend=True)
+    aside.replace(file)
+    assert Checkpoints(tmp_path).load(mend=True).step == 4
+
+
+def test_a_checkpoint_that_lacks_a_process_s_part_is_not_published_and_not_believed(tmp_path: Path) -> None:
+    path = save(tmp_path, 4)
+    manifest = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps({**manifest, "ranks": 2}))
+    with pytest.raises(CheckpointError, match="malformed"):
+        read(path)
+    (path / "manifest.json").unlink()
+    with pytest.raises(FileNotFoundError):
+        Checkpoints(tmp_path)._publish(path, tmp_path / "step_00000006", ranks=2)
+    (path / ".nfs0001").write_text("of the file system")
+    Checkpoints(tmp_path)._publish(path, tmp_path / "step_00000006", ranks=1)
+    assert Checkpoints(tmp_path).load().ranks == [{"pools": {}}]
+
+
 def test_steps_to_keep_for_ever_stay(tmp_path: Path) -> None:
     for step in range(2, 14, 2):
         Checkpoints(tmp_path, keep=2, keep_every=4).save(model(step), {}, {}, world=World())
@@ -200,7 +225,7 @@ def test_a_flipped_byte_is_found_and_the_file_named(tmp_path: Path, name: str) -
 @pytest.mark.parametrize("name", FILES)
 def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
     (save(tmp_path) / name).unlink()
-    with pytest.raises(CheckpointError, match=f"{name} cannot be read: no such file"):
+    with pytest.raises(CheckpointError, match=f"{name} is missing"):
         Checkpoints(tmp_path).load()
 
 

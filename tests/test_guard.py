@@ -157,9 +157,58 @@ def test_skipped_steps_are_counted_and_left_out_of_the_means() -> None:
 
 def test_too_many_skips_in_a_row_are_divergence() -> None:
     trainer = poisoned(*range(3, 100), on_nonfinite="skip", log_every=100, save_every=100)
-    with pytest.raises(DivergedError, match=f"diverged at step 4.*{SKIPS} steps in a row were skipped"):
+    last = 3 + SKIPS
+    with pytest.raises(DivergedError, match=f"diverged at step {last}:.*last of {SKIPS} in a row that were skipped"):
         fit(trainer, 100)
     assert trainer.step == 3 + SKIPS
+
+
+def test_a_skip_long_ago_is_not_what_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    trainer = poisoned(1, *range(20, 100), on_nonfinite="skip", log_every=100, save_every=100)
+    with pytest.raises(DivergedError) as caught:
+        fit(trainer, 100)
+    assert caught.value.step == 20 + SKIPS - 1
+
+
+def test_skips_in_a_row_are_counted_across_a_resume() -> None:
+    stopped, resumed = (poisoned(*range(3, 100), on_nonfinite="skip", log_every=100) for _ in range(2))
+    for step in range(8):
+        stopped.train_step(random_batch([step]))
+    resumed.load_state_dict(stopped.state_dict(), [stopped.own_state_dict()])
+    resumed.objective.adversarial.count = 16
+    with pytest.raises(DivergedError, match=f"diverged at step {3 + SKIPS}:"):
+        fit(resumed, 20)
+
+
+def test_no_picture_of_a_diverged_step_is_drawn() -> None:
+    trainer, drawn = poisoned(2, log_every=40, save_every=40, sample_every=7), []
+
+    class Pictures:
+        def advance(self, step: int) -> None: ...
+        def metrics(self, step: int, values: dict[str, float]) -> None: ...
+        def close(self) -> None: ...
+        def pictures(self, step: int, a: object, b: object) -> None:
+            drawn.append(step)
+
+    probe = random_batch([0])
+    with pytest.raises(DivergedError):
+        trainer.fit(
+            (random_batch([n]) for n in range(100)),
+            save=lambda *, last: None,
+            loggers=[Pictures()],
+            probes=(probe.a, probe.b),
+        )
+    assert drawn == [0]
+
+
+@pytest.mark.parametrize("on_nonfinite", ["stop", "skip"])
+def test_a_scaler_that_finds_no_scale_is_divergence_and_its_first_overflows_are_not(on_nonfinite: str) -> None:
+    trainer = poisoned(on_nonfinite=on_nonfinite, log_every=1, save_every=1000)
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)  # overflows in what float32 can hold
+    fit(trainer, 3)
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=0.5)
+    with pytest.raises(DivergedError, match="overflow in fp16 whatever they are scaled by"):
+        fit(trainer, 6)
 
 
 def test_skipping_and_stopping_train_alike_while_all_is_well() -> None:

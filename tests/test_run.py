@@ -1,6 +1,8 @@
 """A run's folder: which command may go on with it, and what is said to those that may not."""
 
 import copy
+import errno
+import fcntl
 import json
 import os
 import socket
@@ -189,6 +191,17 @@ def test_the_status_says_what_and_who(folder: RunFolder) -> None:
         "state": "stopped", "code": 75, "reason": "SIGTERM", "step": 7, "checkpoint": "step_00000004",
         "host": socket.gethostname(), "pid": os.getpid(),
     }  # fmt: skip
+
+
+def test_a_file_system_without_locks_is_told_and_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def lockf(*_: object) -> None:  # what the system says on such a file system
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "lockf", lockf)
+    RunFolder(tmp_path / "run").take()
+    assert "cannot be locked (function not implemented): see that no other run uses it" in capsys.readouterr().err
 
 
 def test_a_folder_in_use_is_refused_with_who_has_it_until_that_process_is_gone(tmp_path: Path) -> None:

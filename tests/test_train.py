@@ -425,6 +425,18 @@ def test_signals_to_a_run_and_its_workers_finish_the_step_and_save_and_it_goes_o
     assert [line["step"] for line in log("runs/smoke")] == list(range(1, stops[1] + 3))
 
 
+def test_where_torchrun_would_start_it_again_a_stopped_run_leaves_with_0(
+    smoke: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("runs/smoke").mkdir(parents=True)
+    for restarts, code in ((0, 0), (1, 75)):
+        Path("runs/smoke/stop").touch()
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(restarts))
+        monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "1")
+        assert smoke() == code
+        assert (status("runs/smoke")["state"], status("runs/smoke")["code"]) == ("stopped", 75)
+
+
 def test_two_processes_relaunched_stop_on_request_go_on_and_equal_one(
     smoke: Command, started: Callable[..., subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -161,7 +161,7 @@ def batches(
         collate_fn=_collate,
         num_workers=workers,
         pin_memory=pin,
-        worker_init_fn=_leave_signals_to_the_trainer,
+        worker_init_fn=functools.partial(_leave_signals_to_the_trainer, os.getpid()),
         prefetch_factor=4 if workers else None,
     )
     with _Fetching(loader) as fetching:
@@ -274,17 +274,19 @@ def _collate(fetched: list[Pair | DataError]) -> Batch | DataError:
     )
 
 
-def _leave_signals_to_the_trainer(_: int) -> None:
+def _leave_signals_to_the_trainer(trainer: int, _: int) -> None:
     """Ctrl-C, `timeout` and schedulers reach a whole group of processes; the trainer still needs data for its step."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "SIGUSR1"):
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # elsewhere there is no telling who sent a signal
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_leave_when_the_trainer_says_so, daemon=True).start()
+        threading.Thread(target=_leave_when_told, args=(trainer,), daemon=True).start()
     torch.set_num_threads(1)
 
 
-def _leave_when_the_trainer_says_so() -> None:
-    """The trainer ends workers that it could not end otherwise by SIGTERM."""
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+def _leave_when_told(trainer: int) -> None:
+    """The trainer, by its process id, ends workers that it could not end otherwise by SIGTERM."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer:
         pass
     os._exit(0)

@@ -25,8 +25,8 @@ class TensorBoard:
         self._writer: Any = None
         # The writer's own thread says what went wrong to whoever calls next; its traceback would say it again.
         self._hook = threading.excepthook
-        threading.excepthook = self._hide_its_thread
         self._open(purge_step=start)
+        threading.excepthook = self._hide_its_thread
 
     def advance(self, step: int) -> None:
         """Nothing: curves have a point at every log."""

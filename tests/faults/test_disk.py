@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -44,10 +45,8 @@ def run(scenes: Path, tmp_path: Path) -> Iterator[Run]:
             [sys.executable, "-m", "cyclestyle.train", *command],
             cwd=tmp_path,
             env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
             text=True,
-            **options,  # type: ignore[call-overload]
+            **{"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, **options},  # type: ignore[call-overload]
         )
         processes.append(process)
         return process
@@ -56,7 +55,7 @@ def run(scenes: Path, tmp_path: Path) -> Iterator[Run]:
     for process in processes:
         if process.poll() is None:
             process.kill()
-            process.communicate()
+            process.wait()
 
 
 def wait_for(path: Path, process: "subprocess.Popen[str]") -> None:
@@ -169,6 +168,24 @@ def test_a_disk_too_small_for_what_is_logged_does_not_stop_training(run: Run, tm
         "cyclestyle: logger.metrics", "cyclestyle: logger.tensorboard",
     ]  # fmt: skip
     assert Checkpoints(tmp_path / "runs/smoke/checkpoints").load().step == 20  # type: ignore[union-attr]
+
+
+def test_a_full_disk_for_all_that_is_said_does_not_stop_training(run: Run, tmp_path: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        process = run("trainer.steps=6", "logger.tensorboard=null", stdout=full, stderr=full)
+        assert process.wait(DEADLINE_S) == 0
+    assert json.loads((tmp_path / "runs/smoke/status.json").read_text())["state"] == "finished"
+
+
+def test_a_reader_that_has_gone_does_not_cost_the_end(run: Run, tmp_path: Path) -> None:
+    process = run("trainer.steps=1000000", "trainer.save_every=1000000", "logger.tensorboard=null")
+    wait_for(tmp_path / "runs/smoke/metrics.jsonl", process)
+    assert process.stdout is not None
+    process.stdout.close()  # as a Ctrl-C ends the other side of `| tee log` too
+    process.send_signal(signal.SIGINT)
+    assert process.wait(DEADLINE_S) == 75
+    status = json.loads((tmp_path / "runs/smoke/status.json").read_text())
+    assert (status["state"], status["code"]) == ("stopped", 75)
 
 
 def test_a_folder_that_cannot_be_written_is_told_before_the_pictures_are_looked_at(run: Run, tmp_path: Path) -> None:
