@@ -7,6 +7,7 @@ import os
 import pkgutil
 import shlex
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -163,9 +164,17 @@ def tell_abandoned(folder: "RunFolder") -> None:
 
 def tell_all_abandoned(folder: "RunFolder") -> None:
     """The same from the command that ended all its processes, unless they were refused the folder."""
-    with contextlib.suppress(CyclestyleError):
-        folder.take()
-        tell_abandoned(folder)
+    until = time.monotonic() + 5  # seconds, in which the system takes the folder from processes that were killed
+    while True:
+        try:
+            folder.take()
+        except CyclestyleError:
+            if time.monotonic() > until:
+                return
+            time.sleep(0.05)
+        else:
+            tell_abandoned(folder)
+            return
 
 
 def find_pictures(

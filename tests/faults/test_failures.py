@@ -95,7 +95,7 @@ def test_updates_that_are_no_numbers_can_be_left_out_but_not_ten_in_a_row(start:
     assert not any(weights.isnan().any() for weights in newest(tmp_path / "runs/smoke").model.tensors.values())
 
     line = told(start(*RUN, *bad, "adversarial.step=2", "adversarial.last=99", "name=all"), 5)
-    assert "10 steps in a row were skipped" in line
+    assert "the last of 10 in a row that were skipped" in line
     assert ended(tmp_path / "runs/all")[:2] == ("failed", 5)
 
 

@@ -126,7 +126,7 @@ def test_two_processes_stop_after_the_same_step_though_one_is_asked(
     since = time.monotonic()
     both[asked].send(signal.SIGUSR1)
     assert both[1].wait() == 75, both[1].said()
-    step = stopped(both[0], run, "asked to stop" if asked else "SIGUSR1", since=since)
+    step = stopped(both[0], run, "asked in another process" if asked else "SIGUSR1", since=since)
     assert newest(run).step == step == log(run)[-1]["step"]
     assert len(newest(run).ranks) == 2
 
