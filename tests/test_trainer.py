@@ -126,6 +126,25 @@ def test_moments_from_other_hardware_take_the_layout_of_their_parameters() -> No
         assert torch.equal(value, weights(resumed)[name]), name
 
 
+def test_the_scale_of_fp16_gradients_goes_on_where_it_stood() -> None:
+    def scaled() -> Trainer:
+        trainer = tiny_trainer()
+        trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**20, growth_interval=3)
+        return trainer
+
+    stopped, resumed = scaled(), scaled()
+    trained(stopped, 4, 1)
+    resumed.objective.generators.load_state_dict(stopped.objective.generators.state_dict())
+    resumed.objective.discriminators.load_state_dict(stopped.objective.discriminators.state_dict())
+    resumed.load_state_dict(*copy.deepcopy((stopped.state_dict(), [stopped.own_state_dict()])))
+    assert resumed.scaler.state_dict() == stopped.scaler.state_dict()
+    assert resumed.scaler.get_scale() == 2.0**21  # grown once, after three steps
+    assert trained(resumed, 7, 1) == trained(stopped, 7, 1)
+    assert resumed.scaler.get_scale() == stopped.scaler.get_scale() == 2.0**22
+    for name, value in weights(stopped).items():
+        assert torch.equal(value, weights(resumed)[name]), name
+
+
 def test_a_run_of_another_batch_size_is_refused() -> None:
     stopped = tiny_trainer(batch_size=2)
     trained(stopped, 1, 2)
