@@ -13,20 +13,12 @@ from pathlib import Path
 import pytest
 
 from cyclestyle.checkpoint import Checkpoints
-from cyclestyle.data.scenes import draw
 
 REPOSITORY = Path(__file__).parent.parent.parent
 DEADLINE_S = 180  # for what takes seconds on a quiet machine
 LONG = ("trainer.steps=1000000", "trainer.save_every=1000000", "trainer.sample_every=1000000", "data.workers=0",
         "logger.tensorboard=null", "trainer.device=cpu")  # fmt: skip
 Start = Callable[..., "subprocess.Popen[str]"]
-
-
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("data") / "scenes"
-    draw(root, train=8, test=2, size=32)
-    return root
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from cyclestyle.checkpoint import Checkpoints
-from cyclestyle.data.scenes import draw
 from cyclestyle.distributed import World
 from cyclestyle.errors import DiskError
 from cyclestyle.run import RunFolder
@@ -25,13 +24,6 @@ REPOSITORY = Path(__file__).parent.parent.parent
 DEADLINE_S = 120  # for what takes seconds on a quiet machine
 NOBODY = 65534
 Run = Callable[..., "subprocess.Popen[str]"]
-
-
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("data") / "scenes"
-    draw(root, train=8, test=2, size=32)
-    return root
 
 
 @pytest.fixture
