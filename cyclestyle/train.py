@@ -238,7 +238,7 @@ def told_once(batches: Iterable["Batch"]) -> Iterator["Batch"]:
 
 
 @contextlib.contextmanager
-def told(
+def opened_loggers(
     cfg: "DictConfig", folder: "RunFolder", trainer: "Trainer", domains: tuple[str, str]
 ) -> Iterator[Sequence["Logger"]]:
     """The loggers that the config names, for rank 0; closed at the end."""
@@ -291,7 +291,7 @@ def fit(
         workers=data.workers,
         pin=trainer.hardware.device.type == "cuda",
     )
-    with told(cfg, folder, trainer, data.domains) as loggers:
+    with opened_loggers(cfg, folder, trainer, data.domains) as loggers:
         try:
             return trainer.fit(
                 told_once(share),

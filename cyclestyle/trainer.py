@@ -177,9 +177,10 @@ class Trainer:
                 }
                 for logger in loggers:
                     logger.metrics(self.step, values)
-            if (self.step % self.sample_every == 0 and not stopping) or finished:
+            sampling = finished or (self.step % self.sample_every == 0 and not stopping)
+            if sampling:
                 self.check_finite()
-            if probes is not None and loggers and ((self.step % self.sample_every == 0 and not stopping) or finished):
+            if sampling and probes is not None and loggers:
                 made = self.sample(*probes)
                 for logger in loggers:
                     logger.pictures(self.step, *made)
