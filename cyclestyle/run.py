@@ -1,18 +1,16 @@
 """A run's folder: what it was started with, how it stands, and whether this command may go on with it."""
 
-import errno
 import json
 import os
 import socket
-import struct
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from cyclestyle.checkpoint import Checkpoint, Checkpoints, step_of
 from cyclestyle.errors import CheckpointError, CommandError, DiskError, warn
 from cyclestyle.files import sweep, write_text
+from cyclestyle.locking import Lock
 
 # Keys that may change between two starts of one run: where and how it runs, when it stops, what it tells.
 HARMLESS = (
@@ -62,6 +60,7 @@ class RunFolder:
             raise CommandError(f"{path} is not empty and resume.mode=never: choose another name= or remove it")
         self.path, self.allow_changed = path, allow_changed
         self.checkpoints = Checkpoints(path / "checkpoints", keep=keep, keep_every=keep_every)
+        self._lock = Lock(path / "lock")
         self._step: Callable[[], int | None] = lambda: None
 
     def take(self) -> None:
@@ -73,7 +72,7 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.path / "lock").open("a")
+            taken = self._lock.take()
             if not os.access(self.path, os.W_OK | os.X_OK):
                 raise PermissionError(13, "Permission denied")
         except OSError as error:
@@ -81,18 +80,8 @@ class RunFolder:
             raise DiskError(
                 f"cannot write to {self.path.absolute()}: {reason}; choose another run_dir= or name="
             ) from None
-        if os.name != "posix":
-            return
-        import fcntl  # not on Windows
-
-        try:
-            # Of this process alone: its data workers, which may outlive it by seconds, do not hold it.
-            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                user = self._user()
-                raise CommandError(f"{self.path} is in use{user}: wait for it, or choose another name=") from None
-            warn(f"{self.path} cannot be locked ({(error.strerror or '').lower()}): see that no other run uses it")
+        if not taken:
+            raise CommandError(f"{self.path} is in use{self._user()}: wait for it, or choose another name=")
         for folder in (self.path, self.path / "samples"):
             sweep(folder)
 
@@ -164,7 +153,7 @@ class RunFolder:
 
     def _user(self) -> str:
         """Who has the folder: of this host by the lock itself, else as far as it has come to say so."""
-        if (pid := _locked_by(self._lock)) is not None:
+        if (pid := self._lock.holder()) is not None:
             return f" by pid {pid} on host {socket.gethostname()}"
         status = self._status()
         return f" by pid {status['pid']} on host {status['host']}" if {"pid", "host"} <= status.keys() else ""
@@ -175,18 +164,6 @@ class RunFolder:
             return dict(json.loads((self.path / "status.json").read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             return {}
-
-
-def _locked_by(file: IO[str]) -> int | None:
-    """The process that has locked a file, where the system tells."""
-    if sys.platform != "linux" or sys.maxsize < 2**32:
-        return None
-    import fcntl
-
-    layout = "hhqqi0q"  # struct flock of fcntl(2): type, whence, start, length, pid
-    told = fcntl.fcntl(file, fcntl.F_GETLK, struct.pack(layout, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
-    kind, _, _, _, pid = struct.unpack(layout, told)
-    return pid if kind != fcntl.F_UNLCK and pid > 0 else None  # of another host it is no number of ours
 
 
 def _is_harmless(key: str) -> bool:

@@ -23,8 +23,8 @@ ROOMS: dict[str, set[str]] = {
     "checkpoint": {"checkpoint", "saving"},
     "metrics": {"metrics"},
     "leaf": {
-        "data", "distributed", "ema", "errors", "files", "guard", "hardware", "images", "listing", "losses", "networks",
-        "pool", "schedule", "seeds", "signals",
+        "data", "distributed", "ema", "errors", "files", "guard", "hardware", "images", "listing", "locking", "losses",
+        "networks", "pool", "schedule", "seeds", "signals",
     },
 }  # fmt: skip
 

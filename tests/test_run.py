@@ -201,7 +201,7 @@ def test_a_file_system_without_locks_is_told_and_used(
 
     monkeypatch.setattr(fcntl, "lockf", lockf)
     RunFolder(tmp_path / "run").take()
-    assert "cannot be locked (function not implemented): see that no other run uses it" in capsys.readouterr().err
+    assert "cannot be locked (function not implemented): see that nothing else writes there" in capsys.readouterr().err
 
 
 def test_a_folder_in_use_is_refused_with_who_has_it_until_that_process_is_gone(tmp_path: Path) -> None:
