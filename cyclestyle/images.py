@@ -1,29 +1,32 @@
 """Pictures as files and pictures as tensors: the only place that knows both.
 
 A picture is an upright RGB `PIL.Image`, its pixels are uint8 (3, H, W), and networks see float in [-1, 1].
+PyTorch is imported by the functions that make tensors, so that processes that only read and write files start quickly.
 """
 
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
 from PIL import Image, ImageColor, ImageFile, ImageOps, UnidentifiedImageError
-from torch import Tensor
 
 from cyclestyle.errors import DataError
 from cyclestyle.files import replacing
 from cyclestyle.listing import listing, one_line, shown, why_no_file
 
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 MAX_PIXELS = 178_956_970  # above which Pillow would refuse a picture if it were asked
 
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")  # Pillow knows others, for which nobody vouches
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")  # Pillow knows others, for which nobody vouches
 _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "JPEG": {"quality": 95, "subsampling": 0},
     "WEBP": {"quality": 95},
@@ -85,10 +88,10 @@ def read(path: Path, *, background: str = "white", max_pixels: int = MAX_PIXELS)
     Raises:
         PictureError: the file is not a picture, its data are damaged, or it has too many pixels.
     """
-    with _opened(path) as image:
+    with opened(path) as image:
         if image.width * image.height > max_pixels:
             raise PictureError(path, too_large(image.width, image.height, max_pixels))
-        return to_rgb(_upright(image), background=background)
+        return to_rgb(upright(image), background=background)
 
 
 def facts(path: Path, *, max_pixels: int = MAX_PIXELS) -> Facts:
@@ -97,12 +100,12 @@ def facts(path: Path, *, max_pixels: int = MAX_PIXELS) -> Facts:
     Raises:
         PictureError: as of `read`, but not for too many pixels.
     """
-    with _opened(path) as image:
+    with opened(path) as image:
         if image.width * image.height > max_pixels:
             return Facts(image.width, image.height, animated=False, decoded=False)
-        upright = _upright(image)
-        to_rgb(upright.crop((0, 0, 1, 1)))  # whether its kind of colours can be had
-        return Facts(upright.width, upright.height, animated=_is_animated(image), decoded=True)
+        turned = upright(image)
+        to_rgb(turned.crop((0, 0, 1, 1)))  # whether its kind of colours can be had
+        return Facts(turned.width, turned.height, animated=is_animated(image), decoded=True)
 
 
 def too_large(width: int, height: int, max_pixels: int) -> str:
@@ -143,22 +146,40 @@ def resize(image: Image.Image, width: int, height: int) -> Image.Image:
     return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BICUBIC)
 
 
-def to_pixels(image: Image.Image) -> Tensor:
+def to_pixels(image: Image.Image) -> "Tensor":
     """An RGB picture as uint8 (3, H, W)."""
+    import torch
+
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
-def to_float(pixels: Tensor) -> Tensor:
-    """uint8 pixels (..., H, W) as floats in [-1, 1], of PyTorch's default type."""
-    return pixels.to(torch.get_default_dtype()) / 127.5 - 1.0
+def to_float(pixels: "Tensor") -> "Tensor":
+    """uint8 or uint16 pixels (..., H, W), 0 to 255 or 65535, as floats in [-1, 1] of PyTorch's default type."""
+    import torch
+
+    return pixels.to(torch.get_default_dtype()) / (torch.iinfo(pixels.dtype).max / 2) - 1.0
 
 
-def to_uint8(values: Tensor) -> Tensor:
-    """Float in [-1, 1] as uint8, rounded; values beyond the range are clipped."""
-    return ((values.float() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
+def to_integers(values: "Tensor", dtype: "torch.dtype") -> "Tensor":
+    """Floats in [-1, 1] as integers, rounded; values beyond the range are clipped.
+
+    Args:
+        dtype: `torch.uint8` (0 to 255) or `torch.uint16` (0 to 65535).
+    """
+    import torch
+
+    largest = torch.iinfo(dtype).max
+    return ((values.float() + 1.0) * (largest / 2)).round().clamp(0, largest).to(dtype)
 
 
-def from_pixels(pixels: Tensor) -> Image.Image:
+def to_uint8(values: "Tensor") -> "Tensor":
+    """Floats in [-1, 1] as uint8, rounded; values beyond the range are clipped."""
+    import torch
+
+    return to_integers(values, torch.uint8)
+
+
+def from_pixels(pixels: "Tensor") -> Image.Image:
     """uint8 (3, H, W) as an RGB picture."""
     return Image.fromarray(pixels.permute(1, 2, 0).contiguous().cpu().numpy())
 
@@ -171,11 +192,18 @@ def save(image: Image.Image, path: Path) -> None:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[ImageFile.ImageFile]:
+def opened(path: Path) -> Iterator[ImageFile.ImageFile]:
     """A picture whose header has been read; whatever goes wrong with it then is a PictureError too."""
+    with content(path) as stream, identified(path, stream) as image:
+        yield image
+
+
+@contextmanager
+def content(path: Path) -> Iterator[IO[bytes]]:
+    """What is in a file, not empty; whatever goes wrong with it in the block is a PictureError."""
     try:
-        with _stream(path) as stream, _identified(path, stream) as image:
-            yield image
+        with _stream(path) as stream:
+            yield stream
     except (PictureError, MemoryError):
         raise
     except OSError as error:
@@ -186,23 +214,19 @@ def _opened(path: Path) -> Iterator[ImageFile.ImageFile]:
         raise PictureError(path, f"damaged or unreadable picture ({error})") from None
 
 
-def _stream(path: Path) -> IO[bytes]:
-    """A file opened for reading; nothing else is, for opening a pipe may block and a device may do anything."""
-    why_not = why_no_file(path.stat().st_mode)
-    if not why_not:
-        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # it may be a pipe by now
-        stream = os.fdopen(os.open(path, flags), "rb")
-        status = os.fstat(stream.fileno())
-        why_not = why_no_file(status.st_mode) or ("" if status.st_size else "empty, not a picture that can be read")
-        if not why_not:
-            return stream
-        stream.close()
-    raise PictureError(path, why_not)
+def identified(path: Path, stream: IO[bytes], *, formats: Collection[str] = FORMATS) -> ImageFile.ImageFile:
+    """A picture whose header has been read.
 
+    Args:
+        path: of the file, for the error.
+        stream: what is in it, from its start.
+        formats: those that are tried, by Pillow's names.
 
-def _identified(path: Path, stream: IO[bytes]) -> ImageFile.ImageFile:
+    Raises:
+        PictureError: it is of none of them.
+    """
     try:
-        return Image.open(stream, formats=_FORMATS)
+        return Image.open(stream, formats=tuple(formats))
     except UnidentifiedImageError:
         stream.seek(0)
         start = stream.read(512).lstrip().lower()
@@ -210,18 +234,23 @@ def _identified(path: Path, stream: IO[bytes]) -> ImageFile.ImageFile:
         raise PictureError(path, f"{'a web page, ' if is_page else ''}not a picture that can be read") from None
 
 
-def _upright(image: ImageFile.ImageFile) -> Image.Image:
-    """The picture itself, decoded and turned as its EXIF data say."""
+def decode(image: ImageFile.ImageFile) -> None:
+    """Read all of a picture; raise nearly anything if its data are damaged, `content` makes a PictureError of it."""
     if image.format == "PNG":
         assert image.fp is not None
-        _check_png(image.fp)
+        check_png(image.fp)
     ImageFile.LOAD_TRUNCATED_IMAGES = False  # its default, which other libraries are known to change
     image.load()
+
+
+def upright(image: ImageFile.ImageFile) -> Image.Image:
+    """The picture itself, decoded and turned as its EXIF data say."""
+    decode(image)
     ImageOps.exif_transpose(image, in_place=True)
     return image
 
 
-def _check_png(stream: IO[bytes]) -> None:
+def check_png(stream: IO[bytes]) -> None:
     """Raise a ValueError unless all of a PNG is there with its checksums right.
 
     Pillow does not look at those of the pixels and fills with black what it then cannot decode.
@@ -243,9 +272,23 @@ def _check_png(stream: IO[bytes]) -> None:
     stream.seek(before)
 
 
-def _is_animated(image: ImageFile.ImageFile) -> bool:
+def is_animated(image: ImageFile.ImageFile) -> bool:
     """Whether there are frames beyond the first; the smaller versions in a telephone's JPEG (MPO) are none."""
     try:
         return image.format != "MPO" and bool(getattr(image, "is_animated", False))
     except Exception:  # a damaged second frame, and again nearly anything
         return True
+
+
+def _stream(path: Path) -> IO[bytes]:
+    """A file opened for reading; nothing else is, for opening a pipe may block and a device may do anything."""
+    why_not = why_no_file(path.stat().st_mode)
+    if not why_not:
+        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # it may be a pipe by now
+        stream = os.fdopen(os.open(path, flags), "rb")
+        status = os.fstat(stream.fileno())
+        why_not = why_no_file(status.st_mode) or ("" if status.st_size else "empty, not a picture that can be read")
+        if not why_not:
+            return stream
+        stream.close()
+    raise PictureError(path, why_not)

@@ -23,7 +23,7 @@ ROOMS: dict[str, set[str]] = {
     "checkpoint": {"checkpoint", "saving"},
     "metrics": {"metrics"},
     "leaf": {
-        "data", "distributed", "ema", "errors", "files", "guard", "hardware", "images", "listing", "locking", "losses",
+        "data", "distributed", "ema", "errors", "files", "guard", "hardware", "images", "listing", "losses",
         "networks", "pool", "schedule", "seeds", "signals",
     },
 }  # fmt: skip
