@@ -1,0 +1,144 @@
+"""Colours of whatever kind, through an embedded ICC profile or without, as sRGB."""
+
+import io
+from collections.abc import Callable
+from functools import cache, lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageCms
+
+from cyclestyle.photos.photo import Samples, largest
+
+_INTENT = ImageCms.Intent.RELATIVE_COLORIMETRIC
+_MODES = {"GRAY": "L", "RGB": "RGB", "CMYK": "CMYK"}  # colour spaces of profiles, as Pillow calls them
+_CHANNELS = {1: "L", 3: "RGB", 4: "CMYK"}
+
+
+class Conversion(NamedTuple):
+    """A profile, ready to be used."""
+
+    mode: str  # of the colours that it is for: L, RGB or CMYK
+    is_srgb: bool  # or so near that nobody could tell
+    shallow: ImageCms.ImageCmsTransform  # for 8 bits
+    profile: bytes
+
+
+@cache
+def srgb() -> bytes:
+    """The profile that output is tagged with, the same bytes at every call and on every system."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    profile[24:36] = bytes.fromhex("07ea 0001 0001 0000 0000 0000")  # made on 2026-01-01
+    profile[40:44] = bytes(4)  # the system that it was made on
+    return bytes(profile)
+
+
+def to_srgb(colours: Samples, profile: bytes) -> tuple[Samples, str]:
+    """Colours as sRGB (H, W, 3) of the same depth, and what their owner should know; empty if nothing.
+
+    Relative colorimetric, with black point compensation. What has no profile is taken for sRGB; inks are then
+    subtracted from white.
+
+    Args:
+        colours: uint8 or uint16 (H, W) grey, (H, W, 3) RGB or (H, W, 4) CMYK, more being more ink.
+        profile: ICC; empty if there is none.
+    """
+    if not profile:
+        return _plain(colours), ""
+    found = _conversion(profile)
+    if found is None:
+        return _plain(colours), "its colour profile cannot be read: taken for sRGB"
+    if found.mode == "RGB" and _mode(colours) == "L":
+        colours = _plain(colours)
+    if found.mode != _mode(colours):
+        return _plain(colours), "its colour profile is for another kind of colours: taken for sRGB"
+    if found.is_srgb:
+        return _plain(colours), ""
+    return (_shallow(colours, found) if colours.dtype == np.uint8 else _deep(colours, found)), ""
+
+
+def _mode(colours: Samples) -> str:
+    return _CHANNELS[1 if colours.ndim == 2 else colours.shape[2]]
+
+
+def _plain(colours: Samples) -> Samples:
+    """Without a profile."""
+    return _PLAIN[_mode(colours)](colours)
+
+
+def _repeated(grey: Samples) -> Samples:
+    return np.repeat(grey[..., None], 3, axis=2)
+
+
+def _as_they_are(colours: Samples) -> Samples:
+    return colours
+
+
+def _without_inks(inks: Samples) -> Samples:
+    if inks.dtype == np.uint8:
+        return np.asarray(_picture(inks).convert("RGB"))
+    full = largest(inks)
+    paper = full - inks.astype(np.float32)
+    return (paper[..., :3] * (paper[..., 3:] / full)).round().astype(inks.dtype)
+
+
+_PLAIN: dict[str, Callable[[Samples], Samples]] = {"L": _repeated, "RGB": _as_they_are, "CMYK": _without_inks}
+
+
+@lru_cache(maxsize=16)  # of a photo set, most have the same
+def _conversion(profile: bytes) -> Conversion | None:
+    """None for what is no profile, or one for no kind of colours that pictures have."""
+    try:
+        opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        mode = _MODES[opened.profile.xcolor_space.strip()]
+        target = ImageCms.ImageCmsProfile(io.BytesIO(srgb()))
+        flags = ImageCms.Flags.BLACKPOINTCOMPENSATION
+        transform = ImageCms.buildTransform(opened, target, mode, "RGB", renderingIntent=_INTENT, flags=flags)
+    except (OSError, ImageCms.PyCMSError, KeyError, ValueError):
+        return None
+    conversion = Conversion(mode, False, transform, profile)
+    return conversion._replace(is_srgb=mode in _TRIED and _changes_nothing(conversion, _TRIED[mode]()))
+
+
+def _grey_ramp() -> Samples:
+    return np.arange(256, dtype=np.uint8)[None]
+
+
+def _coarse_cube() -> Samples:
+    steps = np.linspace(0, 255, 16).astype(np.uint8)
+    return np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(16, -1, 3)
+
+
+_TRIED: dict[str, Callable[[], Samples]] = {"L": _grey_ramp, "RGB": _coarse_cube}
+
+
+def _changes_nothing(conversion: Conversion, colours: Samples) -> bool:
+    made = _shallow(colours, conversion).astype(int)
+    return bool(np.abs(made - _plain(colours)).max() <= 1)
+
+
+def _shallow(colours: Samples, conversion: Conversion) -> Samples:
+    made = ImageCms.applyTransform(_picture(colours), conversion.shallow)
+    assert made is not None
+    return np.asarray(made)
+
+
+def _deep(colours: Samples, conversion: Conversion) -> Samples:
+    import imagecodecs
+
+    spaces = {"L": "gray", "RGB": "rgb", "CMYK": "cmyk"}
+    made: Samples = imagecodecs.cms_transform(
+        np.ascontiguousarray(colours),
+        conversion.profile,
+        srgb(),
+        colorspace=spaces[conversion.mode],
+        outcolorspace="rgb",
+        outdtype="uint16",
+        intent=int(_INTENT),
+        flags=int(ImageCms.Flags.BLACKPOINTCOMPENSATION),
+    )
+    return made
+
+
+def _picture(colours: Samples) -> Image.Image:
+    return Image.frombytes(_mode(colours), (colours.shape[1], colours.shape[0]), colours.tobytes())

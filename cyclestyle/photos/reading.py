@@ -1,0 +1,167 @@
+"""From a photographer's file to sRGB pixels."""
+
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from PIL import Image, ImageFile
+
+from cyclestyle import images
+from cyclestyle.images import PictureError
+from cyclestyle.photos import colour, formats, sixteen
+from cyclestyle.photos.metadata import exif_of, kept, orientation_of, xmp_of
+from cyclestyle.photos.photo import Metadata, Photo, Samples, largest
+from cyclestyle.photos.source import Source
+
+_PARTS = {"TIFF": "pages", "HEIF": "pictures"}  # frames, elsewhere
+
+_GREY = frozenset({"1", "L", "LA", "La"})
+_COLOURED = frozenset({"P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "YCbCr", "LAB", "CMYK"})
+_HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
+_WITH_ALPHA = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
+
+# Orientation -> how often to turn a quarter to the left after having swapped left and right, if it says so.
+_MIRRORED = frozenset({2, 4, 5, 7})
+_QUARTERS = {1: 0, 2: 0, 3: 2, 4: 2, 5: 1, 6: 3, 7: 3, 8: 1}
+
+
+def read(
+    path: Path, *, resize: int | None = None, metadata: bool = False, max_pixels: int = images.MAX_PIXELS
+) -> Photo:
+    """The picture in a file as it should be seen: sRGB, upright, of an animated one the first frame.
+
+    Args:
+        resize: the longer side that it is shrunk to, in px; smaller pictures stay as they are.
+        metadata: keep EXIF, XMP and resolution.
+        max_pixels: of a larger picture nothing but the header is read.
+
+    Raises:
+        PictureError: the file is no picture, is damaged, has too many pixels, colours that are not supported, or
+            needs a library that is not installed.
+    """
+    with images.content(path) as stream:
+        source = _source(path, stream, max_pixels)
+        extras, notes = kept(source.exif, source.xmp, source.dpi) if metadata else (Metadata(), ())
+        orientation = orientation_of(source.exif)
+        pixels, note = colour.to_srgb(source.colours, source.profile)
+
+    pixels = _turned(pixels, orientation)
+    alpha = None if source.alpha is None else _turned(source.alpha, orientation)
+    if resize is not None and max(pixels.shape[:2]) > resize:
+        pixels, alpha = _shrunk(pixels, alpha, resize)
+    told = (*source.notes, *([note] if note else []), *notes, *_about_name(path, source.format))
+    return Photo(pixels, alpha, extras, told)
+
+
+def _source(path: Path, stream: IO[bytes], max_pixels: int) -> Source:
+    header = sixteen.header(path, stream)
+    if header is not None:
+        _check_size(path, header.width, header.height, max_pixels)
+        if header.bits == 16:
+            sixteen.check_libraries(path)
+            return header.read(path, stream)
+    if not formats.HAS_HEIF and _is_heif(stream):
+        raise PictureError(path, "HEIC needs another library: pip install 'cyclestyle[heic]'")
+    with images.identified(path, stream, formats=formats.READ) as image:
+        _check_size(path, image.width, image.height, max_pixels)
+        return _shallow(path, image, bits=header.bits if header else _bits(image, stream))
+
+
+def _check_size(path: Path, width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise PictureError(path, images.too_large(width, height, max_pixels))
+
+
+def _is_heif(stream: IO[bytes]) -> bool:
+    start = stream.read(12)
+    stream.seek(0)
+    return start[4:8] == b"ftyp" and start[8:12] in _HEIF_BRANDS
+
+
+def _shallow(path: Path, image: ImageFile.ImageFile, *, bits: int) -> Source:
+    """All of a picture that Pillow gives 8 bits a channel, or fewer.
+
+    Args:
+        bits: a channel has in the file.
+    """
+    if image.mode not in _GREY | _COLOURED:
+        raise PictureError(path, f"colours of the kind {image.mode} are not supported")
+    images.decode(image)
+    exif, notes = exif_of(image.getexif)
+    profile, xmp, dpi = image.info.get("icc_profile", b""), xmp_of(image.info), image.info.get("dpi")
+    if image.mode == "L" and bits < 8 and isinstance(image.info.get("transparency"), int):
+        image.info["transparency"] *= 255 // (2**bits - 1)  # Pillow has scaled the pixels, but not this
+    colours, alpha = _channels(image)
+    notes += (f"{bits} bits a channel became 8",) if bits > 8 else ()
+    return Source(colours, alpha, profile, exif, xmp, dpi, str(image.format), notes + _frames(image))
+
+
+def _channels(image: Image.Image) -> tuple[Samples, Samples | None]:
+    """Grey, RGB or CMYK as they stand in the file, and alpha."""
+    grey = image.mode in _GREY
+    if image.has_transparency_data or image.mode in _WITH_ALPHA:
+        channels = np.asarray(image.convert("LA" if grey else "RGBA"))
+        return channels[..., 0] if grey else channels[..., :3], channels[..., -1]
+    return np.asarray(image.convert("L" if grey else "CMYK" if image.mode == "CMYK" else "RGB")), None
+
+
+def _frames(image: ImageFile.ImageFile) -> tuple[str, ...]:
+    """What the owner of an opened picture with more than one frame should know."""
+    if not images.is_animated(image):
+        return ()
+    parts = _PARTS.get(str(image.format), "frames")
+    which = "the main one" if image.format == "HEIF" else "the first"
+    try:
+        return (f"{which} of {getattr(image, 'n_frames', 1)} {parts}",)
+    except Exception:  # a damaged second frame, at which Pillow raises nearly anything
+        return (f"{which} of several {parts}",)
+
+
+def _bits(image: ImageFile.ImageFile, stream: IO[bytes]) -> int:
+    """Bits a channel of what is neither PNG nor TIFF."""
+    if image.format != "AVIF":
+        return int(image.info.get("bit_depth", 8))  # which HEIC have
+    stream.seek(0)
+    start = stream.read(2**16)
+    _, found, configuration = start.partition(b"av1C")
+    flags = configuration[2] if found and len(configuration) > 2 else 0
+    return (12 if flags & 0x20 else 10) if flags & 0x40 else 8
+
+
+def _turned(channels: Samples, orientation: int) -> Samples:
+    """As it should be seen; numpy turns to the left."""
+    if orientation in _MIRRORED:
+        channels = channels[:, ::-1]
+    return np.ascontiguousarray(np.rot90(channels, _QUARTERS[orientation]))
+
+
+def _shrunk(pixels: Samples, alpha: Samples | None, longest: int) -> tuple[Samples, Samples | None]:
+    """Bicubic with antialiasing; colours count by how opaque they are, so that hidden ones do not bleed."""
+    height, width = pixels.shape[:2]
+    scale = longest / max(height, width)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    if alpha is None and pixels.dtype == np.uint8:
+        return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)), None
+
+    full = largest(pixels)
+    weights = np.ones((height, width), np.float32) if alpha is None else alpha.astype(np.float32) / full
+    made_weights = _resized(weights, size).clip(0, 1)
+    made = np.zeros((size[1], size[0], 3), np.float32)
+    for channel in range(3):
+        premultiplied = _resized(pixels[..., channel] * weights, size)
+        np.divide(premultiplied, made_weights, out=made[..., channel], where=made_weights > 0.5 / full)
+    colours = made.round().clip(0, full).astype(pixels.dtype)
+    return colours, None if alpha is None else (made_weights * full).round().astype(alpha.dtype)
+
+
+def _resized(channel: Samples, size: tuple[int, int]) -> Samples:
+    return np.asarray(Image.fromarray(channel).resize(size, Image.Resampling.BICUBIC))
+
+
+def _about_name(path: Path, pillow_name: str) -> list[str]:
+    """What a file's owner should know about its name."""
+    ending, found = path.suffix.lower(), formats.own_name(pillow_name)
+    told = [f"{found} in spite of its name"] if formats.BY_ENDING.get(ending, found) != found else []
+    if not formats.is_written(ending):
+        told.append(f"{formats.BY_ENDING.get(ending, 'such a name')} is read only: another format is written")
+    return told
