@@ -102,6 +102,8 @@ def _channels(image: Image.Image) -> tuple[Samples, Samples | None]:
     if image.has_transparency_data or image.mode in _WITH_ALPHA:
         channels = np.asarray(image.convert("LA" if grey else "RGBA"))
         return channels[..., 0] if grey else channels[..., :3], channels[..., -1]
+    if image.mode == "LAB":
+        return np.asarray(colour.lab_to_srgb(image)), None
     return np.asarray(image.convert("L" if grey else "CMYK" if image.mode == "CMYK" else "RGB")), None
 
 

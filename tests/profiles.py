@@ -1,0 +1,98 @@
+"""Colour profiles made by hand from numbers, and what they mean, computed without a colour management library."""
+
+import struct
+from collections.abc import Callable
+
+import numpy as np
+
+D50 = np.array([0.9642, 1.0, 0.8249])
+
+# Columns are red, green and blue as XYZ under D50.
+SRGB = np.array(
+    [[0.4360747, 0.3850649, 0.1430804], [0.2225045, 0.7168786, 0.0606169], [0.0139322, 0.0971045, 0.7141733]]
+)
+WIDE = np.array([[0.5151, 0.2920, 0.1571], [0.2412, 0.6922, 0.0666], [-0.0011, 0.0419, 0.7841]])  # near Display P3
+GAMMA = 563 / 256
+
+
+def srgb_encoded(linear: np.ndarray) -> np.ndarray:
+    """Light in [0, 1] as sRGB values in [0, 1]; what sRGB cannot show is clipped."""
+    linear = linear.clip(0, 1)
+    return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+
+
+def srgb_decoded(values: np.ndarray) -> np.ndarray:
+    return np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+
+
+def wide_as_srgb(values: np.ndarray) -> np.ndarray:
+    """Values (..., 3) in [0, 1] of the wide-gamut profile as sRGB values in [0, 1]."""
+    return srgb_encoded(values**GAMMA @ WIDE.T @ np.linalg.inv(SRGB).T)
+
+
+def lab(xyz: np.ndarray) -> np.ndarray:
+    ratio = xyz / D50
+    root = np.where(ratio > 216 / 24389, np.cbrt(ratio), (24389 / 27 * ratio + 16) / 116)
+    return np.stack(
+        [116 * root[..., 1] - 16, 500 * (root[..., 0] - root[..., 1]), 200 * (root[..., 1] - root[..., 2])], axis=-1
+    )
+
+
+def lab_as_srgb(values: np.ndarray) -> np.ndarray:
+    """CIELAB under D50 (..., 3) as sRGB values in [0, 1]."""
+    middle = (values[..., 0] + 16) / 116
+    root = np.stack([middle + values[..., 1] / 500, middle, middle - values[..., 2] / 200], axis=-1)
+    ratio = np.where(root**3 > 216 / 24389, root**3, (116 * root - 16) * 27 / 24389)
+    return srgb_encoded(ratio * D50 @ np.linalg.inv(SRGB).T)
+
+
+def wide() -> bytes:
+    """RGB by a matrix and a curve."""
+    tags = {f"{name}TRC".encode(): _curve(GAMMA) for name in "rgb"}
+    tags |= {f"{name}XYZ".encode(): _xyz(WIDE[:, number]) for number, name in enumerate("rgb")}
+    return _profile(b"mntr", b"RGB ", b"XYZ ", tags)
+
+
+def linear_grey() -> bytes:
+    """Grey whose values are light."""
+    return _profile(b"mntr", b"GRAY", b"XYZ ", {b"kTRC": _curve(1.0)})
+
+
+def odd_inks(cmyk: np.ndarray) -> np.ndarray:
+    """sRGB values in [0, 1] of inks in {0, 1}: unlike with real ones, the first takes away the blue, and so on."""
+    return (1 - cmyk[..., [1, 2, 0]]) * (1 - cmyk[..., 3:])
+
+
+def inks() -> bytes:
+    """CMYK by a table of all sixteen ways to print inks over one another: `odd_inks`."""
+    corners = np.stack(np.meshgrid(*[[0.0, 1.0]] * 4, indexing="ij"), axis=-1).reshape(16, 4)
+    values = lab(srgb_decoded(odd_inks(corners)) @ SRGB.T)
+    coded = np.concatenate([values[:, :1] * 652.8, (values[:, 1:] + 128) * 256], axis=1).round().clip(0, 65535)
+    table = struct.pack(">4s4xBBBx", b"mft2", 4, 3, 2)
+    table += b"".join(struct.pack(">i", value << 16) for value in (1, 0, 0, 0, 1, 0, 0, 0, 1))
+    table += struct.pack(">HH", 2, 2) + struct.pack(">HH", 0, 65535) * 4
+    table += coded.astype(">u2").tobytes() + struct.pack(">HH", 0, 65535) * 3
+    return _profile(b"scnr", b"CMYK", b"Lab ", {b"A2B0": table})
+
+
+def _profile(kind: bytes, space: bytes, connection: bytes, tags: dict[bytes, bytes]) -> bytes:
+    tags = {b"wtpt": _xyz(D50), **tags}
+    offset, table, body = 128 + 4 + 12 * len(tags), struct.pack(">I", len(tags)), b""
+    for name, data in tags.items():
+        data += bytes(-len(data) % 4)
+        table += struct.pack(">4sII", name, offset + len(body), len(data))
+        body += data
+    size = offset + len(body)
+    start = struct.pack(">I4sI4s4s4s12x4s", size, b"none", 0x02400000, kind, space, connection, b"acsp")
+    return start.ljust(68, b"\0") + _xyz(D50)[8:] + bytes(48) + table + body
+
+
+def _xyz(values: np.ndarray) -> bytes:
+    return b"XYZ \0\0\0\0" + b"".join(struct.pack(">i", round(value * 65536)) for value in values)
+
+
+def _curve(gamma: float) -> bytes:
+    return struct.pack(">4s4xIH", b"curv", 1, round(gamma * 256))
+
+
+PROFILES: dict[str, Callable[[], bytes]] = {"wide": wide, "grey": linear_grey, "inks": inks}
