@@ -4,6 +4,8 @@ import os
 import pickle
 import random
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
 from contextlib import suppress
@@ -332,6 +334,28 @@ def test_pixels_survive_the_way_to_the_network_and_back() -> None:
     assert (values.min(), values.max()) == (-1, 1)
     assert torch.equal(images.to_uint8(values), pixels)
     assert images.to_uint8(torch.tensor([-3.0, 3.0])).tolist() == [0, 255]
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16])
+def test_every_integer_survives_the_way_to_the_network_and_back(dtype: torch.dtype) -> None:
+    largest = torch.iinfo(dtype).max
+    pixels = torch.arange(largest + 1).to(dtype).reshape(1, -1, 256)
+    values = images.to_float(pixels)
+    assert values.dtype == torch.float32
+    expected = np.arange(largest + 1, dtype=np.float64) / largest * 2 - 1
+    assert np.abs(values.flatten().double().numpy() - expected).max() < 1e-6
+    made = images.to_integers(values, dtype)
+    assert made.dtype == dtype
+    assert torch.equal(made.to(torch.int64), pixels.to(torch.int64))
+    beyond = images.to_integers(torch.tensor([-3.0, -1.0, 0.0, 1.0, 3.0]), dtype)
+    assert beyond.tolist() == [0, 0, (largest + 1) // 2, largest, largest]
+    third = torch.tensor([2 * 100.4 / largest - 1, 2 * 100.6 / largest - 1])
+    assert images.to_integers(third, dtype).tolist() == [100, 101]
+
+
+def test_importing_images_leaves_torch_out() -> None:
+    script = "import sys, cyclestyle.images; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parent.parent)
 
 
 @pytest.mark.parametrize("ending", sorted(images.EXTENSIONS))

@@ -654,6 +654,7 @@ def check(folder: Path, case: Good) -> None:
     case.make(folder / case.name)
     photo = photos.read(folder / case.name)
     assert photo.pixels.dtype == case.pixels.dtype
+    assert all(one is None or (one.flags.c_contiguous and one.flags.writeable) for one in (photo.pixels, photo.alpha))
     assert distance(photo.pixels, case.pixels) <= case.near
     assert photo.notes == case.notes
     assert photo.metadata == photos.Metadata()

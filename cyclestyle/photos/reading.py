@@ -50,7 +50,7 @@ def read(
     if resize is not None and max(pixels.shape[:2]) > resize:
         pixels, alpha = _shrunk(pixels, alpha, resize)
     told = (*source.notes, *([note] if note else []), *notes, *_about_name(path, source.format))
-    return Photo(pixels, alpha, extras, told)
+    return Photo(_own(pixels), None if alpha is None else _own(alpha), extras, told)
 
 
 def _source(path: Path, stream: IO[bytes], max_pixels: int) -> Source:
@@ -134,7 +134,7 @@ def _turned(channels: Samples, orientation: int) -> Samples:
     """As it should be seen; numpy turns to the left."""
     if orientation in _MIRRORED:
         channels = channels[:, ::-1]
-    return np.ascontiguousarray(np.rot90(channels, _QUARTERS[orientation]))
+    return np.rot90(channels, _QUARTERS[orientation])
 
 
 def _shrunk(pixels: Samples, alpha: Samples | None, longest: int) -> tuple[Samples, Samples | None]:
@@ -143,7 +143,7 @@ def _shrunk(pixels: Samples, alpha: Samples | None, longest: int) -> tuple[Sampl
     scale = longest / max(height, width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
     if alpha is None and pixels.dtype == np.uint8:
-        return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)), None
+        return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).resize(size, Image.Resampling.BICUBIC)), None
 
     full = largest(pixels)
     weights = np.ones((height, width), np.float32) if alpha is None else alpha.astype(np.float32) / full
@@ -157,7 +157,12 @@ def _shrunk(pixels: Samples, alpha: Samples | None, longest: int) -> tuple[Sampl
 
 
 def _resized(channel: Samples, size: tuple[int, int]) -> Samples:
-    return np.asarray(Image.fromarray(channel).resize(size, Image.Resampling.BICUBIC))
+    return np.asarray(Image.fromarray(np.ascontiguousarray(channel)).resize(size, Image.Resampling.BICUBIC))
+
+
+def _own(channels: Samples) -> Samples:
+    """In one piece, and free to be changed, as PyTorch asks for."""
+    return np.require(channels, requirements=["C", "W"])
 
 
 def _about_name(path: Path, pillow_name: str) -> list[str]:
