@@ -196,6 +196,17 @@ def png(
     return bytes_of(b"\x89PNG\r\n\x1a\n" + parts)
 
 
+def moved_behind(kind: bytes) -> Callable[[bytes], bytes]:
+    """A change of a PNG: one of its chunks comes last."""
+
+    def move(data: bytes) -> bytes:
+        at = data.index(kind) - 4
+        (length,) = struct.unpack(">I", data[at : at + 4])
+        return data[:at] + data[at + length + 12 : -12] + data[at : at + length + 12] + data[-12:]
+
+    return move
+
+
 def profile_chunk(profile: bytes) -> bytes:
     return chunk(b"iCCP", b"x\0\0" + zlib.compress(profile))
 
@@ -456,8 +467,19 @@ def turned() -> list[Good]:
             Good(f"held{number}deep.png", png(deep, bits=16, kind=6, chunks=kept), RGB16, ALPHA16),
             Good(f"held{number}deep.tif", tiff(deep, extrasamples=["unassalpha"], extratags=tags), RGB16, ALPHA16),
         ]
+    exif = chunk(b"eXIf", telling(6)[6:])
     return [
         *found,
+        Good(
+            "late.png",
+            changed(png(held(RGB, 6), bits=8, kind=2, chunks=exif), moved_behind(b"eXIf")),
+            RGB,
+        ),
+        Good(
+            "late16.png",
+            changed(png(held(RGB16, 6), bits=16, kind=2, chunks=exif), moved_behind(b"eXIf")),
+            RGB16,
+        ),
         Good("held9.jpg", pillow(RGB, "JPEG", **FINE, exif=telling(9)), RGB, near=6),
         Good(
             "noexif.png",

@@ -25,6 +25,7 @@ _PREMULTIPLIED, _ALPHA = 1, 2  # kinds of extra channels
 _UNSIGNED, _FLOATING, _UNDEFINED = 1, 3, 4  # kinds of numbers
 _WHITE_IS_ZERO = 0
 _COLOURS = {0: 1, 1: 1, 2: 3, 5: 4}  # channels of each photometric interpretation that can be read: grey, RGB, CMYK
+_TELLING = (b"eXIf", b"iTXt", b"tEXt", b"zTXt", b"pHYs")  # parts of a PNG that may hold metadata
 _INCHES = {2: 1.0, 3: 2.54}  # per unit of resolution
 
 
@@ -42,7 +43,8 @@ class Png(NamedTuple):
         stream.seek(0)
         images.check_png(stream)
         stream.seek(0)
-        channels = imagecodecs.png_decode(stream.read())
+        content = stream.read()
+        channels = imagecodecs.png_decode(content)
         if channels.ndim == 2:
             channels = channels[..., None]
         count = 1 if channels.shape[2] <= 2 else 3
@@ -50,11 +52,12 @@ class Png(NamedTuple):
 
         stream.seek(0)
         with images.identified(path, stream) as image:
-            image.load()  # metadata may come after the pixels
+            if any(kind in content[content.rfind(b"IDAT") :] for kind in _TELLING):
+                image.load()  # or what comes after the pixels would not be seen
             info = image.info
             frames = int(getattr(image, "n_frames", 1))
-            (exif, notes), profile = exif_of(image.getexif), info.get("icc_profile", b"")
-            xmp, dpi = xmp_of(info), info.get("dpi")
+            exif, notes = exif_of(lambda: Image.Image.getexif(image))  # a PNG's own would decode it
+            profile, xmp, dpi = info.get("icc_profile", b""), xmp_of(info), info.get("dpi")
         notes += (f"the first of {frames} frames",) if frames > 1 else ()
         return Source(colours, alpha, profile, exif, xmp, dpi, "PNG", notes)
 

@@ -28,6 +28,7 @@ _X_RESOLUTION, _Y_RESOLUTION, _PLANAR, _UNIT, _PREDICTOR, _EXTRA, _XMP, _PROFILE
     34675,
 )
 _DEFLATE, _RGB, _TOGETHER, _DIFFERENCES, _ALPHA, _INCH = 8, 2, 1, 2, 2, 2
+DEFLATE_LEVEL = 4  # of photographs the size of 6, up to four times as fast
 _STRIP = 2**18  # bytes before compression, about
 _HEADER = b"II*\0\x08\0\0\0"  # the directory follows
 
@@ -78,4 +79,4 @@ def _strip(channels: Samples) -> bytes:
     """Rows as the differences of neighbours, which deflate better."""
     rows = channels.astype(channels.dtype.newbyteorder("<"))
     rows[:, 1:] -= channels[:, :-1]
-    return zlib.compress(rows.tobytes(), 6)
+    return zlib.compress(rows.tobytes(), DEFLATE_LEVEL)

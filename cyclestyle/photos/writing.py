@@ -131,7 +131,7 @@ def _png(channels: Samples, metadata: Metadata, quality: int) -> bytes:
     del quality
     if channels.dtype == np.uint16:
         return _deep_png(channels, metadata)
-    told: dict[str, Any] = {"icc_profile": colour.srgb()}
+    told: dict[str, Any] = {"icc_profile": colour.srgb(), "compress_level": tiff.DEFLATE_LEVEL}
     told |= {"exif": metadata.exif} if metadata.exif else {}
     told |= {"dpi": metadata.dpi} if metadata.dpi else {}
     if metadata.xmp:
@@ -146,7 +146,7 @@ def _deep_png(channels: Samples, metadata: Metadata) -> bytes:
     """Pillow has no 16 bits, imagecodecs no other chunks than those of the pixels."""
     import imagecodecs
 
-    bare = bytes(imagecodecs.png_encode(np.ascontiguousarray(channels), level=6))
+    bare = bytes(imagecodecs.png_encode(np.ascontiguousarray(channels), level=tiff.DEFLATE_LEVEL))
     chunks = [(b"iCCP", b"sRGB\0\0" + zlib.compress(colour.srgb()))]
     if metadata.dpi:
         across, down = (round(value / 0.0254) for value in metadata.dpi)
