@@ -526,6 +526,7 @@ def coloured() -> list[Good]:
         Good("linear16.tif", tiff(GREY16, photometric="minisblack", iccprofile=grey), three(bright16), near=60),
         Good("linear1.tif", pillow(one_bit(), "TIFF", icc_profile=grey), three(BITS * 255)),
         Good("srgb.png", pillow(RGB, "PNG", icc_profile=srgb), RGB),
+        Good("nearlysrgb.png", pillow(RGB, "PNG", icc_profile=profiles.nearly_srgb()), RGB),
         Good("srgb.tif", pillow(RGB, "TIFF", icc_profile=srgb), RGB),
         Good("srgb16.png", png(RGB16, bits=16, kind=2, chunks=profile_chunk(srgb)), RGB16),
         Good("inks.tif", pillow(by_mode("CMYK", CORNERS * 255), "TIFF", icc_profile=inks), mixed, near=1),
