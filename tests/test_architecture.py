@@ -24,7 +24,7 @@ ROOMS: dict[str, set[str]] = {
     "metrics": {"metrics"},
     "leaf": {
         "data", "distributed", "ema", "errors", "files", "guard", "hardware", "images", "listing", "losses",
-        "networks", "photos", "pool", "schedule", "seeds", "signals",
+        "networks", "photos", "pool", "schedule", "seeds", "signals", "thumbnails",
     },
 }  # fmt: skip
 
