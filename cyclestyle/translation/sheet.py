@@ -22,8 +22,8 @@ class Card(NamedTuple):
 
     name: str  # as it is shown; whatever cannot be printed is escaped
     size: tuple[int, int]  # width and height of the upright photo, px; their ratio is the room that is kept for it
-    before: str  # thumbnail of the photo
-    after: tuple[str, ...]  # thumbnails of its translations: one, or one for each strength of a sweep
+    before: str  # thumbnail of the photo; empty where there is none, and the photo itself is shown instead
+    after: tuple[str, ...]  # the same of its translations: one, or one for each strength of a sweep
     original: str | None  # the photo itself, None where a page cannot reach it
     results: tuple[str, ...]  # the translations themselves, in the order of `after`
     note: str = ""  # shown in the large view
@@ -123,7 +123,7 @@ class _Column(NamedTuple):
 
 def _shortened(paths: Sequence[str | None]) -> _Column:
     """Paths as references, without what all of them begin and end with."""
-    references = [None if path is None else url(path) for path in paths]
+    references = [url(path) if path else None for path in paths]
     start = _common([reference for reference in references if reference is not None])
     rests = [None if reference is None else reference.removeprefix(start) for reference in references]
     end = _common([rest[::-1] for rest in rests if rest is not None])[::-1]

@@ -81,11 +81,12 @@ article {
 .tile:focus-visible::after { content: ""; position: absolute; inset: 0; border: 3px solid var(--mark); }
 .chip {
   position: absolute; left: .35rem; bottom: .35rem; max-width: calc(100% - .7rem); padding: 0 .4rem; overflow: hidden;
-  color: #fff; background: #000a; border-radius: .2rem; font-size: .75rem; white-space: nowrap; pointer-events: none;
+  color: #fff; background: #000a; border-radius: .2rem; font-size: .75rem; text-overflow: ellipsis; white-space: nowrap;
+  pointer-events: none;
 }
 
 @media (max-width: 700px) {
-  :root { --height: var(--height); }
+  :root { --height: 150px; }
   #cards { gap: .5rem; }
   .filter { margin-left: 0; }
   .sweep article { flex: 0 0 100%; aspect-ratio: auto; height: var(--height); }
@@ -159,8 +160,9 @@ const byId = id => document.getElementById(id);
 // pictures are thumbnails, files what they are thumbnails of; number 0 is the photo, the others its translations
 const cards = sheet.cards.map(([name, width, height, note, ...rests]) => {
   const paths = rests.map((rest, column) => rest === null ? "" : sheet.starts[column] + rest + sheet.ends[column]);
-  const half = paths.length / 2;
-  return { name, note, ratio: width / height || 1, pictures: paths.slice(0, half), files: paths.slice(half) };
+  const files = paths.splice(paths.length / 2);
+  const pictures = paths.map((path, number) => path || files[number]);
+  return { name, note, ratio: width / height || 1, pictures, files };
 });
 let visible = cards.map((card, index) => index);
 
@@ -306,6 +308,7 @@ function show() {
   [...byId("strengths").children].forEach((button, index) => { button.ariaPressed = String(index + 1 === which); });
   byId("previous").disabled = position <= 0;
   byId("next").disabled = position + 1 >= visible.length;
+  if (document.activeElement && document.activeElement.disabled) byId("room").focus(); // or keys would go nowhere
 }
 
 // The thumbnail at once, and the file instead of it as soon as it is there, if this browser shows its kind.

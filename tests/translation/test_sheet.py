@@ -110,6 +110,11 @@ def test_a_photo_out_of_reach_has_no_file() -> None:
     assert [found[2] for found in paths(made([card("b.jpg", original=None)]))] == [None]
 
 
+def test_missing_thumbnails_are_left_out_of_the_page() -> None:
+    html = made([card("a.jpg"), card("b.jpg")._replace(before="", after=("",))])
+    assert list(paths(html))[1] == [None, None, b"../photos/b.jpg", b"b.jpg"]
+
+
 def test_an_empty_set_and_a_set_of_one_have_pages() -> None:
     assert data(made([]))["cards"] == []
     assert list(paths(made([card("a.jpg")]))) == [
@@ -221,7 +226,8 @@ def test_thumbnails_look_like_their_pictures_and_are_small_files() -> None:
 
 def test_thumbnails_of_16_bits_are_those_of_8() -> None:
     pixels = photograph(3, size=400)
-    assert thumbnail(pixels.astype(np.uint16) * 257) == thumbnail(pixels)
+    for rest in (0, 90, 255):
+        assert thumbnail(pixels.astype(np.uint16) * 256 + rest) == thumbnail(pixels)
 
 
 def test_transparent_pictures_have_transparent_thumbnails() -> None:
