@@ -8,18 +8,20 @@ from numpy.typing import NDArray
 from PIL import Image
 
 THUMBNAIL = 320  # px, longest side
+MOST_PROFILE = 4096  # bytes; cameras' are 0.5 to 3 kB, and a scanner's 1 MB would be nearly all of each thumbnail
 
 Samples = NDArray[Any]  # uint8 or uint16
 
 _QUALITY = 78  # of WebP: 5 to 20 kB each
 
 
-def thumbnail(pixels: Samples, alpha: Samples | None = None) -> bytes:
+def thumbnail(pixels: Samples, alpha: Samples | None = None, *, profile: bytes | None = None) -> bytes:
     """A WebP file of at most `THUMBNAIL` px; smaller pictures keep their size.
 
     Args:
-        pixels: (H, W, 3), sRGB, uint8 or uint16.
+        pixels: (H, W, 3), uint8 or uint16.
         alpha: (H, W), 0 is transparent; the thumbnail is then transparent too.
+        profile: ICC, of other colours than sRGB; one above `MOST_PROFILE` is left out.
     """
     height, width, _ = pixels.shape
     image = Image.fromarray(_bytes(pixels))
@@ -31,7 +33,8 @@ def thumbnail(pixels: Samples, alpha: Samples | None = None) -> bytes:
     if size != image.size:
         image = image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
     stream = io.BytesIO()
-    image.save(stream, "WEBP", quality=_QUALITY)
+    kept = profile if profile and len(profile) <= MOST_PROFILE else None
+    image.save(stream, "WEBP", quality=_QUALITY, icc_profile=kept)
     return stream.getvalue()
 
 

@@ -323,6 +323,7 @@ function bring(element, card, number) {
       shown.some(one => one.dataset.small) ? "Shown small: this browser cannot open the full file." : "";
   };
   element.dataset.picture = picture;
+  if (!picture) element.removeAttribute("src");
   settle(picture, false);
   if (!file) return;
   const loader = new Image();

@@ -243,6 +243,13 @@ def test_transparent_pictures_have_transparent_thumbnails() -> None:
     assert seen[:, :155, :3].min() > 240
 
 
+@pytest.mark.parametrize(("length", "kept"), [(548, True), (500_000, False)])
+def test_thumbnails_keep_a_profile_that_is_small(length: int, kept: bool) -> None:
+    profile = bytes(range(256)) * (length // 256)
+    with Image.open(io.BytesIO(thumbnail(photograph(3, size=64), profile=profile))) as image:
+        assert image.info.get("icc_profile") == (profile if kept else None)
+
+
 def test_thumbnails_need_no_torch() -> None:
     code = "import sys, cyclestyle.thumbnails; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
