@@ -19,8 +19,10 @@ import contextlib
 import hashlib
 import json
 import os
+import pickle
 import re
 import shutil
+import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -50,6 +52,7 @@ class Model(NamedTuple):
     domains: tuple[str, str]
     step: int
     path: Path
+    export: dict[str, Any] | None = None  # what an exported file tells of its one direction: all for people, plain data
 
     def part(self, prefix: str) -> dict[str, Tensor]:
         """The weights below a prefix such as `"ema.ab."`, without it; empty if there are none."""
@@ -220,15 +223,21 @@ def read(path: Path) -> Checkpoint:
 
 def write_model(model: Model, path: Path) -> None:
     """Networks as one safetensors file that knows its architecture and its domains."""
+    _write(path, lambda stream: stream.write(model_bytes(model)))
+
+
+def model_bytes(model: Model) -> bytes:
+    """What `write_model` writes."""
     header = {
         "version": VERSION,
         "step": model.step,
         "domains": list(model.domains),
         "generator": model.generator,
         "discriminator": model.discriminator,
+        **({} if model.export is None else {"export": model.export}),
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.tensors.items()}
-    _write(path, lambda stream: stream.write(to_bytes(tensors, metadata={_HEADER: json.dumps(header)})))
+    return to_bytes(tensors, metadata={_HEADER: json.dumps(header)})
 
 
 def read_model(path: Path, *, tell: Callable[[str], None] = warn) -> Model:
@@ -259,9 +268,39 @@ def read_model(path: Path, *, tell: Callable[[str], None] = warn) -> Model:
     try:
         first, second = (str(name) for name in header["domains"])
         architectures = dict(header["generator"]), dict(header["discriminator"])
-        return Model(tensors, *architectures, (first, second), int(header["step"]), file)
+        export = dict(header["export"]) if "export" in header else None
+        return Model(tensors, *architectures, (first, second), int(header["step"]), file, export)
     except _GARBLED as error:
         raise CheckpointError(f"{file} is not a cyclestyle model: its header lacks or garbles {error}") from None
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a `.pth` file of names and tensors, as torch.save writes them in either of its formats.
+
+    Raises:
+        CheckpointError: it holds anything else, code above all, or more than its bytes can be.
+    """
+    size = path.stat().st_size
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if sum(entry.file_size for entry in archive.infolist()) > size:  # torch.save never compresses
+                    raise CheckpointError(f"{path} cannot be read: it is compressed, which torch.save never does")
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
+    except pickle.UnpicklingError:
+        raise CheckpointError(f"{path} cannot be read: it is damaged, or it holds more than weights") from None
+    except Exception as error:  # what a file can make torch raise is documented nowhere
+        raise CheckpointError(f"{path} cannot be read: is it a whole .pth file? ({type(error).__name__})") from None
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
+        raise CheckpointError(f"{path} is not a file of weights: expected names and tensors")
+    tensors = {name: tensor for name, tensor in found.items() if isinstance(tensor, Tensor)}
+    if len(tensors) < len(found) or any(tensor.layout != torch.strided for tensor in tensors.values()):
+        raise CheckpointError(f"{path} is not a file of weights: expected names and tensors, and nothing else")
+    if _size(tensors) > size:  # views that repeat themselves
+        raise CheckpointError(f"{path} is not a file of weights: its tensors have more numbers than the file")
+    return tensors
 
 
 def misfits(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:

@@ -14,8 +14,9 @@ UPSAMPLES = ("transposed", "resize")
 class ResNetGenerator(nn.Module):
     """(N, in_channels, H, W) in [-1, 1] -> (N, out_channels, H, W) in [-1, 1], for every H and W from 1 px up.
 
-    Its stages `stem`, `down`, `trunk`, `up` and `head`, run in this order, are the whole network for sizes that are
-    multiples of 4 and at least 8 px; `forward` pads other sizes by reflection and crops the result.
+    Its stages `stem`, `down`, `trunk`, `up` and `head`, run in this order, are the whole network, `unpadded`, for sizes
+    that are multiples of `multiple` and at least `minimum` px; `forward` pads other sizes by reflection and crops the
+    result.
 
     channels    width of the stem and the head; the trunk has four times as many (1 to 1024)
     blocks      residual blocks: the paper takes 9 from 256 px on and 6 at 128 px (0 to 64)
@@ -25,6 +26,8 @@ class ResNetGenerator(nn.Module):
 
     Raises CommandError for an argument outside these ranges.
     """
+
+    multiple, minimum = 4, 8  # px; the trunk's reflection by 1 px needs 2 px, a quarter of 8
 
     def __init__(
         self,
@@ -76,9 +79,13 @@ class ResNetGenerator(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        x, crop = pad_to_multiple(x, 4, minimum=8)  # the trunk's reflection by 1 px needs 2 px, a quarter of 8
+        x, crop = pad_to_multiple(x, self.multiple, minimum=self.minimum)
+        return self.unpadded(x)[crop]
+
+    def unpadded(self, x: Tensor) -> Tensor:
+        """`forward` for sizes that need no padding: without a branch that depends on the size, so that it exports."""
         y: Tensor = self.head(self.up(self.trunk(self.down(self.stem(x)))))
-        return y[crop]
+        return y
 
 
 class ResidualBlock(nn.Module):

@@ -14,8 +14,9 @@ from cyclestyle.networks.resnet import UPSAMPLES
 class UNetGenerator(nn.Module):
     """(N, in_channels, H, W) in [-1, 1] -> (N, out_channels, H, W) in [-1, 1], for every H and W from 1 px up.
 
-    `down[i]` halves the size, `up` doubles it back, beginning at the innermost level; sizes that are no multiple of
-    2**levels are padded by reflection and the result is cropped.
+    `down[i]` halves the size, `up` doubles it back, beginning at the innermost level: that is the whole network,
+    `unpadded`, for multiples of 2**levels, which is `multiple` and `minimum`. Other sizes are padded by reflection and
+    the result is cropped.
 
     channels    width of the outermost level; it doubles up to eight times that (1 to 1024)
     levels      how often the size is halved: the reference takes 8 for 256 px and 7 for 128 px (2 to 10)
@@ -59,6 +60,8 @@ class UNetGenerator(nn.Module):
             "out_channels": out_channels,
         }
 
+        self.multiple = self.minimum = 2**levels  # px
+
         double = _double_transposed if upsample == "transposed" else _double_resized
         widths = [channels * min(2**i, 8) for i in range(levels)]
         innermost = levels - 1
@@ -88,9 +91,11 @@ class UNetGenerator(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        multiple = 2 ** len(self.down)
-        x, crop = pad_to_multiple(x, multiple, minimum=multiple)
+        x, crop = pad_to_multiple(x, self.multiple, minimum=self.minimum)
+        return self.unpadded(x)[crop]
 
+    def unpadded(self, x: Tensor) -> Tensor:
+        """`forward` for sizes that need no padding: without a branch that depends on the size, so that it exports."""
         skips = []
         for down in self.down:
             x = down(x)
@@ -101,7 +106,7 @@ class UNetGenerator(nn.Module):
             x = torch.cat([skips.pop(), up(x)], dim=1)
 
         y: Tensor = self.head(x)
-        return y[crop]
+        return y
 
 
 def _halve(channels: int, out_channels: int) -> nn.Conv2d:

@@ -1,47 +1,87 @@
 """One direction of a trained model, ready to translate pictures of any size."""
 
+from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from cyclestyle import checkpoint, images, networks
-from cyclestyle.checkpoint import Model
-from cyclestyle.errors import CheckpointError, CommandError
+from cyclestyle import images
+from cyclestyle.errors import CommandError
 from cyclestyle.hardware import Hardware
+from cyclestyle.translation import source
+from cyclestyle.translation.onnx import OnnxGenerator
+
+Backend = Literal["torch", "onnx"]
+
+
+class Runner(Protocol):
+    """A generator and what computes it: float32 (N, 3, H, W) in [-1, 1] both ways, on the CPU, any H and W."""
+
+    backend: Backend
+    hardware: Hardware
+
+    @property
+    def module(self) -> nn.Module | None: ...
+    @property
+    def fingerprint(self) -> str: ...
+    def __call__(self, pictures: Tensor) -> Tensor: ...
+
+
+class TorchGenerator:
+    """A generator that PyTorch computes.
+
+    Args:
+        module: the bare network; it is moved to the hardware and set to evaluation.
+        hardware: where it runs, in what precision, compiled or not.
+    """
+
+    backend: Backend = "torch"
+
+    def __init__(self, module: nn.Module, hardware: Hardware) -> None:
+        self.module, self.hardware = module.eval().requires_grad_(False), hardware
+        hardware.place(module)
+        self._call = hardware.prepare(module)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return source.fingerprint(self.module)
+
+    def __call__(self, pictures: Tensor) -> Tensor:
+        translated: Tensor = self._call(self.hardware.send(pictures))
+        return translated.cpu()
+
+    def __str__(self) -> str:
+        return str(self.hardware)
 
 
 class Translator:
     """Translates pictures from one domain to the other; every picture keeps its size.
 
     Args:
-        generator: the bare network; it is moved to the hardware and set to evaluation.
-        hardware: where it runs, and in what precision.
+        runner: the generator and what computes it.
         direction: what it does, such as `photo2monet`.
-        directions: the two that its model has.
+        directions: those that its model has.
         weights: which of the model's weights these are.
         path: of the model file.
-        step: at which it was saved.
+        step: at which it was saved; None where the file does not say.
     """
 
     def __init__(
         self,
-        generator: nn.Module,
+        runner: Runner,
         *,
-        hardware: Hardware,
         direction: str,
-        directions: tuple[str, str],
+        directions: tuple[str, ...],
         weights: Literal["ema", "raw"],
         path: Path,
-        step: int,
+        step: int | None,
     ) -> None:
-        self.generator, self.hardware = generator.eval().requires_grad_(False), hardware
+        self.runner = runner
         self.direction, self.directions, self.weights = direction, directions, weights
         self.path, self.step = path, step
-        hardware.place(generator)
-        self._call = hardware.autocast(generator)
 
     @classmethod
     def load(
@@ -52,83 +92,97 @@ class Translator:
         device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
         precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
         weights: Literal["ema", "raw"] = "ema",
+        backend: Literal["auto", "torch", "onnx"] = "auto",
+        compile: bool = False,  # noqa: A002
     ) -> "Translator":
         """A translator from what training has saved; all that it needs to know is in the model file.
 
         Args:
-            path: a run's folder, a checkpoint's folder or a safetensors file.
-            direction: such as `photo2monet`, by the model's own domains; `a2b` and `b2a` work as well.
+            path: a run's folder, a checkpoint's folder, a safetensors file, a generator of the reference implementation
+                (`latest_net_G_A.pth`), or an exported `.onnx` file.
+            direction: such as `photo2monet`, by the model's own domains; `a2b` and `b2a` work as well. A file of one
+                direction needs none.
             weights: `ema` is the moving average where the model has one, else the weights of the last step.
+            backend: what computes; `auto` is `onnx` for an `.onnx` file, else `torch`.
+            compile: run the network through `torch.compile`.
 
         Raises:
-            CommandError: no such direction, device or precision.
+            CommandError: no such direction, device or precision, or a backend that cannot run this file.
             CheckpointError: no model there, or one that is damaged or does not translate RGB pictures.
         """
-        model = checkpoint.read_model(Path(path))
-        side = _side(direction, model.domains)
-        averaged = weights == "ema" and bool(model.part(f"ema.{side}."))
-
+        path = Path(path)
+        runner: Runner
+        if _backend(path, backend) == "onnx":
+            runner = OnnxGenerator.load(path, device=device, precision=precision, compile=compile)
+            found = runner.sources
+            chosen = found.choose(direction)
+        else:
+            found = source.read(path, weights=weights)
+            chosen = found.choose(direction)
+            runner = TorchGenerator(source.build(chosen), Hardware(device, precision=precision, compile=compile))
         return cls(
-            _generator(model, f"ema.{side}." if averaged else f"generators.{side}."),
-            hardware=Hardware(device, precision=precision),
-            direction=_directions(model.domains)[side == "ba"],
-            directions=_directions(model.domains),
-            weights="ema" if averaged else "raw",
-            path=model.path,
-            step=model.step,
+            runner,
+            direction=chosen.direction,
+            directions=found.directions,
+            weights=chosen.weights,
+            path=chosen.path,
+            step=chosen.step,
         )
+
+    @property
+    def backend(self) -> Backend:
+        """What computes."""
+        return self.runner.backend
+
+    @property
+    def hardware(self) -> Hardware:
+        """Where it computes, and in what precision."""
+        return self.runner.hardware
+
+    @property
+    def generator(self) -> nn.Module | None:
+        """The bare network, in evaluation, on the hardware; None where another program than PyTorch holds it."""
+        return self.runner.module
+
+    @property
+    def fingerprint(self) -> str:
+        """Sha256 in hexadecimal of what decides over translations.
+
+        It is that of architecture and weights, whatever file they come in and whatever they are called there. An
+        `.onnx` file, which computes them in its own way, has that of its bytes.
+        """
+        return self.runner.fingerprint
 
     def __call__(self, image: Image.Image) -> Image.Image:
         """The translation of one picture of any colour mode, its pixels taken as they stand, as RGB."""
         return images.from_pixels(self.batch(images.to_pixels(images.to_rgb(image))[None])[0])
 
-    @torch.inference_mode()
     def batch(self, pixels: Tensor) -> Tensor:
         """The translations of pictures of one size, uint8 (N, 3, H, W) both ways, on the CPU.
 
         Instance norm looks at one picture at a time: what else is in the batch changes nothing but the rounding.
         """
-        translated: Tensor = self._call(images.to_float(self.hardware.send(pixels)))
-        return images.to_uint8(translated).cpu()
+        return images.to_uint8(self.values(images.to_float(pixels)))
+
+    @torch.inference_mode()
+    def values(self, pictures: Tensor) -> Tensor:
+        """`batch` without rounding: float32 (N, 3, H, W) in [-1, 1] both ways, on the CPU, each picture as a whole."""
+        return self.runner(pictures)
 
     def __str__(self) -> str:
-        return f"{self.path} (step {self.step}), {self.direction}, {self.weights} weights, on {self.hardware}"
+        step = "" if self.step is None else f" (step {self.step})"
+        kind = "" if self.step is None else f", {self.weights} weights"
+        return f"{self.path}{step}, {self.direction}{kind}, on {self.runner}"
 
 
-def _directions(domains: tuple[str, str]) -> tuple[str, str]:
-    a, b = domains
-    return f"{a}2{b}", f"{b}2{a}"
-
-
-def _side(direction: str | None, domains: tuple[str, str]) -> Literal["ab", "ba"]:
-    """Which generator a direction means; the domains' own names come before `a2b` and `b2a`."""
-    ab, ba = _directions(domains)
-    if ab == ba:  # domains x and x2x, for one: only the letters tell the two apart
-        ab, ba = "a2b", "b2a"
-    names: dict[str | None, Literal["ab", "ba"]] = {"a2b": "ab", "b2a": "ba"}
-    names |= {ab: "ab", ba: "ba"}
-    if direction not in names:
-        wrong = "direction= is missing" if direction is None else f"direction={direction} is unknown"
-        raise CommandError(f"{wrong}: this model translates {ab} or {ba}")
-    return names[direction]
-
-
-def _generator(model: Model, prefix: str) -> nn.Module:
-    """The network that the model file describes, with the weights that it has below a prefix."""
-    name = model.generator.get("name")
-    if name not in networks.GENERATORS:
-        known = " or ".join(networks.GENERATORS)
-        raise CheckpointError(f"{model.path}: its generator is called {str(name)[:40]!r}, expected {known}")
-    if any(model.generator.get(key, 3) != 3 for key in ("in_channels", "out_channels")):
-        raise CheckpointError(
-            f"{model.path}: its generator does not translate RGB pictures, the only kind there is here"
+def _backend(path: Path, backend: Literal["auto", "torch", "onnx"]) -> Backend:
+    """What computes a file, which must be able to."""
+    fitting: Backend = "onnx" if path.suffix.lower() == ".onnx" else "torch"
+    if backend == "auto" or backend == fitting:
+        return fitting
+    if backend == "onnx":
+        raise CommandError(
+            f"backend=onnx runs .onnx files, {path} is none: first python -m cyclestyle.export checkpoint={path} "
+            "format=onnx, then checkpoint= the file that it writes"
         )
-    generator = networks.build(model.generator)
-
-    weights = model.part(prefix)
-    differences = checkpoint.misfits(generator.state_dict(), weights)
-    if differences:
-        fault = f"{model.path}: its weights {prefix}* do not fit the {name} generator that its header describes"
-        raise CheckpointError("\n  ".join([fault, *differences]))
-    generator.load_state_dict(weights)
-    return generator
+    raise CommandError(f"backend=torch: {path} is an .onnx file, which onnxruntime computes: leave backend= out")

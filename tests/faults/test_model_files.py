@@ -1,10 +1,12 @@
 """Model files and run folders that lie, are damaged or mean harm: exit 4, nothing executed, little memory."""
 
+import io
 import json
 import os
 import resource
 import struct
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from cyclestyle.checkpoint import read_model
 from cyclestyle.data.scenes import draw
 from tests.translation.models import write_model, write_picture
 
+GOLDEN = Path(__file__).parents[1] / "golden" / "weights"
 HUGE = 2**60
 MARKER = "CYCLESTYLE_TEST_RAN"
 
@@ -48,7 +51,8 @@ def described(**changes: object) -> bytes:
     about = {"version": 1, "step": 1, "domains": ["photo", "monet"], "discriminator": {"name": "patch"},
              "generator": {"name": "resnet", "channels": 4, "blocks": 1}}  # fmt: skip
     metadata = {"cyclestyle": json.dumps(about | changes)}
-    return safetensors(json.dumps({"__metadata__": metadata, "x": tensor(0, 4, [1])}).encode(), b"\0" * 4)
+    found = {"generators.ab.x": tensor(0, 4, [1]), "generators.ba.x": tensor(4, 8, [1])}
+    return safetensors(json.dumps({"__metadata__": metadata, **found}).encode(), b"\0" * 8)
 
 
 HARMFUL = {
@@ -65,6 +69,10 @@ HARMFUL = {
     "a _target_ for a name": described(generator={"name": "os.putenv", "channels": 4}),
     "an interpolation": described(generator={"name": "${oc.env:HOME}", "channels": 4}),
     "an interpolated number": described(generator={"name": "resnet", "channels": "${oc.env:HOME}"}),
+    "an export that is no mapping": described(export=7),
+    "an exported million of channels": described(
+        export={"direction": None, "training": [[[]]]}, generator={"name": "resnet", "channels": 10**6}
+    ),
 }  # fmt: skip
 
 
@@ -99,6 +107,65 @@ def test_a_pickle_with_code_in_it_is_refused_and_not_run(
     (line,) = capsys.readouterr().err.splitlines()
     assert name in line
     assert MARKER not in os.environ
+
+
+def saved(content: object, *, legacy: bool = False) -> bytes:
+    stream = io.BytesIO()
+    torch.save(content, stream, _use_new_zipfile_serialization=not legacy)
+    return stream.getvalue()
+
+
+def repacked(content: bytes, method: int) -> bytes:
+    """The same archive, compressed or not."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(stream, "w", method) as new:
+        for entry in old.infolist():
+            new.writestr(entry.filename, old.read(entry))
+    return stream.getvalue()
+
+
+def resnet(**changes: object) -> dict[str, object]:
+    return {**torch.load(GOLDEN / "resnet6_zip.pth", weights_only=True), **changes}
+
+
+PTH = {
+    "a damaged end": (GOLDEN / "resnet9_truncated.pth").read_bytes(),
+    "a damaged end in the old format": (GOLDEN / "resnet9_legacy.pth").read_bytes()[:-100],
+    "nothing": b"",
+    "text": b"version https://git-lfs.github.com/spec/v1\n",
+    "code": saved(resnet(more=Evil())),
+    "code in the old format": saved(resnet(more=Evil()), legacy=True),
+    "a whole network": saved(torch.nn.Conv2d(3, 3, 1)),
+    "a list": saved([torch.zeros(3)]),
+    "numbers for names": saved({1: torch.zeros(3)}),
+    "numbers for tensors": saved(resnet(more=1.5)),
+    "sparse tensors": saved(resnet(more=torch.eye(3).to_sparse())),
+    "a megabyte in a few kilobytes": repacked(saved({"model.1.weight": torch.zeros(2**18)}), zipfile.ZIP_DEFLATED),
+    "a view of terabytes": saved({"model.1.weight": torch.zeros(1).expand(2**40)}),
+    "a million channels": saved(
+        resnet(**{"model.1.weight": torch.zeros(1, 3, 1, 1).expand(2**20, -1, -1, -1)})
+    ),
+    "whole numbers": saved({name: tensor.int() for name, tensor in resnet().items()}),  # type: ignore[attr-defined]
+    "weights of another shape": saved(resnet(**{"model.4.weight": torch.zeros(2, 2)})),
+    "nothing but buffers": saved({"model.1.running_mean": torch.zeros(3)}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PTH)
+def test_a_harmful_pth_file_is_refused_in_one_line_and_costs_no_memory(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    file = tmp_path / "latest_net_G_A.pth"
+    file.write_bytes(PTH[name])
+    write_picture(tmp_path / "photos/x.png")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert leave(translate, f"checkpoint={file}", f"input={tmp_path}/photos", f"output={tmp_path}/out") == 4
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024  # kB
+    first, *rest = capsys.readouterr().err.splitlines()
+    assert first.startswith(f"cyclestyle translate: {file}")
+    assert len(rest) == (name == "weights of another shape")
+    assert MARKER not in os.environ
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.fixture

@@ -10,8 +10,9 @@ from torch.nn import functional as F  # noqa: N812
 
 from cyclestyle.errors import CheckpointError
 from cyclestyle.losses import LeastSquares
-from cyclestyle.networks import PatchDiscriminator, PixelDiscriminator, ResNetGenerator, UNetGenerator
-from cyclestyle.networks.reference import from_reference, reference_names
+from cyclestyle.networks import PatchDiscriminator, PixelDiscriminator, ResNetGenerator, UNetGenerator, build
+from cyclestyle.networks.reference import from_reference, infer, reference_names, reference_options, to_reference
+from tests.reference_networks import BATCH, RUNNING, ReferenceResNet, ReferenceUNet, randomized
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -87,8 +88,160 @@ def test_a_file_of_another_network_is_an_error_that_names_the_difference():
 
 
 @pytest.mark.parametrize(
-    "network", [ResNetGenerator(1, 1, upsample="resize"), UNetGenerator(1, 2), PixelDiscriminator(1)]
+    ("network", "reason"),
+    [
+        (ResNetGenerator(1, 1, upsample="resize"), "the reference has no resnet with upsample=resize, "),
+        (UNetGenerator(1, 7, upsample="resize"), "the reference has no unet with upsample=resize, "),
+        (PixelDiscriminator(1), "no reference file fits PixelDiscriminator: "),
+    ],
 )
-def test_a_network_that_the_reference_does_not_save_is_an_error(network):
-    with pytest.raises(CheckpointError, match="no reference file fits"):
+def test_a_network_that_the_reference_does_not_save_is_an_error(network, reason):
+    with pytest.raises(CheckpointError, match=f"^{reason}"):
         reference_names(network)
+
+
+# What a file holds, by its names and shapes
+
+
+FILES = {
+    "resnet9_zip": ("resnet9", {"name": "resnet", "blocks": 9, "dropout": 0}),
+    "resnet9_legacy": ("resnet9", {"name": "resnet", "blocks": 9, "dropout": 0}),
+    "resnet9_dataparallel": ("resnet9", {"name": "resnet", "blocks": 9, "dropout": 0}),
+    "resnet9_runstats_legacy": ("resnet9", {"name": "resnet", "blocks": 9, "dropout": 0}),
+    "resnet9_dropout_zip": ("resnet9_dropout_eval", {"name": "resnet", "blocks": 9, "dropout": 0.5}),
+    "resnet6_zip": ("resnet6", {"name": "resnet", "blocks": 6, "dropout": 0}),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_kind_of_reference_file_says_what_it_holds_and_computes_what_the_reference_does(name):
+    output, expected = FILES[name]
+    inferred = infer(torch.load(GOLDEN / "weights" / f"{name}.pth", weights_only=True))
+    assert expected.items() <= inferred.architecture.items()
+    assert inferred.architecture["channels"] == 4
+
+    pictures = np.load(GOLDEN / "weights" / "io.npz")
+    y = loaded(inferred)(torch.from_numpy(pictures["x"]))
+    np.testing.assert_allclose(y.numpy(), pictures[output], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("network", "size"),
+    [
+        (ReferenceUNet(3, 7), (128, 256)),
+        (ReferenceUNet(2, 8), (256, 256)),
+        (ReferenceUNet(5, 6), (64, 128)),
+        (ReferenceUNet(4, 7, norm=RUNNING), (128, 128)),
+        (ReferenceResNet(5, 9), (24, 20)),
+        (ReferenceResNet(2, 6, dropout=True), (20, 24)),
+        (ReferenceResNet(3, 1, norm=RUNNING), (16, 32)),
+        (ReferenceResNet(3, 0), (16, 16)),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_width_and_depth_are_inferred_and_outputs_are_the_references(network, size, wrapped):
+    state = randomized(network).state_dict()
+    inferred = infer({f"module.{name}": tensor for name, tensor in state.items()} if wrapped else state)
+    x = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    for layer in network.modules():  # old files keep sums that were never used: their networks saw each picture alone
+        if isinstance(layer, torch.nn.InstanceNorm2d):
+            layer.track_running_stats = False
+            layer.running_mean = layer.running_var = None
+
+    with torch.no_grad():
+        expected = network(x)
+    assert expected.std() > 0.05
+    torch.testing.assert_close(loaded(inferred)(x), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("network", "reason"),
+    [
+        (ReferenceUNet(norm=BATCH), "it has batch norm (model.model.1.model.2 has weights of its own)"),
+        (ReferenceResNet(norm=BATCH), "it has batch norm (model.2 has weights of its own)"),
+        (ReferenceUNet(colours=(1, 3)), "it has input_nc=1: expected 3"),
+        (ReferenceUNet(colours=(3, 1)), "it has output_nc=1: expected 3"),
+        (ReferenceResNet(colours=(4, 3)), "it has input_nc=4: expected 3"),
+        (ReferenceResNet(colours=(3, 2)), "it has output_nc=2: expected 3"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_generators_here_are_not_is_refused_by_name(network, reason):
+    with pytest.raises(CheckpointError) as refused:
+        infer(network.state_dict())
+    assert str(refused.value).startswith(reason)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("without", "reason"),
+    [
+        ("model.26.", "it looks like a ResNetGenerator of which layers are missing"),
+        ("model.13.", "it looks like a ResNetGenerator of which layers are missing"),
+        ("model.22.", "missing model.22.weight and 1 more; unknown nothing"),
+        ("model.18.conv_block.5", "missing model.18.conv_block.5.weight and 1 more"),
+        ("model.", "it is not a generator of the reference"),
+    ],
+)
+def test_a_file_that_lacks_layers_is_an_error_that_says_so(without, reason):
+    state = {name: value for name, value in ReferenceResNet().state_dict().items() if not name.startswith(without)}
+    with pytest.raises(CheckpointError, match=re.escape(reason)):
+        infer(state)
+
+
+def test_a_discriminator_is_told_from_a_generator():
+    names = reference_names(PatchDiscriminator(2))
+    state = {names[name]: tensor for name, tensor in PatchDiscriminator(2).state_dict().items()}
+    with pytest.raises(CheckpointError, match=r"^it is a discriminator: "):
+        infer(state)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "options", "size"),
+    [
+        (
+            ResNetGenerator(3, 9),
+            ReferenceResNet(3, 9),
+            "--netG resnet_9blocks --ngf 3 --norm instance --no_dropout",
+            16,
+        ),
+        (
+            ResNetGenerator(4, 6, dropout=0.5),
+            ReferenceResNet(4, 6, dropout=True),
+            "--netG resnet_6blocks --ngf 4 --norm instance",
+            16,
+        ),
+        (UNetGenerator(2, 8), ReferenceUNet(2, 8), "--netG unet_256 --ngf 2 --norm instance --no_dropout", 256),
+        (UNetGenerator(3, 7), ReferenceUNet(3, 7), "--netG unet_128 --ngf 3 --norm instance --no_dropout", 128),
+    ],
+    ids=["resnet9", "resnet6 with dropout", "unet_256", "unet_128"],
+)
+def test_our_weights_load_strictly_into_the_references_networks_which_then_compute_the_same(
+    ours, theirs, options, size
+):
+    randomized(ours, seed=2)
+    theirs.load_state_dict(to_reference(ours), strict=True)
+    assert reference_options(ours) == options
+    x = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(3)) * 2 - 1
+    with torch.no_grad():
+        torch.testing.assert_close(theirs.eval()(x), ours(x), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("network", "reason"),
+    [
+        (ResNetGenerator(2, 4), "a resnet with 9 and 6 blocks, this one has 4"),
+        (UNetGenerator(2, 5), "a unet with 8 and 7 levels, this one has 5"),
+        (ResNetGenerator(2, 9, upsample="resize"), "no resnet with upsample=resize"),
+    ],
+)
+def test_what_the_references_command_line_cannot_name_is_refused(network, reason):
+    with pytest.raises(CheckpointError, match=reason):
+        reference_options(network)
+
+
+def loaded(inferred):
+    network = build(inferred.architecture)
+    network.load_state_dict(inferred.weights, strict=True)
+    return network.eval().requires_grad_(False)

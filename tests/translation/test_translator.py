@@ -1,6 +1,7 @@
 """A model file is all that a translator needs, and what it makes keeps its size."""
 
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,13 @@ from PIL import Image
 
 from cyclestyle import images, networks
 from cyclestyle.checkpoint import Checkpoints, read_model
+from cyclestyle.checkpoint import write_model as write
 from cyclestyle.distributed import World
 from cyclestyle.errors import CheckpointError, CommandError
 from cyclestyle.translation import Translator
 from tests.translation.models import RESNET, UNET, noise, write_model
 
+GOLDEN = Path(__file__).parents[1] / "golden" / "weights"
 SIZES = [(1, 1), (1, 40), (40, 1), (2, 3), (3, 2), (4, 4), (5, 7), (8, 8), (9, 33), (17, 16), (31, 40), (39, 37)]
 
 
@@ -167,6 +170,124 @@ def test_no_model_is_a_named_error(tmp_path: Path) -> None:
 
 
 def write_other_header(path: Path, model, architecture: dict) -> None:
-    from cyclestyle.checkpoint import write_model as write
-
     write(model._replace(generator=architecture), path)
+
+
+# Files of the reference implementation
+
+
+def pth(folder: Path, name: str = "latest_net_G_A.pth", *, source: str = "resnet9_zip") -> Path:
+    shutil.copy(GOLDEN / f"{source}.pth", folder / name)
+    return folder / name
+
+
+@pytest.mark.parametrize(
+    ("file", "output"),
+    [
+        ("resnet9_zip", "resnet9"),
+        ("resnet9_legacy", "resnet9"),
+        ("resnet9_dataparallel", "resnet9"),
+        ("resnet9_runstats_legacy", "resnet9"),
+        ("resnet9_dropout_zip", "resnet9_dropout_eval"),
+        ("resnet6_zip", "resnet6"),
+    ],
+)
+def test_a_reference_file_translates_as_the_reference_does(file: str, output: str) -> None:
+    golden = np.load(GOLDEN / "io.npz")
+    translator = load(GOLDEN / f"{file}.pth", None)
+    made = translator.values(torch.from_numpy(golden["x"]))
+    np.testing.assert_allclose(made.numpy(), golden[output], rtol=0, atol=1e-5)
+    assert isinstance(translator.generator, networks.ResNetGenerator)
+    assert made.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("name", "direction"), [("latest_net_G_A.pth", "a2b"), ("5_net_G_B.pth", "b2a"), ("horse.pth", "a2b")]
+)
+def test_a_reference_file_needs_no_direction(tmp_path: Path, name: str, direction: str) -> None:
+    translator = load(pth(tmp_path, name), None)
+    assert (translator.direction, translator.directions, translator.step) == (direction, (direction,), None)
+    assert str(translator) == f"{tmp_path / name}, {direction}, on CPU, fp32"
+
+
+@pytest.mark.parametrize(
+    ("name", "right", "wrong", "which"),
+    [
+        ("latest_net_G_A.pth", "a2b", ["b2a", "photo2monet"], ", a2b"),
+        ("latest_net_G_B.pth", "b2a", ["a2b"], ", b2a"),
+        ("horse2zebra.pth", None, ["a2b", "b2a", "horse2zebra"], ""),
+    ],
+)
+def test_a_file_of_one_direction_refuses_the_others(
+    tmp_path: Path, name: str, right: str | None, wrong: list[str], which: str
+) -> None:
+    path = pth(tmp_path, name)
+    assert load(path, right).path == path
+    for direction in wrong:
+        told = f"direction={direction}: {path} holds one direction only{which}: leave direction= out"
+        with pytest.raises(CommandError, match=f"^{re.escape(told)}$"):
+            load(path, direction)
+
+
+def test_weights_in_half_precision_are_taken(tmp_path: Path) -> None:
+    weights = torch.load(GOLDEN / "resnet6_zip.pth", weights_only=True)
+    torch.save({name: tensor.half() for name, tensor in weights.items()}, tmp_path / "half.pth")
+    golden = np.load(GOLDEN / "io.npz")
+    made = load(tmp_path / "half.pth", None).values(torch.from_numpy(golden["x"])).numpy()
+    assert 1e-6 < np.abs(made - golden["resnet6"]).max() < 0.01
+
+
+# What a translator tells of itself
+
+
+def test_values_are_what_a_batch_rounds(tmp_path: Path) -> None:
+    translator = load(write_model(tmp_path))
+    pixels = images.to_pixels(Image.fromarray(noise(19, 14)))[None]
+    values = translator.values(pixels.float() / 127.5 - 1)
+    assert values.dtype == torch.float32
+    assert values.shape == (1, 3, 14, 19)
+    rounded = ((values + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    assert torch.equal(translator.batch(pixels), rounded)
+    assert (values * 127.5).frac().abs().max() > 0.01
+
+
+def test_a_fingerprint_is_that_of_the_weights_whatever_they_are_called(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "one")
+    prints = {
+        load(path, direction, weights=kind).fingerprint for direction in ("a2b", "b2a") for kind in ("ema", "raw")
+    }
+    assert len(prints) == 4  # four different sets of weights
+
+    model = read_model(path)
+    renamed = {"generators." + key.removeprefix("ema."): value for key, value in model.tensors.items() if "ema" in key}
+    other = tmp_path / "other.safetensors"
+    write(model._replace(tensors=renamed, domains=("x", "y"), step=1), other)
+    assert load(other, "x2y").fingerprint == load(path).fingerprint
+    assert re.fullmatch("[0-9a-f]{64}", load(path).fingerprint)
+
+    key = "generators.ab.head.conv.bias"
+    write(model._replace(tensors=renamed | {key: renamed[key] + 1e-6}), other)
+    assert load(other).fingerprint != load(path).fingerprint
+
+
+def test_the_same_weights_have_one_fingerprint_in_every_file_they_come_in() -> None:
+    found = [load(GOLDEN / f"resnet9_{kind}.pth", None).fingerprint for kind in ("zip", "legacy", "dataparallel")]
+    assert len(set(found)) == 1
+    assert load(GOLDEN / "resnet6_zip.pth", None).fingerprint != found[0]
+
+
+def test_a_compiled_translator_keeps_the_bare_network(tmp_path: Path) -> None:
+    with torch.compiler.set_stance("force_eager"):
+        translator = load(write_model(tmp_path), compile=True)
+        assert not any("_orig_mod" in key for key in translator.generator.state_dict())
+        assert translator(Image.fromarray(noise(9, 7))).size == (9, 7)
+    assert str(translator).endswith("CPU, fp32, compiled")
+
+
+def test_a_backend_that_cannot_run_a_file_is_refused_with_what_can(tmp_path: Path) -> None:
+    path = write_model(tmp_path)
+    assert load(path, backend="torch").backend == "torch"
+    with pytest.raises(CommandError, match=r"^backend=onnx .* cyclestyle\.export checkpoint=.* format=onnx, then "):
+        load(path, backend="onnx")
+    with pytest.raises(CommandError, match=r"^backend=torch: .* is an \.onnx file"):
+        load(tmp_path / "x.onnx", backend="torch")
