@@ -82,7 +82,19 @@ class Translate:
     existing: str = MISSING
 
 
-SCHEMAS: dict[str, type] = {"train": Train, "translate": Translate, "evaluate": Evaluate}
+@dataclass
+class Export:
+    """The root of configs/export.yaml."""
+
+    checkpoint: str = MISSING
+    format: str = MISSING
+    output: str | None = None
+    direction: str | None = None
+    weights: str = MISSING
+    existing: str = MISSING
+
+
+SCHEMAS: dict[str, type] = {"train": Train, "translate": Translate, "evaluate": Evaluate, "export": Export}
 for _command, _schema in SCHEMAS.items():
     ConfigStore.instance().store(f"{_command}_schema", _schema)
 
@@ -104,6 +116,7 @@ CONSUMERS: dict[str, tuple[str, ...]] = {
     "cyclestyle.data.drawn_scenes": ("cyclestyle.data.Unpaired",),
     "translate": ("cyclestyle.translate.translate",),
     "evaluate": ("cyclestyle.evaluate.evaluate",),
+    "export": ("cyclestyle.export.export",),
 }
 
 

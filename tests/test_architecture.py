@@ -11,7 +11,7 @@ PACKAGE = ROOT / "cyclestyle"
 
 # Room -> the modules in it. A package stands for all its modules.
 ROOMS: dict[str, set[str]] = {
-    "entry": {"__main__", "train", "translate", "evaluate"},
+    "entry": {"__main__", "train", "translate", "evaluate", "export"},
     "launcher": {"launcher"},
     "relaunch": {"relaunch"},
     "config": {"config", "commandline", "binding"},

@@ -152,6 +152,7 @@ def test_the_path_keys_are_those_of_the_issue() -> None:
     assert literal_keys("train") == [*data, "init", "run_dir"]
     assert literal_keys("translate") == ["checkpoint", "direction", "input", "output"]
     assert literal_keys("evaluate") == ["checkpoint", "direction", "input", "target", "truth"]
+    assert literal_keys("export") == ["checkpoint", "direction", "output"]
 
 
 @pytest.mark.parametrize("text", [text.replace("/", "-") for text in AWKWARD.values()], ids=AWKWARD.keys())
@@ -414,7 +415,11 @@ def test_keys_and_values_are_checked_against_the_parts(typed: str, message: str)
 
 @pytest.mark.parametrize(
     ("command", "typed"),
-    [("translate", ["checkpoint=x", "input=y", "output=z"]), ("evaluate", ["checkpoint=x", "input=y"])],
+    [
+        ("translate", ["checkpoint=x", "input=y", "output=z"]),
+        ("evaluate", ["checkpoint=x", "input=y"]),
+        ("export", ["checkpoint=x"]),
+    ],
 )
 def test_the_commands_without_parts_are_checked_against_their_function(command: str, typed: list[str]) -> None:
     config.check(config.compose(command, typed))
@@ -455,6 +460,7 @@ def test_a_node_without_a_target_is_no_part(own_configs: Path) -> None:
         ("translate", ["input=x"], ["checkpoint", "output"]),
         ("translate", ["checkpoint=x", "output=y"], ["input"]),
         ("evaluate", ["truth=x"], ["checkpoint", "input"]),
+        ("export", ["format=onnx"], ["checkpoint"]),
     ],
 )
 def test_all_missing_values_are_named_in_one_line(command: str, typed: list[str], missing: list[str]) -> None:
@@ -482,7 +488,7 @@ def launch(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
 Launch = Callable[..., tuple[int, str, str]]
 
 
-@pytest.mark.parametrize("command", ["train", "translate", "evaluate"])
+@pytest.mark.parametrize("command", ["train", "translate", "evaluate", "export"])
 def test_a_command_without_arguments_says_what_to_type(launch: Launch, command: str) -> None:
     code, _, err = launch(command=command, run=lambda cfg: pytest.fail("ran"))
     assert code == 2
@@ -623,7 +629,7 @@ finally:
 
 
 def test_help_and_mistyped_keys_do_not_import_torch() -> None:
-    for words in (["train", "--help"], ["train", "trainer.stesp=3"], ["translate", "-h"], ["train"]):
+    for words in (["train", "--help"], ["train", "trainer.stesp=3"], ["translate", "-h"], ["export", "-h"], ["train"]):
         done = subprocess.run([sys.executable, "-c", SCRIPT, *words], capture_output=True, text=True, check=False)
         assert done.stderr.splitlines()[-1] == "False"
 

@@ -80,13 +80,13 @@ def export(generator: nn.Module, source: Source) -> Exported:
             f"{source.path}: its generator is too large for an .onnx file, which ends at 2 GB"
         ) from None
 
-    differences = _differences(generator, OnnxGenerator(content, source.path))
-    worst = max(differences, key=lambda difference: difference.largest)
-    if not worst.largest <= TOLERANCE:  # nor may it be NaN
-        raise CheckpointError(
-            f"{source.path}: as onnx its pictures differ by {worst.largest:.1e} from PyTorch's at "
-            f"{' x '.join(map(str, worst.shape))}, more than {TOLERANCE}: export it as safetensors"
-        )
+    differences = _differences(generator, OnnxGenerator(content, source.path, device="cpu"))
+    for shape, largest in differences:
+        if not largest <= TOLERANCE:  # nor may it be NaN
+            raise CheckpointError(
+                f"{source.path}: as onnx its pictures differ by {largest:.1e} from PyTorch's at "
+                f"{' x '.join(map(str, shape))}, more than {TOLERANCE}: export it as safetensors"
+            )
     return Exported(content, differences)
 
 
@@ -232,10 +232,13 @@ def _header(generator: Unpadded, source: Source) -> dict[str, Any]:
 
 
 def _differences(generator: nn.Module, exported: OnnxGenerator) -> list[Difference]:
-    """At three sizes, none of which is the one that was traced: one below the least, two pictures, odd sides."""
+    """At three sizes, none of which is the one that was traced: odd sides, two pictures, sides of different lengths.
+
+    None is tiny: over four numbers instance norm magnifies rounding, and every program has its own.
+    """
     assert isinstance(generator, Unpadded)
-    least, step = generator.minimum, generator.multiple * max(1, 48 // generator.multiple)
-    shapes = [(1, 3, least // 2 + 1, least - 1), (2, 3, least, least + step), (1, 3, least + step - 1, least + 1)]
+    side, step = max(32, generator.minimum), max(48, generator.multiple)
+    shapes = [(1, 3, side // 2 + 1, side - 1), (2, 3, side, side + step), (1, 3, side + step - 1, side + 1)]
     random = torch.Generator().manual_seed(0)
     found = []
     for shape in shapes:

@@ -86,6 +86,8 @@ def read(path: Path, *, weights: Weights = "ema") -> Sources:
         CheckpointError: there is none, it is damaged, or no file of a generator.
         CommandError: the last step's weights of a file that was exported without them.
     """
+    if path.suffix.lower() == ".onnx" and path.is_file():
+        raise CheckpointError(f"{path} is an .onnx file, which only onnxruntime runs: give what it was exported from")
     if path.suffix.lower() in REFERENCE and path.is_file():
         return _from_reference(path)
     return _from_model(checkpoint.read_model(path), weights)
@@ -151,7 +153,7 @@ def _from_model(model: Model, weights: Weights) -> Sources:
                 model.domains,
                 kind,
                 model.path,
-                model.step,
+                None if model.export is not None and model.export.get("step", 0) is None else model.step,
                 _training(model),
                 prefix=f"{_PARTS[kind]}.{side}.",
                 is_named=model.export is None or model.export.get("direction") is not None,

@@ -1,0 +1,485 @@
+"""Models as files to hand on: what goes out comes back the same, and other programs can use it."""
+
+import json
+import re
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from cyclestyle import networks
+from cyclestyle.checkpoint import Checkpoints, read_model
+from cyclestyle.checkpoint import write_model as write
+from cyclestyle.distributed import World
+from cyclestyle.errors import CheckpointError, CommandError, DiskError
+from cyclestyle.evaluate import evaluate
+from cyclestyle.export import export
+from cyclestyle.translation import Translator
+from tests.reference_networks import ReferenceResNet, ReferenceUNet
+from tests.translation.models import noise, pixels_of, write_model, write_picture
+
+GOLDEN = Path(__file__).parent / "golden" / "weights"
+RESNET6 = {"name": "resnet", "channels": 4, "blocks": 6}
+UNET7 = {"name": "unet", "channels": 2, "levels": 7}
+TINY = {"name": "resnet", "channels": 4, "blocks": 1}
+BOTH = ("photo2monet", "monet2photo")
+ODD = [(1, 39), (39, 1), (8, 12), *((height, 5 * height % 41) for height in range(1, 41, 2))]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of four steps."""
+    place = tmp_path_factory.mktemp("trained")
+    options = ["data.root=scenes", "trainer.device=cpu", "logger.tensorboard=null", "generator.blocks=6",
+               "ema.decay=0.5", "data.domain_b=monet", "name=mine"]  # fmt: skip
+    done = command("train", "+experiment=smoke", *options, cwd=place)
+    assert done.returncode == 0, done.stderr
+    return place / "runs" / "mine"
+
+
+def command(name: str, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", f"cyclestyle.{name}", *arguments]
+    environment = {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1", "PATH": ""}
+    return subprocess.run(line, capture_output=True, text=True, timeout=120, check=False, cwd=cwd, env=environment)
+
+
+def load(path: Path, direction: str | None = None, **options: Any) -> Translator:
+    return Translator.load(path, direction=direction, device="cpu", precision="fp32", **options)
+
+
+def pictures(*shape: int) -> Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(sum(shape))) * 2 - 1
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def header(path: Path) -> dict[str, Any]:
+    with safe_open(path, framework="np") as opened:
+        return json.loads(opened.metadata()["cyclestyle"])
+
+
+# Safetensors
+
+
+def test_a_run_goes_out_as_one_file_for_each_direction_and_comes_back_the_same(trained: Path, tmp_path: Path) -> None:
+    assert export(trained, output=tmp_path) == 0
+    assert names(tmp_path) == {"photo2monet.safetensors", "monet2photo.safetensors"}
+    for direction in BOTH:
+        alone, whole = load(tmp_path / f"{direction}.safetensors"), load(trained, direction)
+        assert (alone.direction, alone.directions, alone.step, alone.weights) == (direction, (direction,), 4, "ema")
+        assert alone.fingerprint == whole.fingerprint
+        x = pictures(2, 3, 13, 18)
+        assert torch.equal(alone.values(x), whole.values(x))
+
+
+def test_the_header_says_what_the_model_is_and_how_it_was_trained(trained: Path, tmp_path: Path) -> None:
+    export(trained, output=tmp_path, direction="a2b")
+    assert names(tmp_path) == {"photo2monet.safetensors"}
+    about = header(tmp_path / "photo2monet.safetensors")
+    assert about["domains"] == ["photo", "monet"]
+    assert about["generator"] == networks.build(RESNET6).architecture
+    told = about["export"]
+    assert (told["direction"], told["weights"], told["step"]) == ("photo2monet", "ema", 4)
+
+    last = json.loads((trained / "metrics.jsonl").read_text().splitlines()[-1])
+    assert told["training"]["name"] == "mine"
+    assert told["training"]["steps"] == last["step"] == 4
+    assert told["training"]["losses"] == {key[5:]: value for key, value in last.items() if key.startswith("loss/")}
+    assert len(told["training"]["losses"]) == 8
+    recipe = {"data.crop_size": 32, "objective.cycle_a": 10.0, "ema.decay": 0.5, "adversarial": "LeastSquares"}
+    assert recipe.items() <= told["training"]["recipe"].items()
+
+
+def test_an_older_checkpoint_tells_the_losses_of_its_own_time(trained: Path, tmp_path: Path) -> None:
+    export(trained / "checkpoints" / "step_00000002", output=tmp_path, direction="a2b")
+    training = header(tmp_path / "photo2monet.safetensors")["export"]["training"]
+    line = json.loads((trained / "metrics.jsonl").read_text().splitlines()[1])
+    assert (line["step"], training["steps"]) == (2, 2)
+    assert training["losses"]["cycle_a"] == line["loss/cycle_a"]
+
+
+@pytest.mark.parametrize(
+    "config", ["", "[1, 2", "- a\n- b\n", "a: &a [*a]\n", "generator: {_target_: os.putenv}", "\0"]
+)
+def test_a_garbled_run_folder_costs_the_summary_alone(trained: Path, tmp_path: Path, config: str) -> None:
+    shutil.copytree(trained, tmp_path / "run")
+    (tmp_path / "run" / "config.yaml").write_text(config)
+    (tmp_path / "run" / "metrics.jsonl").write_bytes(
+        b'{"step": 4, "loss/x": NaN, "loss/y": 1}\n[]\n{"step": "\xff\n{"loss/'
+    )
+    export(tmp_path / "run", output=tmp_path / "out", direction="a2b")
+    training = header(tmp_path / "out" / "photo2monet.safetensors")["export"]["training"]
+    assert training == {"name": "run", "steps": 4, "recipe": {}, "losses": {"y": 1}}
+
+
+def test_the_commands_take_an_exported_file_as_their_checkpoint(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = command("export", f"checkpoint={trained}", f"output={tmp_path / 'Müller, exported'}")
+    assert done.returncode == 0, done.stderr
+    assert [line.partition(": ")[0] for line in done.stdout.splitlines()] == [
+        str(tmp_path / "Müller, exported" / f"{direction}.safetensors") for direction in BOTH
+    ]
+    write_picture(tmp_path / "in" / "x.png", size=(15, 11))
+    file = tmp_path / "Müller, exported" / "photo2monet.safetensors"
+    options = [f"input={tmp_path / 'in'}", f"output={tmp_path / 'out'}", "device=cpu", "precision=fp32"]
+    done = command("translate", f"checkpoint={file}", *options)
+    assert done.returncode == 0, done.stderr
+    with Image.open(tmp_path / "in" / "x.png") as picture:
+        expected = load(trained, "photo2monet")(picture)
+    assert np.array_equal(pixels_of(tmp_path / "out" / "x.png"), np.asarray(expected))
+    assert evaluate(file, tmp_path / "in", truth=tmp_path / "in", device="cpu") == 0
+    assert "PSNR" in capsys.readouterr().out
+
+
+def test_an_exported_file_has_one_direction_and_its_kind_of_weights(tmp_path: Path) -> None:
+    export(write_model(tmp_path / "model"), output=tmp_path)
+    file = tmp_path / "monet2photo.safetensors"
+    assert load(file, "b2a").direction == load(file, "monet2photo").direction == "monet2photo"
+    told = f"direction=a2b: {file} holds one direction only, monet2photo: leave direction= out"
+    with pytest.raises(CommandError, match=f"^{re.escape(told)}$"):
+        load(file, "a2b")
+    with pytest.raises(CommandError, match=r"^weights=raw: .* holds the moving average only, leave weights= out$"):
+        load(file, weights="raw")
+
+    export(tmp_path / "model", output=tmp_path / "raw", weights="raw")
+    raw = load(tmp_path / "raw" / "monet2photo.safetensors")
+    assert raw.weights == "raw"
+    assert raw.fingerprint == load(tmp_path / "model", "b2a", weights="raw").fingerprint != load(file).fingerprint
+
+
+def test_an_exported_file_can_be_exported_on(trained: Path, tmp_path: Path) -> None:
+    export(trained, output=tmp_path, direction="b2a")
+    file = tmp_path / "monet2photo.safetensors"
+    export(file, output=tmp_path / "again")
+    assert header(tmp_path / "again" / file.name) == header(file)
+    assert (tmp_path / "again" / file.name).read_bytes() == file.read_bytes()
+    export(file, output=tmp_path / "reference", format="reference")
+    assert names(tmp_path / "reference") == {"latest_net_G_B.pth"}
+
+
+# Reference files
+
+
+def test_a_run_goes_out_to_the_reference_and_comes_back_with_the_same_pictures(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export(trained, output=tmp_path, format="reference")
+    assert names(tmp_path) == {"latest_net_G_A.pth", "latest_net_G_B.pth"}
+    said = "the reference tools load it with --netG resnet_6blocks --ngf 4 --norm instance --no_dropout"
+    assert capsys.readouterr().out.count(said) == 2
+    for letter, direction in zip("AB", BOTH, strict=True):
+        back, original = load(tmp_path / f"latest_net_G_{letter}.pth"), load(trained, direction)
+        x = pictures(1, 3, 17, 30)
+        assert torch.equal(back.values(x), original.values(x))
+        assert back.fingerprint == original.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("architecture", "network", "size"),
+    [
+        (RESNET6, ReferenceResNet(4, 6), 24),
+        (RESNET6 | {"dropout": 0.2}, ReferenceResNet(4, 6, dropout=True), 24),
+        (UNET7, ReferenceUNet(2, 7), 128),
+    ],
+    ids=["resnet", "dropout", "unet"],
+)
+def test_the_references_networks_load_our_files_and_compute_the_same(
+    tmp_path: Path, architecture: dict[str, Any], network: nn.Module, size: int
+) -> None:
+    model = write_model(tmp_path / "model", architecture=architecture)
+    export(model, output=tmp_path, format="reference", direction="a2b")
+    network.load_state_dict(torch.load(tmp_path / "latest_net_G_A.pth", weights_only=True), strict=True)
+    x = pictures(1, 3, size, size)
+    with torch.no_grad():
+        torch.testing.assert_close(network.eval()(x), load(model, "a2b").values(x), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "reason"),
+    [
+        (RESNET6 | {"upsample": "resize"}, "no resnet with upsample=resize"),
+        (UNET7 | {"upsample": "resize"}, "no unet with upsample=resize"),
+        (TINY, "9 and 6 blocks, this one has 1"),
+        (UNET7 | {"levels": 3}, "8 and 7 levels, this one has 3"),
+    ],
+)
+def test_what_the_reference_cannot_hold_is_refused_in_one_line_and_nothing_is_written(
+    tmp_path: Path, architecture: dict[str, Any], reason: str
+) -> None:
+    model = write_model(tmp_path / "model", architecture=architecture)
+    with pytest.raises(CheckpointError, match=f"^{model}: .*{reason}.*$"):
+        export(model, output=tmp_path / "out", format="reference")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "direction"), [("latest_net_G_A.pth", "a2b"), ("latest_net_G_B.pth", "b2a"), ("horse2zebra.pth", None)]
+)
+def test_a_reference_file_becomes_one_of_ours(tmp_path: Path, name: str, direction: str | None) -> None:
+    shutil.copy(GOLDEN / "resnet9_dataparallel.pth", tmp_path / name)
+    export(tmp_path / name)
+    file = (tmp_path / name).with_suffix(".safetensors")
+    ours = load(file, direction)
+    golden = np.load(GOLDEN / "io.npz")
+    np.testing.assert_allclose(ours.values(torch.from_numpy(golden["x"])).numpy(), golden["resnet9"], rtol=0, atol=1e-5)
+    assert ours.fingerprint == load(tmp_path / name).fingerprint
+    assert ours.step is None
+    assert header(file)["export"]["direction"] == direction
+    if direction is None:
+        with pytest.raises(CommandError, match="holds one direction only: leave direction= out"):
+            load(file, "a2b")
+
+
+# Onnx
+
+
+@pytest.fixture(scope="module")
+def onnx_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The a2b of a tiny model, which lies in `model` beside it."""
+    pytest.importorskip("onnxscript", reason="needs the extra `export`")
+    pytest.importorskip("onnxruntime", reason="needs the extra `export`")
+    folder = tmp_path_factory.mktemp("onnx")
+    export(write_model(folder / "model", architecture=TINY), format="onnx", output=folder, direction="a2b")
+    return folder / "photo2monet.onnx"
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [TINY, TINY | {"upsample": "resize", "dropout": 0.5}, UNET7 | {"levels": 3}, UNET7 | {"upsample": "resize"}],
+    ids=["resnet", "resized resnet", "unet", "resized unet"],
+)
+def test_onnx_pictures_are_pytorchs_at_every_size(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], architecture: dict[str, Any]
+) -> None:
+    pytest.importorskip("onnxscript", reason="needs the extra `export`")
+    pytest.importorskip("onnxruntime", reason="needs the extra `export`")
+    model = write_model(tmp_path / "model", architecture=architecture)
+    export(model, format="onnx", output=tmp_path, direction="photo2monet")
+    said, wrong = capfd.readouterr()
+    assert wrong == ""
+    first, difference, other = said.splitlines()
+    assert first.startswith(f"{tmp_path / 'photo2monet.onnx'}: ")
+    assert len(re.findall(r"\d\.\de-0\d at \d x 3 x \d+ x \d+", difference)) == 3
+    assert "multiples of" in other
+    assert names(tmp_path) == {"model", "photo2monet.onnx"}  # no second file for the weights
+
+    ours, pytorch = load(tmp_path / "photo2monet.onnx"), load(model, "photo2monet")
+    assert (ours.backend, ours.direction, ours.generator) == ("onnx", "photo2monet", None)
+    for number, (height, width) in enumerate(ODD):
+        x = pictures(1 + number % 3, 3, height, width)
+        made, expected = ours.values(x), pytorch.values(x)
+        assert made.shape == x.shape
+        torch.testing.assert_close(made, expected, rtol=0, atol=1e-4)
+    assert expected.std() > 0.01
+
+    # All of one colour: instance norm divides rounding errors by next to nothing, in either program.
+    assert ours.values(pictures(1, 3, 1, 1)).shape == (1, 3, 1, 1)
+
+
+def test_translate_runs_an_onnx_file(tmp_path: Path, onnx_file: Path) -> None:
+    for number, size in enumerate([(9, 7), (9, 7), (30, 41)]):
+        write_picture(tmp_path / "in" / f"{number}.png", size=size, seed=number)
+    done = command("translate", f"checkpoint={onnx_file}", f"input={tmp_path / 'in'}", f"output={tmp_path / 'out'}")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    first = done.stdout.splitlines()[0]
+    assert first == f"{onnx_file} (step 42), photo2monet, ema weights, on onnxruntime CPU, fp32: 3 to translate"
+    for number, translator in enumerate([load(onnx_file.parent / "model", "a2b")] * 3):
+        with Image.open(tmp_path / "in" / f"{number}.png") as picture:
+            expected = np.asarray(translator(picture)).astype(int)
+        assert np.abs(pixels_of(tmp_path / "out" / f"{number}.png") - expected).max() <= 1
+
+
+def test_an_onnx_file_tells_other_programs_what_it_takes_and_nothing_about_this_machine(onnx_file: Path) -> None:
+    import onnx
+
+    model = onnx.load(onnx_file)
+    onnx.checker.check_model(model)
+    (about,) = (json.loads(entry.value) for entry in model.metadata_props if entry.key == "cyclestyle")
+    assert (about["multiple"], about["minimum"], about["domains"]) == (4, 8, ["photo", "monet"])
+    assert about["direction"] == "photo2monet"
+    assert about["generator"]["name"] == "resnet"
+    sizes = model.graph.input[0].type.tensor_type.shape.dim
+    assert [bool(size.dim_param) for size in sizes] == [True, False, True, True]
+    assert b"site-packages" not in onnx_file.read_bytes()
+    assert str(Path(__file__).parents[1]).encode() not in onnx_file.read_bytes()
+
+
+def test_an_onnx_file_has_the_fingerprint_of_its_bytes(tmp_path: Path, onnx_file: Path) -> None:
+    moved = shutil.copy(onnx_file, tmp_path / "other.onnx")
+    assert load(moved).fingerprint == load(onnx_file).fingerprint
+    assert load(moved).fingerprint != load(onnx_file.parent / "model", "a2b").fingerprint
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"precision": "bf16"}, "^precision=bf16: .* computes in fp32"),
+        ({"device": "mps"}, "^device=mps: onnxruntime has none here, it would run on "),
+        ({"compile": True}, "^compile=true is for PyTorch"),
+        ({"direction": "monet2photo"}, "holds one direction only, photo2monet: leave direction= out$"),
+        ({"backend": "torch"}, "^backend=torch: .* leave backend= out$"),
+    ],
+)
+def test_what_onnxruntime_does_not_do_is_refused_by_name(onnx_file: Path, options: dict[str, Any], reason: str) -> None:
+    with pytest.raises(CommandError, match=reason):
+        Translator.load(onnx_file, **options)
+    assert Translator.load(onnx_file, device="cpu", backend="onnx", direction="a2b").backend == "onnx"
+
+
+def test_cuda_is_refused_where_onnxruntime_has_none(onnx_file: Path) -> None:
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime has CUDA")
+    with pytest.raises(CommandError, match=r"^device=cuda: onnxruntime has none here, it would run on cpu$"):
+        Translator.load(onnx_file, device="cuda")
+
+
+def test_an_onnx_file_is_not_exported_again(onnx_file: Path) -> None:
+    with pytest.raises(
+        CheckpointError, match=r"photo2monet\.onnx is an \.onnx file, .* give what it was exported from"
+    ):
+        export(onnx_file, format="safetensors")
+
+
+class Drifting(nn.Module):
+    """A network whose graph is not what it computes."""
+
+    multiple = minimum = 4
+
+    def __init__(self, by: float) -> None:
+        super().__init__()
+        self.by, self.scale = by, nn.Parameter(torch.ones(1))
+
+    def unpadded(self, x: Tensor) -> Tensor:
+        return x * self.scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.unpadded(x) + self.by * (x.shape[0] == 2)
+
+
+@pytest.mark.parametrize(("by", "fails"), [(0.0005, False), (0.002, True), (float("nan"), True)])
+def test_a_graph_that_computes_something_else_is_no_file(by: float, fails: bool) -> None:
+    pytest.importorskip("onnxscript", reason="needs the extra `export`")
+    pytest.importorskip("onnxruntime", reason="needs the extra `export`")
+    from cyclestyle.translation import onnx
+    from cyclestyle.translation.source import Source
+
+    about = Source({"name": "drifting"}, {}, "ab", ("a", "b"), "raw", Path("x.safetensors"), 1)
+    if not fails:
+        largest = [difference.largest for difference in onnx.export(Drifting(by), about).differences]
+        assert largest == pytest.approx([0, by, 0], abs=1e-6)
+        return
+    with pytest.raises(CheckpointError, match=r"^x\.safetensors: as onnx its pictures differ by .* at \d x 3 x "):
+        onnx.export(Drifting(by), about)
+
+
+# Where files go
+
+
+def test_files_of_a_run_go_into_its_folder_and_others_beside_what_they_are_made_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write_model(tmp_path / "alone")
+    run = tmp_path / "run"
+    path = Checkpoints(run / "checkpoints").save(read_model(file), {}, {}, world=World())
+    (run / "config.yaml").write_text("name: run\n")
+    for given, expected in [
+        (file, tmp_path / "alone"),
+        (tmp_path / "alone", tmp_path / "alone" / "exported"),
+        (run, run / "exported"),
+        (path, run / "exported"),
+        (path / "networks.safetensors", run / "exported"),
+    ]:
+        export(given, existing="overwrite")
+        assert (expected / "photo2monet.safetensors").is_file()
+        assert names(path) == {"networks.safetensors", "training.pt", "rank0.pt", "manifest.json"}
+
+
+def test_files_that_are_there_stay_unless_asked(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model")
+    (tmp_path / "monet2photo.safetensors").write_text("mine")
+    with pytest.raises(CommandError, match=r"monet2photo\.safetensors is there already: give existing=overwrite or "):
+        export(model, output=tmp_path)
+    assert names(tmp_path) == {"model", "monet2photo.safetensors"}
+    export(model, output=tmp_path, existing="overwrite")
+    assert load(tmp_path / "monet2photo.safetensors").step == 42
+
+
+def test_the_checkpoint_itself_is_never_overwritten(tmp_path: Path) -> None:
+    file = tmp_path / "latest_net_G_A.pth"
+    shutil.copy(GOLDEN / "resnet9_legacy.pth", file)
+    before = file.read_bytes()
+    with pytest.raises(CommandError, match=r"is the checkpoint itself, which is never overwritten: give output=$"):
+        export(file, format="reference", existing="overwrite")
+    assert file.read_bytes() == before
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(CommandError, match=r"^output=.*out is a file: give a folder$"):
+        export(write_model(tmp_path / "model"), output=tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("domains", "expected"),
+    [
+        (("../../x", "/etc/y"), {"_.._x2_etc_y", "_etc_y2_.._x"}),
+        (("x", "x2x"), {"a2b", "b2a"}),
+        (("A", "a"), {"a2b", "b2a"}),
+        (("", "b"), {"a2b", "b2a"}),
+        (("Höhe\n", "b" * 999), {f"Höhe_2{'b' * 60}", f"{'b' * 60}2Höhe_"}),
+    ],
+)
+def test_whatever_domains_are_called_each_direction_has_a_file_of_its_own_in_the_folder(
+    tmp_path: Path, domains: tuple[str, str], expected: set[str]
+) -> None:
+    export(write_model(tmp_path / "model", domains=domains), output=tmp_path / "out")
+    assert names(tmp_path / "out") == {f"{name}.safetensors" for name in expected}
+    assert names(tmp_path) == {"model", "out"}
+
+
+def test_a_full_disk_is_an_error_of_the_disk_and_leaves_nothing(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(DiskError, match=r"^cannot write photo2monet\.safetensors: file too large \(need 0"):
+            export(model, output=tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert names(tmp_path / "out") == set()
+
+
+def test_a_wrong_direction_is_answered_with_those_there_are(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model")
+    with pytest.raises(CommandError, match=r"^direction=photo2cezanne is unknown: .* photo2monet or monet2photo$"):
+        export(model, output=tmp_path / "out", direction="photo2cezanne")
+    assert not (tmp_path / "out").exists()
+
+
+def test_half_a_model_is_exported_as_the_half_that_it_is(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "model", ema=False)
+    model = read_model(path)
+    write(model._replace(tensors={key: value for key, value in model.tensors.items() if ".ba." in key}), path)
+    export(path, output=tmp_path / "out")
+    assert names(tmp_path / "out") == {"monet2photo.safetensors"}
+    assert load(tmp_path / "out" / "monet2photo.safetensors")(Image.fromarray(noise(5, 5))).size == (5, 5)
+
+
+def test_the_command_starts_without_torch() -> None:
+    code = "import sys, cyclestyle.export; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
