@@ -32,6 +32,7 @@ RESNET6 = {"name": "resnet", "channels": 4, "blocks": 6}
 UNET7 = {"name": "unet", "channels": 2, "levels": 7}
 TINY = {"name": "resnet", "channels": 4, "blocks": 1}
 BOTH = ("photo2monet", "monet2photo")
+CODE = "name: !!python/object/apply:builtins.str [executed]"
 ODD = [(1, 39), (39, 1), (8, 12), *((height, 5 * height % 41) for height in range(1, 41, 2))]
 
 
@@ -110,7 +111,7 @@ def test_an_older_checkpoint_tells_the_losses_of_its_own_time(trained: Path, tmp
 
 
 @pytest.mark.parametrize(
-    "config", ["", "[1, 2", "- a\n- b\n", "a: &a [*a]\n", "generator: {_target_: os.putenv}", "\0"]
+    "config", ["", "[1, 2", "- a\n- b\n", "a: &a [*a]\n", "generator: {_target_: os.putenv}", "\0", CODE]
 )
 def test_a_garbled_run_folder_costs_the_summary_alone(trained: Path, tmp_path: Path, config: str) -> None:
     shutil.copytree(trained, tmp_path / "run")
@@ -204,6 +205,8 @@ def test_the_references_networks_load_our_files_and_compute_the_same(
     x = pictures(1, 3, size, size)
     with torch.no_grad():
         torch.testing.assert_close(network.eval()(x), load(model, "a2b").values(x), rtol=0, atol=1e-5)
+    back = load(tmp_path / "latest_net_G_A.pth")  # which cannot say how much dropout there was
+    assert back.fingerprint == load(model, "a2b").fingerprint
 
 
 @pytest.mark.parametrize(

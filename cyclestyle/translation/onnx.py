@@ -70,16 +70,12 @@ def export(generator: nn.Module, source: Source) -> Exported:
             f"{source.path}: a {type(generator).__name__} cannot be exported as onnx: it has no unpadded(), multiple "
             "and minimum"
         )
+    if 4 * sum(parameter.numel() for parameter in generator.parameters()) > _MOST_BYTES - 2**20:
+        raise CheckpointError(f"{source.path}: its generator is too large for an .onnx file, which ends at 2 GB")
     graph = _graph(generator)
     properties = graph.metadata_props.add()
     properties.key, properties.value = _KEY, json.dumps(_header(generator, source))
-    try:
-        content: bytes = graph.SerializeToString()
-    except ValueError:
-        raise CheckpointError(
-            f"{source.path}: its generator is too large for an .onnx file, which ends at 2 GB"
-        ) from None
-
+    content: bytes = graph.SerializeToString()
     differences = _differences(generator, OnnxGenerator(content, source.path, device="cpu"))
     for shape, largest in differences:
         if not largest <= TOLERANCE:  # nor may it be NaN

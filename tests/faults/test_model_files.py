@@ -15,7 +15,8 @@ import torch
 from cyclestyle import checkpoint, train, translate
 from cyclestyle.checkpoint import read_model
 from cyclestyle.data.scenes import draw
-from tests.translation.models import write_model, write_picture
+from cyclestyle.errors import CheckpointError
+from tests.translation.models import pixels_of, write_model, write_picture
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "weights"
 HUGE = 2**60
@@ -26,7 +27,7 @@ class Evil:
     """Unpickled, it runs a command."""
 
     def __reduce__(self) -> tuple[object, ...]:
-        return os.putenv, (MARKER, "1")
+        return exec, (f"import os; os.environ[{MARKER!r}] = '1'",)  # os.putenv would not show in os.environ
 
 
 def leave(command: object, *arguments: str) -> int:
@@ -141,6 +142,7 @@ PTH = {
     "numbers for tensors": saved(resnet(more=1.5)),
     "sparse tensors": saved(resnet(more=torch.eye(3).to_sparse())),
     "a megabyte in a few kilobytes": repacked(saved({"model.1.weight": torch.zeros(2**18)}), zipfile.ZIP_DEFLATED),
+    "a compressed archive": repacked((GOLDEN / "resnet6_zip.pth").read_bytes(), zipfile.ZIP_DEFLATED),
     "a view of terabytes": saved({"model.1.weight": torch.zeros(1).expand(2**40)}),
     "a million channels": saved(
         resnet(**{"model.1.weight": torch.zeros(1, 3, 1, 1).expand(2**20, -1, -1, -1)})
@@ -166,6 +168,88 @@ def test_a_harmful_pth_file_is_refused_in_one_line_and_costs_no_memory(
     assert len(rest) == (name == "weights of another shape")
     assert MARKER not in os.environ
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["a compressed archive", "a megabyte in a few kilobytes"])
+def test_a_compressed_archive_is_refused_before_it_is_unpacked(tmp_path: Path, name: str) -> None:
+    (tmp_path / "bomb.pth").write_bytes(PTH[name])
+    with pytest.raises(CheckpointError, match=r"bomb\.pth cannot be read: it is compressed, which torch\.save never"):
+        checkpoint.read_tensors(tmp_path / "bomb.pth")
+
+
+def onnx_model(*, operator: str = "Identity", domain: str = "", external: bool = False, **about: object) -> bytes:
+    """A graph of one node whose description is, but for what is given, a right one."""
+    from onnx import TensorProto, helper
+
+    sizes = ["n", 3, "h", "w"]
+    given, made = (helper.make_tensor_value_info(name, TensorProto.FLOAT, sizes) for name in ("x", "y"))
+    weights = []
+    if external:
+        weights = [helper.make_tensor("x2", TensorProto.FLOAT, [1], [0.0])]
+        weights[0].ClearField("float_data")
+        weights[0].data_location = TensorProto.EXTERNAL
+        for key, value in (("location", "secret.bin"), ("offset", "0"), ("length", "4")):
+            entry = weights[0].external_data.add()
+            entry.key, entry.value = key, value
+    inputs = ["x", "x2"] if external else ["x"]
+    node = helper.make_node("Add" if external else operator, inputs, ["y"], domain=domain)
+    graph = helper.make_graph([node], "graph", [given], [made], weights)
+    operators = [helper.make_opsetid("", 20), *([helper.make_opsetid(domain, 1)] if domain else [])]
+    model = helper.make_model(graph, opset_imports=operators, ir_version=10)
+    right = {"version": 1, "multiple": 4, "minimum": 8, "domains": ["a", "b"], "side": "ab", "direction": "a2b",
+             "weights": "ema", "step": 1, "generator": {"name": "resnet"}}  # fmt: skip
+    if about.get("said", "") is not None:
+        helper.set_model_props(model, {"cyclestyle": str(about.get("said") or json.dumps(right | about))})
+    content: bytes = model.SerializeToString()
+    return content
+
+
+ONNX = {
+    "nothing": lambda: b"",
+    "text": lambda: b"version https://git-lfs.github.com/spec/v1\n",
+    "a damaged end": lambda: onnx_model()[:-30],
+    "an operator of somebody's own": lambda: onnx_model(operator="Evil", domain="evil"),
+    "weights in another file": lambda: onnx_model(external=True),
+    "no description": lambda: onnx_model(said=None),
+    "a description that is no JSON": lambda: onnx_model(said="[" * 100_000),
+    "a description that is a list": lambda: onnx_model(said="[1]"),
+    "a newer version": lambda: onnx_model(version=2),
+    "a multiple of nothing": lambda: onnx_model(multiple=0),
+    "a multiple of terabytes": lambda: onnx_model(multiple=HUGE, minimum=HUGE),
+    "a minimum that is no number": lambda: onnx_model(minimum="8"),
+    "a side that there is not": lambda: onnx_model(side="os.putenv"),
+    "three domains": lambda: onnx_model(domains=["a", "b", "c"]),
+    "pictures of another size": lambda: onnx_model(operator="GlobalAveragePool"),
+    "whole numbers for pictures": lambda: onnx_model(operator="Shape"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ONNX)
+def test_a_harmful_onnx_file_is_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], name: str
+) -> None:
+    pytest.importorskip("onnx", reason="needs the extra `export`")
+    pytest.importorskip("onnxruntime", reason="needs the extra `export`")
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "photo2monet.onnx"
+    file.write_bytes(ONNX[name]())
+    Path("secret.bin").write_bytes(b"\0" * 4)
+    write_picture(tmp_path / "photos/x.png")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert leave(translate, f"checkpoint={file}", f"input={tmp_path}/photos", f"output={tmp_path}/out") == 4
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 128 * 1024  # kB, onnxruntime itself included
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(f"cyclestyle translate: {file} ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_onnx_file_that_is_right_is_not_refused(tmp_path: Path) -> None:
+    pytest.importorskip("onnx", reason="needs the extra `export`")
+    pytest.importorskip("onnxruntime", reason="needs the extra `export`")
+    (tmp_path / "x.onnx").write_bytes(onnx_model())
+    picture = write_picture(tmp_path / "x.png", size=(7, 5))
+    assert leave(translate, f"checkpoint={tmp_path}/x.onnx", f"input={tmp_path}/x.png", f"output={tmp_path}/y.png") == 0
+    assert (pixels_of(tmp_path / "y.png") == picture).all()
 
 
 @pytest.fixture
