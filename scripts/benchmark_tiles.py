@@ -1,0 +1,224 @@
+"""Measure pictures computed in pieces against whole passes, each in a fresh process, and write down what came out.
+
+    python scripts/benchmark_tiles.py                            # print
+    python scripts/benchmark_tiles.py --write docs/tiling.md     # and keep
+
+Takes 12 GB of memory and, on two cores, half an hour or more. Exits with 1 when a result is too far from a whole pass.
+"""
+
+import argparse
+import copy
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F  # noqa: N812  PyTorch's own name for it
+from torch import Tensor, nn
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+
+from benchmark import circumstances, write_section  # noqa: E402
+
+from cyclestyle.hardware import Hardware  # noqa: E402
+from cyclestyle.networks import ResNetGenerator, initialize  # noqa: E402
+from cyclestyle.translation.strips import Statistics  # noqa: E402
+from cyclestyle.translation.tiling import in_pieces, parse_memory  # noqa: E402
+
+GOAL = {"fp32": 1e-4, "bf16": 0.25}  # the largest difference to a whole pass, of values in [-1, 1]
+CROP, MARGIN = 256, 96  # px; the network sees 90 px around a pixel at most
+
+
+class Case(NamedTuple):
+    """One picture, computed in one way."""
+
+    width: int  # px, as of `height`
+    height: int
+    memory: str  # `whole` is a whole pass
+    precision: Any = "fp32"
+
+
+class Row(NamedTuple):
+    """What a case took."""
+
+    seconds: float
+    processor_seconds: float  # of all threads
+    peak: int  # bytes, of the whole process: PyTorch, the picture and its translation are in it
+    difference: float | None  # the largest one to a whole pass; None for whole passes themselves
+    compared: str = ""
+
+
+CASES = [  # whole passes before what is compared with them
+    Case(1224, 816, "whole"),
+    Case(1224, 816, "4GB"),
+    Case(6000, 4000, "4GB"),
+    Case(2448, 1632, "whole"),
+    Case(2448, 1632, "4GB"),
+    Case(4240, 2832, "whole"),
+    Case(4240, 2832, "4GB"),
+    Case(6000, 4000, "4GB", "bf16"),
+    Case(6000, 4000, "1GB"),
+]
+
+
+def main() -> int:
+    """Measure, print, perhaps write; the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", type=Path, help="a Markdown file to write the table into")
+    parser.add_argument("--folder", type=Path, help="for pictures and results meanwhile (default: temporary)")
+    parser.add_argument("--case", type=int, help=argparse.SUPPRESS)  # measured by this very process
+    arguments = parser.parse_args()
+    if arguments.case is not None:
+        print(json.dumps(measured(CASES[arguments.case], arguments.folder)))
+        return 0
+
+    rows: dict[Case, Row] = {}
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        for number, case in enumerate(CASES):
+            picture_file = _file(folder, "picture", case)
+            if not picture_file.exists():
+                torch.save(photo_like(case.height, case.width), picture_file)
+            command = [sys.executable, __file__, "--case", str(number), "--folder", folder]
+            said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+            rows[case] = Row(*json.loads(said.splitlines()[-1]))
+            print(as_table({case: rows[case]}).splitlines()[-1], flush=True)
+            if arguments.write:  # after each: a table that is half an hour's work is not lost with the last row
+                write_section(arguments.write, "Measured", page(as_table(rows)))
+    print(f"\n{as_table(rows)}")
+    return int(any((row.difference or 0) > GOAL[case.precision] for case, row in rows.items()))
+
+
+def measured(case: Case, folder: Path) -> Row:
+    """One case in this process, which should have done nothing else before."""
+    generator = ResNetGenerator()
+    initialize(generator, generator=torch.Generator().manual_seed(0))
+    generator.eval().requires_grad_(False)
+    hardware = Hardware("cpu", precision=case.precision)
+    picture = torch.load(_file(folder, "picture", case))
+    statistics: dict[nn.Module, Statistics] = {}
+
+    since, processor_since = time.perf_counter(), time.process_time()
+    if case.memory == "whole":
+        with torch.inference_mode():
+            translated: Tensor = hardware.autocast(generator)(picture)
+    else:
+        memory = parse_memory(case.memory)
+        translated = in_pieces(
+            generator,
+            picture,
+            hardware=hardware,
+            rows=None,
+            memory=memory,
+            folder=folder,
+            observe=statistics.__setitem__,
+        )
+    took = time.perf_counter() - since, time.process_time() - processor_since
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+    whole_file = _file(folder, "whole", case)
+    if case.memory == "whole":
+        torch.save(translated, whole_file)
+        return Row(*took, peak, None)
+    if whole_file.exists():
+        return Row(*took, peak, _difference(translated, torch.load(whole_file)), "every pixel")
+    crops = _crops(case)
+    calm = with_statistics(generator, statistics)
+    differences = [_difference_of_crop(calm, hardware, picture, translated, *crop) for crop in crops]
+    return Row(*took, peak, max(differences), f"{len(crops)} crops of {CROP} px")
+
+
+def with_statistics(generator: nn.Module, statistics: dict[nn.Module, Statistics]) -> nn.Module:
+    """A copy of a generator whose norms take the given statistics in place of their input's own."""
+    memo: dict[int, Any] = {}
+    for layer, (mean, variance) in statistics.items():
+        fixed = nn.BatchNorm2d(len(mean), affine=False, eps=getattr(layer, "eps", 1e-5))
+        fixed.running_mean, fixed.running_var = mean.clone(), variance.clone()
+        memo[id(layer)] = fixed
+    return copy.deepcopy(generator, memo).eval()
+
+
+def photo_like(height: int, width: int) -> Tensor:
+    """Random (1, 3, H, W) in [-1, 1] with structure of all sizes, and a smooth sky above."""
+    random = torch.Generator().manual_seed(0)
+    picture = torch.zeros(1, 3, height, width)
+    for cells in (3, 9, 27, 81, 243, 729):
+        coarse = torch.randn(1, 3, cells, -(-cells * width // height), generator=random)
+        picture += F.interpolate(coarse, (height, width), mode="bilinear") / cells**0.5
+    picture += 0.02 * torch.randn(picture.shape, generator=random)
+    picture[:, :, : height // 4] = torch.linspace(0.2, 0.8, height // 4).reshape(1, 1, -1, 1)
+    return picture.clamp_(-1, 1)
+
+
+def as_table(rows: dict[Case, Row]) -> str:
+    """Markdown, by size."""
+    lines = [
+        "| megapixels | px | precision | computed | s | processor s | peak, GB | largest difference | compared |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for case in sorted(rows, key=lambda case: (case.width, case.precision != "fp32", case.memory != "whole")):
+        row = rows[case]
+        how = "whole" if case.memory == "whole" else f"in pieces, memory={case.memory}"
+        far = "" if row.difference is None else f"{row.difference:.1e}"
+        lines.append(
+            f"| {case.width * case.height / 1e6:.0f} | {case.width} x {case.height} | {case.precision} | {how} | "
+            f"{row.seconds:.0f} | {row.processor_seconds:.0f} | {row.peak / 1e9:.2f} | {far} | {row.compared} |"
+        )
+    return "\n".join(lines)
+
+
+def page(table: str) -> str:
+    """What docs/tiling.md says of it."""
+    return f"""ResNet-9 with 64 channels and random weights on a drawn picture; every row in a process of its own, whose
+peak also holds PyTorch (about 0.5 GB), the picture and its translation (24 bytes a pixel). Differences are of values in
+[-1, 1]. Where a whole pass does not fit, {CROP} px crops are computed whole with {MARGIN} px around them and the
+statistics of the whole picture. The machine was shared with other work, so of the times only the processor's says
+much: that of all threads together.
+
+{circumstances("python scripts/benchmark_tiles.py --write docs/tiling.md`")}
+* OMP_WAIT_POLICY: {os.environ.get("OMP_WAIT_POLICY", "not set")}
+
+{table}
+"""
+
+
+def _crops(case: Case) -> list[tuple[int, int]]:
+    """Top and left of crops: the corners, and eight at random; multiples of 4 as the network halves sizes twice."""
+    random = torch.Generator().manual_seed(1)
+    bottom, right = case.height - CROP, case.width - CROP
+    anywhere = [
+        (
+            int(torch.randint(bottom // 4, (), generator=random)) * 4,
+            int(torch.randint(right // 4, (), generator=random)) * 4,
+        )
+        for _ in range(8)
+    ]
+    return [(0, 0), (0, right), (bottom, 0), (bottom, right), *anywhere]
+
+
+@torch.inference_mode()
+def _difference_of_crop(
+    calm: nn.Module, hardware: Hardware, picture: Tensor, translated: Tensor, top: int, left: int
+) -> float:
+    above, before = min(top, MARGIN), min(left, MARGIN)
+    around = picture[..., top - above : top + CROP + MARGIN, left - before : left + CROP + MARGIN]
+    whole = hardware.autocast(calm)(around)[..., above : above + CROP, before : before + CROP]
+    return _difference(translated[..., top : top + CROP, left : left + CROP], whole)
+
+
+def _difference(one: Tensor, other: Tensor) -> float:
+    return (one - other).abs().max().item()
+
+
+def _file(folder: str | Path, what: str, case: Case) -> Path:
+    return Path(folder) / f"{what} {case.width} x {case.height} {case.precision if what == 'whole' else ''}.pt"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
