@@ -69,7 +69,7 @@ class UNetStages:
         self.generator, self.channels = generator, int(generator.architecture["channels"])
         self.whole_values: Mapping[torch.dtype, float] = {
             "transposed": {torch.float32: 1.8, torch.bfloat16: 2.3},
-            "resize": {torch.float32: 5.0, torch.bfloat16: 9.0},
+            "resize": {torch.float32: 5.5, torch.bfloat16: 11.2},
         }[str(generator.architecture["upsample"])]
         self.multiple = self.minimum = 2 ** len(generator.down)
 

@@ -141,7 +141,7 @@ class Forecast:
         return Statistics(torch.zeros(of.channels), torch.ones(of.channels))
 
     def keep(self, made: Rows) -> Kept:
-        kept = Kept(self.stores.make(made.channels, made.height, made.width, self.dtype), made, torch.device("meta"))
+        kept = Kept(self.stores.make(made.channels, made.height, made.width, self.dtype), made, torch.device("cpu"))
         self.count(made)
         return kept
 
