@@ -273,6 +273,7 @@ def test_what_is_not_needed_any_more_is_given_back(name: str, last: int, monkeyp
 
 def test_nothing_is_left_in_the_folder(tmp_path: Path) -> None:
     generator, picture = built("unet"), photo(40, 40)
+    gc.collect()  # or other tests' leftovers would be closed in between
     before = open_files()
     seen: list[int] = []
 
@@ -287,6 +288,7 @@ def test_nothing_is_left_in_the_folder(tmp_path: Path) -> None:
 
 def test_nothing_is_left_after_an_error(tmp_path: Path) -> None:
     generator, picture = built("resnet"), photo(40, 40)
+    gc.collect()  # or other tests' leftovers would be closed in between
     before = open_files()
 
     def stop(share: float) -> None:
@@ -454,6 +456,5 @@ def counted(monkeypatch: pytest.MonkeyPatch, look: Callable[[Any], object] = boo
 
 
 def open_files() -> int:
-    gc.collect()
     there = Path("/proc/self/fd")
     return len(list(there.iterdir())) if there.is_dir() else pytest.skip("no /proc")
