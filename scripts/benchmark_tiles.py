@@ -181,7 +181,7 @@ peak also holds PyTorch (about 0.5 GB), the picture and its translation (24 byte
 statistics of the whole picture. The machine was shared with other work, so of the times only the processor's says
 much: that of all threads together.
 
-{circumstances("python scripts/benchmark_tiles.py --write docs/tiling.md`")}
+{circumstances("python scripts/benchmark_tiles.py --write docs/tiling.md")}
 * OMP_WAIT_POLICY: {os.environ.get("OMP_WAIT_POLICY", "not set")}
 
 {table}
