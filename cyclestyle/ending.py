@@ -5,10 +5,13 @@ import sys
 from types import TracebackType
 from typing import Literal
 
+from torch.distributed import DistError
+
 from cyclestyle import hardware
 from cyclestyle.distributed import FailedElsewhereError, World
 from cyclestyle.errors import CyclestyleError, DataError, DiskError
 from cyclestyle.files import is_of_the_disk
+from cyclestyle.hardware import TRAINING, Advice
 from cyclestyle.run import RunFolder
 
 
@@ -17,10 +20,14 @@ class Ending:
 
     Errors that are nobody's bug leave it as a `CyclestyleError`. Where several processes fail, as they do when one of
     them has gone, only the first raises; the others leave with its exit code and without a word.
+
+    Args:
+        world: the processes.
+        advice: for a user who runs out of memory.
     """
 
-    def __init__(self, world: World) -> None:
-        self.world = world
+    def __init__(self, world: World, *, advice: Advice = TRAINING) -> None:
+        self.world, self.advice = world, advice
         self.folder: RunFolder | None = None
 
     def __enter__(self) -> "Ending":
@@ -31,7 +38,7 @@ class Ending:
     ) -> Literal[False]:
         if not isinstance(error, Exception):
             return False
-        known = explain(error, self.world)
+        known = explain(error, self.world, self.advice)
         code = known.code if known is not None else 1
         reason = str(known).partition("\n")[0] if known is not None else f"{type(error).__name__}: {error}"
         first = not isinstance(error, FailedElsewhereError) and self.world.first_to_fail(code, reason)
@@ -47,11 +54,11 @@ class Ending:
         return False
 
 
-def explain(error: Exception, world: World) -> CyclestyleError | None:
+def explain(error: Exception, world: World, advice: Advice = TRAINING) -> CyclestyleError | None:
     """The error as users can make something of it; None for a bug."""
     if isinstance(error, CyclestyleError):
         return error
-    if (shortage := hardware.shortage(error)) is not None:
+    if (shortage := hardware.shortage(error, advice)) is not None:
         return shortage
     if isinstance(error, OSError) and is_of_the_disk(error):
         place = f" {os.fsdecode(error.filename)}" if error.filename else ""
@@ -61,11 +68,12 @@ def explain(error: Exception, world: World) -> CyclestyleError | None:
         return DataError(
             f"{said.partition('.')[0]}: out of memory? data.workers=0 reads in the training process itself"
         )
-    if isinstance(error, RuntimeError) and world.size > 1 and _is_of_the_connection(said):
+    if isinstance(error, RuntimeError) and world.size > 1 and _is_of_the_connection(error):
         return world.lost(error)
     return None
 
 
-def _is_of_the_connection(said: str) -> bool:
-    """Whether torch says that it cannot reach another process; it has no type of error for it."""
-    return any(word in said for word in ("gloo", "NCCL", "Connection", "Socket", "TCPStore", "Timed out", "Timeout"))
+def _is_of_the_connection(error: RuntimeError) -> bool:
+    """Whether torch says that it cannot reach another process; it has a type of error for some of the ways only."""
+    words = ("gloo", "NCCL", "Connection", "Socket", "TCPStore", "Timed out", "Timeout")
+    return isinstance(error, DistError) or any(word in str(error) for word in words)

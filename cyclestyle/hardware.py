@@ -1,8 +1,11 @@
 """Where networks run and in what precision: decided here and nowhere else."""
 
+import copy
+import os
+import shutil
 import sys
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -40,10 +43,12 @@ class Hardware:
         one_size: bool = False,
         world: World | None = None,
     ) -> None:
-        self.world = world or World()
+        self.world, self.name = world or World(), device
         self.device = _device(device, self.world)
         self.dtype = _dtype(precision, self.device)
         self.compile = compile
+        if compile and self.device.type == "cpu" and not any(map(shutil.which, _compilers())):
+            raise CommandError("compile=true needs a C++ compiler, such as g++, and there is none: leave it out")
         # Convolutions on CUDA are faster with channels last. On CPUs they are not, and torch 2.15 has wrong gradients
         # there: given them in channels last, the instance norm of a single picture reads them as if they were not.
         self.layout = torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
@@ -80,6 +85,22 @@ class Hardware:
             call = self.world.synchronize(call, self.device)
         return self.autocast(call)
 
+    def infer(self, module: nn.Module) -> Callable[..., Any]:
+        """How a module that is trained no more is to be called: as `prepare` does it, but weights are cast once.
+
+        What is called is a copy with weights in this precision; the module itself stays as it is.
+        """
+        if self.dtype == torch.float32:
+            return self.prepare(module)
+        low = copy.deepcopy(module).to(self.dtype)
+        call: Any = torch.compile(low) if self.compile else low
+
+        def cast(pictures: Tensor) -> Tensor:
+            made: Tensor = call(pictures.to(self.dtype))
+            return made.float()
+
+        return cast
+
     def autocast(self, call: Callable[..., Any]) -> Callable[..., Any]:
         """The call in this precision; what comes out, a tensor or a named tuple of tensors, is float32 again."""
         if self.dtype == torch.float32:
@@ -111,22 +132,39 @@ def device_count(device: str) -> int:
     return torch.cuda.device_count() if device_type(device) == "cuda" else 1
 
 
-def shortage(error: BaseException) -> ResourceError | None:
+class Advice(NamedTuple):
+    """What to do when memory runs out, and when a device is lost."""
+
+    smaller: str
+    again: str
+
+
+TRAINING = Advice(
+    smaller="lower data.crop_size, trainer.batch_size or generator.channels, or raise trainer.accumulate; the last "
+    "checkpoint is whole",
+    again="the same command goes on from the last checkpoint, if need be with trainer.device=cpu",
+)
+TRANSLATING = Advice(
+    smaller="lower memory= or batch_size=, or shrink the pictures with resize=; the same command does the rest",
+    again="the same command does the rest, if need be with device=cpu",
+)
+
+
+def shortage(error: BaseException, advice: Advice = TRAINING) -> ResourceError | None:
     """What an exception says of memory or of the device, with the knobs to turn; None if it is about something else."""
     said = str(error)
-    # PyTorch's allocator on the CPU has no type of error of its own.
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "t allocate memory" in said:
-        return ResourceError(
-            f"out of memory (peak {_peak()}): lower data.crop_size, trainer.batch_size or generator.channels, or raise "
-            f"trainer.accumulate; the last checkpoint is whole"
-        )
+    if is_out_of_memory(error):
+        return ResourceError(f"out of memory (peak {_peak()}): {advice.smaller}")
     lost: tuple[type[BaseException], ...] = (getattr(torch, "AcceleratorError", torch.OutOfMemoryError),)
     if isinstance(error, lost) or (isinstance(error, RuntimeError) and "CUDA error" in said):
-        return ResourceError(
-            f"the device failed ({said.partition(chr(10))[0]}): the same command goes on from the last checkpoint, if "
-            f"need be with trainer.device=cpu"
-        )
+        return ResourceError(f"the device failed ({said.partition(chr(10))[0]}): {advice.again}")
     return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out."""
+    # PyTorch's allocator on the CPU has no type of error of its own.
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "t allocate memory" in str(error)
 
 
 def _peak() -> str:
@@ -164,6 +202,11 @@ def _fastest(device: torch.device) -> torch.dtype:
     if device.type == "cpu" and _has_native_bf16():
         return torch.bfloat16
     return torch.float32
+
+
+def _compilers() -> list[str]:
+    """The names of C++ compilers that PyTorch looks for."""
+    return [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++", "c++", "cl"]
 
 
 def _has_native_bf16() -> bool:

@@ -10,6 +10,7 @@ from torch import nn
 from cyclestyle import images
 from cyclestyle.errors import CommandError
 from cyclestyle.hardware import Hardware, device_count, device_type
+from cyclestyle.networks import ResNetGenerator
 from tests.build import random_batch, tiny_objective, tiny_trainer
 
 NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -148,3 +149,19 @@ def test_modules_are_placed_in_place() -> None:
 def test_a_hardware_says_what_it_is_in_a_line() -> None:
     assert str(Hardware("cpu", precision="fp32")) == "CPU, fp32"
     assert str(Hardware("cpu", precision="bf16", compile=True)) == "CPU, bf16, compiled"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_inference_is_what_autocast_makes_and_leaves_the_module_as_it_was(precision: str) -> None:
+    torch.manual_seed(0)
+    network = ResNetGenerator(8, 2).eval()
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    pictures = torch.rand(2, 3, 20, 24) * 2 - 1
+    hardware = Hardware("cpu", precision=precision)
+    with torch.inference_mode():
+        quick, usual = hardware.infer(network)(pictures), hardware.prepare(network)(pictures)
+        exact = network(pictures)
+    assert quick.dtype == torch.float32
+    assert (quick - exact).abs().mean() <= 1.2 * (usual - exact).abs().mean()  # no worse than autocast's rounding
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+    assert (quick - exact).abs().max() < 0.05
