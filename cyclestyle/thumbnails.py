@@ -7,16 +7,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-THUMBNAIL = 320  # px, longest side
+THUMBNAIL = 960, 320  # px, width and height at most: a page shows rows of one height, however wide its pictures are
 MOST_PROFILE = 4096  # bytes; cameras' are 0.5 to 3 kB, and a scanner's 1 MB would be nearly all of each thumbnail
 
 Samples = NDArray[Any]  # uint8 or uint16
 
-_QUALITY = 78  # of WebP: 5 to 20 kB each
+_QUALITY = 78  # of WebP: 8 to 55 kB each
 
 
 def thumbnail(pixels: Samples, alpha: Samples | None = None, *, profile: bytes | None = None) -> bytes:
-    """A WebP file of at most `THUMBNAIL` px; smaller pictures keep their size.
+    """A WebP file of at most `THUMBNAIL` px each way; smaller pictures keep their size.
 
     Args:
         pixels: (H, W, 3), uint8 or uint16.
@@ -28,7 +28,7 @@ def thumbnail(pixels: Samples, alpha: Samples | None = None, *, profile: bytes |
     if alpha is not None:
         image.putalpha(Image.fromarray(_bytes(alpha)))
 
-    scale = min(1.0, THUMBNAIL / max(width, height))
+    scale = min(1.0, THUMBNAIL[0] / width, THUMBNAIL[1] / height)
     size = max(1, round(width * scale)), max(1, round(height * scale))
     if size != image.size:
         image = image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)

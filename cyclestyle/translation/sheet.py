@@ -16,6 +16,16 @@ from cyclestyle.translation.sheet_page import MARKER, PAGE
 
 NAME = "index.html"
 
+_HINTS = {
+    "pairs": "Left of the line is the photo, right of it the translation. Drag to compare, click to see it large.",
+    "sweep": "From left to right: the photo, and its translations. Click one to see it large beside the photo.",
+}
+_NOTHING = "There is nothing to show: no photo was translated."
+_KEYS = {
+    "pairs": "Drag to compare. Keys: &larr; &rarr; other photos, Esc back",
+    "sweep": "Drag to compare. Keys: &larr; &rarr; other photos, &darr; &uarr; other strengths, Esc back",
+}
+
 
 class Card(NamedTuple):
     """One photo of the set; paths are relative to the page, as the file system has them."""
@@ -50,14 +60,16 @@ def page(cards: Iterable[Card], *, title: str, facts: Sequence[str], labels: Seq
         "labels, and as many files"
     )
 
-    counts = [
-        f"{len(there):,} {'photo' if len(there) == 1 else 'photos'}",
-        *([f"{len(failed):,} failed"] * bool(failed)),
-    ]
+    counts = [f"<li>{len(there):,} {'photo' if len(there) == 1 else 'photos'}</li>"]
+    if failed:
+        counts.append(f'<li><a href="#failures">{len(failed):,} failed</a></li>')
+    kind = "sweep" if labels else "pairs"
     return Template(PAGE).substitute(
         marker=MARKER,
         title=_text(title),
-        facts="".join(f"<li>{_text(fact)}</li>" for fact in [*counts, *facts]),
+        facts="".join([*counts, *(f"<li>{_text(fact)}</li>" for fact in facts)]),
+        hint=f'<p class="hint">{_HINTS[kind] if there else _NOTHING}</p>',
+        keys=_KEYS[kind],
         data=_data(there, labels),
         links="\n".join(_link(card) for card in there),
         failures=_failures(failed),
@@ -144,7 +156,8 @@ def _failures(cards: Sequence[Card]) -> str:
     if not cards:
         return ""
     lines = "\n".join(f"<li><b>{_text(shown(Path(card.name)))}</b> {_text(card.failed)}</li>" for card in cards)
-    return f'<section class="failures"><h2>{len(cards):,} failed</h2>\n<ul>\n{lines}\n</ul></section>'
+    heading = f"<h2>{len(cards):,} not translated</h2>"
+    return f'<section class="failures" id="failures">{heading}\n<ul>\n{lines}\n</ul></section>'
 
 
 def _text(text: str) -> str:

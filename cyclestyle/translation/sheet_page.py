@@ -24,7 +24,7 @@ $marker
 }
 * { box-sizing: border-box; }
 html { scrollbar-gutter: stable; }
-html:has(dialog[open]) { overflow: hidden; }
+html:has(dialog[open]) { overflow: hidden; background: #111; } /* which the scrollbar's room shows */
 [hidden] { display: none !important; }
 body { margin: 0; background: var(--ground); color: var(--text); font: 15px/1.45 system-ui, sans-serif; }
 a { color: inherit; }
@@ -37,7 +37,12 @@ h1 { margin: 0; font-size: 1.35rem; font-weight: 600; overflow-wrap: anywhere; }
   display: flex; flex-wrap: wrap; gap: 0 1.25rem; margin: .2rem 0 0; padding: 0; list-style: none; color: var(--quiet);
 }
 .facts li { overflow-wrap: anywhere; }
-.filter { display: flex; align-items: center; gap: .75rem; margin-left: auto; color: var(--quiet); }
+.facts li:first-child { color: var(--text); }
+.facts a { color: var(--mark); }
+.hint { margin: .35rem 0 0; }
+.head { flex: 1 1 24rem; min-width: 0; }
+.filter { display: flex; align-items: center; color: var(--quiet); }
+#count:not(:empty) { margin-right: .75rem; }
 .filter input {
   width: min(18rem, 60vw); padding: .4rem .7rem; color: var(--text);
   background: var(--raised); border: 1px solid var(--line); border-radius: .4rem;
@@ -49,6 +54,7 @@ h1 { margin: 0; font-size: 1.35rem; font-weight: 600; overflow-wrap: anywhere; }
 article {
   box-sizing: content-box; position: relative; min-width: 0; padding-bottom: var(--name);
   flex: var(--ratio) 1 calc(var(--ratio) * var(--height)); aspect-ratio: var(--ratio);
+  max-width: min(100%, var(--ratio) * var(--height) * 1.55); /* thumbnails are no larger */
 }
 .view, .strip { position: absolute; inset: 0 0 var(--name); }
 .view, .tile { overflow: hidden; background: var(--raised); border-radius: .25rem; }
@@ -58,15 +64,16 @@ article {
 .view .after { clip-path: inset(0 0 0 var(--at)); }
 .view::after { /* where the one ends and the other begins */
   content: ""; position: absolute; inset: 0 auto 0 var(--at); width: 2px; margin-left: -1px;
-  background: #fff; box-shadow: 0 0 3px #000a; pointer-events: none;
+  background: #fff; box-shadow: 0 0 0 1px #0006, 0 0 5px #0008; pointer-events: none;
 }
 .view::before { /* what to take hold of */
   content: "\2039\2009\203A"; position: absolute; z-index: 1; left: var(--at); top: 50%; width: 1.9rem; height: 1.9rem;
-  display: grid; place-items: center; transform: translate(-50%, -50%); border-radius: 50%; background: #fffe;
+  display: grid; place-items: center; transform: translate(-50%, -50%); border-radius: 50%; background: #fff;
+  box-shadow: 0 0 0 1px #0006, 0 1px 6px #0009;
   color: #222; font-weight: 600; line-height: 1; opacity: 0; pointer-events: none;
 }
-.view:hover::before, .view:has(input:focus-visible)::before, .room .view::before { opacity: .9; }
-@media (hover: none) { .view::before { opacity: .7; } }
+.view:hover::before, .view:has(input:focus-visible)::before, .room .view::before, .few .view::before { opacity: 1; }
+@media (hover: none) { .view::before { opacity: .85; } }
 .view input { position: absolute; inset: 0; width: 100%; height: 100%; margin: 0; opacity: 0; pointer-events: none; }
 .view:has(input:focus-visible) { outline: 3px solid var(--mark); outline-offset: 2px; }
 .name {
@@ -88,13 +95,15 @@ article {
 @media (max-width: 700px) {
   :root { --height: 150px; }
   #cards { gap: .5rem; }
-  .filter { margin-left: 0; }
-  .sweep article { flex: 0 0 100%; aspect-ratio: auto; height: var(--height); }
+  article { max-width: 100%; }
+  .sweep article { flex: 0 0 100%; max-width: none; aspect-ratio: auto; height: var(--height); }
   .sweep .strip { overflow-x: auto; }
   .sweep .tile { flex: 0 0 calc(var(--height) * var(--one)); }
 }
 
 .failures, .plain { padding: .5rem var(--edge) 2rem; }
+.few { --height: min(62vh, 45rem); }
+.few article { max-width: min(100%, var(--ratio) * var(--height)); }
 .failures { border-top: 1px solid var(--line); }
 .failures h2 { font-size: 1.05rem; }
 .failures ul { padding-left: 1.2rem; }
@@ -116,6 +125,12 @@ dialog::backdrop { background: #111; }
 }
 .bar button:disabled { opacity: .35; cursor: default; }
 .bar button[aria-pressed="true"] { background: #e4e4e4; color: #111; }
+@media (max-width: 700px) { /* what everybody needs in the first row, below it the rest */
+  .bar { gap: .35rem .5rem; }
+  .bar .what { flex-basis: 8rem; }
+  .bar button { order: 1; }
+  .bar #strengths, .bar a { order: 2; }
+}
 #strengths { display: flex; flex-wrap: wrap; gap: .35rem; }
 #strengths:empty { display: none; }
 .room { flex: 1; min-height: 0; display: grid; place-items: center; padding: 0 .9rem; container-type: size; }
@@ -123,12 +138,17 @@ dialog::backdrop { background: #111; }
 .room:focus-visible { outline: none; }
 .room .chip { font-size: .85rem; }
 .room .chip.right { left: auto; right: .35rem; }
-.foot { min-height: 2.2rem; padding: .4rem .9rem; color: #a0a0a0; font-size: .85rem; overflow-wrap: anywhere; }
+.foot {
+  display: flex; flex-wrap: wrap; gap: 0 1.25rem; min-height: 2.2rem; padding: .4rem .9rem;
+  color: #a0a0a0; font-size: .85rem; overflow-wrap: anywhere;
+}
+#keys { margin-left: auto; }
+@media (hover: none) { #keys { display: none; } }
 </style>
 </head>
 <body>
 <header>
-<div><h1>$title</h1><ul class="facts">$facts</ul></div>
+<div class="head"><h1>$title</h1><ul class="facts">$facts</ul>$hint</div>
 <label class="filter" hidden><span id="count" role="status"></span>
 <input id="filter" type="search" placeholder="Filter by name" aria-label="Filter by name"></label>
 </header>
@@ -141,13 +161,14 @@ $failures
 <div class="bar">
 <span class="what"><span id="what"></span><small id="where"></small></span>
 <span id="strengths"></span>
-<a id="original" target="_blank">Photo</a><a id="result" target="_blank">Translation</a>
+<a id="original" target="_blank">Open photo</a><a id="result" target="_blank">Open translation</a>
 <button id="previous" type="button" aria-label="Previous photo">&larr;</button>
 <button id="next" type="button" aria-label="Next photo">&rarr;</button>
 <button id="close" type="button" aria-label="Close">&times;</button>
 </div>
 <div class="room" id="room" tabindex="-1" autofocus></div>
-<div class="foot"><span id="note"></span> <span id="fallback" role="status"></span></div>
+<div class="foot"><span id="note"></span> <span id="fallback" role="status"></span>
+<span id="keys">$keys</span></div>
 </dialog>
 <script type="application/json" id="data">$data</script>
 <script>
@@ -165,6 +186,7 @@ const cards = sheet.cards.map(([name, width, height, note, ...rests]) => {
   return { name, note, ratio: width / height || 1, pictures, files };
 });
 let visible = cards.map((card, index) => index);
+const isFew = !several && cards.length <= 4; // these are shown large, and from their files
 
 function make(tag, properties, ...children) {
   const element = Object.assign(document.createElement(tag), properties);
@@ -229,6 +251,7 @@ function strip(card, index) {
 
 function pair(card, index) {
   const [before, after] = [image("before", card.pictures[0], ""), image("after", card.pictures[1], card.name)];
+  if (isFew) [before, after].forEach((element, number) => bring(element, card, number));
   return comparison(before, after, card.name + ": photo and translation", () => open(index));
 }
 
@@ -249,12 +272,13 @@ const observer = new IntersectionObserver(entries => {
 }, { rootMargin: "500px 0px" });
 
 const places = cards.map(card => {
-  const place = make("article", {}), one = Math.min(3, Math.max(0.5, card.ratio));
+  const place = make("article", {}), one = Math.min(8, Math.max(0.4, card.ratio));
   place.style.setProperty("--one", one);
   place.style.setProperty("--ratio", several ? one * card.pictures.length : one);
   return place;
 });
 byId("cards").classList.toggle("sweep", several);
+byId("cards").classList.toggle("few", isFew);
 byId("cards").append(...places);
 places.forEach(place => observer.observe(place));
 
@@ -323,6 +347,7 @@ function bring(element, card, number) {
       shown.some(one => one.dataset.small) ? "Shown small: this browser cannot open the full file." : "";
   };
   element.dataset.picture = picture;
+  element.decoding = "sync"; // or the place is empty for a moment at each change
   if (!picture) element.removeAttribute("src");
   settle(picture, false);
   if (!file) return;

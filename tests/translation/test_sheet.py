@@ -45,7 +45,7 @@ class Parsed(HTMLParser):
     def handle_starttag(self, tag, attrs) -> None:
         attributes = dict(attrs)
         self.tags.append(tag)
-        if tag == "a" and "href" in attributes:
+        if tag == "a" and "href" in attributes and not attributes["href"].startswith("#"):
             self.links.append(attributes["href"])
         self._in = attributes.get("id", tag) if tag == "script" else tag
         self.text[self._in] = ""
@@ -153,7 +153,9 @@ def test_paths_become_references_that_lead_to_their_bytes() -> None:
 def test_head_line_and_failures_say_how_it_went() -> None:
     cards = [card("a.jpg"), card("bad & worse.jpg", failed="damaged <picture>"), *of_a_set(1233)]
     html = made(cards, title="Photos as Monet", facts=["photo2monet", "12 min"])
-    assert re.findall(r"<li>(.*?)</li>", html)[:4] == ["1,234 photos", "1 failed", "photo2monet", "12 min"]
+    to_failures = '<a href="#failures">1 failed</a>'
+    assert re.findall(r"<li>(.*?)</li>", html)[:4] == ["1,234 photos", to_failures, "photo2monet", "12 min"]
+    assert 'id="failures"' in html
     assert "<h1>Photos as Monet</h1>" in html
     assert html.index("<b>bad &amp; worse.jpg</b> damaged &lt;picture&gt;") > html.index('<main id="cards">')
     assert "bad &amp; worse" not in Parsed(html).text["data"]
@@ -169,6 +171,17 @@ def test_the_page_of_5000_photos_is_light(results: int, most: int) -> None:
 def test_the_page_loads_nothing_but_pictures() -> None:
     html = made(of_a_set(3))
     assert not re.search(r"https?:|<link|@import|url\(|\bsrc=", html)
+
+
+@pytest.mark.parametrize(
+    ("labels", "told"), [((), "Left of the line is the photo"), (("1", "2"), "From left to right")]
+)
+def test_the_page_says_what_to_do_unless_there_is_nothing_to_look_at(labels: tuple[str, ...], told: str) -> None:
+    failed = card("a.jpg", failed="bad")
+    assert told in made([card("b.jpg", results=max(1, len(labels))), failed], labels=labels)
+    empty = made([failed], labels=labels)
+    assert "no photo was translated" in empty
+    assert told not in empty
 
 
 def test_without_scripts_the_page_is_a_list_of_links() -> None:
@@ -205,13 +218,23 @@ def test_a_page_with_a_long_title_is_known_as_ours(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("size", "wanted"),
-    [((1000, 500), (320, 160)), ((200, 100), (200, 100)), ((5000, 3), (320, 1)), ((1, 900), (1, 320))],
+    [
+        ((1200, 800), (480, 320)),
+        ((800, 1200), (213, 320)),
+        ((5000, 1000), (960, 192)),
+        ((200, 100), (200, 100)),
+        ((5000, 3), (960, 1)),
+        ((1, 900), (1, 320)),
+    ],
 )
-def test_thumbnails_fit_and_are_never_enlarged(size: tuple[int, int], wanted: tuple[int, int]) -> None:
+def test_thumbnails_are_of_one_height_however_wide_their_pictures_and_are_never_enlarged(
+    size: tuple[int, int], wanted: tuple[int, int]
+) -> None:
     pixels = np.full((size[1], size[0], 3), 90, dtype=np.uint8)
     with Image.open(io.BytesIO(thumbnail(pixels))) as image:
         assert (image.format, image.mode, image.size) == ("WEBP", "RGB", wanted)
-        assert max(image.size) <= THUMBNAIL
+        assert image.width <= THUMBNAIL[0]
+        assert image.height <= THUMBNAIL[1]
 
 
 def test_thumbnails_look_like_their_pictures_and_are_small_files() -> None:
@@ -264,8 +287,8 @@ def test_the_script_can_be_parsed(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def browsed(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The elements that chromium makes of a page with 5,000 photos, the first of which have thumbnails."""
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a page with 5,000 photos, the first of which have thumbnails."""
     if CHROMIUM is None:
         pytest.skip("chromium, which would show the page, is not installed")
     folder = tmp_path_factory.mktemp("page")
@@ -275,10 +298,27 @@ def browsed(tmp_path_factory: pytest.TempPathFactory) -> str:
     for path in {path for one in cards[:40] for path in (one.before, *one.after)}:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(small)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def browsed(site: Path) -> str:
+    return after(site, "")
+
+
+def after(site: Path, *steps: str) -> str:
+    """The elements that chromium makes of the page after steps of a script, half a second apart.
+
+    The clock is a virtual one, by which frames are not drawn for sure: what needs one, scrolling, cannot be told here.
+    """
+    waits = "".join(f"setTimeout(() => {{ {step} }}, {500 * (index + 1)});" for index, step in enumerate(steps))
+    path = site / "acted.html"
+    path.write_text((site / "index.html").read_text() + f"<script>{waits}</script>")
     command = [
-        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-        f"--user-data-dir={folder / 'browser'}", "--window-size=1280,900", "--virtual-time-budget=10000", "--dump-dom",
-        (folder / "index.html").as_uri(),
+        str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
+        "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-quic",
+        f"--user-data-dir={site / 'browser'}", "--window-size=1280,900", "--virtual-time-budget=10000", "--dump-dom",
+        path.as_uri(),
     ]  # fmt: skip
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
 
@@ -295,3 +335,25 @@ def test_in_a_browser_each_photo_has_a_slider_and_a_name(browsed: str) -> None:
     assert 'type="range"' in first
     assert first.count("<img") == 2
     assert "Südtirol/IMG_00000.jpg</a>" in first
+    assert f'href="{url("Holidays 2019, Südtirol/IMG_00000.jpg")}"' in first
+
+
+def test_in_a_browser_a_click_opens_the_large_view_and_arrows_lead_on(site: Path) -> None:
+    click = "document.querySelectorAll('.name')[3].click()"
+    key = "document.getElementById('room').dispatchEvent(new KeyboardEvent('keydown', {key: '%s', bubbles: true}))"
+    for steps, number in (([click], 3), ([click, key % "ArrowRight"], 4), ([click, key % "ArrowLeft"], 2)):
+        html = after(site, *steps)
+        large = html[html.index("<dialog") : html.index("</dialog>")]
+        name = f"Holidays 2019, Südtirol/IMG_{number:05}.jpg"
+        assert re.match(r"<dialog[^>]* open", large)
+        assert f'<span id="what">{name}</span>' in large
+        assert f'<small id="where">{number + 1} of 5,000</small>' in large
+        assert f'href="{url(name)}"' in large
+        assert f'href="{url("../photos/" + name)}"' in large
+
+
+def test_in_a_browser_the_filter_leaves_the_photos_whose_names_fit(site: Path) -> None:
+    typed = "const f = document.getElementById('filter'); f.value = 'img_0012'; f.dispatchEvent(new Event('input'))"
+    html = after(site, typed)
+    assert '<span id="count" role="status">10 of 5,000</span>' in html
+    assert len(re.findall(r"<article[^>]* hidden", html)) == 4990
