@@ -149,7 +149,8 @@ def help_text(directory: Path, command: str, groups: Mapping[str, str | None]) -
             found = [e for e in entries(file) if e.value and e.key.rpartition(".")[2] != "_target_"]
             rows += [(f"{group}.{entry.key}", entry.value, entry.comment) for entry in found]
 
-    text = [f"Usage: python -m cyclestyle.{command} [group=option ...] [key=value ...]", ""]
+    options_of_groups = " [group=option ...]" if groups else ""
+    text = [f"Usage: python -m cyclestyle.{command}{options_of_groups} [key=value ...]", ""]
     text += [*header(directory / f"{command}.yaml"), ""]
     text += ["Keys, their defaults and what they mean (??? must be given):", *table(rows)]
     if groups:
@@ -163,7 +164,7 @@ def help_text(directory: Path, command: str, groups: Mapping[str, str | None]) -
     if "experiment" in groups:
         text += ["", "Experiments (experiment=demo); keys given beside one win over it:"]
         text += table((name, described(directory / "experiment", name)) for name in options(directory / "experiment"))
-    text += ["", "Flags:", *table(FLAG_ROWS)]
+    text += ["", "Flags:", *table(FLAG_ROWS if "run_dir" in [key for key, _, _ in rows] else FLAG_ROWS[:-1])]
     return "\n".join(text)
 
 

@@ -64,6 +64,7 @@ class Evaluate:
     device: str = MISSING
     precision: str = MISSING
     batch_size: int = MISSING
+    backend: str = MISSING
     weights: str = MISSING
 
 
@@ -75,11 +76,25 @@ class Translate:
     input: str = MISSING
     output: str = MISSING
     direction: str | None = None
+    strength: Any = MISSING
+    keep: str = MISSING
+    format: str = MISSING
+    quality: int = MISSING
+    resize: int | None = None
+    metadata: str = MISSING
+    max_pixels: int = MISSING
+    existing: str = MISSING
+    sheet: bool = MISSING
+    tile: Any = MISSING
+    memory: str = MISSING
+    batch_size: int = MISSING
+    workers: Any = MISSING
     device: str = MISSING
     precision: str = MISSING
-    batch_size: int = MISSING
+    compile: bool = MISSING
+    backend: str = MISSING
+    engine: str = MISSING
     weights: str = MISSING
-    existing: str = MISSING
 
 
 @dataclass

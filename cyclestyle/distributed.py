@@ -39,6 +39,7 @@ class World:
         self.timeout_s = timeout_s
         self._store, self._met = store, 0
         self._wrapped: list[DistributedDataParallel] = []
+        self._totals: dict[str, int] = {}
         # Agreement between hosts' flags goes over the CPU, so that asking never waits for a GPU.
         self._control = self._group(timeout_s)
         self._patient = self._group(PATIENCE_S)
@@ -119,6 +120,13 @@ class World:
             raise self.lost(error) from None
         least, most = both.tolist()
         return bool(least == -most)
+
+    def total(self, name: str, amount: int) -> int:
+        """Add to a count that all processes share; returns where it stands."""
+        if self._store is not None:
+            return int(self._store.add(f"total {name}", amount))
+        self._totals[name] = self._totals.get(name, 0) + amount
+        return self._totals[name]
 
     @contextmanager
     def agreed(self, *, patient: bool = False) -> Iterator[None]:

@@ -27,14 +27,14 @@ def evaluate(
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
     batch_size: int = 8,
+    backend: Literal["auto", "torch", "onnx"] = "auto",
     weights: Literal["ema", "raw"] = "ema",
 ) -> int:
     """Translate a folder in memory and print how like the truth, the target domain and the photos the results are.
 
     Args:
-        checkpoint: a run's folder, a checkpoint's folder or a safetensors file.
+        checkpoint, direction, device, precision, backend, weights: see `Translator.load`.
         input, truth, target: see `evaluation.evaluate`.
-        direction, device, precision, weights: see `Translator.load`.
         batch_size: pictures of one size that are translated together, at most.
 
     Returns:
@@ -43,7 +43,8 @@ def evaluate(
     from cyclestyle.translation import Translator, evaluation  # torch takes seconds; --help and typing errors need none
 
     truths, targets = (None if folder is None else Path(folder) for folder in (truth, target))
-    translator = Translator.load(checkpoint, direction=direction, device=device, precision=precision, weights=weights)
+    how = {"direction": direction, "device": device, "precision": precision, "weights": weights, "backend": backend}
+    translator = Translator.load(checkpoint, **how)  # type: ignore[arg-type]
 
     print(translator, flush=True)
     report = evaluation.evaluate(translator.batch, Path(input), truth=truths, target=targets, batch_size=batch_size)

@@ -1,12 +1,19 @@
 """Translate one picture or a whole photo set: `python -m cyclestyle.translate checkpoint=... input=... output=...`."""
 
+import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from cyclestyle import config
+from cyclestyle.errors import CommandError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+
+    from cyclestyle.distributed import World
+    from cyclestyle.translation.photoset import Outcome, Settings
+    from cyclestyle.translation.planning import Plan
 
 FINISHED_WITH_FAILURES = 6
 
@@ -16,7 +23,10 @@ def main() -> None:
 
 
 def run(cfg: "DictConfig") -> int:
-    return translate(**config.pick(cfg, translate))
+    from cyclestyle.translation.stopping import Stoppable
+
+    with Stoppable():
+        return translate(**config.pick(cfg, translate))
 
 
 def translate(
@@ -25,32 +35,128 @@ def translate(
     output: str | Path,
     *,
     direction: str | None = None,
+    strength: float | Sequence[float] = 1.0,
+    keep: Literal["none", "colour", "luminance"] = "none",
+    format: Literal["keep", "png", "jpeg", "webp"] = "keep",  # noqa: A002
+    quality: int = 95,
+    resize: int | None = None,
+    metadata: Literal["drop", "keep"] = "drop",
+    max_pixels: int = 178_956_970,
+    existing: Literal["skip", "overwrite", "error"] = "skip",
+    sheet: bool = True,
+    tile: int | Literal["auto", "off"] = "auto",
+    memory: int | str = "4GB",
+    batch_size: int = 8,
+    workers: int | Literal["auto"] = "auto",
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
-    batch_size: int = 8,
+    compile: bool = False,  # noqa: A002
+    backend: Literal["auto", "torch", "onnx"] = "auto",
+    engine: Literal["local", "ray"] = "local",
     weights: Literal["ema", "raw"] = "ema",
-    existing: Literal["keep", "overwrite"] = "keep",
 ) -> int:
-    """Translate a picture or a folder of pictures, and print what was done.
+    """Translate a picture or a set of pictures, and print what was done.
 
     Args:
-        checkpoint: a run's folder, a checkpoint's folder or a safetensors file.
-        input, output, existing: see `photoset.plan`.
-        direction, device, precision, weights: see `Translator.load`.
+        checkpoint, direction, device, precision, weights, backend, compile: see `Translator.load`.
+        input: see `inputs.find`.
+        output: a folder; for one picture also a file name with a picture's ending.
+        strength, keep, tile, memory: see `Treatment`.
+        format, quality, resize, metadata, max_pixels: see `photos`.
+        existing: what happens to files that are there, see `planning.plan`.
+        sheet: write index.html, a page to look at photos and translations.
         batch_size: pictures of one size that are translated together, at most.
+        workers: processes that read and write; with `engine="ray"` models that compute.
+        engine: `local` is this process, or those that torchrun started; `ray` the actors of a cluster.
 
     Returns:
         The exit code: 0, or 6 if pictures failed.
     """
-    from cyclestyle.translation import Translator, photoset  # torch takes seconds; --help and typing errors need none
+    # torch takes seconds; --help and typing errors need none
+    from cyclestyle.darkroom import Reading, Writing
+    from cyclestyle.distributed import session
+    from cyclestyle.ending import Ending
+    from cyclestyle.hardware import TRANSLATING, device_type
+    from cyclestyle.translation import cluster, photoset, planning, treatment
 
-    planned = photoset.plan(Path(input), Path(output), existing=existing)
-    translator = Translator.load(checkpoint, direction=direction, device=device, precision=precision, weights=weights)
+    check(quality=quality, resize=resize, max_pixels=max_pixels)
+    photoset.check(batch_size=batch_size, workers=workers)
+    strengths = treatment.chosen(strength)
+    with session(device_type(device)) as world, Ending(world, advice=TRANSLATING):
+        check_processes(world, engine=engine, input=str(input))
+        if engine == "ray":
+            cluster.library()
+            checkpoint, output = Path(checkpoint).absolute(), Path(output).absolute()  # its processes run elsewhere
+        jobs = planning.jobs(str(input), Path(output), format=format, folders=treatment.folders(strengths))
+        make = functools.partial(
+            treatment.Treatment.load,
+            checkpoint,
+            direction=direction,
+            device=device,
+            precision=precision,
+            weights=weights,
+            backend=backend,
+            compile=compile,
+            strength=strengths,
+            keep=keep,
+            tile=tile,
+            memory=memory,
+            folder=jobs.hidden or jobs.folder,
+        )
+        treat = make(world=world)
+        settings = photoset.Settings(
+            Reading(resize, metadata=metadata == "keep", max_pixels=max_pixels),
+            Writing(jobs.folder, quality, sheet=jobs.hidden / "thumbnails" if jobs.hidden and sheet else None),
+            treat.fingerprint(quality=quality, resize=resize, metadata=metadata),
+        )
+        plan = planning.plan(jobs, existing=existing, settings=settings.fingerprint, world=world)
+        if world.is_main:
+            passed = f" ({jobs.passed:,} translations of earlier commands passed over)" if jobs.passed else ""
+            print(f"{treat}: {len(plan.todo):,} to translate{passed}", flush=True)
 
-    print(f"{translator}: {len(planned.jobs)} to translate", flush=True)
-    outcome = photoset.translate(planned, translator.batch, batch_size=batch_size)
-    print(photoset.summary(outcome, planned))
+        if engine == "ray":
+            outcome = cluster.carry_out(plan, make, settings, workers=workers)
+        else:
+            outcome = photoset.carry_out(plan, treat, settings, world=world, workers=workers, batch_size=batch_size)
+
+        if world.is_main:
+            photoset.complete_sheet(plan, outcome, settings, workers)
+            close(plan, outcome, settings, facts=treat.facts, labels=treat.labels)
+        world.any(False, patient=True)  # the last to leave is the one that writes the report
     return FINISHED_WITH_FAILURES if outcome.failures else 0
+
+
+def check(*, quality: int, resize: int | None, max_pixels: int) -> None:
+    """Raise a CommandError for values that no picture can have."""
+    if not 1 <= quality <= 100:
+        raise CommandError(f"quality={quality}: give a number from 1 to 100")
+    if resize is not None and resize < 1:
+        raise CommandError(f"resize={resize}: give the longest side in px, or null")
+    if max_pixels < 1:
+        raise CommandError(f"max_pixels={max_pixels}: give a number of pixels")
+
+
+def check_processes(world: "World", *, engine: str, input: str) -> None:  # noqa: A002
+    """Raise a CommandError for what only one process can do."""
+    if world.size > 1 and engine != "local":
+        raise CommandError(f"engine={engine} spreads the work itself: start it without torchrun")
+    if world.size > 1 and input == "-":
+        raise CommandError("input=- can be read by one process only: put the paths into a .txt file")
+
+
+def close(
+    plan: "Plan", outcome: "Outcome", settings: "Settings", *, facts: Sequence[str], labels: Sequence[str]
+) -> None:
+    """Write the report and the page, and tell how the command fared."""
+    from cyclestyle.translation import photoset, showing
+
+    where = plan.folder
+    if plan.journal is not None:
+        plan.journal.report(outcome.lines)
+        if settings.writing.sheet is not None:
+            thumbnails = settings.writing.sheet
+            where = showing.show(plan.folder, outcome, thumbnails=thumbnails, facts=facts, labels=labels)
+    print(photoset.summary(outcome, plan, where=where))
 
 
 if __name__ == "__main__":

@@ -23,8 +23,8 @@ ROOMS: dict[str, set[str]] = {
     "checkpoint": {"checkpoint", "saving"},
     "metrics": {"metrics"},
     "leaf": {
-        "data", "distributed", "ema", "errors", "files", "guard", "hardware", "images", "listing", "losses",
-        "networks", "photos", "pool", "schedule", "seeds", "signals", "thumbnails",
+        "darkroom", "data", "distributed", "ema", "errors", "files", "guard", "hardware", "images", "listing",
+        "locking", "losses", "networks", "photos", "pool", "schedule", "seeds", "signals", "thumbnails",
     },
 }  # fmt: skip
 

@@ -3,7 +3,6 @@
 import math
 import statistics
 from collections.abc import Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,9 +13,9 @@ from cyclestyle.errors import DataError
 from cyclestyle.listing import shown
 from cyclestyle.metrics import pixels
 from cyclestyle.metrics.pixels import ColourMap, Pool
-from cyclestyle.translation import stream
-from cyclestyle.translation.photoset import find
+from cyclestyle.translation import inputs, stream
 from cyclestyle.translation.progress import Counter
+from cyclestyle.translation.workers import Workers
 
 
 class Spread(NamedTuple):
@@ -71,19 +70,19 @@ def evaluate(
     Raises:
         DataError: pictures that are missing, damaged, or not of the size of their truth.
     """
-    names = find(folder)
+    names = inputs.names(folder)
     truths = None if truth is None else _truths(folder, names, truth)
-    targets = None if target is None else [target / name for name in find(target)]
+    targets = None if target is None else [target / name for name in inputs.names(target)]
     sources = [folder / name for name in names]
 
-    with ThreadPoolExecutor(stream.THREADS) as pool:
-        colour_map = None if truths is None else _colour_map(sources, list(truths.values()), pool)
+    with Workers(0) as workers:
+        colour_map = None if truths is None else _colour_map(sources, list(truths.values()), workers)
         tally = _Tally(truths, colour_map)
         with Counter(len(sources), what="evaluating") as counter:
-            for one in stream.translated(sources, model, batch_size=batch_size, pool=pool, failed=_refuse):
+            for one in stream.translated(sources, model, batch_size=batch_size, workers=workers, failed=_refuse):
                 tally.add(one)
                 counter.advance()
-        colours = None if targets is None else _colours(tally, targets, pool)
+        colours = None if targets is None else _colours(tally, targets, workers)
     return Report(len(sources), tally.truth(), colours, _spread(tally.content))
 
 
@@ -138,7 +137,7 @@ class _Tally:
 
 def _truths(folder: Path, names: Sequence[Path], truth: Path) -> dict[Path, Path]:
     """The truth of each picture."""
-    there = set(find(truth))
+    there = set(inputs.names(truth))
     missing = [name for name in names if name not in there]
     if missing:
         raise DataError(
@@ -148,17 +147,17 @@ def _truths(folder: Path, names: Sequence[Path], truth: Path) -> dict[Path, Path
     return {folder / name: truth / name for name in names}
 
 
-def _colour_map(sources: Sequence[Path], truths: Sequence[Path], pool: Executor) -> ColourMap:
+def _colour_map(sources: Sequence[Path], truths: Sequence[Path], workers: Workers) -> ColourMap:
     """What a filter for all pictures at once could do, at best knowing the truth of all."""
     before, after = Pool(), Pool()
     for pooled, files in ((before, sources), (after, truths)):
-        for photo in stream.photos(files, pool=pool, failed=_refuse):
+        for photo in stream.photos(files, workers=workers, failed=_refuse):
             pooled.add(photo.pixels)
     return pixels.global_colour_map(before.statistics(), after.statistics())
 
 
-def _colours(tally: _Tally, targets: Sequence[Path], pool: Executor) -> Colours:
-    wanted = pixels.colour_statistics(photo.pixels for photo in stream.photos(targets, pool=pool, failed=_refuse))
+def _colours(tally: _Tally, targets: Sequence[Path], workers: Workers) -> Colours:
+    wanted = pixels.colour_statistics(photo.pixels for photo in stream.photos(targets, workers=workers, failed=_refuse))
     return Colours(
         unchanged=pixels.colour_distance(tally.photos.statistics(), wanted),
         translated=pixels.colour_distance(tally.translations.statistics(), wanted),

@@ -109,6 +109,7 @@ class OnnxGenerator:
         self._session = _session(content, path, device)
         header = _read_header(self._session, path)
         self.sources, self.multiple, self.minimum = header
+        self(torch.zeros(1, 3, self.minimum, self.minimum))  # what cannot be run is known before anything is written
 
     @classmethod
     def load(

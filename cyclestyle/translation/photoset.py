@@ -1,241 +1,399 @@
-"""A folder of pictures, or one picture, through a model: the same tree with the same names comes out.
+"""A set of pictures as one job: read by workers, translated in batches of one size, written by workers, noted down.
 
-First everything is planned, without writing; then pictures are read, translated and written as a stream.
+What is done is in the journal as soon as it is, so that whatever ends the program, the same command does the rest.
 """
 
+import contextlib
+import functools
+import hashlib
+import os
+import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
-from cyclestyle import images
+from cyclestyle import darkroom, hardware, images
+from cyclestyle.darkroom import Reading, Writing, Written
+from cyclestyle.distributed import World
 from cyclestyle.errors import CommandError, DataError, DiskError
-from cyclestyle.files import write_text
-from cyclestyle.listing import contents, shown, surroundings
+from cyclestyle.files import is_of_the_disk
+from cyclestyle.listing import shown
+from cyclestyle.photos import Photo
+from cyclestyle.photos.photo import Samples
 from cyclestyle.translation import stream
-from cyclestyle.translation.progress import Counter
+from cyclestyle.translation.journal import Entry, Journal, Line, Status, begun, disk_error
+from cyclestyle.translation.planning import Job, Plan, sweep
+from cyclestyle.translation.progress import Counter, Progress
+from cyclestyle.translation.workers import Task, Workers
 
-Existing = Literal["keep", "overwrite"]
+SHOWN = 5  # failures on the screen; the report has them all
 
-FORMATS = "JPEG, PNG, WebP, BMP or TIFF"  # in words, what images.EXTENSIONS says
-SHOWN = 5  # failures on the screen; the file has them all
-LOG_NAME = "failed.txt"
-_LOG_HEADER = "# These pictures could not be translated by cyclestyle."
-
-
-class Job(NamedTuple):
-    """One picture, and where its translation goes."""
-
-    source: Path
-    target: Path
+_OF_ONE_PICTURE = (DataError, OSError, MemoryError)  # the others may fare better; `_reason` knows of full disks
 
 
-class Plan(NamedTuple):
-    """What there is to do."""
+class Treats(Protocol):
+    """What is done to pictures of one size: uint8 or uint16 (N, 3, H, W), each result likewise."""
 
-    jobs: list[Job]
-    kept: int  # pictures whose translations are there already
-    output: Path  # as the user gave it
-    log: Path | None  # where failures are listed; a single picture needs no list
+    def __call__(self, pixels: Tensor, *, advance: Callable[[float], object] | None = None) -> list[Tensor]: ...
+    def most_together(self, height: int, width: int) -> int: ...
 
 
-class Failure(NamedTuple):
-    """A picture that has no translation, and why."""
+class Loaded(NamedTuple):
+    """A picture that has been read."""
 
-    source: Path
-    reason: str
+    job: Job
+    photo: Photo
+    pixels: Tensor  # (3, H, W), the photo's own
 
-    def __str__(self) -> str:
-        return f"{shown(self.source)}: {self.reason}"
+
+class Settings(NamedTuple):
+    """How pictures are read and written."""
+
+    reading: Reading
+    writing: Writing
+    fingerprint: str  # of all that decides what a translation looks like
 
 
 class Outcome(NamedTuple):
-    """What has been done."""
+    """How a command has fared."""
 
-    translated: int
-    kept: int
-    failures: list[Failure]
+    lines: list[Line]  # of every picture, in order
     elapsed_s: float
 
+    def count(self, *statuses: str) -> int:
+        return sum(line.status in statuses for line in self.lines)
 
-def plan(input: Path, output: Path, *, existing: Existing = "keep") -> Plan:  # noqa: A002
-    """What translating `input` to `output` takes; nothing is written or decoded.
+    @property
+    def failures(self) -> list[Line]:
+        return [line for line in self.lines if line.status == "failed"]
+
+
+def check(*, batch_size: int, workers: int | Literal["auto"]) -> None:
+    """Raise a CommandError for numbers that are none."""
+    stream.check_batch_size(batch_size)
+    if workers != "auto" and workers < 0:
+        raise CommandError(f"workers={workers}: give a number of processes, or 0 for threads of this one")
+
+
+def carry_out(
+    plan: Plan,
+    treatment: Treats,
+    settings: Settings,
+    *,
+    world: World | None = None,
+    workers: int | Literal["auto"] = "auto",
+    batch_size: int = 8,
+) -> Outcome:
+    """Do what a plan says, together with the other processes where there are any.
 
     Args:
-        input: a folder, searched with all that lies below it, or one picture.
-        output: a folder; for one picture also a file name with a picture's ending.
-        existing: what happens to translations that are there: they are kept, or made again.
-
-    Raises:
-        CommandError: a translation would take the place of an input.
-        DataError: there are no pictures.
-    """
-    if input.is_dir():
-        jobs = _folder_jobs(input, output)
-        log: Path | None = output / LOG_NAME
-    else:
-        jobs, log = [_file_job(input, output)], None
-    _protect_inputs(jobs)
-
-    todo = jobs if existing == "overwrite" else [job for job in jobs if not job.target.exists()]
-    return Plan(todo, kept=len(jobs) - len(todo), output=output, log=log)
-
-
-def translate(planned: Plan, model: stream.Model, *, batch_size: int = 8) -> Outcome:
-    """Carry out a plan; pictures that fail do not keep the others from being done.
-
-    Args:
-        model: translates uint8 (N, 3, H, W) to the same.
-        batch_size: pictures of one size that go through it together, at most.
+        workers: processes that read and write.
+        batch_size: pictures of one size that go through the model together, at most.
 
     Raises:
         DiskError: the output cannot be written; what has been written so far is whole.
     """
+    world = world or World()
+    mine = plan.todo[world.rank :: world.size]
+    with Workers.suited(workers, len(mine)) as hands, _Shared(len(plan.todo), world) as progress:
+        lines = translate(
+            mine, treatment, settings, workers=hands, journal=plan.journal, batch_size=batch_size, progress=progress
+        )
+        if world.size > 1 and plan.journal is not None:
+            world.any(False, patient=True)
+            plan.journal.read()
+            entries = plan.journal.entries
+            lines = [line(job, entries.get(job.key) or failed(job, None, "it was not done")) for job in plan.todo]
+        if world.is_main:
+            clear(plan)
+        elapsed_s = progress.elapsed_s
+    return outcome(plan, lines, elapsed_s)
+
+
+def complete_sheet(plan: Plan, outcome: Outcome, settings: Settings, workers: int | Literal["auto"]) -> None:
+    """Make the thumbnails that pictures lack which were translated when no contact sheet was asked for."""
+    sheet = settings.writing.sheet
+    if sheet is None:
+        return
+    current = {line.targets for line in outcome.lines if line.status == "up to date"}
+    jobs = [job for job in plan.jobs if tuple(target.as_posix() for target in job.targets) in current]
+    jobs = [job for job in jobs if not all((sheet / name).exists() for name in shots(job.targets))]
+    with Workers.suited(workers, len(jobs)) as hands:
+        for _, task in hands.ahead(functools.partial(_shoot_again, how=settings.writing), jobs):
+            try:
+                hands.finish(task)
+            except _OF_ONE_PICTURE as error:
+                _reason(error)  # a picture without a thumbnail is shown as it is
+
+
+def _shoot_again(job: Job, how: Writing) -> None:
+    darkroom.shoot_again(job.source.path, job.targets, shots(job.targets), how)
+
+
+def clear(plan: Plan) -> None:
+    """Remove what workers that were killed have left half-written; all others have ended their work."""
+    if plan.journal is not None:
+        sweep(plan.folder, plan.todo)
+
+
+def outcome(plan: Plan, lines: Sequence[Line], elapsed_s: float) -> Outcome:
+    """How a command has fared whose work has come to `lines`."""
+    everything = sorted([*plan.settled, *lines], key=lambda line: line.source.parts)
+    return Outcome(everything, elapsed_s)
+
+
+def translate(
+    todo: Sequence[Job],
+    treatment: Treats,
+    settings: Settings,
+    *,
+    workers: Workers,
+    journal: Journal | None = None,
+    batch_size: int = 8,
+    progress: Progress | None = None,
+) -> list[Line]:
+    """Carry out jobs; pictures that fail do not keep the others from being done.
+
+    Args:
+        journal: takes down what is done.
+        batch_size: pictures of one size that go through the model together, at most.
+
+    Returns:
+        How each of them fared, in the order in which they were done.
+
+    Raises:
+        DiskError: the output cannot be written; what has been written so far is whole.
+    """
+    work = _Work(treatment, settings, workers, journal, progress)
     stream.check_batch_size(batch_size)
-    failures: list[Failure] = []
-    done = 0
-    with Counter(len(planned.jobs)) as counter:
-        for result in _results(planned.jobs, model, batch_size=batch_size):
-            if isinstance(result, Failure):
-                failures.append(result)
-            else:
-                done += 1
-            counter.advance()
-        elapsed_s = counter.elapsed_s
-    failures.sort(key=lambda failure: failure.source.parts)
-    if planned.log is not None:
-        _keep_log(failures, planned.log)
-    return Outcome(done, planned.kept, failures, elapsed_s)
+    try:
+        for batch in stream.batches(work.loaded(todo), batch_size, most=treatment.most_together):
+            work.treat(batch)
+        work.write_down(everything=True)
+    except BaseException:  # the disk is full, or somebody asks to stop
+        work.break_off()
+        raise
+    return work.lines
 
 
-def summary(outcome: Outcome, planned: Plan) -> str:
+def treat_one(job: Job, treatment: Treats, settings: Settings) -> Entry:
+    """Read, translate and write one picture, and nothing else; what went wrong with it is in the entry."""
+    start = start_of(job, settings)
+    try:
+        photo = darkroom.read(job.source.path, settings.reading)
+        made = treatment(_tensor(photo.pixels)[None])
+        written = darkroom.write(
+            photo, [_array(one[0]) for one in made], job.targets, shots(job.targets), settings.writing
+        )
+    except _OF_ONE_PICTURE as error:
+        return start._replace(reason=_reason(error))
+    return _entry(start, job, photo, written)
+
+
+def start_of(job: Job, settings: Settings) -> Entry:
+    """What is noted before the translations of a picture are written."""
+    return begun(job.source, settings.fingerprint, (target.as_posix() for target in job.targets))
+
+
+def failed(job: Job, journal: Journal | None, reason: str) -> Entry:
+    """What is noted of a picture that has no translation.
+
+    It claims what is there by the journal, and nothing else: whatever appears in its place is somebody's own.
+    """
+    before = journal.entries.get(job.key) if journal is not None else None
+    entry = begun(job.source, "", ())._replace(reason=reason)
+    if journal is None or before is None:
+        return entry
+    there = {name: stamp for name, stamp in before.targets.items() if os.path.lexists(journal.output / name)}
+    return entry._replace(targets=there)
+
+
+def shots(targets: Sequence[str | Path]) -> list[str]:
+    """Names of the thumbnails of a picture and of its translations, which the targets tell."""
+    name = hashlib.sha256(os.fsencode(targets[0])).hexdigest()[:16]
+    return [f"{name}-{number}.webp" for number in range(1 + len(targets))]
+
+
+def line(job: Job, entry: Entry) -> Line:
+    """What the report says of a picture that was worked on."""
+    status: Status = "translated" if entry.is_done else "failed"
+    reason = entry.reason if entry.reason or entry.is_done else "it was not done"
+    targets = tuple(target.as_posix() for target in job.targets)
+    return Line(job.source.path, targets, status, reason, entry.notes, entry.size, entry.elapsed_s)
+
+
+def summary(outcome: Outcome, plan: Plan, *, where: Path) -> str:
     """What has been done, for people: one line, and below it a few of those that failed."""
-    pace = f" ({outcome.translated / outcome.elapsed_s:.1f} photos/s)" if outcome.translated else ""
+    done, current, kept = (outcome.count(status) for status in ("translated", "up to date", "kept"))
+    detail = f" ({done:,} translated, {current:,} up to date)" if current else ""
+    aside = f", {kept:,} kept as {'it was' if kept == 1 else 'they were'}" if kept else ""
+    pace = f" ({done / outcome.elapsed_s:.1f} photos/s)" if done > 1 else ""
     first = (
-        f"{outcome.translated} translated, {outcome.kept} kept, {len(outcome.failures)} failed "
-        f"in {outcome.elapsed_s:.{0 if outcome.elapsed_s >= 10 else 1}f} s{pace}: {shown(planned.output)}"
+        f"{done + current:,} ok{detail}{aside}, {len(outcome.failures):,} failed "
+        f"in {outcome.elapsed_s:.{0 if outcome.elapsed_s >= 10 else 1}f} s{pace}: {shown(where)}"
     )
-    lines = [str(failure) for failure in outcome.failures[:SHOWN]]
-    if len(outcome.failures) > SHOWN:
-        lines.append(f"and {len(outcome.failures) - SHOWN} more, all listed in {shown(planned.log or planned.output)}")
+    lines = [f"{shown(line.source)}: {line.reason}" for line in outcome.failures[:SHOWN]]
+    if len(outcome.failures) > SHOWN and plan.journal is not None:
+        report = plan.journal.folder / "report.jsonl"
+        lines.append(f"and {len(outcome.failures) - SHOWN:,} more, all listed in {shown(report)}")
+    kept_lines = [line for line in outcome.lines if line.status == "kept"]
+    if kept_lines:
+        more = f", and {len(kept_lines) - 1:,} more" if len(kept_lines) > 1 else ""
+        lines.append(f"kept: {kept_lines[0].reason}{more}")
     return "\n  ".join([first, *lines])
 
 
-def find(folder: Path, *, without: Path | None = None) -> list[Path]:
-    """The names of all pictures below a folder; none of those that lie in `without`.
+class _Shared:
+    """A counter that all processes advance and one of them shows."""
 
-    Raises:
-        DataError: no such folder, or no pictures in it.
-    """
-    if not folder.is_dir():
-        raise DataError(f"no folder {shown(folder.absolute())}: {surroundings(folder)}")
-    names = images.find(folder)
-    if without is not None:
-        hidden = without.resolve()
-        names = [name for name in names if not (folder / name).resolve().is_relative_to(hidden)]
-    if not names:
-        raise DataError(f"no pictures ({FORMATS}) in {shown(folder.absolute())}, which contains {contents(folder)}")
-    return names
+    def __init__(self, total: int, world: World) -> None:
+        self.world = world
+        self.counter = Counter(total) if world.is_main else None
+        self._began = time.perf_counter()
 
+    def __enter__(self) -> "_Shared":
+        if self.counter is not None:
+            self.counter.__enter__()
+        return self
 
-def _folder_jobs(folder: Path, output: Path) -> list[Job]:
-    if output.exists() and not output.is_dir():
-        raise CommandError(f"output={shown(output)} is a file, but input={shown(folder)} is a folder: give a folder")
-    if output.exists() and output.samefile(folder):
-        raise CommandError(f"output={shown(output)} is the input folder itself: inputs are never overwritten")
-    is_inside = output.resolve().is_relative_to(folder.resolve())
-    return [Job(folder / name, output / name) for name in find(folder, without=output if is_inside else None)]
+    def __exit__(self, *error: Any) -> None:
+        if self.counter is not None:
+            self.counter.__exit__(*error)
 
+    @property
+    def elapsed_s(self) -> float:
+        return time.perf_counter() - self._began
 
-def _file_job(file: Path, output: Path) -> Job:
-    if not file.is_file():
-        raise DataError(f"no picture or folder {shown(file.absolute())}: {surroundings(file)}")
-    if file.suffix.lower() not in images.EXTENSIONS:
-        raise DataError(f"{shown(file.absolute())} does not end like a picture ({FORMATS})")
-    is_name = output.suffix.lower() in images.EXTENSIONS and not output.is_dir()
-    if not is_name and output.exists() and not output.is_dir():
-        raise CommandError(f"output={shown(output)} is a file that does not end like a picture ({FORMATS})")
-    return Job(file, output if is_name else output / file.name)
+    def advance(self) -> None:
+        done = self.world.total("translated", 1)
+        if self.counter is not None:
+            self.counter.reach(done)
+
+    def within(self, share: float) -> None:
+        if self.counter is not None:
+            self.counter.within(share)
 
 
-def _protect_inputs(jobs: Sequence[Job]) -> None:
-    """Raise a CommandError if any target is, by whatever name, one of the sources."""
-    sources = {_identity(job.source) for job in jobs} - {None}
-    for job in jobs:
-        if _identity(job.target) in sources:
-            raise CommandError(
-                f"{shown(job.target)} is an input, and inputs are never overwritten: choose another output="
+class _Work:
+    """The work in progress: what is being read, and what is being written."""
+
+    def __init__(
+        self,
+        treatment: Treats,
+        settings: Settings,
+        workers: Workers,
+        journal: Journal | None,
+        progress: Progress | None,
+    ) -> None:
+        self.treatment, self.settings, self.workers = treatment, settings, workers
+        self.journal, self.progress = journal, progress
+        self.lines: list[Line] = []
+        self._writing: deque[tuple[Job, Photo, Entry, Task[Written]]] = deque()
+        self._area = stream.MOST_WAITING  # pixels of the picture that was read last: sets are mostly of one size
+
+    def loaded(self, todo: Iterable[Job]) -> Iterator[Loaded]:
+        """The pictures, read ahead; those that cannot be read are noted."""
+        jobs = {job.source.path: job for job in todo}
+        for path, reading in self.workers.ahead(
+            functools.partial(darkroom.read, how=self.settings.reading), jobs, most=self._most
+        ):
+            job = jobs[path]
+            try:
+                photo = self.workers.finish(reading)
+            except _OF_ONE_PICTURE as error:
+                self._note(job, failed(job, self.journal, _reason(error)))
+                continue
+            self._area = photo.pixels.shape[0] * photo.pixels.shape[1]
+            yield Loaded(job, photo, _tensor(photo.pixels))
+
+    def treat(self, batch: Sequence[Loaded]) -> None:
+        """Translate a batch and have it written; what memory cannot hold together is translated one by one."""
+        within = None if self.progress is None else self.progress.within
+        since = time.perf_counter()
+        try:
+            made = self.treatment(torch.stack([one.pixels for one in batch]), advance=within)
+        except Exception as error:
+            if not (isinstance(error, DataError) or hardware.is_out_of_memory(error)):
+                raise
+            if len(batch) == 1:
+                self._note(batch[0].job, failed(batch[0].job, self.journal, _reason(error)))
+            else:
+                for one in batch:
+                    self.treat([one])
+            return
+        elapsed_s = (time.perf_counter() - since) / len(batch)
+        for number, (job, photo, _) in enumerate(batch):
+            entry = start_of(job, self.settings)._replace(elapsed_s=elapsed_s)
+            if self.journal is not None:
+                self.journal.add(job.key, entry)
+            arrays = [_array(results[number]) for results in made]
+            task = self.workers.start(
+                darkroom.write, photo, arrays, job.targets, shots(job.targets), self.settings.writing
             )
+            self._writing.append((job, photo, entry, task))
+        self.write_down()
+
+    def write_down(self, *, everything: bool = False) -> None:
+        """Note what has been written; not more than a few pictures wait to be."""
+        while self._writing and (everything or len(self._writing) > self._most() or self._writing[0][3].future.done()):
+            job, photo, entry, task = self._writing[0]
+            try:
+                entry = _entry(entry, job, photo, self.workers.finish(task))
+            except _OF_ONE_PICTURE as error:
+                entry = failed(job, self.journal, _reason(error))
+            self._note(job, entry)
+            self._writing.popleft()
+
+    def break_off(self) -> None:
+        """Write nothing more, but note what has been written, so that it need not be made again."""
+        for job, photo, entry, task in self._writing:
+            if task.future.cancel() or task.future.exception() is not None:
+                continue
+            with contextlib.suppress(DiskError):
+                self._note(job, _entry(entry, job, photo, task.future.result()))
+
+    def _most(self) -> int:
+        """How many pictures may wait before the model, and as many behind it: large ones take memory."""
+        return max(1, min(self.workers.most_ahead, stream.MOST_WAITING // self._area))
+
+    def _note(self, job: Job, entry: Entry) -> None:
+        if self.journal is not None:
+            self.journal.add(job.key, entry)
+        self.lines.append(line(job, entry))
+        if self.progress is not None:
+            self.progress.advance()
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
-    """The same for all names of a file; None if there is none."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
+def _entry(start: Entry, job: Job, photo: Photo, written: Written) -> Entry:
+    height, width = photo.pixels.shape[:2]
+    notes = tuple(dict.fromkeys([*job.notes, *written.notes]))
+    return start._replace(targets={**written.stamps}, size=(width, height), notes=notes)
 
 
-def _results(jobs: Sequence[Job], model: stream.Model, *, batch_size: int) -> Iterator[Path | Failure]:
-    """The file that came of each job, or why there is none."""
-    targets = {job.source: job.target for job in jobs}
-    failures: list[Failure] = []
-
-    def failed(source: Path, error: Exception) -> None:
-        failures.append(Failure(source, error.reason if isinstance(error, images.PictureError) else str(error)))
-
-    writing: deque[tuple[Path, Future[Path]]] = deque()
-    with ThreadPoolExecutor(stream.THREADS) as pool:
-        for made in stream.translated(targets, model, batch_size=batch_size, pool=pool, failed=failed):
-            writing.append((made.source, pool.submit(_write, made.translation, targets[made.source])))
-            while len(writing) > stream.MOST_AHEAD:
-                yield _settled(*writing.popleft())
-            yield from _drained(failures)
-        while writing:
-            yield _settled(*writing.popleft())
-        yield from _drained(failures)
+def _reason(error: Exception) -> str:
+    """Why a picture has no translation; a DiskError where the disk is to blame, for the next would fare alike."""
+    if isinstance(error, images.PictureError):
+        return error.reason
+    if isinstance(error, DataError):
+        return str(error)
+    if not isinstance(error, OSError):
+        return "out of memory: shrink it with resize=, or see memory="
+    if error.filename is None:
+        raise error
+    if is_of_the_disk(error):
+        raise disk_error(Path(error.filename), error) from None
+    return f"cannot write {shown(Path(error.filename))}: {(error.strerror or '').lower()}"
 
 
-def _write(pixels: Tensor, target: Path) -> Path:
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        images.save(images.from_pixels(pixels), target)
-    except OSError as error:
-        if error.errno is None:  # Pillow's own: the picture is at fault, not the disk
-            raise
-        raise _disk_error(target, error) from None
-    return target
+def _tensor(pixels: Samples) -> Tensor:
+    """(H, W, 3) as (3, H, W), without a copy where that can be."""
+    return torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy()).permute(2, 0, 1)
 
 
-def _settled(source: Path, writing: "Future[Path]") -> Path | Failure:
-    """The written file; a picture that its format cannot hold is a failure, a disk that takes no more ends the job."""
-    try:
-        return writing.result()
-    except (OSError, ValueError) as error:
-        return Failure(source, f"its translation cannot be written: {error}")
-
-
-def _disk_error(path: Path, error: OSError) -> DiskError:
-    remedy = "all pictures written so far are whole, and the same command does the rest"
-    return DiskError(f"cannot write {shown(path.absolute())}: {error.strerror}; {remedy}")
-
-
-def _drained(failures: list[Failure]) -> Iterator[Failure]:
-    while failures:
-        yield failures.pop(0)
-
-
-def _keep_log(failures: Sequence[Failure], log: Path) -> None:
-    """List what failed; where all went well, take an earlier list of ours away."""
-    try:
-        if failures:
-            log.parent.mkdir(parents=True, exist_ok=True)
-            write_text(log, "\n".join([_LOG_HEADER, *map(str, failures), ""]))
-        elif log.is_file() and log.read_bytes().startswith(_LOG_HEADER.encode()):
-            log.unlink()
-    except OSError as error:
-        raise _disk_error(log, error) from None
+def _array(pixels: Tensor) -> Samples:
+    """(3, H, W) as (H, W, 3)."""
+    return pixels.permute(1, 2, 0).contiguous().cpu().numpy()

@@ -3,29 +3,32 @@
 What is held in memory at any time does not grow with the number of pictures.
 """
 
-import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from cyclestyle import images
 from cyclestyle.errors import CommandError, DataError
+from cyclestyle.translation.workers import Workers
 
 Model = Callable[[Tensor], Tensor]  # uint8 (N, 3, H, W) both ways
 Failed = Callable[[Path, DataError], object]
 
-THREADS = min(4, os.cpu_count() or 1)  # Pillow's codecs let go of the interpreter, so that threads are enough
-MOST_AHEAD = 2 * THREADS  # pictures that are read, or being read, before they are asked for
 MOST_WAITING = 2**25  # pixels of pictures that wait for others of their size: 100 MB
 MOST_IN_BATCH = 2**21  # pixels in a batch of several pictures; 64 channels take about 1 GB for each million in float32
 
-_Argument = TypeVar("_Argument")
-_Result = TypeVar("_Result")
+
+class HasPixels(Protocol):
+    """Whatever has a picture's pixels, (3, H, W)."""
+
+    @property
+    def pixels(self) -> Tensor: ...
+
+
+_Picture = TypeVar("_Picture", bound=HasPixels)
 
 
 class Photo(NamedTuple):
@@ -44,42 +47,52 @@ class Translated(NamedTuple):
 
 
 def translated(
-    sources: Iterable[Path], model: Model, *, batch_size: int, pool: Executor, failed: Failed
+    sources: Iterable[Path], model: Model, *, batch_size: int, workers: Workers, failed: Failed
 ) -> Iterator[Translated]:
     """Every picture with its translation, not in the order of `sources`: sizes that are alike go together.
 
     Args:
         batch_size: pictures in a batch, at most; large ones share it with fewer.
-        pool: threads that read.
+        workers: who reads.
         failed: is told of pictures that cannot be read, which are then passed over; it may raise.
     """
-    for batch in batches(photos(sources, pool=pool, failed=failed), batch_size):
+    for batch in batches(photos(sources, workers=workers, failed=failed), batch_size):
         made = model(torch.stack([photo.pixels for photo in batch]))
         for photo, translation in zip(batch, made, strict=True):
             yield Translated(photo.source, photo.pixels, translation)
 
 
-def photos(sources: Iterable[Path], *, pool: Executor, failed: Failed) -> Iterator[Photo]:
+def photos(sources: Iterable[Path], *, workers: Workers, failed: Failed) -> Iterator[Photo]:
     """The pictures, in order, a few of them being read ahead."""
-    for source, reading in ahead(pool, _pixels, sources):
+    for source, reading in workers.ahead(_pixels, sources):
         try:
-            yield Photo(source, reading.result())
+            yield Photo(source, workers.finish(reading))
         except DataError as error:
             failed(source, error)
 
 
-def batches(coming: Iterable[Photo], batch_size: int) -> Iterator[list[Photo]]:
-    """Pictures of one size together, as many as may be in a batch, and fewer where too many others would wait."""
+def batches(
+    coming: Iterable[_Picture],
+    batch_size: int,
+    *,
+    most: Callable[[int, int], int] = lambda height, width: MOST_IN_BATCH // (height * width),
+) -> Iterator[list[_Picture]]:
+    """Pictures of one size and type together, as many as may be in a batch, and fewer where too many others would wait.
+
+    Args:
+        batch_size: pictures in a batch.
+        most: of a height and a width, if that is less.
+    """
     check_batch_size(batch_size)
-    waiting: dict[torch.Size, list[Photo]] = {}
-    for photo in coming:
-        size = photo.pixels.shape[-2:]
-        alike = waiting.setdefault(size, [])
-        alike.append(photo)
-        if len(alike) >= max(1, min(batch_size, MOST_IN_BATCH // size.numel())):
-            yield waiting.pop(size)
-        elif _is_crowded(waiting, batch_size):
-            yield waiting.pop(max(waiting, key=lambda size: size.numel() * len(waiting[size])))
+    waiting: dict[tuple[torch.Size, torch.dtype], list[_Picture]] = {}
+    for picture in coming:
+        kind = picture.pixels.shape[-2:], picture.pixels.dtype
+        alike = waiting.setdefault(kind, [])
+        alike.append(picture)
+        if len(alike) >= max(1, min(batch_size, most(*kind[0]))):
+            yield waiting.pop(kind)
+        elif _is_crowded(waiting.values(), batch_size):
+            yield waiting.pop(max(waiting, key=lambda kind: _count(waiting[kind])))
     yield from waiting.values()
 
 
@@ -89,24 +102,15 @@ def check_batch_size(batch_size: int) -> None:
         raise CommandError(f"batch_size={batch_size}: give a number of pictures, 1 or more")
 
 
-def ahead(
-    pool: Executor, function: Callable[[_Argument], _Result], arguments: Iterable[_Argument]
-) -> Iterator[tuple[_Argument, "Future[_Result]"]]:
-    """Each argument with its result, in order, while the pool works on the next few."""
-    running: deque[tuple[_Argument, Future[_Result]]] = deque()
-    for argument in arguments:
-        running.append((argument, pool.submit(function, argument)))
-        if len(running) > MOST_AHEAD:
-            yield running.popleft()
-    while running:
-        yield running.popleft()
-
-
-def _is_crowded(waiting: dict[torch.Size, list[Photo]], batch_size: int) -> bool:
+def _is_crowded(sets: Iterable[list[_Picture]], batch_size: int) -> bool:
     """Whether sets of many sizes hold too many pictures back, or too many pixels."""
-    count = sum(map(len, waiting.values()))
-    pixels = sum(size.numel() * len(alike) for size, alike in waiting.items())
-    return count >= 4 * batch_size or pixels > MOST_WAITING
+    sets = list(sets)
+    return sum(map(len, sets)) >= 4 * batch_size or sum(map(_count, sets)) > MOST_WAITING
+
+
+def _count(alike: list[_Picture]) -> int:
+    """Pixels of pictures of one size."""
+    return len(alike) * alike[0].pixels.shape[-2:].numel()
 
 
 def _pixels(source: Path) -> Tensor:

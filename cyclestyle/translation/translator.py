@@ -1,5 +1,6 @@
 """One direction of a trained model, ready to translate pictures of any size."""
 
+import copy
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, Protocol
@@ -9,6 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from cyclestyle import images
+from cyclestyle.distributed import World
 from cyclestyle.errors import CommandError
 from cyclestyle.hardware import Hardware
 from cyclestyle.translation import source
@@ -43,7 +45,7 @@ class TorchGenerator:
     def __init__(self, module: nn.Module, hardware: Hardware) -> None:
         self.module, self.hardware = module.eval().requires_grad_(False), hardware
         hardware.place(module)
-        self._call = hardware.prepare(module)
+        self._call = hardware.infer(module)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -94,6 +96,7 @@ class Translator:
         weights: Literal["ema", "raw"] = "ema",
         backend: Literal["auto", "torch", "onnx"] = "auto",
         compile: bool = False,  # noqa: A002
+        world: World | None = None,
     ) -> "Translator":
         """A translator from what training has saved; all that it needs to know is in the model file.
 
@@ -105,6 +108,7 @@ class Translator:
             weights: `ema` is the moving average where the model has one, else the weights of the last step.
             backend: what computes; `auto` is `onnx` for an `.onnx` file, else `torch`.
             compile: run the network through `torch.compile`.
+            world: the processes that share the machine's devices.
 
         Raises:
             CommandError: no such direction, device or precision, or a backend that cannot run this file.
@@ -119,7 +123,9 @@ class Translator:
         else:
             found = source.read(path, weights=weights)
             chosen = found.choose(direction)
-            runner = TorchGenerator(source.build(chosen), Hardware(device, precision=precision, compile=compile))
+            runner = TorchGenerator(
+                source.build(chosen), Hardware(device, precision=precision, compile=compile, world=world)
+            )
         return cls(
             runner,
             direction=chosen.direction,
@@ -128,6 +134,17 @@ class Translator:
             path=chosen.path,
             step=chosen.step,
         )
+
+    def in_fp32(self) -> "Translator":
+        """The same in full precision; where that is what it computes in, itself."""
+        if self.generator is None or self.hardware.precision == "fp32":
+            return self
+        exact = copy.copy(self)
+        hardware = Hardware(
+            self.hardware.name, precision="fp32", compile=self.hardware.compile, world=self.hardware.world
+        )
+        exact.runner = TorchGenerator(self.generator, hardware)
+        return exact
 
     @property
     def backend(self) -> Backend:

@@ -40,6 +40,21 @@ def invert(pixels: Tensor) -> Tensor:
     return 255 - pixels
 
 
+class Inverted:
+    """A treatment whose results can be told at a glance, one of them or more."""
+
+    def __init__(self, count: int = 1) -> None:
+        self.count = count
+        self.batches: list[torch.Size] = []
+
+    def __call__(self, pixels: Tensor, *, advance: object = None) -> list[Tensor]:
+        self.batches.append(pixels.shape)
+        return [torch.from_numpy(np.iinfo(pixels.numpy().dtype).max - pixels.numpy())] * self.count
+
+    def most_together(self, height: int, width: int) -> int:
+        return max(1, 2**21 // (height * width))
+
+
 def noise(width: int, height: int, *, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 

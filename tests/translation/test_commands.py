@@ -40,7 +40,8 @@ def test_translate_does_the_good_ones_lists_the_bad_ones_and_ends_with_6(tmp_pat
     first, last, failure = done.stdout.splitlines()
     assert "(step 42), photo2monet, ema weights, on " in first
     assert first.endswith(": 4 to translate")
-    assert last.startswith("3 translated, 0 kept, 1 failed in ")
+    assert last.startswith("3 ok, 1 failed in ")
+    assert last.endswith(f": {tmp_path / 'aus=gabe 🎨' / 'index.html'}")
     assert failure == f"  {photos / 'bad.jpg'}: empty, not a picture that can be read"
     assert done.stderr == ""
     assert sorted(path.parent.name for path in (tmp_path / "aus=gabe 🎨").rglob("*.jpg")) == ["sub 0", "sub 1", "sub 2"]
@@ -66,7 +67,7 @@ def test_evaluate_prints_what_the_demo_asks_for(tmp_path: Path) -> None:
 def test_translate_in_python_returns_the_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_model(tmp_path / "model")
     write_picture(tmp_path / "in" / "x.png")
-    for expected in ("1 translated, 0 kept", "0 translated, 1 kept"):
+    for expected in ("1 ok, 0 failed", "1 ok (0 translated, 1 up to date), 0 failed"):
         assert translate(tmp_path / "model", tmp_path / "in", tmp_path / "out", direction="a2b", device="cpu") == 0
         assert expected in capsys.readouterr().out
 

@@ -1,0 +1,111 @@
+"""What worker processes do while a model computes: pictures out of files and into files.
+
+It imports no torch, so that a worker starts in a fraction of a second.
+"""
+
+import dataclasses
+import multiprocessing
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from cyclestyle import images, photos, thumbnails
+from cyclestyle.files import replacing
+from cyclestyle.photos import Photo
+from cyclestyle.photos.photo import Samples
+from cyclestyle.signals import leave_with_parent
+
+
+class Reading(NamedTuple):
+    """How pictures are read, see `photos.read`."""
+
+    resize: int | None = None
+    metadata: bool = False
+    max_pixels: int = images.MAX_PIXELS
+
+
+class Writing(NamedTuple):
+    """How translations are written."""
+
+    output: Path
+    quality: int = 95
+    sheet: Path | None = None  # folder for the thumbnails of the contact sheet
+
+
+class Written(NamedTuple):
+    """What has been written of one picture."""
+
+    stamps: dict[str, tuple[int, int]]  # target -> its bytes, and when it was changed in ns
+    notes: tuple[str, ...]
+
+
+def begin() -> None:
+    """Make the process a worker: it ends with the one that started it, which alone is asked to stop by Ctrl-C."""
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    leave_with_parent()
+    parent = multiprocessing.parent_process()
+    if parent is not None and not parent.is_alive():  # it was killed before it could be watched
+        os._exit(1)
+
+
+def read(path: Path, how: Reading) -> Photo:
+    """A picture; raises PictureError."""
+    return photos.read(path, resize=how.resize, metadata=how.metadata, max_pixels=how.max_pixels)
+
+
+def write(
+    photo: Photo, translations: Sequence[Samples], targets: Sequence[Path], shots: Sequence[str], how: Writing
+) -> Written:
+    """Write the translations of a picture and, where there is a contact sheet, its thumbnails.
+
+    Args:
+        translations: as the photo's `pixels`, each for the target at its place.
+        targets: relative to the output folder.
+        shots: names of the thumbnails, of the photo itself first.
+
+    Raises:
+        PictureError: a format cannot hold the picture.
+        OSError: the disk does not take it; with the name of the file.
+    """
+    stamps: dict[str, tuple[int, int]] = {}
+    notes = list(photo.notes)
+    for pixels, target in zip(translations, targets, strict=True):
+        path = how.output / target
+        with _named(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            notes += photos.write(dataclasses.replace(photo, pixels=pixels), path, quality=how.quality)
+            status = path.stat()
+        stamps[target.as_posix()] = status.st_size, status.st_mtime_ns
+    if how.sheet is not None:
+        for pixels, name in zip([photo.pixels, *translations], shots, strict=True):
+            shoot(pixels, photo.alpha, how.sheet / name)
+    return Written(stamps, tuple(dict.fromkeys(notes)))
+
+
+def shoot_again(source: Path, targets: Sequence[Path], shots: Sequence[str], how: Writing) -> None:
+    """The thumbnails of a picture that was translated when no contact sheet was asked for."""
+    assert how.sheet is not None
+    for path, name in zip([source, *(how.output / target for target in targets)], shots, strict=True):
+        photo = photos.read(path)
+        shoot(photo.pixels, photo.alpha, how.sheet / name)
+
+
+def shoot(pixels: Samples, alpha: Samples | None, path: Path) -> None:
+    """Write a thumbnail."""
+    with _named(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as stream:
+            stream.write(thumbnails.thumbnail(pixels, alpha))
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Errors of the system name the file that was to be written, not one on the way to it, or none."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), os.fspath(path)) from None

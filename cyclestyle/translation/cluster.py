@@ -1,0 +1,160 @@
+"""A set of pictures over the machines of a Ray cluster, all of which see the same files."""
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+from cyclestyle.errors import CommandError, DiskError
+from cyclestyle.translation import photoset
+from cyclestyle.translation.journal import Entry, Line
+from cyclestyle.translation.photoset import Outcome, Settings
+from cyclestyle.translation.planning import Job, Plan
+from cyclestyle.translation.progress import Counter
+from cyclestyle.translation.treatment import Treatment
+
+Make = Callable[[], Treatment]
+
+LOST = "the process that was at it was killed twice: is it too large for the memory?"
+
+
+def carry_out(plan: Plan, make: Make, settings: Settings, *, workers: int | Literal["auto"] = "auto") -> Outcome:
+    """Do what a plan says through Ray Data: actors hold the model, and each picture is one call of `treat_one`.
+
+    The cluster is the one that `RAY_ADDRESS` names, else this machine. The journal is written here, by one process.
+
+    Args:
+        make: the model and its settings; it is called in every actor.
+        workers: actors; by themselves one for each GPU of the cluster, without GPUs one for each machine.
+
+    Raises:
+        CommandError: Ray is not installed.
+        DiskError: the output cannot be written; what has been written so far is whole.
+    """
+    plan = _absolute(plan)
+    writing = settings.writing._replace(
+        output=plan.folder, sheet=settings.writing.sheet and settings.writing.sheet.absolute()
+    )
+    settings = settings._replace(writing=writing)
+    lines: list[Line] = []
+    done: set[str] = set()
+    with Counter(len(plan.todo)) as counter:
+        for job, entry in _entries(plan, make, settings, workers):
+            if plan.journal is not None:
+                plan.journal.add(job.key, entry)
+            lines.append(photoset.line(job, entry))
+            done.add(job.key)
+            counter.advance()
+        photoset.clear(plan)
+        elapsed_s = counter.elapsed_s
+    for job in plan.todo:
+        if job.key not in done:
+            entry = photoset.failed(job, plan.journal, LOST)
+            if plan.journal is not None:
+                plan.journal.add(job.key, entry)
+            lines.append(photoset.line(job, entry))
+    return photoset.outcome(plan, lines, elapsed_s)
+
+
+class Actor:
+    """A model that lives in a process of the cluster."""
+
+    def __init__(self, make: Make, settings: Settings, todo: Sequence[Job]) -> None:
+        self.treatment, self.settings, self.todo = make(), settings, todo
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Treat the picture of a number; a disk that takes no more is told, not raised: Ray would try again."""
+        number = int(row["number"])
+        try:
+            entry = photoset.treat_one(self.todo[number], self.treatment, self.settings)
+        except DiskError as error:
+            return {"number": number, "entry": None, "disk": str(error)}
+        return {"number": number, "entry": entry, "disk": ""}
+
+
+def _entries(plan: Plan, make: Make, settings: Settings, workers: int | Literal["auto"]) -> Iterator[tuple[Job, Entry]]:
+    """What came of each picture, in the order in which they are done, but for those that killed their actor twice."""
+    if not plan.todo:
+        return
+    ray = library()
+    started = not ray.is_initialized()
+    if started:
+        _start(ray)
+    try:
+        for job in plan.todo:
+            if plan.journal is not None:
+                plan.journal.add(job.key, photoset.start_of(job, settings))
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.max_errored_blocks = -1  # a block is a picture: whatever happens to one, the others go on
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+        gpus = int(ray.cluster_resources().get("GPU", 0))
+        actors = workers if workers != "auto" else gpus or len(ray.nodes())
+        numbers = ray.data.from_items([{"number": number} for number in range(len(plan.todo))])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # newer versions of Ray have another name for the last argument
+            results = numbers.repartition(len(plan.todo)).map(
+                Actor,
+                fn_constructor_args=(make, settings, plan.todo),
+                concurrency=min(max(1, actors), len(plan.todo)),
+                num_gpus=1 if gpus else 0,
+                max_task_retries=1,  # Ray Data's own number is infinite, which a picture that kills its actor uses up
+            )
+        for row in results.iter_rows():
+            if row["disk"]:
+                raise DiskError(row["disk"])
+            yield plan.todo[row["number"]], row["entry"]
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def _absolute(plan: Plan) -> Plan:
+    """The plan such that processes that run in other folders understand it."""
+    todo = [job._replace(source=job.source._replace(path=job.source.path.absolute())) for job in plan.todo]
+    return plan._replace(folder=plan.folder.absolute(), todo=todo)
+
+
+def _start(ray: Any) -> None:
+    """Join the cluster that `RAY_ADDRESS` names, else start one of this machine.
+
+    By itself Ray would join whatever was started here last, and wait for it for minutes where it was killed since.
+    """
+    address = os.environ.get("RAY_ADDRESS", "local")
+    try:
+        with _quietly():
+            ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL, include_dashboard=False)
+    except ConnectionError:
+        raise CommandError(f"engine=ray: no Ray cluster answers at RAY_ADDRESS={address}") from None
+
+
+def library() -> Any:
+    """Ray, which is an extra; raises CommandError where it is not installed."""
+    try:
+        import ray
+        import ray.data
+    except ImportError:
+        raise CommandError("engine=ray needs Ray: pip install 'cyclestyle[ray]'") from None
+    return ray
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Ray's parts in C++ are quiet from here on; what Ray raises is raised all the same.
+
+    They would warn of what Ray Data itself does with the arguments of actors, and, while they are started, tell that
+    they were asked to be quiet.
+    """
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    sys.stderr.flush()
+    before, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+        os.close(nowhere)
