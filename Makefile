@@ -39,9 +39,10 @@ check: $(STAMP)  ## format check, lint, types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(STAMP)  ## time a training step against the textbook's, and saves; write docs/benchmarks.md
+bench: $(STAMP)  ## time steps, saves and translation against the textbook's; write docs/benchmarks.md (20 minutes)
 	$(BIN)/python scripts/benchmark.py --write docs/benchmarks.md
 	$(BIN)/python scripts/benchmark_saves.py --write docs/benchmarks.md
+	$(BIN)/python scripts/benchmark_translate.py --write docs/benchmarks.md
 
 clean:  ## remove the environment and caches (data/ and runs/ stay)
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

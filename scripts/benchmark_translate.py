@@ -1,0 +1,268 @@
+"""Time photo sets against a textbook loop, the first photo, and memory; write down what was measured.
+
+    python scripts/benchmark_translate.py                               # print
+    python scripts/benchmark_translate.py --write docs/benchmarks.md    # and keep (`make bench`)
+
+The model is the paper's (ResNet-9, 64 channels, random weights); photos are drawn. 200 photos of 256 px and 40 of
+1024x768, JPEG to JPEG, in rounds: the textbook's loop, ours with the defaults, ours with compile=true. Exits with 1
+when a goal is missed.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from benchmark import circumstances, write_section
+from PIL import Image
+from rich.progress import track
+
+from cyclestyle import checkpoint, networks
+from cyclestyle.checkpoint import Model
+from cyclestyle.darkroom import Reading, Writing
+from cyclestyle.data import scenes
+from cyclestyle.distributed import World
+from cyclestyle.translation import photoset, planning
+from cyclestyle.translation.journal import FOLDER
+from cyclestyle.translation.treatment import Treatment
+
+GOAL = 1.7  # times the textbook's photos a second, at least
+FIRST_S = 5.0  # until the first photo is out, at most
+GROWTH = 1.1  # of the peak memory, from 200 photos to 2,000, at most
+
+Loop = Callable[[Path, Path], None]
+
+
+class Kind(NamedTuple):
+    """Photos of a size."""
+
+    name: str
+    width: int
+    height: int
+    photos: int  # in a round
+
+
+class Speed(NamedTuple):
+    """One way of translating, and the seconds that its rounds took."""
+
+    name: str
+    kind: Kind
+    seconds: list[float]
+
+    @property
+    def photos_per_s(self) -> float:
+        return self.kind.photos / statistics.median(self.seconds)
+
+
+def main() -> int:
+    """Measure, print, perhaps write; the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of each kind (default 5: 200 and 40 photos)")
+    parser.add_argument("--write", type=Path, help="a Markdown file to write the tables into")
+    arguments = parser.parse_args()
+
+    with tempfile.TemporaryDirectory(prefix="translate-") as name:
+        folder = Path(name)
+        small, full = folder / "small.safetensors", folder / "full.safetensors"
+        write_model(small, channels=8, blocks=2)
+        write_model(full, channels=64, blocks=9)
+        speeds = [
+            speed
+            for kind in (Kind("256 px", 256, 256, 40), Kind("1024x768", 1024, 768, 8))
+            for speed in measured(kind, full, folder, arguments.rounds)
+        ]
+        first = [first_photo(full, folder) for _ in track(range(5), description="first photo")]
+        peaks = {count: peak_bytes(small, folder, count) for count in (200, 2000)}
+
+    text, missed = page(speeds, first, peaks, arguments.rounds)
+    print(f"\n{text}")
+    if arguments.write:
+        write_section(arguments.write, "Translating a photo set", text)
+    for line in missed:
+        print(f"MISSED: {line}")
+    return 1 if missed else 0
+
+
+def measured(kind: Kind, model: Path, folder: Path, rounds: int) -> list[Speed]:
+    """The three ways in turn, each on other photos in every round; a photo beforehand warms up."""
+    ways: dict[str, Loop] = {
+        "textbook": textbook(model),
+        "cyclestyle": ours(model, compile=False),
+        "cyclestyle, compile=true": ours(model, compile=True),
+    }
+    speeds = [Speed(name, kind, []) for name in ways]
+    warm = photos(folder / f"warm {kind.name}", kind._replace(photos=8 if kind.width == 256 else 2), seed=99)
+    for number, way in enumerate(ways.values()):
+        way(warm, folder / f"warm out {kind.name} {number}")
+    for turn in track(range(rounds), description=f"translating {kind.name}"):
+        source = photos(folder / f"{kind.name} {turn}", kind, seed=turn)
+        for speed, way in zip(speeds, ways.values(), strict=True):
+            output = folder / f"{kind.name} {turn} {speed.name}"
+            since = time.perf_counter()
+            way(source, output)
+            speed.seconds.append(time.perf_counter() - since)
+            assert len(list(output.glob("*.jpg"))) == kind.photos
+            shutil.rmtree(output)
+        shutil.rmtree(source)
+    return speeds
+
+
+def textbook(path: Path) -> Loop:
+    """One picture at a time, float32: decode, compute, encode, one after the other."""
+    generator = loaded(path)
+
+    @torch.no_grad()
+    def loop(source: Path, output: Path) -> None:
+        output.mkdir()
+        for file in sorted(source.iterdir()):
+            with Image.open(file) as image:
+                pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None]
+            values = generator(pixels.float() / 127.5 - 1)
+            made = ((values[0] + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0)
+            Image.fromarray(made.numpy()).save(output / file.name, quality=95, subsampling=0)
+
+    return loop
+
+
+def ours(path: Path, *, compile: bool) -> Loop:  # noqa: A002
+    """What the command does once the model is loaded: plan, translate, journal, thumbnails, report."""
+    treatment = Treatment.load(path, direction="a2b", device="cpu", compile=compile)
+
+    def loop(source: Path, output: Path) -> None:
+        how = photoset.Settings(Reading(), Writing(output, sheet=output / FOLDER / "thumbnails"), "settings")
+        plan = planning.plan(
+            planning.jobs(str(source), output), existing="skip", settings=how.fingerprint, world=World()
+        )
+        outcome = photoset.carry_out(plan, treatment, how)
+        assert plan.journal is not None
+        plan.journal.report(outcome.lines)
+        plan.journal.release()
+
+    return loop
+
+
+def first_photo(model: Path, folder: Path) -> float:
+    """Seconds from the command to the first translation in its place, with the defaults."""
+    kind = Kind("first", 256, 256, 40)
+    source = photos(folder / "first", kind, seed=7)
+    output = folder / "first out"
+    since = time.perf_counter()
+    child = subprocess.Popen(command(model, source, output), stdout=subprocess.DEVNULL)
+    while not any(output.glob("*.jpg")):
+        time.sleep(0.005)
+        assert child.poll() is None, "it ended without a photo"
+    elapsed = time.perf_counter() - since
+    child.kill()
+    child.wait()
+    shutil.rmtree(output)
+    shutil.rmtree(source)
+    return elapsed
+
+
+def peak_bytes(model: Path, folder: Path, count: int) -> int:
+    """The most memory that a command over so many photos of 64 px held, in its own process."""
+    source = photos(folder / f"many {count}", Kind("many", 64, 64, count), seed=3)
+    told = folder / "peak.json"
+    code = f"""
+import json, resource, runpy
+from pathlib import Path
+try:
+    runpy.run_module("cyclestyle.translate", run_name="__main__")
+finally:
+    Path({os.fspath(told)!r}).write_text(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
+"""
+    arguments = command(model, source, folder / f"many out {count}", "workers=0")[3:]
+    subprocess.run([sys.executable, "-c", code, *arguments], check=True, stdout=subprocess.DEVNULL)
+    peak: int = json.loads(told.read_text()) * 1024
+    return peak
+
+
+def command(model: Path, source: Path, output: Path, *more: str) -> list[str]:
+    """The command line that translates a folder."""
+    arguments = [f"checkpoint={model}", f"input={source}", f"output={output}", "direction=a2b", "device=cpu", *more]
+    return [sys.executable, "-m", "cyclestyle.translate", *arguments]
+
+
+def write_model(path: Path, *, channels: int, blocks: int) -> None:
+    """A model file with random weights."""
+    torch.manual_seed(0)
+    generator = networks.ResNetGenerator(channels, blocks)
+    networks.initialize(generator, generator=torch.Generator().manual_seed(0))
+    tensors = {
+        f"generators.{side}.{key}": value for side in ("ab", "ba") for key, value in generator.state_dict().items()
+    }
+    tensors = {key: value.clone() for key, value in tensors.items()}
+    model = Model(tensors, dict(generator.architecture), {"name": "patch"}, ("photo", "painting"), 1, path)
+    checkpoint.write_model(model, path)
+
+
+def loaded(path: Path) -> torch.nn.Module:
+    """The bare generator of a model file."""
+    model = checkpoint.read_model(path)
+    generator = networks.build(model.generator)
+    generator.load_state_dict(model.part("generators.ab."))
+    return generator.eval()
+
+
+def photos(folder: Path, kind: Kind, *, seed: int) -> Path:
+    """Drawn landscapes as JPEG; each is one of a few, moved sideways."""
+    folder.mkdir()
+    side = min(256, max(kind.width, kind.height))
+    few = [scenes.photograph(number, size=side, seed=seed) for number in range(min(4, kind.photos))]
+    for number in range(kind.photos):
+        pixels = np.roll(few[number % len(few)], 7 * number, axis=1)
+        image = Image.fromarray(pixels).resize((kind.width, kind.height), Image.Resampling.BICUBIC)
+        image.save(folder / f"{number:04}.jpg", quality=92)
+    return folder
+
+
+def page(speeds: list[Speed], first: list[float], peaks: dict[int, int], rounds: int) -> tuple[str, list[str]]:
+    """What docs/benchmarks.md says of it, and the goals that were missed."""
+    lines = ["| photos | how | photos/s | min s | max s | of the textbook |", "|---|---|---|---|---|---|"]
+    missed = []
+    for speed in speeds:
+        base = next(one for one in speeds if one.kind == speed.kind)
+        ratio = speed.photos_per_s / base.photos_per_s
+        low, high = min(speed.seconds) / speed.kind.photos, max(speed.seconds) / speed.kind.photos
+        lines.append(
+            f"| {speed.kind.name} | {speed.name} | {speed.photos_per_s:.2f} | {low:.2f} | {high:.2f} | {ratio:.2f} |"
+        )
+        if speed.name == "cyclestyle" and ratio < GOAL:
+            missed.append(f"{speed.kind.name}: {ratio:.2f} times the textbook's photos a second, goal {GOAL}")
+    start = statistics.median(first)
+    if start > FIRST_S:
+        missed.append(f"the first photo is out after {start:.1f} s, goal {FIRST_S:g} s")
+    growth = peaks[2000] / peaks[200]
+    if growth > GROWTH:
+        missed.append(f"2,000 photos take {growth:.2f} times the memory of 200, goal {GROWTH}")
+    paragraphs = [
+        f"""ResNet-9 with 64 channels and random weights, JPEG to JPEG, {40 * rounds} photos of 256 px and {8 * rounds}
+        of 1024x768, in {rounds} rounds: in each the textbook's loop (one picture at a time, float32, decoding,
+        computing and encoding one after the other), ours with the defaults (batches, bf16 where there is, workers,
+        journal, thumbnails) and ours with compile=true, whose compilation is not counted. Photos a second by the median
+        round; the seconds are those of a photo in the fastest and the slowest round.""",
+        f"""Goal: with the defaults at least {GOAL} times the textbook's photos a second.""",
+        f"""The first photo of 40 (256 px, defaults) is out {start:.1f} s after the command (median of {len(first)}:
+        {min(first):.1f} to {max(first):.1f} s; goal: {FIRST_S:g} s). A command over 2,000 photos of 64 px held
+        {peaks[2000] / 1e6:,.0f} MB at most, one over 200 {peaks[200] / 1e6:,.0f} MB: {growth:.2f} times (goal: at most
+        {GROWTH}). On a GPU: not measured.""",
+    ]
+    about, goal, rest = (textwrap.fill(" ".join(paragraph.split()), 118) for paragraph in paragraphs)
+    how = circumstances(f"make bench` (`python scripts/benchmark_translate.py --rounds {rounds}`")
+    text = "\n\n".join([about, how, "\n".join(lines), goal, rest])
+    return text, missed
+
+
+if __name__ == "__main__":
+    sys.exit(main())
