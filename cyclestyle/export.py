@@ -53,11 +53,10 @@ def export(
 
     sources = with_history(source.read(Path(checkpoint), weights=weights))
     folder = destination(Path(checkpoint), sources.path) if output is None else Path(output)
-    files = formats.files(sources, format=format, direction=direction)
-    targets = [folder / file.name for file in files]
-    check_free(targets, sources.path, may_replace=existing == "overwrite")
+    targets = [folder / name for name in formats.names(sources, format=format, direction=direction)]
+    check_free(targets, sources.path, may_replace=existing == "overwrite")  # before minutes go by with ONNX
 
-    for file, target in zip(files, targets, strict=True):
+    for file, target in zip(formats.files(sources, format=format, direction=direction), targets, strict=True):
         write(file, target)
         print("\n  ".join([f"{shown(target)}: {megabytes(len(file.content))}", *file.notes]), flush=True)
     return 0

@@ -47,12 +47,20 @@ def files(sources: Sources, *, format: str, direction: str | None = None) -> lis
         CheckpointError: weights that do not fit, or a network that the format cannot hold.
     """
     kind = FORMATS[format]
-    chosen = list(sources.found.values()) if direction is None else [sources.choose(direction)]
     made = []
-    for source in chosen:
+    for source in _chosen(sources, direction):
         encoded = kind.encode(build(source), source)
         made.append(File(kind.name(source, _stem(source)), encoded.content, encoded.notes))
     return made
+
+
+def names(sources: Sources, *, format: str, direction: str | None = None) -> list[str]:  # noqa: A002
+    """What `files` will call them; raises CommandError for a direction that there is not."""
+    return [FORMATS[format].name(source, _stem(source)) for source in _chosen(sources, direction)]
+
+
+def _chosen(sources: Sources, direction: str | None) -> list[Source]:
+    return list(sources.found.values()) if direction is None else [sources.choose(direction)]
 
 
 def _safetensors(generator: nn.Module, source: Source) -> Encoded:
