@@ -151,12 +151,13 @@ def test_a_hardware_says_what_it_is_in_a_line() -> None:
     assert str(Hardware("cpu", precision="bf16", compile=True)) == "CPU, bf16, compiled"
 
 
+@pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_inference_is_what_autocast_makes_and_leaves_the_module_as_it_was(precision: str) -> None:
+def test_inference_is_what_autocast_makes_and_leaves_the_module_as_it_was(precision: str, count: int) -> None:
     torch.manual_seed(0)
     network = ResNetGenerator(8, 2).eval()
     before = {key: value.clone() for key, value in network.state_dict().items()}
-    pictures = torch.rand(2, 3, 20, 24) * 2 - 1
+    pictures = torch.rand(count, 3, 20, 24) * 2 - 1
     hardware = Hardware("cpu", precision=precision)
     with torch.inference_mode():
         quick, usual = hardware.infer(network)(pictures), hardware.prepare(network)(pictures)

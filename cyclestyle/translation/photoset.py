@@ -171,7 +171,7 @@ def translate(
     work = _Work(treatment, settings, workers, journal, progress)
     stream.check_batch_size(batch_size)
     try:
-        for batch in stream.batches(work.loaded(todo), batch_size, most=treatment.most_together):
+        for batch in stream.batches(work.loaded(todo), batch_size, most=treatment.most_together, first=1):
             work.treat(batch)
         work.write_down(everything=True)
     except BaseException:  # the disk is full, or somebody asks to stop

@@ -76,20 +76,24 @@ def batches(
     batch_size: int,
     *,
     most: Callable[[int, int], int] = lambda height, width: MOST_IN_BATCH // (height * width),
+    first: int | None = None,
 ) -> Iterator[list[_Picture]]:
     """Pictures of one size and type together, as many as may be in a batch, and fewer where too many others would wait.
 
     Args:
         batch_size: pictures in a batch.
         most: of a height and a width, if that is less.
+        first: pictures in the first batch, where somebody waits to see one.
     """
     check_batch_size(batch_size)
+    now = batch_size if first is None else first
     waiting: dict[tuple[torch.Size, torch.dtype], list[_Picture]] = {}
     for picture in coming:
         kind = picture.pixels.shape[-2:], picture.pixels.dtype
         alike = waiting.setdefault(kind, [])
         alike.append(picture)
-        if len(alike) >= max(1, min(batch_size, most(*kind[0]))):
+        if len(alike) >= max(1, min(now, most(*kind[0]))):
+            now = batch_size
             yield waiting.pop(kind)
         elif _is_crowded(waiting.values(), batch_size):
             yield waiting.pop(max(waiting, key=lambda kind: _count(waiting[kind])))

@@ -21,6 +21,11 @@ def test_batches_are_of_one_size_and_lose_nothing() -> None:
     assert [len(batch) for batch in made if batch[0].pixels.shape[-1] == 8] == [3, 3]
 
 
+def test_the_first_batch_may_be_small_so_that_something_is_seen_soon() -> None:
+    made = list(stream.batches((photo(8, 8) for _ in range(10)), 4, first=1))
+    assert [len(batch) for batch in made] == [1, 4, 4, 1]
+
+
 def test_8_and_16_bits_do_not_share_a_batch() -> None:
     kinds = [torch.uint8, torch.uint16] * 4
     made = list(stream.batches((photo(8, 8, kind) for kind in kinds), 8))
