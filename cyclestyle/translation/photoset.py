@@ -25,7 +25,7 @@ from cyclestyle.listing import shown
 from cyclestyle.photos import Photo
 from cyclestyle.photos.photo import Samples
 from cyclestyle.translation import stream
-from cyclestyle.translation.journal import Entry, Journal, Line, Status, begun, disk_error
+from cyclestyle.translation.journal import Entry, Journal, Line, Status, begun, disk_error, writing
 from cyclestyle.translation.planning import Job, Plan, sweep
 from cyclestyle.translation.progress import Counter, Progress
 from cyclestyle.translation.workers import Task, Workers
@@ -98,6 +98,9 @@ def carry_out(
         DiskError: the output cannot be written; what has been written so far is whole.
     """
     world = world or World()
+    if settings.writing.sheet is not None:
+        with writing(settings.writing.sheet):  # what stands in the way of all thumbnails is no photo's failure
+            settings.writing.sheet.mkdir(parents=True, exist_ok=True)
     mine = plan.todo[world.rank :: world.size]
     with Workers.suited(workers, len(mine)) as hands, _Shared(len(plan.todo), world) as progress:
         lines = translate(
@@ -229,7 +232,7 @@ def line(job: Job, entry: Entry) -> Line:
 def summary(outcome: Outcome, plan: Plan, *, where: Path) -> str:
     """What has been done, for people: one line, and below it a few of those that failed."""
     done, current, kept = (outcome.count(status) for status in ("translated", "up to date", "kept"))
-    detail = f" ({done:,} translated, {current:,} up to date)" if current else ""
+    detail = f" ({f'{done:,} translated, ' if done else ''}{current:,} up to date)" if current else ""
     aside = f", {kept:,} kept as {'it was' if kept == 1 else 'they were'}" if kept else ""
     pace = f" ({done / outcome.elapsed_s:.1f} photos/s)" if done > 1 else ""
     first = (
