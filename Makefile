@@ -39,7 +39,7 @@ check: $(STAMP)  ## format check, lint, types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(STAMP)  ## time steps, saves and translation against the textbook's; write docs/benchmarks.md (20 minutes)
+bench: $(STAMP)  ## time steps, saves and translation against the textbook's; write docs/benchmarks.md (translation alone 22 minutes on 2 cores)
 	$(BIN)/python scripts/benchmark.py --write docs/benchmarks.md
 	$(BIN)/python scripts/benchmark_saves.py --write docs/benchmarks.md
 	$(BIN)/python scripts/benchmark_translate.py --write docs/benchmarks.md

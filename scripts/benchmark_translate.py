@@ -259,7 +259,7 @@ def page(speeds: list[Speed], first: list[float], peaks: dict[int, int], rounds:
         {GROWTH}). On a GPU: not measured.""",
     ]
     about, goal, rest = (textwrap.fill(" ".join(paragraph.split()), 118) for paragraph in paragraphs)
-    how = circumstances(f"make bench` (`python scripts/benchmark_translate.py --rounds {rounds}`")
+    how = circumstances(f"make bench` (`python scripts/benchmark_translate.py --rounds {rounds}")
     text = "\n\n".join([about, how, "\n".join(lines), goal, rest])
     return text, missed
 

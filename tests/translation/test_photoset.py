@@ -189,33 +189,38 @@ def test_a_set_with_thumbnails_has_one_of_the_photo_and_of_each_translation(tmp_
     assert all(abs(one.mean() - (255 - pixels).mean()) < 5 for one in made)
 
 
+class Held:
+    """Counts the pictures that have been read and not yet written."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.most = 0
+        self._now, self._lock = 0, threading.Lock()
+        self._read, self._write = darkroom.read, darkroom.write
+        monkeypatch.setattr(darkroom, "read", self.read)
+        monkeypatch.setattr(darkroom, "write", self.write)
+
+    def read(self, *arguments: object, **how: object) -> Photo:
+        with self._lock:
+            self._now += 1
+            self.most = max(self.most, self._now)
+        return self._read(*arguments, **how)
+
+    def write(self, *arguments: object) -> darkroom.Written:
+        written = self._write(*arguments)
+        with self._lock:
+            self._now -= 1
+        return written
+
+
 def test_memory_does_not_grow_with_the_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures alive at any moment: those read ahead, in two batches, and waiting to be written; not all 150."""
     for n in range(150):
         (tmp_path / "in").mkdir(exist_ok=True)
         write_picture(tmp_path / "in" / f"{n}.png", size=(4, 4), seed=n)
-    read, write = darkroom.read, darkroom.write
-    lock, alive, most = threading.Lock(), 0, 0
-
-    def reading(*arguments: object, **how: object) -> Photo:
-        nonlocal alive, most
-        with lock:
-            alive += 1
-            most = max(most, alive)
-        return read(*arguments, **how)
-
-    def writing(*arguments: object) -> darkroom.Written:
-        nonlocal alive
-        written = write(*arguments)
-        with lock:
-            alive -= 1
-        return written
-
-    monkeypatch.setattr(darkroom, "read", reading)
-    monkeypatch.setattr(darkroom, "write", writing)
+    held = Held(monkeypatch)
     assert counts(run(tmp_path / "in", tmp_path / "out", batch_size=4, workers=0)) == (150, 0, 0, 0)
     with Workers(0) as workers:
-        assert most <= 2 * (workers.most_ahead + 1) + 3 * 4
+        assert held.most <= 2 * (workers.most_ahead + 1) + 3 * 4
 
 
 def test_few_large_pictures_are_held_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,27 +228,9 @@ def test_few_large_pictures_are_held_at_a_time(tmp_path: Path, monkeypatch: pyte
     for n in range(12):
         write_picture(tmp_path / "in" / f"{n}.png", size=(40, 30), seed=n)
     monkeypatch.setattr(stream, "MOST_WAITING", 2 * 40 * 30)
-    read, write = darkroom.read, darkroom.write
-    lock, alive, most = threading.Lock(), 0, 0
-
-    def reading(*arguments: object, **how: object) -> Photo:
-        nonlocal alive, most
-        with lock:
-            alive += 1
-            most = max(most, alive)
-        return read(*arguments, **how)
-
-    def writing(*arguments: object) -> darkroom.Written:
-        nonlocal alive
-        written = write(*arguments)
-        with lock:
-            alive -= 1
-        return written
-
-    monkeypatch.setattr(darkroom, "read", reading)
-    monkeypatch.setattr(darkroom, "write", writing)
+    held = Held(monkeypatch)
     assert counts(run(tmp_path / "in", tmp_path / "out", batch_size=1, workers=0)) == (12, 0, 0, 0)
-    assert most <= (2 + 1) + 1 + (2 + 1)  # a step before the limit is seen, on either side
+    assert held.most <= (2 + 1) + 1 + (2 + 1)  # a step before the limit is seen, on either side
 
 
 class Forgetful(Inverted):
