@@ -33,15 +33,20 @@ def pad_to_multiple(x: Tensor, multiple: int, *, minimum: int) -> Padded:
 
 
 class ReflectionPad(nn.ReflectionPad2d):
-    """`nn.ReflectionPad2d` that can also be trained on CUDA under `torch.use_deterministic_algorithms`.
+    """`nn.ReflectionPad2d` for training: also deterministic on CUDA, and in the precision that its input has.
 
-    PyTorch refuses the backward pass of its own kernel there, so the same values are gathered by index; everywhere
-    else it is PyTorch's module, which is faster and exports to ONNX as a single node.
+    Under `torch.use_deterministic_algorithms` PyTorch refuses the backward pass of its own kernel on CUDA, so the same
+    values are gathered by index; everywhere else it is PyTorch's module, which is faster and exports to ONNX as a
+    single node. Autocast on CPUs would compute it in float32 and keep that copy for the backward pass: it is left out,
+    as padding only moves values.
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  PyTorch's name for it
         if input.is_cuda and torch.are_deterministic_algorithms_enabled():
             return reflect_by_index(input, self.padding)
+        if input.is_cpu and torch.is_autocast_enabled("cpu"):
+            with torch.autocast("cpu", enabled=False):
+                return super().forward(input)
         return super().forward(input)
 
 

@@ -5,6 +5,7 @@ from collections import OrderedDict
 from torch import Tensor, nn
 
 from cyclestyle.networks.arguments import check_counts
+from cyclestyle.networks.norm import InstanceNorm
 
 
 class PatchDiscriminator(nn.Module):
@@ -36,7 +37,7 @@ class PatchDiscriminator(nn.Module):
         self.stem = nn.Sequential(
             OrderedDict(
                 conv=nn.Conv2d(in_channels, channels, 4, stride=2, padding=1),
-                act=nn.LeakyReLU(0.2, inplace=True),
+                act=nn.LeakyReLU(0.2),
             )
         )
         self.body = nn.Sequential(
@@ -77,7 +78,7 @@ def _narrow(channels: int, out_channels: int, *, stride: int) -> nn.Sequential:
     return nn.Sequential(
         OrderedDict(
             conv=nn.Conv2d(channels, out_channels, 4, stride=stride, padding=1),
-            norm=nn.InstanceNorm2d(out_channels),
-            act=nn.LeakyReLU(0.2, inplace=True),
+            norm=InstanceNorm(out_channels),
+            act=nn.LeakyReLU(0.2),
         )
     )

@@ -5,6 +5,7 @@ from collections import OrderedDict
 from torch import Tensor, nn
 
 from cyclestyle.networks.arguments import check_counts
+from cyclestyle.networks.norm import InstanceNorm
 from cyclestyle.networks.patch import receptive_field
 
 
@@ -29,14 +30,14 @@ class PixelDiscriminator(nn.Module):
         self.stem = nn.Sequential(
             OrderedDict(
                 conv=nn.Conv2d(in_channels, channels, 1),
-                act=nn.LeakyReLU(0.2, inplace=True),
+                act=nn.LeakyReLU(0.2),
             )
         )
         self.body = nn.Sequential(
             OrderedDict(
                 conv=nn.Conv2d(channels, 2 * channels, 1),
-                norm=nn.InstanceNorm2d(2 * channels),
-                act=nn.LeakyReLU(0.2, inplace=True),
+                norm=InstanceNorm(2 * channels),
+                act=nn.LeakyReLU(0.2),
             )
         )
         self.head = nn.Conv2d(2 * channels, 1, 1)

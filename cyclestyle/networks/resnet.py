@@ -2,10 +2,13 @@
 
 from collections import OrderedDict
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from cyclestyle.errors import CommandError
 from cyclestyle.networks.arguments import check_counts
+from cyclestyle.networks.norm import InstanceNorm
 from cyclestyle.networks.padding import ReflectionPad, pad_to_multiple
 
 UPSAMPLES = ("transposed", "resize")
@@ -24,9 +27,13 @@ class ResNetGenerator(nn.Module):
     upsample    "transposed" convolutions as in the paper, or "resize": nearest neighbour and a convolution, which
                 leaves no checkerboard (Odena et al. 2016)
 
+    With `recompute` set, each residual block keeps nothing but its input for the backward pass and is computed again
+    there: less memory, one more forward pass of the trunk (Chen et al. 2016).
+
     Raises CommandError for an argument outside these ranges.
     """
 
+    recompute = False
     multiple, minimum = 4, 8  # px; the trunk's reflection by 1 px needs 2 px, a quarter of 8
 
     def __init__(
@@ -66,8 +73,8 @@ class ResNetGenerator(nn.Module):
             OrderedDict(
                 pad=ReflectionPad(3),
                 conv=nn.Conv2d(in_channels, channels, 7),
-                norm=nn.InstanceNorm2d(channels),
-                act=nn.ReLU(inplace=True),
+                norm=InstanceNorm(channels),
+                act=nn.ReLU(),
             )
         )
         self.down = nn.Sequential(_halve(channels, 2 * channels), _halve(2 * channels, 4 * channels))
@@ -84,7 +91,13 @@ class ResNetGenerator(nn.Module):
 
     def unpadded(self, x: Tensor) -> Tensor:
         """`forward` for sizes that need no padding: without a branch that depends on the size, so that it exports."""
-        y: Tensor = self.head(self.up(self.trunk(self.down(self.stem(x)))))
+        x = self.down(self.stem(x))
+        if self.recompute and torch.is_grad_enabled():
+            for block in self.trunk:
+                x = checkpoint(block, x, use_reentrant=False)
+        else:
+            x = self.trunk(x)
+        y: Tensor = self.head(self.up(x))
         return y
 
 
@@ -97,8 +110,8 @@ class ResidualBlock(nn.Module):
             OrderedDict(
                 pad=ReflectionPad(1),
                 conv=nn.Conv2d(channels, channels, 3),
-                norm=nn.InstanceNorm2d(channels),
-                act=nn.ReLU(inplace=True),
+                norm=InstanceNorm(channels),
+                act=nn.ReLU(),
             )
         )
         self.dropout = nn.Dropout(dropout)
@@ -106,7 +119,7 @@ class ResidualBlock(nn.Module):
             OrderedDict(
                 pad=ReflectionPad(1),
                 conv=nn.Conv2d(channels, channels, 3),
-                norm=nn.InstanceNorm2d(channels),
+                norm=InstanceNorm(channels),
             )
         )
 
@@ -119,8 +132,8 @@ def _halve(channels: int, out_channels: int) -> nn.Sequential:
     return nn.Sequential(
         OrderedDict(
             conv=nn.Conv2d(channels, out_channels, 3, stride=2, padding=1),
-            norm=nn.InstanceNorm2d(out_channels),
-            act=nn.ReLU(inplace=True),
+            norm=InstanceNorm(out_channels),
+            act=nn.ReLU(),
         )
     )
 
@@ -129,8 +142,8 @@ def _double_transposed(channels: int, out_channels: int) -> nn.Sequential:
     return nn.Sequential(
         OrderedDict(
             conv=nn.ConvTranspose2d(channels, out_channels, 3, stride=2, padding=1, output_padding=1),
-            norm=nn.InstanceNorm2d(out_channels),
-            act=nn.ReLU(inplace=True),
+            norm=InstanceNorm(out_channels),
+            act=nn.ReLU(),
         )
     )
 
@@ -141,7 +154,7 @@ def _double_resized(channels: int, out_channels: int) -> nn.Sequential:
             resize=nn.Upsample(scale_factor=2, mode="nearest"),
             pad=ReflectionPad(1),
             conv=nn.Conv2d(channels, out_channels, 3),
-            norm=nn.InstanceNorm2d(out_channels),
-            act=nn.ReLU(inplace=True),
+            norm=InstanceNorm(out_channels),
+            act=nn.ReLU(),
         )
     )

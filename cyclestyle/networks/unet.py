@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from cyclestyle.errors import CommandError
 from cyclestyle.networks.arguments import check_counts
+from cyclestyle.networks.norm import InstanceNorm
 from cyclestyle.networks.padding import ReflectionPad, pad_to_multiple
 from cyclestyle.networks.resnet import UPSAMPLES
 
@@ -70,7 +71,7 @@ class UNetGenerator(nn.Module):
         for i in range(1, levels):
             down = nn.Sequential(OrderedDict(act=nn.LeakyReLU(0.2), conv=_halve(widths[i - 1], widths[i])))
             if i < innermost:  # which is 1x1 px in the smallest picture: nothing to normalise
-                down.append(nn.InstanceNorm2d(widths[i]))
+                down.append(InstanceNorm(widths[i]))
             self.down.append(down)
 
         self.up = nn.ModuleList()
@@ -81,7 +82,7 @@ class UNetGenerator(nn.Module):
                     OrderedDict(
                         act=nn.ReLU(),
                         conv=double(width, widths[i - 1]),
-                        norm=nn.InstanceNorm2d(widths[i - 1]),
+                        norm=InstanceNorm(widths[i - 1]),
                         dropout=nn.Dropout(dropout if 4 <= i < innermost else 0.0),
                     )
                 )

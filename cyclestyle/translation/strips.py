@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  PyTorch's own name for it
 from torch import Tensor, nn
 
+from cyclestyle.networks.norm import InstanceNorm
 from cyclestyle.networks.padding import ReflectionPad, pad_to_multiple
 
 
@@ -293,7 +294,7 @@ _PARTS: dict[type[nn.Module], Callable[[Any, Any, Any], Rows]] = {
     nn.Conv2d: lambda layer, below, _: Convolution(below, layer),
     nn.ConvTranspose2d: lambda layer, below, _: TransposedConvolution(below, layer),
     nn.Upsample: lambda layer, below, _: Enlarged(below, int(layer.scale_factor)),
-    nn.InstanceNorm2d: _normalised,
+    InstanceNorm: _normalised,
     nn.Dropout: lambda layer, below, _: below,
     nn.ReLU: lambda layer, below, _: Mapped(below, torch.relu_),
     nn.LeakyReLU: lambda layer, below, _: Mapped(below, lambda strip: F.leaky_relu_(strip, layer.negative_slope)),

@@ -50,6 +50,18 @@ def test_reflection_avoids_pytorchs_kernel_only_on_deterministic_cuda(kind, is_d
     assert torch.equal(y.detach(), F.pad(x.detach(), (1, 1, 1, 1), mode="reflect"))
 
 
+def test_reflection_under_autocast_keeps_the_precision_of_its_input_and_no_copy_for_the_backward_pass():
+    x = torch.randn(1, 2, 5, 6).bfloat16().requires_grad_()
+    kept = []
+
+    with torch.autocast("cpu", torch.bfloat16), torch.autograd.graph.saved_tensors_hooks(kept.append, lambda t: t):
+        y = ReflectionPad(1)(x)
+
+    assert y.dtype == torch.bfloat16
+    assert torch.equal(y, F.pad(x, (1, 1, 1, 1), mode="reflect"))
+    assert [tensor.data_ptr() for tensor in kept] == [x.data_ptr()]
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("upsample", ["transposed", "resize"])
