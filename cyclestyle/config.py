@@ -122,6 +122,8 @@ CONSUMERS: dict[str, tuple[str, ...]] = {
     "schedule": ("cyclestyle.schedule.LinearDecay",),
     "trainer": (
         "cyclestyle.trainer.Trainer",
+        "cyclestyle.train.save_memory",
+        "cyclestyle.train.profilers",
         "cyclestyle.hardware.Hardware",
         "cyclestyle.relaunch.process_count",
         "cyclestyle.distributed.session",

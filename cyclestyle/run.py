@@ -19,7 +19,7 @@ HARMLESS = (
     "data.test_a", "data.test_b", "data.workers", "data.homepage", "data.bad_files",
     "trainer.steps", "trainer.epochs", "trainer.log_every", "trainer.sample_every", "trainer.save_every",
     "trainer.device", "trainer.devices", "trainer.compile", "trainer.deterministic", "trainer.accumulate",
-    "trainer.on_nonfinite", "trainer.timeout_s",
+    "trainer.memory", "trainer.recompute", "trainer.on_nonfinite", "trainer.timeout_s", "trainer.profile",
 )  # fmt: skip
 OF_NO_RUN = {"lock", "status.json"}  # what a start leaves behind that failed before it began
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from cyclestyle.checkpoint import Model
-    from cyclestyle.cyclegan import CycleGAN
+    from cyclestyle.cyclegan import CycleGAN, Generators
     from cyclestyle.data import Batch, Draws, Unpaired
     from cyclestyle.distributed import World
     from cyclestyle.ending import Ending
@@ -252,11 +252,21 @@ def opened_loggers(
             for name, node in cfg.logger.items()
             if node is not None
         ]
+        loggers += profilers(folder, trainer, **config.pick(cfg.trainer, profilers))
     try:
         yield loggers
     finally:
         for logger in loggers:
             logger.close()
+
+
+def profilers(folder: "RunFolder", trainer: "Trainer", /, *, profile: bool) -> "list[Logger]":
+    """Who looks at where the time goes, if somebody is to."""
+    from cyclestyle.monitor import Careful, Profile
+    from cyclestyle.trainer import Part
+
+    look = functools.partial(Profile, folder.path, parts=list(Part), device=trainer.hardware.device.type)
+    return [Careful(look, name="trainer.profile")] if profile else []
 
 
 def fit(
@@ -369,6 +379,7 @@ def build_objective(cfg: "DictConfig", hardware: "Hardware") -> "CycleGAN":
                 f"{group}: {type(network).__name__} is not in the table of cyclestyle/networks/__init__.py, "
                 f"so that nothing could read its checkpoints: add it there"
             )
+    save_memory(generators, recompute=cfg.trainer.recompute)
     for module in (generators, discriminators):
         networks.initialize(module, generator=random)
         hardware.place(module)
@@ -379,6 +390,20 @@ def build_objective(cfg: "DictConfig", hardware: "Hardware") -> "CycleGAN":
         **config.pick(cfg.objective, CycleGAN),
         prepare=hardware.prepare,
     )
+
+
+def save_memory(generators: "Generators", *, recompute: bool) -> None:
+    """Have the generators compute their residual blocks again in the backward pass, if asked to.
+
+    Raises:
+        CommandError: they have none.
+    """
+    from cyclestyle.networks import ResNetGenerator
+
+    for network in (generators.ab, generators.ba) if recompute else ():
+        if not isinstance(network, ResNetGenerator):
+            raise CommandError(f"trainer.recompute=true: {type(network).__name__} has no residual blocks: leave it out")
+        network.recompute = True
 
 
 def build_trainer(cfg: "DictConfig", objective: "CycleGAN", data: "Unpaired", hardware: "Hardware") -> "Trainer":

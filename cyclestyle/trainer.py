@@ -2,14 +2,16 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from enum import StrEnum
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.profiler import record_function
 
 from cyclestyle import images
-from cyclestyle.cyclegan import CycleGAN, Generators, Losses, Translations
+from cyclestyle.cyclegan import CycleGAN, Generators, Losses
 from cyclestyle.data.draws import Batch
 from cyclestyle.ema import GeneratorAverage
 from cyclestyle.errors import CommandError, DivergedError
@@ -42,6 +44,17 @@ class Save(Protocol):
     """Writes a checkpoint of the trainer; `last` if nothing comes after it."""
 
     def __call__(self, *, last: bool) -> object: ...
+
+
+class Part(StrEnum):
+    """What the time of a step goes into, under the names that it has in a profile; parts do not overlap."""
+
+    DATA = "data"  # waiting for pictures, and sending them to the device
+    FORWARD = "forward"  # networks and losses
+    BACKWARD = "backward"  # with what processes exchange meanwhile
+    OPTIMIZER = "optimizer"  # looking at losses and gradients, the update, the moving average
+    LOGGING = "logging"  # waiting for the device, numbers and probe pictures
+    SAVING = "saving"  # checkpoints
 
 
 class Pools(NamedTuple):
@@ -89,6 +102,8 @@ class Trainer:
         save_every: steps between two checkpoints.
         on_nonfinite: what a loss or gradient that is not finite does. `stop` ends training at the next log or save,
             before anything is written. `skip` leaves the update out, which costs a wait for the device at every step.
+        memory: `lean` back-propagates the identities and the two cycles one after the other, `joint` all at once. The
+            gradients are the same.
 
     Raises:
         CommandError: a batch that cannot be divided evenly, or an interval or length below 1.
@@ -113,6 +128,7 @@ class Trainer:
         sample_every: int = 500,
         save_every: int = 1000,
         on_nonfinite: Literal["stop", "skip"] = "stop",
+        memory: Literal["joint", "lean"] = "lean",
     ) -> None:
         check_batch(batch_size, ranks=hardware.world.size, accumulate=accumulate)
         for name, value in (("log_every", log_every), ("sample_every", sample_every), ("save_every", save_every)):
@@ -126,6 +142,7 @@ class Trainer:
         self.hardware, self.world, self.scaler = hardware, hardware.world, hardware.scaler()
         self.seed, self.batch_size, self.accumulate = seed, batch_size, accumulate
         self.log_every, self.sample_every, self.save_every = log_every, sample_every, save_every
+        self._generator_losses = objective.generator_parts if memory == "lean" else (objective.generator_losses,)
         self.skips_nonfinite, self._skipped_in_a_row = on_nonfinite == "skip", 0
         self.guards = Guards(Guard(hardware.device), Guard(hardware.device))
         self.record = Record(hardware)
@@ -166,29 +183,33 @@ class Trainer:
             finished = self.step >= self.total
             leaving = stopping or finished
             if self.step > saved and (self.step % self.save_every == 0 or leaving):
-                self.check_finite()
-                save(last=leaving)  # first: what comes below may take its time, or fail
+                with record_function(Part.SAVING):
+                    self.check_finite()
+                    save(last=leaving)  # first: what comes below may take its time, or fail
                 saved = self.step
             if self.record.steps and (self.step % self.log_every == 0 or leaving):
-                self.check_finite()
-                values = self.record.values() | {
-                    "lr": self.learning_rate,
-                    "epoch": self.step * self.batch_size / self.epoch_draws,
-                }
-                for logger in loggers:
-                    logger.metrics(self.step, values)
+                with record_function(Part.LOGGING):
+                    self.check_finite()
+                    values = self.record.values() | {
+                        "lr": self.learning_rate,
+                        "epoch": self.step * self.batch_size / self.epoch_draws,
+                    }
+                    for logger in loggers:
+                        logger.metrics(self.step, values)
             sampling = finished or (self.step % self.sample_every == 0 and not stopping)
             if sampling:
-                self.check_finite()
-            if sampling and probes is not None and loggers:
-                made = self.sample(*probes)
-                for logger in loggers:
-                    logger.pictures(self.step, *made)
+                with record_function(Part.LOGGING):
+                    self.check_finite()
+                    if probes is not None and loggers:
+                        made = self.sample(*probes)
+                        for logger in loggers:
+                            logger.pictures(self.step, *made)
             if leaving:
                 return finished
 
             asked = time.perf_counter()
-            batch = next(batches)
+            with record_function(Part.DATA):
+                batch = next(batches)
             self.record.waited(time.perf_counter() - asked)
             self.record.add(self.train_step(batch), pictures=2 * self.batch_size, replaced=len(batch.replaced))
             for logger in loggers:
@@ -208,43 +229,51 @@ class Trainer:
         """
         torch.manual_seed(int(decisions(self.seed, f"networks {self.world.rank}", self.step).integers(2**62)))
         rate = self.learning_rate
-        parts = [
-            (images.to_float(a), images.to_float(b))
-            for a, b in zip(
-                self.hardware.send(batch.a).chunk(self.accumulate),
-                self.hardware.send(batch.b).chunk(self.accumulate),
-                strict=True,
-            )
-        ]
+        with record_function(Part.DATA):
+            parts = [
+                (images.to_float(a), images.to_float(b))
+                for a, b in zip(
+                    self.hardware.send(batch.a).chunk(self.accumulate),
+                    self.hardware.send(batch.b).chunk(self.accumulate),
+                    strict=True,
+                )
+            ]
         told: list[Losses] = []
 
         # Generators, against discriminators that stand still.
-        made: list[Translations] = []
+        fakes_of_a: list[Tensor] = []
+        fakes_of_b: list[Tensor] = []
         for index, (a, b) in enumerate(parts):
-            with self.world.accumulating(more_to_come=index + 1 < len(parts)):
-                losses, translations = self.objective.generator_losses(a, b)
-                self._backward(losses)
-            made.append(translations)
-            told.append(losses)
+            for losses_of in self._generator_losses:
+                last = index + 1 == len(parts) and losses_of is self._generator_losses[-1]
+                with self.world.accumulating(more_to_come=not last):
+                    with record_function(Part.FORWARD):
+                        losses, made = losses_of(a, b)
+                    self._backward(losses)
+                fakes_of_a += [] if made.fake_a is None else [made.fake_a.detach()]
+                fakes_of_b += [] if made.fake_b is None else [made.fake_b.detach()]
+                told.append(losses)
+                del made
         if not self._update(self.optimizers.generators, rate, self.guards.generators, told):
             return self._skip()
 
         # Discriminators, against translations of now and of earlier steps.
-        fakes_a = self.pools.a.exchange(torch.cat([one.fake_a.detach() for one in made]), batch.draws)
-        fakes_b = self.pools.b.exchange(torch.cat([one.fake_b.detach() for one in made]), batch.draws)
-        del made, translations
+        fakes_a = self.pools.a.exchange(torch.cat(fakes_of_a), batch.draws)
+        fakes_b = self.pools.b.exchange(torch.cat(fakes_of_b), batch.draws)
         judged: list[Losses] = []
         halves = zip(parts, fakes_a.chunk(self.accumulate), fakes_b.chunk(self.accumulate), strict=True)
         for index, ((a, b), fake_a, fake_b) in enumerate(halves):
             with self.world.accumulating(more_to_come=index + 1 < len(parts)):
-                losses, scores = self.objective.discriminator_losses(a, b, fake_a, fake_b)
+                with record_function(Part.FORWARD):
+                    losses, scores = self.objective.discriminator_losses(a, b, fake_a, fake_b)
                 self._backward(losses)
             judged.append(losses | scores)
         sound = self._update(self.optimizers.discriminators, rate, self.guards.discriminators, judged)
 
-        self.scaler.update()
-        if self.average is not None:
-            self.average.update(self.step)
+        with record_function(Part.OPTIMIZER):
+            self.scaler.update()
+            if self.average is not None:
+                self.average.update(self.step)
         if not sound:
             return self._skip()
         self.step += 1
@@ -351,20 +380,22 @@ class Trainer:
         )
 
     def _backward(self, losses: Losses) -> None:
-        total = torch.stack(list(losses.values())).sum() / self.accumulate
-        torch.autograd.backward(self.scaler.scale(total))
+        with record_function(Part.BACKWARD):
+            total = torch.stack(list(losses.values())).sum() / self.accumulate
+            torch.autograd.backward(self.scaler.scale(total))
 
     def _update(self, optimizer: Optimizer, rate: float, guard: Guard, told: list[Losses]) -> bool:
         """Change the networks, unless the update is not finite and such ones are skipped; whether it was sound."""
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        bad = guard.watch(self.step, _means(told), [] if self.scaler.is_enabled() else gradients)
-        sound = not (self.skips_nonfinite and self.world.any(bool(bad.item())))
-        if sound:
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            self.scaler.step(optimizer)
-        optimizer.zero_grad(set_to_none=True)
-        return sound
+        with record_function(Part.OPTIMIZER):
+            gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+            bad = guard.watch(self.step, _means(told), [] if self.scaler.is_enabled() else gradients)
+            sound = not (self.skips_nonfinite and self.world.any(bool(bad.item())))
+            if sound:
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                self.scaler.step(optimizer)
+            optimizer.zero_grad(set_to_none=True)
+            return sound
 
     def _skip(self) -> Losses:
         """The step is over without its update: it counts, as its draws are gone, and tells nothing."""

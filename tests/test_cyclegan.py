@@ -20,18 +20,27 @@ GOLDEN = Path(__file__).parent / "golden" / "reference_steps.npz"
 
 
 def step(
-    objective: CycleGAN, optimizers: list[torch.optim.Optimizer], a: torch.Tensor, b: torch.Tensor
+    objective: CycleGAN,
+    optimizers: list[torch.optim.Optimizer],
+    a: torch.Tensor,
+    b: torch.Tensor,
+    *,
+    in_parts: bool = False,
 ) -> dict[str, float]:
     """A step with the objective's own losses and nothing else around them."""
-    losses, made = objective.generator_losses(a, b)
-    sum(losses.values()).backward()
+    told, fakes = {}, {}
+    for part in objective.generator_parts if in_parts else (objective.generator_losses,):
+        losses, made = part(a, b)
+        sum(losses.values()).backward()
+        told |= losses
+        fakes |= {side: fake.detach() for side, fake in (("a", made.fake_a), ("b", made.fake_b)) if fake is not None}
     optimizers[0].step()
     optimizers[0].zero_grad()
-    judged, _ = objective.discriminator_losses(a, b, made.fake_a.detach(), made.fake_b.detach())
+    judged, _ = objective.discriminator_losses(a, b, fakes["a"], fakes["b"])
     sum(judged.values()).backward()
     optimizers[1].step()
     optimizers[1].zero_grad()
-    return {name: loss.item() for name, loss in (losses | judged).items()}
+    return {name: loss.item() for name, loss in (told | judged).items()}
 
 
 def adams(objective: CycleGAN) -> list[torch.optim.Optimizer]:
@@ -41,7 +50,13 @@ def adams(objective: CycleGAN) -> list[torch.optim.Optimizer]:
     ]
 
 
-def test_losses_and_weights_of_the_reference_recipe_are_reproduced() -> None:
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["default", "channels last"])
+@pytest.mark.parametrize(
+    ("in_parts", "recompute"), [(False, False), (True, False), (True, True)], ids=["joint", "lean", "recomputed"]
+)
+def test_losses_and_weights_of_the_reference_recipe_are_reproduced_in_every_mode(
+    in_parts: bool, recompute: bool, layout: torch.memory_format
+) -> None:
     golden = np.load(GOLDEN)
     meta = json.loads(str(golden["meta"]))
 
@@ -56,6 +71,7 @@ def test_losses_and_weights_of_the_reference_recipe_are_reproduced() -> None:
         network = ResNetGenerator(meta["ngf"], meta["n_blocks"]) if name[0] == "G" else PatchDiscriminator(meta["ndf"])
         network.load_state_dict(from_reference(weights(name), network))
         networks[name] = network.double()
+        network.recompute = recompute
     objective = CycleGAN(
         Generators(ab=networks["G_A"], ba=networks["G_B"]),
         Discriminators(a=networks["D_B"], b=networks["D_A"]),
@@ -67,8 +83,10 @@ def test_losses_and_weights_of_the_reference_recipe_are_reproduced() -> None:
     optimizers = adams(objective)
 
     for index in range(meta["steps"]):
-        a, b = (torch.from_numpy(golden[f"real_{side}"][index]).double() for side in "AB")
-        losses = step(objective, optimizers, a, b)
+        a, b = (
+            torch.from_numpy(golden[f"real_{side}"][index]).double().contiguous(memory_format=layout) for side in "AB"
+        )
+        losses = step(objective, optimizers, a, b, in_parts=in_parts)
         assert losses.keys() == NAMES.keys()
         for name, reference in NAMES.items():
             assert losses[name] == pytest.approx(golden[f"loss/{reference}"][index], rel=1e-9), (index, name)
@@ -145,6 +163,84 @@ def test_a_term_of_weight_zero_is_absent_and_not_computed(settings: dict, absent
     every = {name for name in NAMES if "discriminator" not in name}
     assert losses.keys() == every - absent
     assert (ab.pictures, ba.pictures) == passes
+
+
+WEIGHTS = [
+    {},
+    {"identity": 0.0},
+    {"cycle_a": 0.0},
+    {"cycle_b": 0.0},
+    {"cycle_a": 0.0, "cycle_b": 0.0},
+    {"cycle_a": 7.0, "cycle_b": 3.0, "identity": 0.3},
+]
+
+
+def gradients(objective: CycleGAN, parts: tuple) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+    """Of the generators, after all parts; each part's graph is gone before the next is made."""
+    random = torch.Generator().manual_seed(5)
+    a, b = (torch.rand(2, 3, 48, 40, generator=random, dtype=torch.float64) * 2 - 1 for _ in "ab")
+    told = {}
+    objective.generators.zero_grad()
+    for part in parts:
+        losses, _ = part(a, b)
+        sum(losses.values()).backward()
+        assert not told.keys() & losses.keys()
+        told |= {name: loss.item() for name, loss in losses.items()}
+    return told, {name: parameter.grad for name, parameter in objective.generators.named_parameters()}
+
+
+@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("weights", WEIGHTS, ids=str)
+def test_parts_one_after_the_other_have_the_losses_and_gradients_of_all_at_once(
+    weights: dict[str, float], recompute: bool
+) -> None:
+    objective = tiny_objective(double=True, **weights)
+    told, exact = gradients(objective, (objective.generator_losses,))
+    for generator in (objective.generators.ab, objective.generators.ba):
+        generator.recompute = recompute
+    parts_told, found = gradients(objective, objective.generator_parts)
+
+    assert parts_told == pytest.approx(told, rel=1e-12)
+    assert parts_told.keys() == told.keys()
+    largest = max(gradient.abs().max() for gradient in exact.values())
+    for name, gradient in exact.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-6, atol=1e-12 * largest.item(), msg=name)
+
+
+@pytest.mark.parametrize("weights", WEIGHTS, ids=str)
+def test_the_last_part_uses_every_parameter_of_both_generators(weights: dict[str, float]) -> None:
+    objective = tiny_objective(double=True, **weights)
+    _, found = gradients(objective, objective.generator_parts[-1:])
+    assert all(gradient is not None for gradient in found.values())
+
+
+def test_a_part_keeps_half_of_what_all_at_once_keep_for_the_backward_pass_and_recomputing_less() -> None:
+    objective = tiny_objective()
+    a, b = torch.rand(1, 3, 64, 64), torch.rand(1, 3, 64, 64)
+
+    def kept(losses_of: object) -> int:
+        """Bytes of the tensors that a forward pass keeps, each storage counted once, parameters left out."""
+        own = {parameter.untyped_storage().data_ptr() for parameter in objective.generators.parameters()}
+        own |= {parameter.untyped_storage().data_ptr() for parameter in objective.discriminators.parameters()}
+        sizes: dict[int, int] = {}
+        holding = []  # so that no address is used twice
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            sizes[storage.data_ptr()] = storage.nbytes()
+            holding.append(tensor)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            losses_of(a, b)
+        return sum(size for address, size in sizes.items() if address not in own)
+
+    whole, parts = kept(objective.generator_losses), [kept(part) for part in objective.generator_parts]
+    for generator in (objective.generators.ab, objective.generators.ba):
+        generator.recompute = True
+    again = [kept(part) for part in objective.generator_parts]
+    assert max(parts) < 0.52 * whole
+    assert max(again) < 0.9 * max(parts)  # two of nine blocks' worth here: full size and half size are kept
 
 
 def test_each_step_leaves_the_other_networks_gradients_alone() -> None:

@@ -1,5 +1,6 @@
 """The command that trains: what it writes, how it goes on, and how it leaves."""
 
+import gzip
 import json
 import os
 import signal
@@ -487,3 +488,69 @@ def test_the_exit_code_of_a_relaunched_run_is_its_own_and_its_error_one_line(
     assert leave(*arguments) == 3
     (line,) = capfd.readouterr().err.splitlines()
     assert f"no folder {tmp_path}/none/trainA" in line
+
+
+def test_recomputing_residual_blocks_is_refused_where_there_are_none(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = ("data=scenes", f"data.root={scenes}", "data.train=8", "data.test=2", "data.size=32", "data.crop_size=32")
+    assert leave(*data, "generator=unet_small", "trainer.recompute=true", "trainer.device=cpu") == 2
+    assert "trainer.recompute=true: UNetGenerator has no residual blocks: leave it out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("recompute", ["false", "true"])
+def test_lean_and_joint_runs_tell_the_same_losses(smoke: Command, recompute: str) -> None:
+    told = {}
+    for memory in ("lean", "joint"):
+        settings = (
+            "trainer.steps=4",
+            "trainer.log_every=2",
+            "trainer.precision=fp32",
+            f"trainer.recompute={recompute}",
+        )
+        assert smoke(f"trainer.memory={memory}", f"name={memory}", *settings) == 0
+        told[memory] = [
+            {key: value for key, value in json.loads(line).items() if key.startswith(("loss/", "score/"))}
+            for line in Path(f"runs/{memory}/metrics.jsonl").read_text().splitlines()
+        ]
+    assert len(told["lean"]) == len(told["joint"]) > 0
+    for ours, theirs in zip(told["lean"], told["joint"], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3)
+
+
+def test_a_profile_changes_nothing_of_the_run_and_counts_from_each_start(
+    smoke: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert smoke("name=plain", "trainer.steps=20", "trainer.precision=fp32") == 0
+    assert not (tmp_path / "runs/plain/profile").exists()
+
+    look = ("name=looked", "trainer.precision=fp32", "trainer.profile=true")
+    assert smoke(*look, "trainer.steps=6") == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "0 of 5 steps recorded: they are steps 9 to 13 of this start, and training ended after 6" in line
+    assert not (tmp_path / "runs/looked/profile").exists()
+
+    assert smoke(*look, "trainer.steps=20") == 0
+    told = capsys.readouterr()
+    assert told.err == ""
+    assert "Where the time goes: means of steps 15 to 19\n" in told.out
+    files = [path.name for path in sorted((tmp_path / "runs/looked/profile").iterdir())]
+    assert files == ["table.md", "trace.json.gz"]
+    trace = json.loads(gzip.decompress((tmp_path / "runs/looked/profile/trace.json.gz").read_bytes()))
+    assert {"data", "forward", "backward", "optimizer", "logging", "saving"} <= {
+        event.get("name") for event in trace["traceEvents"]
+    }
+    assert same(newest("runs/looked"), newest("runs/plain"))
+
+
+def test_a_run_goes_on_with_another_use_of_memory(smoke: Command) -> None:
+    settings = ("trainer.steps=2", "trainer.precision=fp32", "name=one")
+    assert smoke(*settings, "trainer.memory=joint") == 0
+    assert smoke("trainer.steps=4", *settings[1:], "trainer.memory=lean", "trainer.recompute=true") == 0
+    assert smoke("trainer.steps=4", "trainer.precision=fp32", "name=other", "trainer.memory=joint") == 0
+    ours, theirs = newest("runs/one").model.tensors, newest("runs/other").model.tensors
+    for name, value in theirs.items():
+        # Adam makes steps of 2e-4 whatever the size of a gradient, also of one that is nothing but rounding.
+        bound = 4 * 2e-4 * 1.01 if name.endswith(".bias") else 1e-4
+        assert (ours[name] - value).abs().max() < bound, name

@@ -1,10 +1,6 @@
 """The loop: what makes a step, and that it is the same step however it is divided and whenever it is interrupted."""
 
 import copy
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +11,7 @@ from cyclestyle.images import to_float
 from cyclestyle.trainer import Trainer, check_batch
 from tests.build import random_batch, tiny_trainer
 from tests.textbook import NAMES, Textbook
+from tests.two_ranks import train_together
 
 STEPS, BATCH = 40, 4
 pytestmark = pytest.mark.usefixtures("double_precision")
@@ -65,28 +62,33 @@ def test_accumulated_parts_equal_one_batch_at_every_step() -> None:
     close(weights(whole), weights(halves))
 
 
-def test_two_processes_equal_one_at_every_step(tmp_path: Path) -> None:
-    script = Path(__file__).parent / "two_ranks.py"
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
-    subprocess.run([*command, str(tmp_path), str(STEPS), str(BATCH)], check=True, env=environment, capture_output=True)
+def test_one_part_after_the_other_equals_all_at_once_at_every_step() -> None:
+    lean, joint = (tiny_trainer(batch_size=BATCH, pool=9, accumulate=2, memory=memory) for memory in ("lean", "joint"))
+    for ours, theirs in zip(trained(lean), trained(joint), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-8, abs=1e-10)
+    close(weights(lean), weights(joint))
 
-    whole = tiny_trainer(batch_size=BATCH, pool=9, ema=0.9)
+
+@pytest.mark.parametrize(("memory", "accumulate"), [("lean", 1), ("joint", 1), ("lean", 2)])
+def test_two_processes_equal_one_at_every_step(memory: str, accumulate: int, tmp_path: Path) -> None:
+    ranks = train_together(tmp_path, steps=STEPS, batch_size=BATCH, memory=memory, accumulate=accumulate)
+
+    whole = tiny_trainer(batch_size=BATCH, pool=9, ema=0.9, memory="joint")
     told = trained(whole)
-    ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
-    shares = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)]
+    shares = [rank.told for rank in ranks]
+    states = [rank.state for rank in ranks]
     for step in range(STEPS):  # a process tells the mean over its share, the run the mean over processes
         both = {name: (shares[0][step][name] + shares[1][step][name]) / 2 for name in told[step]}
         assert both == pytest.approx(told[step], rel=1e-8, abs=1e-10), step
-    for rank in ranks:
-        close(weights(whole), rank["weights"])
-        close(whole.average.module.state_dict(), rank["average"])
-    for name, value in ranks[0]["weights"].items():
-        assert torch.equal(value, ranks[1]["weights"][name]), name
+    for state in states:
+        close(weights(whole), state["weights"])
+        close(whole.average.module.state_dict(), state["average"])
+    for name, value in states[0]["weights"].items():
+        assert torch.equal(value, states[1]["weights"][name]), name
 
     for side in "ab":  # the pools of the two are, together, the pool of the one
         pool = getattr(whole.pools, side).state_dict()
-        split = {position: images for rank in ranks for position, images in rank["own"]["pools"][side].items()}
+        split = {position: images for state in states for position, images in state["own"]["pools"][side].items()}
         assert sorted(split) == sorted(pool) == list(range(BATCH))
         close(pool, split)
 
