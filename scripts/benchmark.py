@@ -1,209 +1,359 @@
-"""Time one training step against the textbook's, interleaved in one run, and write down what was measured.
+"""Time and memory of a training step, and start-up, against a textbook's; every ratio that has a goal.
 
-    python scripts/benchmark.py                               # print
-    python scripts/benchmark.py --write docs/benchmarks.md    # and keep (`make bench`)
+    python scripts/benchmark.py                                      # print the goals (part of `make bench`)
+    python scripts/benchmark.py --full --write docs/benchmarks.md    # every table (part of `make bench-full`)
 
-Exits with 1 when a goal is missed. The textbook step is tests/textbook.py: six separate generator calls, float32, plain
-Adam.
+Exits with 1 when a goal is missed by more than 10 %. The textbook step is tests/textbook.py: six separate generator
+calls, float32, plain Adam, PyTorch's own modules. All ways take turns in one run; memory is that of processes of their
+own.
 """
 
 import argparse
 import os
-import platform
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
+from measuring import (
+    ROOT,
+    Goal,
+    Row,
+    Step,
+    circumstances,
+    filled,
+    interleaved,
+    our_step,
+    table,
+    textbook_step,
+    write_section,
+)
 from rich.progress import track
+from torch.nn.functional import conv2d
+from torch.utils.flop_counter import FlopCounterMode
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from cyclestyle.data import batches
+from cyclestyle.data.folders import drawn_scenes
 
-from cyclestyle.cyclegan import CycleGAN, Discriminators, Generators  # noqa: E402
-from cyclestyle.data.draws import Batch  # noqa: E402
-from cyclestyle.hardware import Hardware  # noqa: E402
-from cyclestyle.images import to_float  # noqa: E402
-from cyclestyle.losses import LeastSquares  # noqa: E402
-from cyclestyle.networks import PatchDiscriminator, ResNetGenerator, initialize  # noqa: E402
-from cyclestyle.pool import ImagePool  # noqa: E402
-from cyclestyle.schedule import LinearDecay  # noqa: E402
-from cyclestyle.trainer import Optimizers, Pools, Trainer  # noqa: E402
-from tests.textbook import Textbook  # noqa: E402
+TEXTBOOK, FP32, OURS, COMPILED = "textbook, fp32", "cyclestyle, fp32", "cyclestyle", "cyclestyle, compile=true"
+WAYS: dict[str, Callable[[int, int], Step]] = {
+    TEXTBOOK: textbook_step,
+    FP32: lambda size, batch: our_step(size, batch, precision="fp32"),
+    OURS: our_step,
+    COMPILED: lambda size, batch: our_step(size, batch, compile=True),
+}
+HELD: dict[str, Callable[[int], Step]] = {
+    "textbook, fp32": textbook_step,
+    "fp32, trainer.memory=joint": lambda size: our_step(size, precision="fp32", memory="joint"),
+    "fp32": lambda size: our_step(size, precision="fp32"),
+    "trainer.memory=joint": lambda size: our_step(size, memory="joint"),
+    "defaults": our_step,
+    "trainer.recompute=true": lambda size: our_step(size, recompute=True),
+}
 
-GOAL = 0.6  # of the textbook step's time, at 128 px, 64 channels, 9 blocks, batch 1
 
+class Setting(NamedTuple):
+    """Pictures of one size in batches of one size, and how long to look at them."""
 
-class Row(NamedTuple):
-    """One way of making a step, and the seconds that it took, run by run."""
-
-    name: str
-    seconds: list[float]
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.seconds)
+    size: int  # px
+    batch: int
+    runs: int
+    warm: int = 1
 
 
 def main() -> int:
     """Measure, print, perhaps write; the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=9, help="counted steps of each kind, 7 or more (default 9)")
-    parser.add_argument("--size", type=int, default=128, help="px, height and width (default 128)")
-    parser.add_argument("--write", type=Path, help="a Markdown file to write the table into")
+    parser.add_argument("--full", action="store_true", help="all sizes, batches and ways: about 45 minutes on 2 cores")
+    parser.add_argument("--only", choices=SECTIONS, help="one section")
+    parser.add_argument("--write", type=Path, help="a Markdown file to write the tables into")
+    parser.add_argument("--peak", nargs=2, metavar=("WAY", "PX"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.runs < 7:
-        parser.error("--runs: a median of fewer than 7 says little")
+    if arguments.peak:
+        print(peak_here(arguments.peak[0], int(arguments.peak[1])))
+        return 0
 
-    rows = interleaved(
-        {
-            "textbook, fp32": textbook_step(arguments.size),
-            "cyclestyle, fp32": our_step(arguments.size, "fp32"),
-            "cyclestyle, trainer.precision=auto": our_step(arguments.size, "auto"),
-        },
-        runs=arguments.runs,
+    goals: list[Goal] = []
+    for title, section in SECTIONS.items():
+        if arguments.only not in (None, title) or (section is loading and not (arguments.full or arguments.only)):
+            continue  # without a goal
+        text, found = section(full=arguments.full)
+        goals += found
+        print(f"\n{text}\n")
+        if arguments.write:
+            write_section(arguments.write, title, text)
+    print("\n".join(map(str, goals)))
+    return 1 if any(goal.is_missed_widely for goal in goals) else 0
+
+
+def speed(*, full: bool) -> tuple[str, list[Goal]]:
+    """A step's time, and how near it comes to what the machine can multiply."""
+    settings = [Setting(128, 1, runs=9, warm=2)]
+    if full:
+        settings += [Setting(256, 1, runs=7), Setting(128, 4, runs=7), Setting(256, 4, runs=3)]
+    rates = {"fp32": conv_rate(torch.float32), "auto": conv_rate(torch.bfloat16)}
+    lines: list[tuple[object, ...]] = []
+    goals: list[Goal] = []
+    for setting in settings:
+        names = [TEXTBOOK, FP32, OURS, *([COMPILED] if full and setting == settings[0] else [])]
+        rows = interleaved(
+            {name: WAYS[name](setting.size, setting.batch) for name in names}, runs=setting.runs, warm=setting.warm
+        )
+        flops = floating_point_operations(setting.size) * setting.batch
+        for row in rows:
+            rate = rates["fp32" if "fp32" in row.name else "auto"]
+            times = rows[0].median / row.median
+            lines.append(
+                (
+                    *(f"{setting.size} px", setting.batch, row.name, setting.runs, f"{row.median:.2f}", row.spread),
+                    *(f"{times:.2f}", f"{flops / row.median / 1e9:.0f}", f"{flops / row.median / rate:.0%}"),
+                )
+            )
+        if setting == settings[0]:
+            ours, exact = (rows[names.index(name)].median for name in (OURS, FP32))
+            goals = [
+                Goal(
+                    "128 px, defaults, times the textbook's speed", rows[0].median / ours, 2.0, at_least=True, unit="x"
+                ),
+                Goal("128 px, fp32, times the textbook's speed", rows[0].median / exact, 1.0, at_least=True, unit="x"),
+            ]
+    about = filled(
+        """ResNet-9 generators with 64 channels, 70x70 discriminators, least squares, cycle and identity losses, image
+        pools of 50; `trainer.memory=lean` and mixed precision where nothing else is said. All ways take turns in one
+        process."""
     )
-    table = as_table(rows)
-    ratio = rows[-1].median / rows[0].median
-    verdict = f"trainer.precision=auto takes {ratio:.2f} of the textbook step (goal: at most {GOAL})"
-    print(f"\n{table}\n\n{verdict}")
-    if arguments.write:
-        write_section(arguments.write, "A training step", page(table, verdict, arguments.size, arguments.runs))
-    return 0 if ratio <= GOAL else 1
+    counted = ", ".join(f"{flops / 1e12:.2f} TFLOP at {size} px" for size, flops in _OPERATIONS.items())
+    limit = filled(
+        f"""* a 3x3 convolution of 256 channels at 64x64, forward, multiplies at {rates["fp32"] / 1e9:.0f} GFLOP/s in
+        fp32 and {rates["auto"] / 1e9:.0f} in bf16; a step on one pair is {counted}, counted by PyTorch on the
+        textbook's step. The last column is the share of that rate."""
+    ).replace("\n", "\n  ")
+    head = "pictures | batch | step | runs | median s | min to max s | times the textbook's speed | GFLOP/s | share"
+    text = f"""{about}
+
+{circumstances(command_line(full))}
+{limit}
+
+{table(head, lines)}
+
+{listed(goals)}
+
+On a GPU: not measured."""
+    return text, goals
 
 
-def interleaved(steps: dict[str, Callable[[int], Any]], *, runs: int) -> list[Row]:
-    """Time every step in turn, so that a machine that changes its speed changes it for all; two runs warm up."""
-    rows = [Row(name, []) for name in steps]
-    for run in track(range(runs + 2), description="timing steps"):
-        for row, step in zip(rows, steps.values(), strict=True):
+def conv_rate(dtype: torch.dtype) -> float:
+    """Floating point operations a second of the trunk's convolution, the fastest of twenty."""
+    x = torch.randn(1, 256, 66, 66, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(256, 256, 3, 3, dtype=dtype)
+    seconds = []
+    with torch.no_grad():
+        for _ in range(20):
             since = time.perf_counter()
-            step(run)
-            elapsed = time.perf_counter() - since
-            if run >= 2:
-                row.seconds.append(elapsed)
-    return rows
+            conv2d(x, weight)
+            seconds.append(time.perf_counter() - since)
+    return 2 * 64 * 64 * 256 * 256 * 9 / min(seconds)
 
 
-def textbook_step(size: int) -> Callable[[int], Any]:
-    """A step of the paper's networks as a textbook writes it."""
-    generators, discriminators = networks()
-    textbook = Textbook(generators.ab, generators.ba, discriminators.b, discriminators.a)
-
-    def step(run: int) -> Any:
-        batch = pictures(size, run)
-        return textbook.step(to_float(batch.a), to_float(batch.b))
-
-    return step
+def floating_point_operations(size: int) -> int:
+    """Of the textbook's step on one pair of pictures."""
+    if size not in _OPERATIONS:
+        with FlopCounterMode(display=False) as counter:
+            textbook_step(size)(0)
+        _OPERATIONS[size] = counter.get_total_flops()
+    return _OPERATIONS[size]
 
 
-def our_step(size: int, precision: Any) -> Callable[[int], Any]:
-    """The trainer's step with the same networks; reading out the losses is part of it, as in the textbook's."""
-    trainer = our_trainer(precision)
-
-    def step(run: int) -> Any:
-        return {name: value.item() for name, value in trainer.train_step(pictures(size, run)).items()}
-
-    return step
+_OPERATIONS: dict[int, int] = {}
 
 
-def our_trainer(precision: Any) -> Trainer:
-    """A trainer of the paper's networks at batch 1."""
-    hardware = Hardware("cpu", precision=precision)
-    generators, discriminators = networks()
-    hardware.place(generators)
-    hardware.place(discriminators)
-    optimizers = Optimizers(
-        *(
-            torch.optim.Adam(list(module.parameters()), 2e-4, betas=(0.5, 0.999), fused=True)
-            for module in (generators, discriminators)
-        )
+def memory(*, full: bool) -> tuple[str, list[Goal]]:
+    """The most memory that a process holds which makes three steps, above what it holds after its imports."""
+    sizes = [128, 256, 512, 1024] if full else [256]
+    wanted = list(HELD) if full else ["textbook, fp32", "defaults", "trainer.recompute=true"]
+    peaks: dict[tuple[str, int], int | None] = {}
+    for name in wanted:
+        for size in sizes:
+            peaks[name, size] = peak(name, size, peaks)
+    rows = interleaved(
+        {name: HELD[name](256) for name in ("trainer.memory=joint", "defaults", "trainer.recompute=true")},
+        runs=7 if full else 5,
+        warm=1,
     )
-    return Trainer(
-        CycleGAN(generators, discriminators, adversarial=LeastSquares(), prepare=hardware.prepare),
-        optimizers,
-        schedule=LinearDecay(),
-        epoch_draws=1000,
-        pools=Pools(*(ImagePool(50, batch_size=1, seed=0, purpose=f"pool {side}") for side in "ab")),
-        average=None,
-        hardware=hardware,
-        seed=0,
+    times = [(row.name, f"{row.median:.2f}", row.spread, f"{row.median / rows[0].median:.2f}") for row in rows]
+    base = peaks["textbook, fp32", 256]
+    lean, again = peaks["defaults", 256], peaks["trainer.recompute=true", 256]
+    assert base
+    assert lean
+    assert again
+    goals = [
+        Goal("256 px, memory of the textbook's step, defaults", lean / base, 0.5),
+        Goal("256 px, memory of the textbook's step, trainer.recompute=true", again / base, 0.4),
+        Goal("256 px, time of trainer.memory=joint, defaults", rows[1].median / rows[0].median, 1.1),
+    ]
+    about = filled(
+        f"""Resident memory at its peak over three steps (two at 1024 px) at batch 1, each in a process of its own,
+        above what the process held after its imports; in brackets the share of the textbook's.
+        {FORECAST if full else ""}"""
     )
+    text = f"""{about}
+
+{circumstances(command_line(full))}
+
+{memory_table(peaks, wanted, sizes)}
+
+Time of the same steps at 256 px, taking turns in one process:
+
+{table("step | median s | min to max s | of joint", times)}
+
+{listed(goals)}
+
+On a GPU: not measured."""
+    return text, goals
 
 
-def networks() -> tuple[Generators, Discriminators]:
-    """The paper's networks at 256 px and their initial weights."""
-    generators = Generators(ResNetGenerator(), ResNetGenerator())
-    discriminators = Discriminators(PatchDiscriminator(), PatchDiscriminator())
-    random = torch.Generator().manual_seed(0)
-    initialize(generators, generator=random)
-    initialize(discriminators, generator=random)
-    return generators, discriminators
+def memory_table(peaks: dict[tuple[str, int], int | None], names: list[str], sizes: list[int]) -> str:
+    """Markdown; where more than one size was measured, with the line through two of them."""
+    lines: list[tuple[object, ...]] = []
+    for name in names:
+        cells = []
+        for size in sizes:
+            held, base = peaks[name, size], peaks[names[0], size]
+            share = f" ({held / base:.0%})" if held and base else ""
+            cells.append(f"{held / 1e9:.2f} GB{share}" if held else "not measured")
+        small, large = peaks[name, sizes[0]], peaks.get((name, 512))
+        if small and large:
+            growth = (large - small) / (512**2 - sizes[0] ** 2)
+            cells.append(f"{(small - growth * sizes[0] ** 2) / 1e6:.0f} MB + {growth / 1e3:.1f} kB/px")
+        lines.append((name, *cells))
+    columns = ["step", *(f"{size} px" for size in sizes), *(["forecast"] if len(sizes) > 1 else [])]
+    return table(" | ".join(columns), lines)
 
 
-def pictures(size: int, run: int) -> Batch:
-    """Two random pictures, others in every run."""
-    random = torch.Generator().manual_seed(run)
-    a, b = (torch.randint(0, 256, (1, 3, size, size), dtype=torch.uint8, generator=random) for _ in "ab")
-    return Batch(a, b, [run])
+FORECAST = """What would need more than nine tenths of this machine's memory was not measured. The forecast is the line
+through 128 and 512 px: bytes that are always there (weights, gradients, moments, the library's own) and bytes for each
+pixel of a crop."""
 
 
-def as_table(rows: list[Row]) -> str:
-    """Markdown."""
-    lines = ["| step | median s | min s | max s | of the textbook |", "|---|---|---|---|---|"]
-    for row in rows:
-        share = row.median / rows[0].median
-        lines.append(
-            f"| {row.name} | {row.median:.2f} | {min(row.seconds):.2f} | {max(row.seconds):.2f} | {share:.2f} |"
+def peak(name: str, size: int, before: dict[tuple[str, int], int | None]) -> int | None:
+    """Bytes, measured in a process of its own; None if that would need more than the machine has."""
+    smaller = before.get((name, size // 2))
+    if (name, size // 2) in before and (smaller is None or 4 * smaller > 0.9 * memory_of_machine()):
+        return None
+    print(f"memory: {name}, {size} px", flush=True)
+    command = [sys.executable, __file__, "--peak", name, str(size)]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+def peak_here(name: str, size: int) -> int:
+    """Bytes that three steps add to what this process holds now."""
+    before = resident_peak()
+    step = HELD[name](size)
+    for run in range(3 if size < 1024 else 2):
+        step(run)
+    return resident_peak() - before
+
+
+def resident_peak() -> int:
+    """Bytes that this process has held at most."""
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def memory_of_machine() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def start_up(*, full: bool) -> tuple[str, list[Goal]]:
+    """What somebody waits for before anything happens."""
+    python, turns = sys.executable, 7 if full else 3
+    commands: dict[str, list[str]] = {
+        "import torch": [python, "-c", "import torch"],
+        "import torch, cyclestyle": [python, "-c", "import torch, cyclestyle"],
+        **{
+            f"{name} --help": [python, "-m", f"cyclestyle.{name}", "--help"]
+            for name in ("train", "translate", "evaluate", "export")
+        },
+    }
+    with tempfile.TemporaryDirectory(prefix="start-up-") as name:
+        run = [f"run_dir={name}/run", f"data.root={name}/scenes", "trainer.steps=1", "trainer.device=cpu"]
+        whole = "train +experiment=smoke trainer.steps=1, from nothing to its end"
+        commands[whole] = [python, "-m", "cyclestyle.train", "+experiment=smoke", *run]
+        rows = [Row(name, []) for name in commands]
+        for turn in track(range(turns + 1), description="start-up"):
+            for row, command in zip(rows, commands.values(), strict=True):
+                command = [part.replace(f"{name}/", f"{name}/{turn}/") for part in command]
+                since = time.perf_counter()
+                subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
+                if turn:
+                    row.seconds.append(time.perf_counter() - since)
+    over = statistics.median(
+        ours - alone for alone, ours in zip(rows[0].seconds, rows[1].seconds, strict=True)
+    )  # pair by pair: the machine may change its speed
+    slowest = max(rows[2:-1], key=lambda row: row.median)
+    goals = [
+        Goal("import cyclestyle over import torch", max(over, 0.0), 0.3, unit=" s"),
+        Goal(f"{slowest.name}, the slowest", slowest.median, 3.0, unit=" s"),
+    ]
+    lines: list[tuple[object, ...]] = [(f"`{row.name}`", f"{row.median:.2f}", row.spread) for row in rows]
+    text = f"""{turns} processes each, in turn, after one that warms the disk's cache.
+
+{circumstances(command_line(full))}
+
+{table("command | median s | min to max s", lines)}
+
+{listed(goals)}"""
+    return text, goals
+
+
+def loading(*, full: bool) -> tuple[str, list[Goal]]:
+    """How fast pictures come from the disk; without a goal, since a step takes far longer here."""
+    count = 400 if full else 100
+    with tempfile.TemporaryDirectory(prefix="loading-") as name:
+        data = drawn_scenes(
+            f"{name}/scenes", train=40, test=2, size=286, resize="stretch", load_size=286, crop_size=256
         )
-    return "\n".join(lines)
+        draws = data.draws(0)
+        lines: list[tuple[object, ...]] = []
+        for workers in (0, 1, 2):
+            steps = batches(draws, batch_size=1, start=0, stop=count, rank=0, ranks=1, workers=workers, pin=False)
+            next(steps)
+            since = time.perf_counter()
+            for _ in steps:
+                pass
+            lines.append((workers, f"{(count - 1) / (time.perf_counter() - since):.0f}"))
+    about = filled(
+        f"""Pairs a second of {count}: two PNG files of 286 px each, read, cropped to 256 px and mirrored, with no
+        training beside it."""
+    )
+    text = f"""{about}
+
+{circumstances(command_line(full))}
+
+{table("data.workers | pairs/s", lines)}"""
+    return text, []
 
 
-def page(table: str, verdict: str, size: int, runs: int) -> str:
-    """What docs/benchmarks.md says of it."""
-    return f"""ResNet-9 generators with 64 channels, 70x70 discriminators, batch 1, {size} px, least squares, cycle and
-identity losses, image pools of 50. All kinds of step run in turn in one process; {runs} counted runs of each after two
-that warm up.
-
-{circumstances(f"make bench` (`python scripts/benchmark.py --runs {runs} --size {size}")}
-
-{table}
-
-{verdict}.
-
-The textbook step is `tests/textbook.py`: every picture in a generator call of its own, float32, unfused Adam. Ours
-calls each generator twice a step instead of three times, with larger batches, fuses Adam and, where the hardware
-multiplies it natively, computes the networks in bf16 (weights, losses and optimizer stay float32). Channels last was
-tried on the CPU and did not help (CONTRIBUTING.md, Decisions). On a GPU: not measured.
-"""
+def command_line(full: bool) -> str:
+    return f"python scripts/benchmark.py{' --full' if full else ''}"
 
 
-def circumstances(command: str) -> str:
-    """Under which a table was made."""
-    return f"""* command: `{command}`
-* machine: {processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {platform.system()}
-* versions: Python {platform.python_version()}, PyTorch {torch.__version__}"""
+def listed(goals: list[Goal]) -> str:
+    return "\n".join(f"* {goal}" for goal in goals)
 
 
-def write_section(path: Path, title: str, text: str) -> None:
-    """Put a section into a Markdown file, in the place of the one of that title."""
-    found = path.read_text(encoding="utf-8") if path.exists() else "# Benchmarks\n"
-    head, *sections = found.split("\n## ")
-    sections = [section.strip("\n") for section in sections if section.partition("\n")[0] != title]
-    sections = sorted([*sections, f"{title}\n\n{text.strip()}"])
-    path.parent.mkdir(exist_ok=True)
-    path.write_text("\n\n## ".join([head.strip("\n"), *sections]) + "\n", encoding="utf-8")
-    print(f"written to {path}")
-
-
-def processor() -> str:
-    """The processor's name, with what matters for bf16."""
-    capabilities = torch.cpu.get_capabilities()
-    native = " with AVX-512 BF16" if capabilities.get("avx512_bf16") else ""
-    return f"{capabilities.get('cpu_name', platform.processor())}{native}"
+SECTIONS = {
+    "A training step": speed,
+    "Memory of a step": memory,
+    "Start-up": start_up,
+    "Loading": loading,
+}
 
 
 if __name__ == "__main__":

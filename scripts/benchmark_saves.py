@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmark import circumstances, our_trainer, pictures, write_section
+from measuring import circumstances, our_trainer, pictures, write_section
 from rich.progress import track
 from torch import Tensor
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
-from benchmark import circumstances, write_section  # noqa: E402
+from measuring import circumstances, write_section  # noqa: E402
 
 from cyclestyle.hardware import Hardware  # noqa: E402
 from cyclestyle.networks import ResNetGenerator, initialize  # noqa: E402

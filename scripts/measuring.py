@@ -1,0 +1,209 @@
+"""What the benchmarks share: the textbook's step and ours, taking turns, and Markdown sections with goals."""
+
+import math
+import os
+import platform
+import statistics
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from rich.progress import track
+from torch import nn
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from cyclestyle.cyclegan import CycleGAN, Discriminators, Generators  # noqa: E402
+from cyclestyle.data.draws import Batch  # noqa: E402
+from cyclestyle.distributed import World  # noqa: E402
+from cyclestyle.hardware import Hardware  # noqa: E402
+from cyclestyle.images import to_float  # noqa: E402
+from cyclestyle.losses import LeastSquares  # noqa: E402
+from cyclestyle.networks import PatchDiscriminator, ResNetGenerator, initialize  # noqa: E402
+from cyclestyle.pool import ImagePool  # noqa: E402
+from cyclestyle.schedule import LinearDecay  # noqa: E402
+from cyclestyle.trainer import Optimizers, Pools, Trainer  # noqa: E402
+from tests.reference_networks import ReferenceResNet  # noqa: E402
+from tests.textbook import Textbook  # noqa: E402
+
+Step = Callable[[int], Any]
+
+SLACK = 0.1  # of a goal: by so much it may be missed on a busy machine without failing the command
+
+
+class Row(NamedTuple):
+    """One way of doing something, and the seconds that it took, run by run."""
+
+    name: str
+    seconds: list[float]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    @property
+    def spread(self) -> str:
+        return f"{min(self.seconds):.2f} to {max(self.seconds):.2f}"
+
+
+class Goal(NamedTuple):
+    """A measured figure and where it should stand."""
+
+    name: str
+    found: float
+    wanted: float
+    at_least: bool = False  # else at most
+    unit: str = ""
+
+    @property
+    def is_met(self) -> bool:
+        return self.found >= self.wanted if self.at_least else self.found <= self.wanted
+
+    @property
+    def is_missed_widely(self) -> bool:
+        """By more than 10 %."""
+        if self.at_least:
+            return self.found < self.wanted * (1 - SLACK)
+        return self.found > self.wanted * (1 + SLACK)
+
+    def __str__(self) -> str:
+        verdict = "met" if self.is_met else "MISSED" if self.is_missed_widely else "missed by less than 10 %"
+        bound = "at least" if self.at_least else "at most"
+        return f"{self.name}: {self.found:.2f}{self.unit} (goal: {bound} {self.wanted:g}{self.unit}), {verdict}"
+
+
+def interleaved(steps: dict[str, Step], *, runs: int, warm: int = 2) -> list[Row]:
+    """Time every step in turn, so that a machine that changes its speed changes it for all; the first runs warm up."""
+    rows = [Row(name, []) for name in steps]
+    for run in track(range(runs + warm), description="timing steps"):
+        for row, step in zip(rows, steps.values(), strict=True):
+            since = time.perf_counter()
+            step(run)
+            elapsed = time.perf_counter() - since
+            if run >= warm:
+                row.seconds.append(elapsed)
+    return rows
+
+
+def textbook_step(size: int, batch: int = 1) -> Step:
+    """A step of the paper's networks as a textbook writes it, out of PyTorch's own modules alone."""
+    random = torch.Generator().manual_seed(0)
+    textbook = Textbook(ReferenceResNet(64), ReferenceResNet(64), plain_patch(), plain_patch())
+    for network in (textbook.g_a, textbook.g_b, textbook.d_a, textbook.d_b):
+        initialize(network, generator=random)
+
+    def step(run: int) -> Any:
+        shown = pictures(size, run, batch)
+        return textbook.step(to_float(shown.a), to_float(shown.b))
+
+    return step
+
+
+def plain_patch() -> nn.Module:
+    """The 70x70 PatchGAN as a flat sequence."""
+    layers: list[nn.Module] = [nn.Conv2d(3, 64, 4, 2, 1), nn.LeakyReLU(0.2, True)]
+    for width, stride in ((64, 2), (128, 2), (256, 1)):
+        layers += [nn.Conv2d(width, 2 * width, 4, stride, 1), nn.InstanceNorm2d(2 * width), nn.LeakyReLU(0.2, True)]
+    return nn.Sequential(*layers, nn.Conv2d(512, 1, 4, 1, 1))
+
+
+def our_step(size: int, batch: int = 1, **settings: Any) -> Step:
+    """The trainer's step with the same networks; reading out the losses is part of it, as in the textbook's."""
+    trainer = our_trainer(batch=batch, **settings)
+
+    def step(run: int) -> Any:
+        told = trainer.train_step(pictures(size, run, batch))
+        return dict(zip(told, torch.stack(list(told.values())).tolist(), strict=True))
+
+    return step
+
+
+def our_trainer(
+    precision: Any = "auto",
+    *,
+    batch: int = 1,
+    memory: Any = "lean",
+    recompute: bool = False,
+    compile: bool = False,  # noqa: A002
+    channels: int = 64,
+    world: World | None = None,
+) -> Trainer:
+    """A trainer of the paper's networks; the batch is that of all processes."""
+    hardware = Hardware("cpu", precision=precision, compile=compile, world=world)
+    generators = Generators(ResNetGenerator(channels), ResNetGenerator(channels))
+    discriminators = Discriminators(PatchDiscriminator(channels), PatchDiscriminator(channels))
+    random = torch.Generator().manual_seed(0)
+    for module in (generators, discriminators):
+        initialize(module, generator=random)
+        hardware.place(module)
+    for generator in (generators.ab, generators.ba):
+        generator.recompute = recompute  # type: ignore[assignment]
+    optimizers = Optimizers(
+        *(
+            torch.optim.Adam(list(module.parameters()), 2e-4, betas=(0.5, 0.999), fused=True)
+            for module in (generators, discriminators)
+        )
+    )
+    return Trainer(
+        CycleGAN(generators, discriminators, adversarial=LeastSquares(), prepare=hardware.prepare),
+        optimizers,
+        schedule=LinearDecay(),
+        epoch_draws=1000,
+        pools=Pools(*(ImagePool(50, batch_size=batch, seed=0, purpose=f"pool {side}") for side in "ab")),
+        average=None,
+        hardware=hardware,
+        seed=0,
+        batch_size=batch,
+        memory=memory,
+    )
+
+
+def pictures(size: int, run: int, batch: int = 1) -> Batch:
+    """Random pictures, others in every run."""
+    random = torch.Generator().manual_seed(run)
+    a, b = (torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8, generator=random) for _ in "ab")
+    return Batch(a, b, list(range(run * batch, (run + 1) * batch)))
+
+
+def table(head: str, rows: Sequence[tuple[object, ...]]) -> str:
+    """Markdown; `head` has the columns' names between bars."""
+    columns = head.count("|") + 1
+    lines = [f"| {head} |", "|---" * columns + "|"]
+    return "\n".join([*lines, *("| " + " | ".join(map(str, row)) + " |" for row in rows)])
+
+
+def filled(text: str) -> str:
+    """A paragraph in lines of Markdown."""
+    return textwrap.fill(" ".join(text.split()), 118, break_long_words=False, break_on_hyphens=False)
+
+
+def circumstances(command: str) -> str:
+    """Under which a table was made."""
+    busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else math.nan
+    return f"""* command: `{command}`
+* machine: {processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {platform.system()}
+* load of the machine at the end: {busy:.1f}
+* versions: Python {platform.python_version()}, PyTorch {torch.__version__}"""
+
+
+def write_section(path: Path, title: str, text: str) -> None:
+    """Put a section into a Markdown file, in the place of the one of that title."""
+    found = path.read_text(encoding="utf-8") if path.exists() else "# Benchmarks\n"
+    head, *sections = found.split("\n## ")
+    sections = [section.strip("\n") for section in sections if section.partition("\n")[0] != title]
+    sections = sorted([*sections, f"{title}\n\n{text.strip()}"])
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("\n\n## ".join([head.strip("\n"), *sections]) + "\n", encoding="utf-8")
+    print(f"written to {path}")
+
+
+def processor() -> str:
+    """The processor's name, with what matters for bf16."""
+    capabilities = torch.cpu.get_capabilities()
+    native = " with AVX-512 BF16" if capabilities.get("avx512_bf16") else ""
+    return f"{capabilities.get('cpu_name', platform.processor())}{native}"
