@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from cyclestyle.errors import CommandError, LostProcessError
 
 PATIENCE_S = 24 * 3600.0  # while setting up: one process may draw or look through pictures, the others wait for it
-PATIENCE_WITH_THE_LOST_S = 2.0  # between one that gave up waiting and the next
+PATIENCE_WITH_THE_LOST_S = 2.0  # between one that gave up waiting, or has failed, and the next
 
 
 class FailedElsewhereError(Exception):
@@ -201,6 +201,18 @@ class World:
         except (RuntimeError, ValueError):
             return None
 
+    def tell_left(self) -> None:
+        """Leave word that this process has said all that it had to say."""
+        self._leave_word(f"left {self.rank}")
+
+    def outlast_others(self) -> None:
+        """Wait until the other processes have left, for those that are able to: what is said then is said last."""
+        if self._store is None:
+            return
+        others = [f"left {rank}" for rank in range(self.size) if rank != self.rank]
+        with contextlib.suppress(RuntimeError, ValueError):  # one of them is lost, or the store has gone with its host
+            self._store.wait(others, datetime.timedelta(seconds=PATIENCE_WITH_THE_LOST_S))
+
     def _group(self, timeout_s: float) -> Any:
         if self.size == 1:
             return None
@@ -272,11 +284,17 @@ def session(device_type: str, *, timeout_s: float = 600.0) -> Iterator[World]:
         backend, store=store, rank=rank, world_size=size, timeout=datetime.timedelta(seconds=timeout_s + more_s)
     )
     words = dist.PrefixStore("cyclestyle", store)  # type: ignore[attr-defined]
+    world = World(rank, size, local_rank=local_rank, store=words, timeout_s=timeout_s)
     try:
-        yield World(rank, size, local_rank=local_rank, store=words, timeout_s=timeout_s)
-    except BaseException:
+        yield world
+    except BaseException as error:
         if backend == "gloo":  # NCCL would wait here for processes that wait for this one
             dist.destroy_process_group()
+        # The first to fail has something to say; the others notice, and leave without a word.
+        if isinstance(error, Exception):
+            world.outlast_others()
+        else:
+            world.tell_left()
         raise
     dist.destroy_process_group()
 

@@ -36,6 +36,23 @@ class ConsoleThatPauses(Console):
             pause("sampling")
 
 
+class ConsoleThatIsSlow(Console):
+    """Has a line to say, and says it late: when another process has told its traceback, or after a second in vain."""
+
+    def __init__(
+        self, folder: Path, *, domains: tuple[str, str], start: int = 0, total: int = 0, said: str, slow_at: int
+    ) -> None:
+        super().__init__(folder, domains=domains, start=start, total=total)
+        self._said, self._slow_at = Path(said), slow_at
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        if step == self._slow_at:
+            end = time.monotonic() + 1
+            while "Traceback" not in self._said.read_text() and time.monotonic() < end:
+                time.sleep(0.005)
+        super().metrics(step, values)
+
+
 class AdamThatPauses(torch.optim.Adam):
     """Pauses when its state is copied for a checkpoint."""
 

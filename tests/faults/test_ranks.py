@@ -104,9 +104,13 @@ def test_one_of_two_killed_ends_the_job_and_leaves_the_newest_checkpoint(
 def test_the_traceback_of_one_that_fails_is_the_last_thing_said_and_said_once(
     command: Callable[..., Command], tmp_path: Path
 ) -> None:
-    job = command(*LONG, "adversarial._target_=tests.faults.parts.Fails")
+    slow = ("_target_=tests.faults.parts.ConsoleThatIsSlow", "said=said 0", "slow_at=3")
+    job = command(
+        *LONG, "adversarial._target_=tests.faults.parts.Fails", *(f"logger.console.{setting}" for setting in slow)
+    )
     assert job.wait() == 1
     said = job.said()
+    assert "step 3/" in said
     assert said.rstrip().endswith("ZeroDivisionError: a part of one's own"), said
     assert said.count("Traceback") == 1
     assert ended(tmp_path / "runs/smoke") == ("failed", 1, "ZeroDivisionError: a part of one's own")
