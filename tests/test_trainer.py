@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cyclestyle.errors import CommandError
 from cyclestyle.images import to_float
@@ -52,6 +53,33 @@ def test_a_step_of_the_trainer_is_the_textbook_s() -> None:
         theirs = textbook.step(to_float(batch.a), to_float(batch.b))
         for name, reference in NAMES.items():
             assert ours[name].item() == pytest.approx(theirs[reference], rel=1e-9), (step, name)
+
+
+class Waits(TorchDispatchMode):
+    """Counts what a GPU would be waited for: numbers that Python reads, and shapes that depend on values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.name() in ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::is_nonzero"):
+            self.seen.append(func.name())
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_step_reads_no_number_from_the_device_before_a_log_asks(precision: str) -> None:
+    torch.set_default_dtype(torch.float32)
+    trainer = tiny_trainer(batch_size=2, accumulate=2, pool=3, ema=0.9, precision=precision)
+    with Waits() as waits:
+        for step in range(4):
+            told = trainer.train_step(random_batch([2 * step, 2 * step + 1]))
+            trainer.record.add(told, pictures=4)
+        assert waits.seen == []
+        trainer.check_finite()
+        trainer.record.values()
+        assert waits.seen  # that it would have seen them
 
 
 def test_accumulated_parts_equal_one_batch_at_every_step() -> None:
