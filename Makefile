@@ -28,8 +28,8 @@ demo: $(STAMP)  ## train on drawn landscapes, translate the test photos, print w
 	$(BIN)/python -m cyclestyle.evaluate checkpoint=runs/demo input=data/scenes/testA truth=data/scenes/testB direction=photo2painting
 	@echo "look at runs/demo/translated (data/scenes/testA holds the photos), runs/demo/samples, and $(BIN)/tensorboard --logdir runs"
 
-test: $(STAMP)  ## run the whole test suite
-	$(BIN)/python -m pytest
+test: $(STAMP)  ## run the whole test suite, a process for each core
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 test-slow: $(STAMP)  ## run the tests that take minutes: kill -9 at random moments, fifty times and more
 	$(BIN)/python -m pytest -s -m slow

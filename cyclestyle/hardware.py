@@ -50,8 +50,8 @@ class Hardware:
         if compile and self.device.type == "cpu" and not any(map(shutil.which, _compilers())):
             raise CommandError("compile=true needs a C++ compiler, such as g++, and there is none: leave it out")
         # Convolutions, norms and padding are faster when pictures have their channels last. In fp32 on CPUs, where it
-        # brings little, sums keep the order that they had. Weights on CPUs are laid out anew for each convolution
-        # anyway, and their gradients come and add up without copies as they are.
+        # brings little, sums keep the order that they had. Weights on CPUs stay as they are: convolutions copy them
+        # more, Adam and the casts of gradients less, which comes to the same.
         last = self.device.type == "cuda" or (self.device.type == "cpu" and self.dtype != torch.float32)
         self.layout = torch.channels_last if last else torch.contiguous_format
         self._weights = torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
