@@ -202,7 +202,7 @@ def memory(*, full: bool) -> tuple[str, list[Goal]]:
     about = filled(
         f"""Resident memory at its peak over three steps (two at 1024 px) at batch 1, each in a process of its own,
         above what the process held after its imports; in brackets the share of the textbook's.
-        {FORECAST if full else ""}"""
+        {forecast(peaks, wanted) if full else ""}"""
     )
     text = f"""{about}
 
@@ -238,9 +238,17 @@ def memory_table(peaks: dict[tuple[str, int], int | None], names: list[str], siz
     return table(" | ".join(columns), lines)
 
 
-FORECAST = """What would need more than nine tenths of this machine's memory was not measured. The forecast is the line
-through 128 and 512 px: bytes that are always there (weights, gradients, moments, the library's own) and bytes for each
-pixel of a crop."""
+def forecast(peaks: dict[tuple[str, int], int | None], names: list[str]) -> str:
+    """What the column says, and how far it may be trusted."""
+    shares = []
+    for name in names:
+        small, large, held = (peaks[name, size] for size in (128, 512, 1024))
+        if small and large and held:
+            shares.append(held / (large + (large - small) / (512**2 - 128**2) * (1024**2 - 512**2)))
+    seen = f" At 1024 px {min(shares):.0%} to {max(shares):.0%} of what it says was measured." if shares else ""
+    return f"""What would need more than nine tenths of this machine's memory was not measured. The forecast is the line
+        through 128 and 512 px: bytes that are always there (weights, gradients, moments, the library's own) and bytes
+        for each pixel of a crop.{seen}"""
 
 
 def peak(name: str, size: int, before: dict[tuple[str, int], int | None]) -> int | None:
