@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -169,16 +170,25 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "t allocate memory" in str(error)
 
 
+def resident_peak() -> int:
+    """Bytes of the machine's memory that this process has held at most; 0 where the system does not tell."""
+    status = Path("/proc/self/status")
+    if status.exists():  # what getrusage says there begins with what the process held that started this one
+        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    if sys.platform == "win32":
+        return 0
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 def _peak() -> str:
     """The most memory that this process has held: of the GPU where it uses one, else of the machine."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return f"{megabytes(torch.cuda.max_memory_allocated())} on the GPU"
-    if sys.platform == "win32":
-        return "unknown"
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return megabytes(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+    held = resident_peak()
+    return megabytes(held) if held else "unknown"
 
 
 def _device(name: str, world: World) -> torch.device:

@@ -10,7 +10,6 @@ import argparse
 import copy
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -27,7 +26,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 from measuring import circumstances, write_section  # noqa: E402
 
-from cyclestyle.hardware import Hardware  # noqa: E402
+from cyclestyle.hardware import Hardware, resident_peak  # noqa: E402
 from cyclestyle.networks import ResNetGenerator, initialize  # noqa: E402
 from cyclestyle.translation.strips import Statistics  # noqa: E402
 from cyclestyle.translation.tiling import in_pieces, parse_memory  # noqa: E402
@@ -120,7 +119,7 @@ def measured(case: Case, folder: Path) -> Row:
             observe=statistics.__setitem__,
         )
     took = time.perf_counter() - since, time.process_time() - processor_since
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    peak = resident_peak()
 
     whole_file = _file(folder, "whole", case)
     if case.memory == "whole":

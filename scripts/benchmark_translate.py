@@ -9,7 +9,6 @@ when a goal is missed by more than 10 %.
 """
 
 import argparse
-import json
 import os
 import shutil
 import statistics
@@ -169,19 +168,19 @@ def first_photo(model: Path, folder: Path) -> float:
 def peak_bytes(model: Path, folder: Path, count: int) -> int:
     """The most memory that a command over so many photos of 64 px held, in its own process."""
     source = photos(folder / f"many {count}", Kind("many", 64, 64, count), seed=3)
-    told = folder / "peak.json"
+    told = folder / "peak"
     code = f"""
-import json, resource, runpy
+import runpy
 from pathlib import Path
+from cyclestyle.hardware import resident_peak
 try:
     runpy.run_module("cyclestyle.translate", run_name="__main__")
 finally:
-    Path({os.fspath(told)!r}).write_text(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
+    Path({os.fspath(told)!r}).write_text(str(resident_peak()))
 """
     arguments = command(model, source, folder / f"many out {count}", "workers=0")[3:]
     subprocess.run([sys.executable, "-c", code, *arguments], check=True, stdout=subprocess.DEVNULL)
-    peak: int = json.loads(told.read_text()) * 1024
-    return peak
+    return int(told.read_text())
 
 
 def command(model: Path, source: Path, output: Path, *more: str) -> list[str]:

@@ -284,11 +284,7 @@ def test_onnx_pictures_are_pytorchs_at_every_size(
         x = pictures(1 + number % 3, 3, height, width)
         made, expected = ours.values(x), pytorch.values(x)
         assert made.shape == x.shape
-        with (
-            torch.inference_mode()
-        ):  # in the layout that it was exported in; translating, PyTorch rounds in another order
-            torch.testing.assert_close(made, pytorch.generator(x), rtol=0, atol=1e-4)
-        torch.testing.assert_close(made, expected, rtol=0, atol=1e-3)
+        torch.testing.assert_close(made, expected, rtol=0, atol=1e-4)
     assert expected.std() > 0.01
 
     # All of one colour: instance norm divides rounding errors by next to nothing, in either program.
