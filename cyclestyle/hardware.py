@@ -172,10 +172,11 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def resident_peak() -> int:
     """Bytes of the machine's memory that this process has held at most; 0 where the system does not tell."""
+    # On Linux, what getrusage says begins with what the process held that started this one.
     status = Path("/proc/self/status")
-    if status.exists():  # what getrusage says there begins with what the process held that started this one
-        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) * 1024
+    for line in status.read_text().splitlines() if status.exists() else ():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
     if sys.platform == "win32":
         return 0
     import resource

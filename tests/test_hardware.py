@@ -1,5 +1,7 @@
 """Devices and precisions: what `auto` comes to, what is refused, and what stays float32."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +11,7 @@ from torch import nn
 
 from cyclestyle import images
 from cyclestyle.errors import CommandError
-from cyclestyle.hardware import Hardware, device_count, device_type
+from cyclestyle.hardware import Hardware, device_count, device_type, resident_peak
 from cyclestyle.networks import ResNetGenerator
 from tests.build import random_batch, tiny_objective, tiny_trainer
 
@@ -166,3 +168,11 @@ def test_inference_is_what_autocast_makes_and_leaves_the_module_as_it_was(precis
     assert (quick - exact).abs().mean() <= 1.2 * (usual - exact).abs().mean()  # no worse than autocast's rounding
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
     assert (quick - exact).abs().max() < 0.05
+
+
+def test_a_process_s_peak_of_memory_is_its_own_and_not_that_of_who_started_it() -> None:
+    held = torch.ones(250_000_000)  # 1 GB; importing torch takes less than half of it
+    program = "from cyclestyle.hardware import resident_peak; print(resident_peak())"
+    said = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
+    assert resident_peak() > held.nbytes
+    assert 10**7 < int(said) < held.nbytes
