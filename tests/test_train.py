@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -501,21 +502,26 @@ def test_recomputing_residual_blocks_is_refused_where_there_are_none(
 
 @pytest.mark.parametrize("recompute", ["false", "true"])
 def test_lean_and_joint_runs_tell_the_same_losses(smoke: Command, recompute: str) -> None:
+    assert_losses_alike(smoke, "trainer.memory=lean", "trainer.memory=joint", f"trainer.recompute={recompute}")
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for the CPU needs g++")
+@pytest.mark.parametrize("recompute", ["false", pytest.param("true", marks=pytest.mark.slow)])
+def test_a_compiled_run_tells_the_losses_of_one_that_is_not(smoke: Command, recompute: str) -> None:
+    assert_losses_alike(smoke, "trainer.compile=true", "trainer.compile=false", f"trainer.recompute={recompute}")
+
+
+def assert_losses_alike(smoke: Command, one: str, other: str, *settings: str) -> None:
     told = {}
-    for memory in ("lean", "joint"):
-        settings = (
-            "trainer.steps=4",
-            "trainer.log_every=2",
-            "trainer.precision=fp32",
-            f"trainer.recompute={recompute}",
-        )
-        assert smoke(f"trainer.memory={memory}", f"name={memory}", *settings) == 0
-        told[memory] = [
+    for name, setting in (("one", one), ("other", other)):
+        run = (f"name={name}", "trainer.steps=4", "trainer.log_every=2", "trainer.precision=fp32")
+        assert smoke(*run, setting, *settings) == 0
+        told[name] = [
             {key: value for key, value in json.loads(line).items() if key.startswith(("loss/", "score/"))}
-            for line in Path(f"runs/{memory}/metrics.jsonl").read_text().splitlines()
+            for line in Path(f"runs/{name}/metrics.jsonl").read_text().splitlines()
         ]
-    assert len(told["lean"]) == len(told["joint"]) > 0
-    for ours, theirs in zip(told["lean"], told["joint"], strict=True):
+    assert len(told["one"]) == len(told["other"]) > 0
+    for ours, theirs in zip(told["one"], told["other"], strict=True):
         assert ours == pytest.approx(theirs, rel=1e-3)
 
 
