@@ -456,6 +456,7 @@ def start(trainer: "Trainer", domains: tuple[str, str], resumed: "Resumed | None
     Raises:
         CheckpointError: the weights belong to other networks, or to the opposite directions.
     """
+    from cyclestyle import networks
     from cyclestyle.checkpoint import read_model
 
     objective = trainer.objective
@@ -470,7 +471,7 @@ def start(trainer: "Trainer", domains: tuple[str, str], resumed: "Resumed | None
             ("generator", model.generator, objective.generators.ab.architecture),
             ("discriminator", model.discriminator, objective.discriminators.a.architecture),
         ):
-            if theirs != ours:
+            if (theirs := networks.complete(theirs)) != ours:
                 raise CheckpointError(f"init={init}: its {group} is {_differences(theirs, ours)}")  # type: ignore[arg-type]
         if model.domains == domains[::-1] and domains != domains[::-1]:
             raise CheckpointError(

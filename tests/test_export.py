@@ -260,8 +260,14 @@ def onnx_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     "architecture",
-    [TINY, TINY | {"upsample": "resize", "dropout": 0.5}, UNET7 | {"levels": 3}, UNET7 | {"upsample": "resize"}],
-    ids=["resnet", "resized resnet", "unet", "resized unet"],
+    [
+        TINY,
+        TINY | {"upsample": "resize", "dropout": 0.5},
+        UNET7 | {"levels": 3},
+        UNET7 | {"upsample": "resize"},
+        UNET7 | {"levels": 3, "detail": 3},
+    ],
+    ids=["resnet", "resized resnet", "unet", "resized unet", "unet with detail"],
 )
 def test_onnx_pictures_are_pytorchs_at_every_size(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], architecture: dict[str, Any]

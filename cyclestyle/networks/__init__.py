@@ -11,6 +11,7 @@ from cyclestyle.networks.init import initialize
 from cyclestyle.networks.patch import PatchDiscriminator, receptive_field
 from cyclestyle.networks.pixel import PixelDiscriminator
 from cyclestyle.networks.resnet import ResNetGenerator
+from cyclestyle.networks.texture import TextureDiscriminator
 from cyclestyle.networks.unet import UNetGenerator
 
 __all__ = [
@@ -19,14 +20,20 @@ __all__ = [
     "PatchDiscriminator",
     "PixelDiscriminator",
     "ResNetGenerator",
+    "TextureDiscriminator",
     "UNetGenerator",
     "build",
+    "complete",
     "initialize",
     "receptive_field",
 ]
 
 GENERATORS: dict[str, type[nn.Module]] = {"resnet": ResNetGenerator, "unet": UNetGenerator}
-DISCRIMINATORS: dict[str, type[nn.Module]] = {"patch": PatchDiscriminator, "pixel": PixelDiscriminator}
+DISCRIMINATORS: dict[str, type[nn.Module]] = {
+    "patch": PatchDiscriminator,
+    "pixel": PixelDiscriminator,
+    "texture": TextureDiscriminator,
+}
 
 MOST_PARAMETERS = 2**29  # 2 GiB in float32, 47 times the default generator
 
@@ -62,6 +69,17 @@ def build(architecture: Mapping[str, object]) -> nn.Module:
         )
 
     return network(**arguments)
+
+
+def complete(architecture: Mapping[str, object]) -> dict[str, str | int | float | bool]:
+    """An `architecture` with the arguments that it leaves to the defaults: files may be older than an argument.
+
+    Raises CheckpointError as `build` does.
+    """
+    with torch.device("meta"):
+        network = build(architecture)
+    assert isinstance(network.architecture, dict)
+    return network.architecture
 
 
 def _is_plain(value: object) -> bool:

@@ -4,6 +4,7 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
+from cyclestyle.errors import CommandError
 from cyclestyle.networks.arguments import check_counts
 from cyclestyle.networks.norm import InstanceNorm
 
@@ -13,11 +14,12 @@ class PatchDiscriminator(nn.Module):
 
     channels    width of the first convolution; it doubles up to eight times that (1 to 1024)
     layers      convolutions of stride 2: 1, 2 and 3 judge patches of 16, 34 and 70 px (1 to 8)
+    norm        instance norm behind all convolutions but the first and the last; it divides out how strong a texture is
 
     Raises CommandError for an argument outside these ranges. Pictures have `minimum_size` px at least.
     """
 
-    def __init__(self, channels: int = 64, layers: int = 3, *, in_channels: int = 3) -> None:
+    def __init__(self, channels: int = 64, layers: int = 3, *, norm: bool = True, in_channels: int = 3) -> None:
         super().__init__()
         check_counts(
             "discriminator",
@@ -26,10 +28,14 @@ class PatchDiscriminator(nn.Module):
             in_channels=(in_channels, 1, 1024),
         )
 
+        if type(norm) is not bool:
+            raise CommandError(f"discriminator.norm is {norm!r}: expected true or false")
+
         self.architecture: dict[str, str | int | float | bool] = {
             "name": "patch",
             "channels": channels,
             "layers": layers,
+            "norm": norm,
             "in_channels": in_channels,
         }
 
@@ -41,7 +47,7 @@ class PatchDiscriminator(nn.Module):
             )
         )
         self.body = nn.Sequential(
-            *(_narrow(widths[i], widths[i + 1], stride=2 if i < layers - 1 else 1) for i in range(layers))
+            *(_narrow(widths[i], widths[i + 1], 2 if i < layers - 1 else 1, norm) for i in range(layers))
         )
         self.head = nn.Conv2d(widths[-1], 1, 4, padding=1)
 
@@ -74,11 +80,11 @@ def receptive_field(network: nn.Module) -> int:
     return side
 
 
-def _narrow(channels: int, out_channels: int, *, stride: int) -> nn.Sequential:
+def _narrow(channels: int, out_channels: int, stride: int, norm: bool) -> nn.Sequential:
     return nn.Sequential(
         OrderedDict(
             conv=nn.Conv2d(channels, out_channels, 4, stride=stride, padding=1),
-            norm=InstanceNorm(out_channels),
+            norm=InstanceNorm(out_channels) if norm else nn.Identity(),
             act=nn.LeakyReLU(0.2),
         )
     )

@@ -104,12 +104,15 @@ def reference_names(network: nn.Module) -> dict[str, str]:
 
     The reference numbers the layers of a whole network in one sequence, and those of a residual block in another, where
     dropout shifts the second convolution; its U-Nets are nested. Raises CheckpointError for a network that the
-    reference does not have or that it saves with other layers: resized upsampling and the pixel discriminator.
+    reference does not have or that it saves with other layers: resized upsampling, a U-Net with detail, a patch
+    discriminator without norm, and the pixel and texture discriminators.
     """
-    if isinstance(network, PatchDiscriminator):
+    if isinstance(network, PatchDiscriminator) and network.architecture["norm"]:
         return _parts(_patch_layers(len(network.body)))
     if not isinstance(network, ResNetGenerator | UNetGenerator):
-        raise CheckpointError(f"no reference file fits {type(network).__name__}: expected a resnet, a unet or a patch")
+        raise CheckpointError(
+            f"no reference file fits {type(network).__name__}: expected a resnet, a unet or a patch with norm"
+        )
     return _names(type(network), network.architecture)
 
 
@@ -118,6 +121,11 @@ def _names(network: type[nn.Module], architecture: Architecture) -> dict[str, st
         raise CheckpointError(
             f"the reference has no {architecture['name']} with upsample={architecture['upsample']}, only transposed "
             "convolutions: export it as safetensors or onnx"
+        )
+    if architecture.get("detail"):
+        raise CheckpointError(
+            f"the reference has no unet with detail={architecture['detail']}, only without: export it as safetensors "
+            "or onnx"
         )
     if network is UNetGenerator:
         return _parts(_unet_layers(int(architecture["levels"])))

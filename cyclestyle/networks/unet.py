@@ -24,8 +24,11 @@ class UNetGenerator(nn.Module):
     dropout     probability behind the levels between the fifth and the innermost, as in the reference (0.5), in [0, 1)
     upsample    "transposed" convolutions as in the reference, or "resize": nearest neighbour and a convolution, which
                 leaves no grid of dots after short training (Odena et al. 2016)
+    detail      width of two convolutions at the picture's own size, which also see the picture and whose result is
+                added to it: what is fine stays from the first step on, and brush strokes can grow from it (0: none, as
+                in the reference; to 1024)
 
-    Raises CommandError for an argument outside these ranges.
+    Raises CommandError for an argument outside these ranges, and for `detail` where in_channels are not out_channels.
     """
 
     def __init__(
@@ -35,6 +38,7 @@ class UNetGenerator(nn.Module):
         *,
         dropout: float = 0.0,
         upsample: str = "transposed",
+        detail: int = 0,
         in_channels: int = 3,
         out_channels: int = 3,
     ) -> None:
@@ -43,6 +47,7 @@ class UNetGenerator(nn.Module):
             "generator",
             channels=(channels, 1, 1024),
             levels=(levels, 2, 10),
+            detail=(detail, 0, 1024),
             in_channels=(in_channels, 1, 1024),
             out_channels=(out_channels, 1, 1024),
         )
@@ -51,12 +56,19 @@ class UNetGenerator(nn.Module):
         if upsample not in UPSAMPLES:
             raise CommandError(f"generator.upsample is {upsample!r}: expected one of {', '.join(UPSAMPLES)}")
 
+        if detail and in_channels != out_channels:
+            raise CommandError(
+                f"generator.detail is {detail!r}: expected 0, as {in_channels} channels cannot be added to "
+                f"{out_channels}"
+            )
+
         self.architecture: dict[str, str | int | float | bool] = {
             "name": "unet",
             "channels": channels,
             "levels": levels,
             "dropout": dropout,
             "upsample": upsample,
+            "detail": detail,
             "in_channels": in_channels,
             "out_channels": out_channels,
         }
@@ -88,8 +100,18 @@ class UNetGenerator(nn.Module):
                 )
             )
         self.head = nn.Sequential(
-            OrderedDict(act=nn.ReLU(), conv=double(2 * widths[0], out_channels), tanh=nn.Tanh()),
+            OrderedDict(act=nn.ReLU(), conv=double(2 * widths[0], detail or out_channels)),
         )
+        if detail:
+            self.fine = nn.Sequential(
+                OrderedDict(
+                    pad=ReflectionPad(1),
+                    conv=nn.Conv2d(detail + in_channels, detail, 3),
+                    act=nn.LeakyReLU(0.2),
+                    pad_out=ReflectionPad(1),
+                    conv_out=nn.Conv2d(detail, out_channels, 3),
+                )
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         x, crop = pad_to_multiple(x, self.multiple, minimum=self.minimum)
@@ -97,7 +119,7 @@ class UNetGenerator(nn.Module):
 
     def unpadded(self, x: Tensor) -> Tensor:
         """`forward` for sizes that need no padding: without a branch that depends on the size, so that it exports."""
-        skips = []
+        picture, skips = x, []
         for down in self.down:
             x = down(x)
             skips.append(x)
@@ -107,7 +129,14 @@ class UNetGenerator(nn.Module):
             x = torch.cat([skips.pop(), up(x)], dim=1)
 
         y: Tensor = self.head(x)
-        return y
+        if self.architecture["detail"]:
+            y = self.fine(torch.cat([y, picture], dim=1)) + before_tanh(picture)
+        return torch.tanh(y)
+
+
+def before_tanh(picture: Tensor) -> Tensor:
+    """What `tanh` turns into nearly this picture, of values in [-1, 1]: at the ends themselves it would be infinite."""
+    return torch.atanh(0.95 * picture)
 
 
 def _halve(channels: int, out_channels: int) -> nn.Conv2d:

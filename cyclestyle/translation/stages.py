@@ -8,7 +8,8 @@ from torch import nn
 
 from cyclestyle.networks import ResNetGenerator, UNetGenerator
 from cyclestyle.networks.resnet import ResidualBlock
-from cyclestyle.translation.strips import Joined, Rows, Sum, through
+from cyclestyle.networks.unet import before_tanh
+from cyclestyle.translation.strips import Joined, Mapped, Rows, Sum, through
 from cyclestyle.translation.sweeps import Kept, Sweeping
 
 
@@ -89,7 +90,10 @@ class UNetStages:
             if len(skips) > 1:
                 made = sweeps.keep(made)
             x = Joined(skips.pop(), through(up[2:], made, sweeps))
-        return through(self.generator.head, x, sweeps)
+        y = through(self.generator.head, x, sweeps)
+        if self.generator.architecture["detail"]:
+            y = Sum(through(self.generator.fine, Joined(y, picture), sweeps), Mapped(picture, before_tanh))
+        return Mapped(y, torch.tanh_)
 
 
 STAGES: dict[type[nn.Module], Callable[[Any], Stages]] = {ResNetGenerator: ResNetStages, UNetGenerator: UNetStages}

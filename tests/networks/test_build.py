@@ -16,15 +16,20 @@ from cyclestyle.networks import (
     PatchDiscriminator,
     PixelDiscriminator,
     ResNetGenerator,
+    TextureDiscriminator,
     UNetGenerator,
     build,
+    complete,
 )
 
 EXAMPLES = [
     ResNetGenerator(3, 2, dropout=0.25, upsample="resize", in_channels=1, out_channels=2),
     UNetGenerator(3, 4, dropout=0.5, in_channels=2, out_channels=1),
     PatchDiscriminator(3, 2, in_channels=5),
+    UNetGenerator(3, 3, upsample="resize", detail=2),
+    PatchDiscriminator(3, 2, norm=False),
     PixelDiscriminator(3, in_channels=4),
+    TextureDiscriminator(3, 2, 5, in_channels=4),
 ]
 
 
@@ -54,7 +59,7 @@ def test_arguments_left_out_take_their_defaults():
     [
         ({}, "None"),
         ({"name": "gan"}, "'gan'"),
-        ({"name": "cyclestyle.networks.ResNetGenerator"}, "expected one of resnet, unet, patch, pixel"),
+        ({"name": "cyclestyle.networks.ResNetGenerator"}, "expected one of resnet, unet, patch, pixel, texture"),
         ({"name": ["resnet"]}, "list"),
         ({"name": "resnet", "_target_": "os.system"}, "'_target_'"),
         ({"name": "resnet", "levels": 3}, "'levels'"),
@@ -89,6 +94,16 @@ def test_a_bad_description_is_one_line_that_names_what_is_wrong(architecture, wo
 
 
 numbers = st.integers(-3, 5) | st.integers(min_value=1025) | st.integers(max_value=-1) | st.floats()
+
+
+def test_a_file_older_than_an_argument_means_its_default():
+    assert complete({"name": "patch", "channels": 4}) == {
+        "name": "patch", "channels": 4, "layers": 3, "norm": True, "in_channels": 3,
+    }  # fmt: skip
+    with pytest.raises(CheckpointError, match=r"^unknown architecture "):
+        complete({"name": "vit"})
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | numbers | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
@@ -100,9 +115,10 @@ nearly_right = st.one_of(
     st.fixed_dictionaries({"name": st.just(name)}, optional=arguments)
     for name, arguments in {
         "resnet": generator | {"blocks": small, "upsample": st.sampled_from(["transposed", "resize", "bilinear"])},
-        "unet": generator | {"levels": st.integers(1, 5)},
-        "patch": {"channels": small, "layers": small, "in_channels": small},
+        "unet": generator | {"levels": st.integers(1, 5), "detail": st.integers(0, 2)},
+        "patch": {"channels": small, "layers": small, "norm": st.booleans(), "in_channels": small},
         "pixel": {"channels": small, "in_channels": small},
+        "texture": {"channels": small, "layers": small, "texture_channels": small, "in_channels": small},
     }.items()
 )
 one_thing_changed = st.builds(

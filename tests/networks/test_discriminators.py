@@ -1,11 +1,15 @@
-"""The patch and pixel discriminators: size, scores, and what a score sees."""
+"""The discriminators: size, scores, and what a score sees."""
+
+import itertools
+import math
 
 import pytest
 import torch
 from torch import nn
 
 from cyclestyle.errors import CommandError
-from cyclestyle.networks import PatchDiscriminator, PixelDiscriminator, receptive_field
+from cyclestyle.networks import PatchDiscriminator, PixelDiscriminator, TextureDiscriminator, receptive_field
+from cyclestyle.networks.texture import texture
 
 
 def test_default_patch_has_the_parameters_of_the_paper():
@@ -19,6 +23,55 @@ def test_default_patch_gives_30_by_30_scores_at_256_px():
 
 def test_pixel_gives_a_score_a_pixel():
     assert PixelDiscriminator(2, in_channels=4)(torch.rand(2, 4, 5, 7)).shape == (2, 1, 5, 7)
+
+
+def test_texture_gives_the_scores_of_a_patch_and_as_many_of_texture():
+    network = TextureDiscriminator(4, 2, 3)
+    x = torch.rand(2, 3, 40, 52) * 2 - 1
+    scores = network(x)
+    assert scores.shape == (2, 2, 8, 11)
+    assert torch.equal(scores[:, :1], network.patch(x))
+
+
+def test_texture_is_the_difference_of_two_blurs_of_the_light():
+    x = torch.rand(2, 3, 20, 17, dtype=torch.float64) * 2 - 1
+    light = x.mean(dim=1)
+    found = texture(x)
+    assert found.shape == (2, 1, 20, 17)
+    for row, column in ((0, 0), (0, 9), (7, 16), (19, 16), (10, 8)):
+        means = []
+        for deviation, radius in ((0.7, 2), (4.0, 12)):
+            total, weights = torch.zeros(2, dtype=torch.float64), 0.0
+            for dy, dx in itertools.product(range(-radius, radius + 1), repeat=2):
+                weight = math.exp(-(dx**2 + dy**2) / (2 * deviation**2))
+                total += weight * light[:, min(max(row + dy, 0), 19), min(max(column + dx, 0), 16)]
+                weights += weight
+            means.append(total / weights)
+        torch.testing.assert_close(found[:, 0, row, column], 12 * (means[0] - means[1]), rtol=0, atol=1e-12)
+
+
+def test_scores_of_texture_know_its_strength_and_neither_colour_nor_what_is_large():
+    network = TextureDiscriminator(2, 2, 8).double()
+    x = 0.2 * (torch.rand(1, 3, 96, 96, dtype=torch.float64) * 2 - 1)
+    colour = torch.tensor([0.3, -0.2, -0.1], dtype=torch.float64)[:, None, None] * torch.rand(96, 96)
+    slope = torch.linspace(-0.3, 0.3, 96, dtype=torch.float64)[:, None].expand(96, 96)
+    inner = slice(6, -6)  # at the edges, which are repeated, a slope is none
+
+    def scores(picture):
+        return network(picture)[:, 1:, inner, inner]
+
+    torch.testing.assert_close(scores(x + colour), scores(x), rtol=0, atol=1e-9)
+    torch.testing.assert_close(scores(x + slope), scores(x), rtol=0, atol=1e-9)
+    assert (scores(2 * x) - scores(x)).abs().mean() > 0.3 * (scores(x) - scores(0 * x)).abs().mean()
+
+
+def test_with_norm_a_patch_does_not_know_how_strong_a_texture_is():
+    network = PatchDiscriminator(8, 2, in_channels=1).double()
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.zeros_(module.bias)
+    x = 100 * (torch.rand(1, 1, 64, 64, dtype=torch.float64) * 2 - 1)  # beside which the norm's 1e-5 is nothing
+    torch.testing.assert_close(network(2 * x), network(x), rtol=0, atol=1e-6)
 
 
 def test_widths_double_up_to_eight_times():
@@ -55,9 +108,25 @@ def test_receptive_field_is_where_the_gradient_of_one_score_reaches(network, sid
     assert network.receptive_field == receptive_field(network) == side
 
 
+@pytest.mark.parametrize(("layers", "side"), [(1, 40), (2, 58)])
+def test_texture_s_receptive_field_is_wider_by_the_coarse_blur(layers, side):
+    network = TextureDiscriminator(2, layers, 2)
+    x = torch.rand(1, 3, 128, 128, dtype=torch.float64, requires_grad=True)
+    scores = without_norms(network).double()(x)
+    (gradient,) = torch.autograd.grad(scores[0, :, scores.shape[2] // 2, scores.shape[3] // 2].sum(), x)
+
+    is_seen = gradient.abs().sum(dim=(0, 1)) > 0
+    assert is_seen.any(dim=1).sum() == is_seen.any(dim=0).sum() == side == network.receptive_field
+
+
 @pytest.mark.parametrize(
     "network",
-    [*(PatchDiscriminator(1, layers) for layers in range(1, 6)), PixelDiscriminator(1)],
+    [
+        *(PatchDiscriminator(1, layers) for layers in range(1, 6)),
+        PatchDiscriminator(1, 2, norm=False),
+        PixelDiscriminator(1),
+        TextureDiscriminator(1, 2, 1),
+    ],
     ids=lambda network: "-".join(map(str, network.architecture.values())),
 )
 def test_minimum_size_is_the_smallest_that_works(network):
@@ -80,7 +149,10 @@ def test_the_default_needs_24_px():
         (PatchDiscriminator, {"layers": 9}),
         (PatchDiscriminator, {"layers": 3.0}),
         (PatchDiscriminator, {"in_channels": 0}),
+        (PatchDiscriminator, {"norm": 0}),
         (PixelDiscriminator, {"channels": "64"}),
+        (TextureDiscriminator, {"texture_channels": 0}),
+        (TextureDiscriminator, {"layers": 9}),
         (PixelDiscriminator, {"in_channels": 0}),
     ],
 )

@@ -92,6 +92,8 @@ def test_a_file_of_another_network_is_an_error_that_names_the_difference():
     [
         (ResNetGenerator(1, 1, upsample="resize"), "the reference has no resnet with upsample=resize, "),
         (UNetGenerator(1, 7, upsample="resize"), "the reference has no unet with upsample=resize, "),
+        (UNetGenerator(1, 7, detail=2), "the reference has no unet with detail=2, "),
+        (PatchDiscriminator(1, norm=False), "no reference file fits PatchDiscriminator: "),
         (PixelDiscriminator(1), "no reference file fits PixelDiscriminator: "),
     ],
 )

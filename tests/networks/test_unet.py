@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 
 from cyclestyle.errors import CommandError
-from cyclestyle.networks import UNetGenerator
+from cyclestyle.networks import UNetGenerator, initialize
 
 
 def test_default_has_the_parameters_of_pix2pix_but_for_the_norm():
@@ -28,9 +28,11 @@ def test_channels_of_pictures_are_free():
     assert UNetGenerator(2, 2, in_channels=1, out_channels=5)(torch.zeros(1, 1, 8, 8)).shape == (1, 5, 8, 8)
 
 
-@pytest.mark.parametrize(("levels", "upsample"), [(3, "transposed"), (5, "transposed"), (3, "resize")])
-def test_every_size_comes_back(levels, upsample):
-    network = UNetGenerator(1, levels, upsample=upsample)
+@pytest.mark.parametrize(
+    ("levels", "upsample", "detail"), [(3, "transposed", 0), (5, "transposed", 0), (3, "resize", 0), (3, "resize", 2)]
+)
+def test_every_size_comes_back(levels, upsample, detail):
+    network = UNetGenerator(1, levels, upsample=upsample, detail=detail)
     sizes = range(1, 41)
     some = {1, 2, 7, 40}  # both axes take every size, but they are padded independently: not all pairs
     with torch.no_grad():
@@ -91,6 +93,33 @@ def test_resize_upsampling_doubles_by_repetition_and_convolves():
     torch.testing.assert_close(network(x), expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("upsample", ["transposed", "resize"])
+def test_detail_is_added_to_the_picture_before_the_last_activation(upsample):
+    network = UNetGenerator(2, 2, upsample=upsample, detail=5).double()
+    x = torch.rand(1, 3, 8, 12, dtype=torch.float64) * 2 - 1
+    made = []
+    network.head.register_forward_hook(lambda module, inputs, output: made.append(output))
+    found = network(x)
+
+    def convolve(x, name):
+        x = torch.cat([x[:, :, 1:2], x, x[:, :, -2:-1]], dim=2)
+        x = torch.cat([x[..., 1:2], x, x[..., -2:-1]], dim=3)
+        return F.conv2d(x, network.state_dict()[f"fine.{name}.weight"], network.state_dict()[f"fine.{name}.bias"])
+
+    assert made[0].shape == (1, 5, 8, 12)
+    y = convolve(torch.cat([made[0], x], dim=1), "conv")
+    y = convolve(torch.where(y > 0, y, 0.2 * y), "conv_out")
+    own = 0.5 * ((1 + 0.95 * x) / (1 - 0.95 * x)).log()
+    torch.testing.assert_close(found, (y + own).tanh(), rtol=0, atol=1e-12)
+
+
+def test_with_detail_a_fresh_network_gives_back_nearly_the_picture():
+    network = UNetGenerator(8, 3, upsample="resize", detail=4)
+    initialize(network, generator=torch.Generator().manual_seed(0))
+    x = torch.rand(1, 3, 32, 32) * 2 - 1
+    assert (network(x) - x).abs().max() < 0.15
+
+
 def test_dropout_stands_behind_the_levels_where_the_reference_has_it():
     # 8 levels: the reference builds 8 - 5 = 3 blocks with dropout, next to the innermost one
     network = UNetGenerator(1, 8, dropout=0.5)
@@ -111,6 +140,9 @@ def test_dropout_stands_behind_the_levels_where_the_reference_has_it():
         {"levels": 8.0},
         {"dropout": 1},
         {"upsample": "nearest"},
+        {"detail": -1},
+        {"detail": True},
+        {"detail": 4, "in_channels": 1},
         {"in_channels": 0},
     ],
 )

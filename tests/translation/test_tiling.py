@@ -36,6 +36,7 @@ GENERATORS: dict[str, Callable[[], Any]] = {
     "resnet with more blocks": lambda: ResNetGenerator(4, 5),
     "unet": lambda: UNetGenerator(8, 3),
     "unet, resize": lambda: UNetGenerator(8, 3, upsample="resize"),
+    "unet with detail": lambda: UNetGenerator(8, 3, upsample="resize", detail=6),
     "unet with two levels": lambda: UNetGenerator(5, 2),
     "unet with seven levels": lambda: UNetGenerator(4, 7, dropout=0.5),
 }
@@ -143,7 +144,7 @@ def test_channels_far_from_zero_are_as_in_the_whole(generator: nn.Module) -> Non
     assert difference(pieces(generator, picture, rows=7), exact) <= 3 * rounding + 1e-5
 
 
-@pytest.mark.parametrize("name", ["resnet", "resnet, resize", "unet", "unet, resize"])
+@pytest.mark.parametrize("name", ["resnet", "resnet, resize", "unet", "unet, resize", "unet with detail"])
 def test_bf16_is_no_farther_from_float32_in_pieces_than_whole(name: str) -> None:
     generator, picture = built(name), photo(61, 74)
     hardware = Hardware("cpu", precision="bf16")
