@@ -39,7 +39,7 @@ check: $(STAMP)  ## format check, lint, types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(STAMP)  ## print every ratio that has a goal, fail if one is missed by more than 10 % (some 10 minutes on 2 cores)
+bench: $(STAMP)  ## print every ratio that has a goal, fail if one is missed by more than 10 % (8 to 10 minutes on 2 cores)
 	@failed=0; \
 	$(BIN)/python scripts/benchmark.py || failed=1; \
 	$(BIN)/python scripts/benchmark_translate.py || failed=1; \

@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cyclestyle import train
-from cyclestyle.checkpoint import Checkpoint, Checkpoints, read_model
+from cyclestyle.checkpoint import Checkpoint, Checkpoints, read_model, write_model
 from cyclestyle.data import Unpaired
 from cyclestyle.data.scenes import draw
 from tests.pictures import two_domains
@@ -237,6 +237,12 @@ def test_init_starts_at_step_0_from_another_run_s_weights(smoke: Command, capsys
             torch.testing.assert_close(second.model.tensors[key.replace("generators", "ema", 1)], value)
     assert smoke("name=second", "init=gone", "trainer.steps=1", "optimizer.lr=0", "ema.decay=0.5", *quick) == 0
     assert "finished" in capsys.readouterr().out  # what is there counts, and init no longer
+
+    model = read_model(Path("runs/first"))
+    older = {key: value for key, value in model.discriminator.items() if key != "norm"}  # from before the argument
+    write_model(model._replace(discriminator=older), Path("older.safetensors"))
+    assert smoke("name=old", "init=older.safetensors", "trainer.steps=1", *quick) == 0
+    capsys.readouterr()
 
     assert smoke("name=third", "init=runs/first", "generator.channels=8") == 4
     assert "init=runs/first: its generator is channels=4 where the config says 8" in capsys.readouterr().err

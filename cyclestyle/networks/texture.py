@@ -63,8 +63,10 @@ def texture(x: Tensor) -> Tensor:
 def _blurred(light: Tensor, deviation: float) -> Tensor:
     """(N, 1, H, W) under a Gaussian of so many px, edges repeated, at every size from 1 px up."""
     radius = _radius(deviation)
-    places = torch.arange(-radius, radius + 1, dtype=light.dtype, device=light.device)
-    kernel = torch.softmax(-places.square() / (2 * deviation**2), dim=0)  # exp(-x^2 / 2 s^2), of sum 1
+    # In float32 at least: rounded otherwise for a translation in bf16, the kernel would tell it from a real picture.
+    wanted = torch.promote_types(light.dtype, torch.float32)
+    places = torch.arange(-radius, radius + 1, dtype=wanted, device=light.device)
+    kernel = torch.softmax(-places.square() / (2 * deviation**2), dim=0).to(light.dtype)  # exp(-x^2 / 2 s^2), of sum 1
     wide = F.pad(light, (radius, radius, radius, radius), mode="replicate")
     return F.conv2d(F.conv2d(wide, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1))
 

@@ -50,6 +50,12 @@ def test_texture_is_the_difference_of_two_blurs_of_the_light():
         torch.testing.assert_close(found[:, 0, row, column], 12 * (means[0] - means[1]), rtol=0, atol=1e-12)
 
 
+def test_texture_is_the_same_of_pictures_in_float32_and_of_translations_in_bf16():
+    gray = torch.rand(1, 1, 40, 40).bfloat16().expand(1, 3, 40, 40)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(texture(gray).float(), texture(gray.float()).float())
+
+
 def test_scores_of_texture_know_its_strength_and_neither_colour_nor_what_is_large():
     network = TextureDiscriminator(2, 2, 8).double()
     x = 0.2 * (torch.rand(1, 3, 96, 96, dtype=torch.float64) * 2 - 1)
