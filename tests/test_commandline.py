@@ -136,5 +136,5 @@ def test_help_names_every_key_group_option_and_experiment_in_112_columns(command
 
 
 def test_help_tells_the_keys_that_only_another_option_has() -> None:
-    assert "Keys: levels." in commandline.described(CONFIGS / "generator", "unet", "resnet")
+    assert "Keys: levels, detail." in commandline.described(CONFIGS / "generator", "unet", "resnet")
     assert "Keys" not in commandline.described(CONFIGS / "generator", "resnet", "resnet")
