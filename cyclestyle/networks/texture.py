@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  everybody's name for it
 
 from cyclestyle.networks.arguments import check_counts
+from cyclestyle.networks.padding import repeat_edges
 from cyclestyle.networks.patch import PatchDiscriminator, receptive_field
 
 FINE, COARSE = 0.7, 4.0  # px, standard deviations of the blurs between which lies what counts as texture
@@ -67,7 +68,7 @@ def _blurred(light: Tensor, deviation: float) -> Tensor:
     wanted = torch.promote_types(light.dtype, torch.float32)
     places = torch.arange(-radius, radius + 1, dtype=wanted, device=light.device)
     kernel = torch.softmax(-places.square() / (2 * deviation**2), dim=0).to(light.dtype)  # exp(-x^2 / 2 s^2), of sum 1
-    wide = F.pad(light, (radius, radius, radius, radius), mode="replicate")
+    wide = repeat_edges(light, radius)
     return F.conv2d(F.conv2d(wide, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1))
 
 

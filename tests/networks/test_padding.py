@@ -1,12 +1,13 @@
-"""Padding by reflection."""
+"""Padding by reflection and by repetition."""
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from cyclestyle.networks import ResNetGenerator
-from cyclestyle.networks.padding import ReflectionPad, pad_to_multiple, reflect_by_index
+from cyclestyle.networks import ResNetGenerator, TextureDiscriminator, UNetGenerator
+from cyclestyle.networks.padding import ReflectionPad, pad_to_multiple, reflect_by_index, repeat_edges
 
 
 @pytest.mark.parametrize("padding", [(1, 1, 1, 1), (3, 3, 3, 3), (0, 4, 2, 1), (4, 0, 0, 6), (0, 0, 0, 0)])
@@ -20,6 +21,19 @@ def test_reflection_by_index_equals_pytorch_in_values_and_gradients(padding):
 
     assert torch.equal(ours, theirs)
     torch.testing.assert_close(our_gradient, their_gradient, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize(("size", "margin"), [((7, 5), 2), ((7, 5), 12), ((1, 1), 3), ((4, 9), 0)])
+def test_repeated_edges_equal_pytorch_in_values_and_gradients(size, margin):
+    x = torch.randn(2, 1, *size, dtype=torch.float64, requires_grad=True)
+    weights = torch.randn(2, 1, *(side + 2 * margin for side in size), dtype=torch.float64)
+
+    ours, theirs = repeat_edges(x, margin), F.pad(x, 4 * [margin], mode="replicate")
+    (our_gradient,) = torch.autograd.grad((ours * weights).sum(), x)
+    (their_gradient,) = torch.autograd.grad((theirs * weights).sum(), x)
+
+    assert torch.equal(ours, theirs)
+    torch.testing.assert_close(our_gradient, their_gradient, rtol=0, atol=1e-12)
 
 
 class PretendCuda(torch.Tensor):
@@ -64,15 +78,24 @@ def test_reflection_under_autocast_keeps_the_precision_of_its_input_and_no_copy_
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("upsample", ["transposed", "resize"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: ResNetGenerator(8, 2),
+        lambda: ResNetGenerator(8, 2, upsample="resize"),
+        lambda: UNetGenerator(8, 3, upsample="resize", detail=4),
+        lambda: nn.Sequential(ResNetGenerator(8, 1), TextureDiscriminator(4, 1, 4)),
+    ],
+    ids=["transposed", "resize", "detail", "texture"],
+)
 @pytest.mark.parametrize("size", [32, 21])
-def test_a_generator_trains_bit_exactly_on_deterministic_cuda(upsample, size, monkeypatch):
+def test_networks_train_bit_exactly_on_deterministic_cuda(make, size, monkeypatch):
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    network = ResNetGenerator(8, 2, upsample=upsample).cuda()
-    x = torch.rand(2, 3, size, size, device="cuda")
+    network = make().cuda()
+    x = torch.rand(2, 3, size, size, device="cuda", requires_grad=True)
 
     def gradients():
-        return torch.autograd.grad(network(network(x)).square().sum(), list(network.parameters()))
+        return torch.autograd.grad(network(x).square().sum(), [x, *network.parameters()])
 
     torch.use_deterministic_algorithms(True)
     try:
