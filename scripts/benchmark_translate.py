@@ -161,6 +161,7 @@ def first_photo(model: Path, folder: Path) -> float:
     child.terminate()
     _, wrong = child.communicate()  # which says that it was stopped
     assert child.returncode in (0, STOPPED), wrong.decode()
+    assert any(output.glob("*.jpg")), "it ended without a photo"
     shutil.rmtree(output)
     shutil.rmtree(source)
     return elapsed

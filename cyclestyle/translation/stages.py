@@ -68,10 +68,14 @@ class UNetStages:
 
     def __init__(self, generator: UNetGenerator) -> None:
         self.generator, self.channels = generator, int(generator.architecture["channels"])
-        self.whole_values: Mapping[torch.dtype, float] = {
+        outermost = {
             "transposed": {torch.float32: 1.8, torch.bfloat16: 2.3},
             "resize": {torch.float32: 5.5, torch.bfloat16: 11.2},
         }[str(generator.architecture["upsample"])]
+        detail = int(generator.architecture["detail"]) / self.channels
+        # Behind the outermost level: what the layers at full size hold, together with what is still there of before.
+        behind = {torch.float32: 1.8 + 5.2 * detail, torch.bfloat16: 2.3 + 4.0 * detail}
+        self.whole_values: Mapping[torch.dtype, float] = {key: max(outermost[key], behind[key]) for key in outermost}
         self.multiple = self.minimum = 2 ** len(generator.down)
 
     def translated(self, picture: Rows, sweeps: Sweeping) -> Rows:

@@ -120,6 +120,16 @@ def test_with_detail_a_fresh_network_gives_back_nearly_the_picture():
     assert (network(x) - x).abs().max() < 0.15
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_with_detail_black_and_white_have_finite_values_and_gradients(dtype):
+    network = UNetGenerator(4, 2, detail=4).to(dtype)
+    x = torch.tensor([-1.0, 1.0], dtype=dtype).repeat_interleave(32).repeat(1, 3, 64, 1).requires_grad_()
+    y = network(x)
+    (gradient,) = torch.autograd.grad(y.sum(), x)
+    assert y.isfinite().all()
+    assert gradient.isfinite().all()
+
+
 def test_dropout_stands_behind_the_levels_where_the_reference_has_it():
     # 8 levels: the reference builds 8 - 5 = 3 blocks with dropout, next to the innermost one
     network = UNetGenerator(1, 8, dropout=0.5)
