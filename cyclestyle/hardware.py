@@ -1,6 +1,7 @@
 """Where networks run and in what precision: decided here and nowhere else."""
 
 import copy
+import ctypes
 import os
 import shutil
 import sys
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from cyclestyle.distributed import World
 from cyclestyle.errors import CommandError, ResourceError
 from cyclestyle.files import megabytes
+from cyclestyle.networks.convolution import Convolution3x3
 
 _NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
@@ -56,6 +58,8 @@ class Hardware:
         last = self.device.type == "cuda" or (self.device.type == "cpu" and self.dtype != torch.float32)
         self.layout = torch.channels_last if last else torch.contiguous_format
         self._weights = torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
+        # Fewer multiplications pay where they cost much: not where whole tiles are multiplied at once (AMX).
+        self._winograd = last and self.device.type == "cpu" and _native_bf16() == {"avx512_bf16"}
         if deterministic:
             torch.use_deterministic_algorithms(True)
         if self.device.type == "cuda":
@@ -72,12 +76,25 @@ class Hardware:
         return f"{name}, {self.precision}{', compiled' if self.compile else ''}"
 
     def place(self, module: nn.Module) -> None:
-        """Move a module here, in place."""
+        """Move a module here, in place, and have it compute its gradients in the way that is fastest here."""
         module.to(device=self.device, memory_format=self._weights)  # type: ignore[call-overload]
+        for layer in module.modules():
+            if isinstance(layer, Convolution3x3):
+                layer.winograd = self._winograd
 
     def send(self, batch: Tensor) -> Tensor:
         """A batch (N, C, H, W) here, without waiting for it."""
         return batch.to(self.device, non_blocking=True, memory_format=self.layout)
+
+    def give_back(self) -> None:
+        """Let the system have what this process holds of its memory and does not use: on Linux, for the CPU's tensors.
+
+        The C library keeps freed memory, in holes into which what comes next does not always fit.
+        """
+        if self.device.type == "cpu" and sys.platform == "linux":
+            trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; others have none and need none
+            if trim is not None:
+                trim(0)
 
     def prepare(self, module: nn.Module, *, synchronized: bool = False) -> Callable[..., Any]:
         """How a module is to be called: compiled, across processes, under autocast, with float32 results.
@@ -212,7 +229,7 @@ def _dtype(precision: str, device: torch.device) -> torch.dtype:
 def _fastest(device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    if device.type == "cpu" and _has_native_bf16():
+    if device.type == "cpu" and _native_bf16():
         return torch.bfloat16
     return torch.float32
 
@@ -222,13 +239,16 @@ def _compilers() -> list[str]:
     return [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++", "c++", "cl"]
 
 
-def _has_native_bf16() -> bool:
-    """Whether the CPU multiplies bf16 in hardware; emulated it is slower than float32."""
+def _native_bf16() -> set[str]:
+    """By which means the CPU multiplies bf16 in hardware; emulated it is slower than float32."""
     if not hasattr(torch.cpu, "get_capabilities"):  # older than torch 2.11
-        older: bool = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        return older
+        older = {
+            "avx512_bf16": torch.cpu._is_avx512_bf16_supported(),
+            "amx_bf16": torch.cpu._is_amx_tile_supported(),
+        }
+        return {name for name, has in older.items() if has}
     capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
+    return {name for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16") if capabilities.get(name, False)}
 
 
 def _float(value: Tensor | None) -> Tensor | None:

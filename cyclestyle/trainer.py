@@ -254,6 +254,8 @@ class Trainer:
                 fakes_of_b += [] if made.fake_b is None else [made.fake_b.detach()]
                 told.append(losses)
                 del made
+                if losses_of is not self._generator_losses[-1]:
+                    self.hardware.give_back()  # whose holes are of the wrong size for the next part
         if not self._update(self.optimizers.generators, rate, self.guards.generators, told):
             return self._skip()
 

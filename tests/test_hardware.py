@@ -1,5 +1,6 @@
 """Devices and precisions: what `auto` comes to, what is refused, and what stays float32."""
 
+import platform
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from cyclestyle import images
 from cyclestyle.errors import CommandError
 from cyclestyle.hardware import Hardware, device_count, device_type, resident_peak
 from cyclestyle.networks import ResNetGenerator
+from cyclestyle.networks.convolution import Convolution3x3
 from tests.build import random_batch, tiny_objective, tiny_trainer
 
 NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -52,6 +54,19 @@ def test_auto_precision_on_a_cpu_is_bf16_only_if_the_processor_has_it() -> None:
     flags = set(Path("/proc/cpuinfo").read_text().split())
     native = flags & {"avx512_bf16", "amx_bf16", "bf16", "svebf16"}
     assert Hardware("cpu").precision == ("bf16" if native else "fp32")
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="asks Linux what the processor has")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_gradients_take_fewer_multiplications_in_bf16_on_cpus_that_have_it_in_vectors_but_not_in_tiles(
+    precision: str,
+) -> None:
+    flags = set(Path("/proc/cpuinfo").read_text().split())
+    network = ResNetGenerator(8, 2)
+    Hardware("cpu", precision=precision).place(network)
+    layers = [layer for layer in network.modules() if isinstance(layer, Convolution3x3)]
+    pays = precision == "bf16" and flags & {"avx512_bf16", "amx_bf16"} == {"avx512_bf16"}
+    assert [layer.winograd for layer in layers] == 4 * [pays]
 
 
 def test_auto_precision_works_here() -> None:
@@ -176,3 +191,44 @@ def test_a_process_s_peak_of_memory_is_its_own_and_not_that_of_who_started_it() 
     said = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
     assert resident_peak() > held.nbytes
     assert 10**7 < int(said) < held.nbytes
+
+
+@pytest.mark.skipif(sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="glibc's heap keeps holes")
+def test_freed_memory_goes_back_to_the_system_on_request() -> None:
+    program = """if True:
+        import torch
+        from pathlib import Path
+        from cyclestyle.hardware import Hardware
+
+        def held():
+            return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+        torch.ones(8_000_000)  # 32 MB: from now on the heap takes what is smaller
+        pictures = [torch.ones(250_000) for _ in range(600)]
+        full = held()
+        pictures = pictures[::2]  # leaves holes of 1 MB
+        holes = held()
+        Hardware("cpu").give_back()
+        print(full - holes, holes - held())
+    """
+    said = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
+    freed, given_back = map(int, said.split())
+    assert freed < 50e6  # of 300 MB, without asking
+    assert given_back > 200e6
+
+
+def test_fifty_steps_in_bf16_lose_as_in_float32() -> None:
+    torch.set_default_dtype(torch.float32)
+    told: dict[str, dict[str, float]] = {}
+    for precision in ("fp32", "bf16"):
+        trainer = tiny_trainer(precision=precision)
+        for layer in trainer.objective.generators.modules():
+            if isinstance(layer, Convolution3x3):
+                layer.winograd, layer.winograd_from = precision == "bf16", 0
+        for step in range(50):
+            trainer.record.add(trainer.train_step(random_batch([step])), pictures=2)
+        told[precision] = {name: value for name, value in trainer.record.values().items() if name.startswith("loss/")}
+    assert told["bf16"] != told["fp32"]
+    for name, value in told["fp32"].items():
+        bound = 0.005 if name.startswith(("loss/cycle", "loss/identity")) else 0.02
+        assert told["bf16"][name] == pytest.approx(value, rel=bound), name

@@ -8,6 +8,7 @@ from torch.utils.checkpoint import checkpoint
 
 from cyclestyle.errors import CommandError
 from cyclestyle.networks.arguments import check_counts
+from cyclestyle.networks.convolution import Convolution3x3
 from cyclestyle.networks.norm import InstanceNorm
 from cyclestyle.networks.padding import ReflectionPad, pad_to_multiple
 
@@ -109,7 +110,7 @@ class ResidualBlock(nn.Module):
         self.first = nn.Sequential(
             OrderedDict(
                 pad=ReflectionPad(1),
-                conv=nn.Conv2d(channels, channels, 3),
+                conv=Convolution3x3(channels, channels),
                 norm=InstanceNorm(channels),
                 act=nn.ReLU(),
             )
@@ -118,7 +119,7 @@ class ResidualBlock(nn.Module):
         self.second = nn.Sequential(
             OrderedDict(
                 pad=ReflectionPad(1),
-                conv=nn.Conv2d(channels, channels, 3),
+                conv=Convolution3x3(channels, channels),
                 norm=InstanceNorm(channels),
             )
         )

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  PyTorch's own name for it
 from torch import Tensor, nn
 
+from cyclestyle.networks.convolution import Convolution3x3
 from cyclestyle.networks.norm import InstanceNorm
 from cyclestyle.networks.padding import ReflectionPad, pad_to_multiple
 
@@ -292,6 +293,7 @@ _PARTS: dict[type[nn.Module], Callable[[Any, Any, Any], Rows]] = {
     nn.Sequential: _sequence,
     ReflectionPad: lambda layer, below, _: Mirrored(below, layer.padding[0]),
     nn.Conv2d: lambda layer, below, _: Convolution(below, layer),
+    Convolution3x3: lambda layer, below, _: Convolution(below, layer),
     nn.ConvTranspose2d: lambda layer, below, _: TransposedConvolution(below, layer),
     nn.Upsample: lambda layer, below, _: Enlarged(below, int(layer.scale_factor)),
     InstanceNorm: _normalised,
