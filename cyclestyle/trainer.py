@@ -79,6 +79,7 @@ class Guards(NamedTuple):
 
 
 SKIPS = 10  # steps in a row that may be skipped before training counts as diverged
+LARGE = 2**16  # pixels of a picture from which on freed memory is worth the time that giving it back takes
 
 
 class Trainer:
@@ -254,7 +255,7 @@ class Trainer:
                 fakes_of_b += [] if made.fake_b is None else [made.fake_b.detach()]
                 told.append(losses)
                 del made
-                if losses_of is not self._generator_losses[-1]:
+                if losses_of is not self._generator_losses[-1] and a.shape[-2] * a.shape[-1] >= LARGE:
                     self.hardware.give_back()  # whose holes are of the wrong size for the next part
         if not self._update(self.optimizers.generators, rate, self.guards.generators, told):
             return self._skip()
