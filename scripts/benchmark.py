@@ -82,10 +82,9 @@ def main() -> int:
 
     goals: list[Goal] = []
     for title, section in SECTIONS.items():
-        if arguments.only not in (None, title) or (
-            section in (loading, losses) and not (arguments.full or arguments.only)
-        ):
-            continue  # takes its time
+        left_out = section in (loading, losses) and not (arguments.full or arguments.only)  # they take their time
+        if arguments.only not in (None, title) or left_out:
+            continue
         text, found = section(full=arguments.full)
         goals += found
         print(f"\n{text}\n")
@@ -361,7 +360,7 @@ def loading(*, full: bool) -> tuple[str, list[Goal]]:
 
 def losses(*, full: bool) -> tuple[str, list[Goal]]:
     """What bf16 changes of the losses, beside what rounding the first weights alone changes."""
-    count, size = (50 if full else 5), 128
+    count, size = 50, 128
     trainers = {name: our_trainer(precision) for name, precision in (("fp32", "fp32"), ("bf16", "bf16"))}
     rounded = trainers["weights of the start rounded to bf16"] = our_trainer("fp32")
     for parameter in rounded.objective.generators.parameters():
