@@ -8,6 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cyclestyle.errors import CommandError
+from cyclestyle.hardware import Hardware
 from cyclestyle.images import to_float
 from cyclestyle.trainer import Trainer, check_batch
 from tests.build import random_batch, tiny_trainer
@@ -95,6 +96,21 @@ def test_one_part_after_the_other_equals_all_at_once_at_every_step() -> None:
     for ours, theirs in zip(trained(lean), trained(joint), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-8, abs=1e-10)
     close(weights(lean), weights(joint))
+
+
+@pytest.mark.parametrize(("memory", "size", "times"), [("lean", 256, 2), ("lean", 128, 0), ("joint", 256, 0)], ids=str)
+def test_memory_goes_back_between_the_parts_of_a_step_with_large_pictures(memory: str, size: int, times: int) -> None:
+    class Counted(Hardware):
+        given_back = 0
+
+        def give_back(self) -> None:
+            super().give_back()
+            self.given_back += 1
+
+    trainer = tiny_trainer(batch_size=2, accumulate=2, memory=memory)
+    trainer.hardware = Counted("cpu", precision="fp32")
+    trainer.train_step(random_batch([0, 1], size=size))
+    assert trainer.hardware.given_back == times  # once in each of the accumulated parts
 
 
 @pytest.mark.parametrize(("memory", "accumulate"), [("lean", 1), ("joint", 1), ("lean", 2)])
