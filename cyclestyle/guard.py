@@ -22,20 +22,19 @@ class Guard:
     """Watches all updates of some networks; the first bad one stays on the device until somebody asks."""
 
     def __init__(self, device: torch.device) -> None:
-        self._device = device
         self._names: list[str] = []
         self._values: Tensor | None = None  # of the first bad update; of the newest while there is none
-        self.clear()
+        self._first = torch.full((), _NEVER, dtype=torch.int64, device=device)
 
     def clear(self) -> None:
         """Forget what was noticed."""
-        self._first = torch.full((), _NEVER, dtype=torch.int64, device=self._device)
+        self._first.fill_(_NEVER)
 
-    def watch(self, step: int, losses: dict[str, Tensor], gradients: Iterable[Tensor]) -> Tensor:
-        """Look at one update without waiting for it.
+    def watch(self, step: Tensor, losses: dict[str, Tensor], gradients: Iterable[Tensor]) -> Tensor:
+        """Look at one update without waiting for it; changes tensors in their places, so that it can be recorded.
 
         Args:
-            step: steps done before it.
+            step: steps done before it, an int64 on the device.
             losses: named scalars on the device.
             gradients: of all parameters that it changes, averaged over all processes; empty where a scaler looks for
                 overflows itself and allows for them.
@@ -50,8 +49,10 @@ class Guard:
         seen = torch.stack(list(values.values()))
         bad = ~seen.isfinite().all()
 
-        self._values = seen if self._values is None else torch.where(self._first == _NEVER, seen, self._values)
-        self._first = torch.where(bad, self._first.clamp(max=step), self._first)
+        if self._values is None:
+            self._values = seen.clone()
+        self._values.copy_(torch.where(self._first == _NEVER, seen, self._values))
+        self._first.copy_(torch.where(bad, torch.minimum(self._first, step), self._first))
         self._names = list(values)
         return bad
 

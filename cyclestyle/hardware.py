@@ -16,6 +16,7 @@ from cyclestyle.distributed import World
 from cyclestyle.errors import CommandError, ResourceError
 from cyclestyle.files import megabytes
 from cyclestyle.networks.convolution import Convolution3x3
+from cyclestyle.replay import CudaGraphs, Recorder
 
 _NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
@@ -95,6 +96,10 @@ class Hardware:
             trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; others have none and need none
             if trim is not None:
                 trim(0)
+
+    def recorder(self) -> Recorder | None:
+        """Who records kernels to launch them together; None where nobody does."""
+        return CudaGraphs(self.device) if self.device.type == "cuda" else None
 
     def prepare(self, module: nn.Module, *, synchronized: bool = False) -> Callable[..., Any]:
         """How a module is to be called: compiled, across processes, under autocast, with float32 results.

@@ -426,6 +426,11 @@ def build_trainer(cfg: "DictConfig", objective: "CycleGAN", data: "Unpaired", ha
             for side in ("a", "b")
         )
     )
+    settings = config.pick(cfg.trainer, Trainer)
+    if cfg.trainer.profile:  # which cannot tell the parts of a step apart whose kernels are launched together
+        if settings["cuda_graphs"] is True:
+            raise CommandError("trainer.cuda_graphs=true does not go with trainer.profile=true: leave one of them out")
+        settings["cuda_graphs"] = False
     return Trainer(
         objective,
         optimizers,
@@ -435,7 +440,7 @@ def build_trainer(cfg: "DictConfig", objective: "CycleGAN", data: "Unpaired", ha
         average=averaged(objective.generators, cfg.ema.decay),
         hardware=hardware,
         seed=cfg.seed,
-        **config.pick(cfg.trainer, Trainer),
+        **settings,
     )
 
 
@@ -542,7 +547,8 @@ def announce(say: Say, folder: "RunFolder", data: "Unpaired", trainer: "Trainer"
     going_on = "going on from" if resumed is not None else "from"
     say(f"{folder.path}: {going_on} step {trainer.step} to {trainer.total}, {data}")
     say(
-        f"global batch {trainer.batch_size}{share if divided else ''}, {trainer.hardware}, "
+        f"global batch {trainer.batch_size}{share if divided else ''}, {trainer.hardware}"
+        f"{', CUDA graphs' if trainer.replays else ''}, "
         f"2 generators of {sizes[0]:.1f} M parameters, 2 discriminators of {sizes[1]:.1f} M"
     )
     if resumed is not None:

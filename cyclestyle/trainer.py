@@ -18,6 +18,8 @@ from cyclestyle.errors import CommandError, DivergedError
 from cyclestyle.guard import Guard, NotFinite
 from cyclestyle.hardware import Hardware
 from cyclestyle.pool import ImagePool
+from cyclestyle.record import Record, shared_out
+from cyclestyle.replay import Recorder, Replay
 from cyclestyle.schedule import LinearDecay
 from cyclestyle.seeds import decisions
 
@@ -78,6 +80,8 @@ class Guards(NamedTuple):
     discriminators: Guard
 
 
+Update = Callable[..., dict[str, Tensor] | None]
+
 SKIPS = 10  # steps in a row that may be skipped before training counts as diverged
 LARGE = 2**16  # pixels of a picture from which on freed memory is worth the time that giving it back takes
 
@@ -105,9 +109,12 @@ class Trainer:
             before anything is written. `skip` leaves the update out, which costs a wait for the device at every step.
         memory: `lean` back-propagates the identities and the two cycles one after the other, `joint` all at once. The
             gradients are the same.
+        cuda_graphs: on an NVIDIA GPU, launch the kernels of a step together; `auto` where that pays and can be done. A
+            state has to be loaded before the first step then.
 
     Raises:
-        CommandError: a batch that cannot be divided evenly, or an interval or length below 1.
+        CommandError: a batch that cannot be divided evenly, an interval or length below 1, or CUDA graphs with what
+            they do not go with.
     """
 
     def __init__(
@@ -130,6 +137,7 @@ class Trainer:
         save_every: int = 1000,
         on_nonfinite: Literal["stop", "skip"] = "stop",
         memory: Literal["joint", "lean"] = "lean",
+        cuda_graphs: bool | Literal["auto"] = False,
     ) -> None:
         check_batch(batch_size, ranks=hardware.world.size, accumulate=accumulate)
         for name, value in (("log_every", log_every), ("sample_every", sample_every), ("save_every", save_every)):
@@ -150,7 +158,17 @@ class Trainer:
 
         self.base_rate = float(optimizers.generators.param_groups[0]["lr"])
         self.step = 0  # steps done
+        self._step_here = torch.zeros((), dtype=torch.int64, device=hardware.device)  # the same, for the device
         self.total = steps if steps is not None else self._steps_in(epochs if epochs is not None else schedule.epochs)
+
+        recorder = self._recorder(cuda_graphs)
+        self.replays = recorder is not None
+        self._train_generators: Update = self._update_generators
+        self._train_discriminators: Update = self._update_discriminators
+        if recorder is not None:
+            _let_be_recorded(optimizers, hardware.device)
+            self._train_generators = Replay(self._update_generators, recorder)
+            self._train_discriminators = Replay(self._update_discriminators, recorder)
 
     def fit(
         self,
@@ -229,59 +247,27 @@ class Trainer:
             DivergedError: too many steps in a row had to be skipped.
         """
         torch.manual_seed(int(decisions(self.seed, f"networks {self.world.rank}", self.step).integers(2**62)))
-        rate = self.learning_rate
+        self._step_here.fill_(self.step)
+        self._set_rate()
         with record_function(Part.DATA):
-            parts = [
-                (images.to_float(a), images.to_float(b))
-                for a, b in zip(
-                    self.hardware.send(batch.a).chunk(self.accumulate),
-                    self.hardware.send(batch.b).chunk(self.accumulate),
-                    strict=True,
-                )
-            ]
-        told: list[Losses] = []
+            a, b = self.hardware.send(batch.a), self.hardware.send(batch.b)
 
-        # Generators, against discriminators that stand still.
-        fakes_of_a: list[Tensor] = []
-        fakes_of_b: list[Tensor] = []
-        for index, (a, b) in enumerate(parts):
-            for losses_of in self._generator_losses:
-                last = index + 1 == len(parts) and losses_of is self._generator_losses[-1]
-                with self.world.accumulating(more_to_come=not last):
-                    with record_function(Part.FORWARD):
-                        losses, made = losses_of(a, b)
-                    self._backward(losses)
-                fakes_of_a += [] if made.fake_a is None else [made.fake_a.detach()]
-                fakes_of_b += [] if made.fake_b is None else [made.fake_b.detach()]
-                told.append(losses)
-                del made
-                if losses_of is not self._generator_losses[-1] and a.shape[-2] * a.shape[-1] >= LARGE:
-                    self.hardware.give_back()  # whose holes are of the wrong size for the next part
-        if not self._update(self.optimizers.generators, rate, self.guards.generators, told):
+        told = self._train_generators(a, b)
+        if told is None:
             return self._skip()
-
-        # Discriminators, against translations of now and of earlier steps.
-        fakes_a = self.pools.a.exchange(torch.cat(fakes_of_a), batch.draws)
-        fakes_b = self.pools.b.exchange(torch.cat(fakes_of_b), batch.draws)
-        judged: list[Losses] = []
-        halves = zip(parts, fakes_a.chunk(self.accumulate), fakes_b.chunk(self.accumulate), strict=True)
-        for index, ((a, b), fake_a, fake_b) in enumerate(halves):
-            with self.world.accumulating(more_to_come=index + 1 < len(parts)):
-                with record_function(Part.FORWARD):
-                    losses, scores = self.objective.discriminator_losses(a, b, fake_a, fake_b)
-                self._backward(losses)
-            judged.append(losses | scores)
-        sound = self._update(self.optimizers.discriminators, rate, self.guards.discriminators, judged)
+        fake_a = self.pools.a.exchange(told.pop("fake_a"), batch.draws)
+        fake_b = self.pools.b.exchange(told.pop("fake_b"), batch.draws)
+        judged = self._train_discriminators(a, b, fake_a, fake_b)
 
         with record_function(Part.OPTIMIZER):
             self.scaler.update()
             if self.average is not None:
                 self.average.update(self.step)
-        if not sound:
+        if judged is None:
             return self._skip()
         self.step += 1
         self._skipped_in_a_row = 0
-        return _means(told + judged)
+        return told | judged
 
     def check_finite(self) -> None:
         """Wait for the device and look whether all went well so far; all processes look together.
@@ -379,26 +365,124 @@ class Trainer:
             )
         records = [rank["record"] for rank in ranks]
         self.record.load_state_dict(
-            records[self.world.rank] if len(records) == self.world.size else _shared_out(records, self.world.rank)
+            records[self.world.rank] if len(records) == self.world.size else shared_out(records, self.world.rank)
         )
+
+    def _update_generators(self, a: Tensor, b: Tensor) -> dict[str, Tensor] | None:
+        """Change the generators, against discriminators that stand still.
+
+        Args:
+            a, b: real pictures, uint8 (N, 3, H, W), here.
+
+        Returns:
+            The means of their losses, and `fake_a` and `fake_b`, the translations; None if the update was left out.
+        """
+        self.optimizers.generators.zero_grad()  # a recording that failed leaves some
+        told: list[Losses] = []
+        fakes_of_a: list[Tensor] = []
+        fakes_of_b: list[Tensor] = []
+        parts = self._parts(a, b)
+        for index, (a, b) in enumerate(parts):
+            for losses_of in self._generator_losses:
+                last = index + 1 == len(parts) and losses_of is self._generator_losses[-1]
+                with self.world.accumulating(more_to_come=not last):
+                    with record_function(Part.FORWARD):
+                        losses, made = losses_of(a, b)
+                    self._backward(losses)
+                fakes_of_a += [] if made.fake_a is None else [made.fake_a.detach()]
+                fakes_of_b += [] if made.fake_b is None else [made.fake_b.detach()]
+                told.append(losses)
+                del made
+                if losses_of is not self._generator_losses[-1] and a.shape[-2] * a.shape[-1] >= LARGE:
+                    self.hardware.give_back()  # whose holes are of the wrong size for the next part
+        means = _means(told)
+        if not self._update(self.optimizers.generators, self.guards.generators, means):
+            return None
+        return means | {"fake_a": torch.cat(fakes_of_a), "fake_b": torch.cat(fakes_of_b)}
+
+    def _update_discriminators(self, a: Tensor, b: Tensor, fake_a: Tensor, fake_b: Tensor) -> Losses | None:
+        """Change the discriminators.
+
+        Args:
+            a, b: real pictures, uint8 (N, 3, H, W), here.
+            fake_a, fake_b: translations of now and of earlier steps, (N, 3, H, W) in [-1, 1].
+
+        Returns:
+            The means of their losses and scores; None if the update was left out.
+        """
+        self.optimizers.discriminators.zero_grad()
+        told: list[Losses] = []
+        parts = list(zip(self._parts(a, b), fake_a.chunk(self.accumulate), fake_b.chunk(self.accumulate), strict=True))
+        for index, ((a, b), fake_a, fake_b) in enumerate(parts):
+            with self.world.accumulating(more_to_come=index + 1 < len(parts)):
+                with record_function(Part.FORWARD):
+                    losses, scores = self.objective.discriminator_losses(a, b, fake_a, fake_b)
+                self._backward(losses)
+            told.append(losses | scores)
+        means = _means(told)
+        return means if self._update(self.optimizers.discriminators, self.guards.discriminators, means) else None
+
+    def _parts(self, a: Tensor, b: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Real pictures in [-1, 1], split as they are to be computed."""
+        with record_function(Part.DATA):
+            return [
+                (images.to_float(a), images.to_float(b))
+                for a, b in zip(a.chunk(self.accumulate), b.chunk(self.accumulate), strict=True)
+            ]
 
     def _backward(self, losses: Losses) -> None:
         with record_function(Part.BACKWARD):
             total = torch.stack(list(losses.values())).sum() / self.accumulate
             torch.autograd.backward(self.scaler.scale(total))
 
-    def _update(self, optimizer: Optimizer, rate: float, guard: Guard, told: list[Losses]) -> bool:
+    def _update(self, optimizer: Optimizer, guard: Guard, means: Losses) -> bool:
         """Change the networks, unless the update is not finite and such ones are skipped; whether it was sound."""
         with record_function(Part.OPTIMIZER):
             gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-            bad = guard.watch(self.step, _means(told), [] if self.scaler.is_enabled() else gradients)
+            bad = guard.watch(self._step_here, means, [] if self.scaler.is_enabled() else gradients)
             sound = not (self.skips_nonfinite and self.world.any(bool(bad.item())))
             if sound:
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
                 self.scaler.step(optimizer)
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()
             return sound
+
+    def _set_rate(self) -> None:
+        """Give the optimizers the learning rate of the step that comes next."""
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                if isinstance(group["lr"], Tensor):
+                    group["lr"].fill_(self.learning_rate)
+                else:
+                    group["lr"] = self.learning_rate
+
+    def _recorder(self, wanted: bool | Literal["auto"]) -> Recorder | None:
+        """Who records steps, if that is wanted and can be done.
+
+        Raises:
+            CommandError: it is wanted and cannot be done.
+        """
+        if wanted is False:
+            return None
+        recorder = self.hardware.recorder()
+        hindrances = {
+            f"needs one of NVIDIA's GPUs, and this is {self.hardware}": recorder is None,
+            "is for a run of one process": self.world.size > 1,
+            "does not go with trainer.compile=true": self.hardware.compile,
+            "does not go with trainer.precision=fp16, whose scaling asks the device for numbers": (
+                self.scaler.is_enabled()
+            ),
+            "does not go with trainer.on_nonfinite=skip, which asks the device for numbers": self.skips_nonfinite,
+            "does not go with trainer.recompute=true": getattr(self.objective.generators.ab, "recompute", False),
+            "needs an optimizer that is capturable": not all(
+                "capturable" in group for optimizer in self.optimizers for group in optimizer.param_groups
+            ),
+        }
+        found = [hindrance for hindrance, there in hindrances.items() if there]
+        if found and wanted is True:
+            raise CommandError(f"trainer.cuda_graphs=true {found[0]}: leave it out")
+        # With more pictures at a time a GPU is busy anyway.
+        pays = wanted is True or self.batch_size == self.accumulate
+        return recorder if pays and not found else None
 
     def _skip(self) -> Losses:
         """The step is over without its update: it counts, as its draws are gone, and tells nothing."""
@@ -441,6 +525,14 @@ def _lay_out_like_parameters(optimizer: Optimizer) -> None:
                 state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
+def _let_be_recorded(optimizers: Optimizers, device: torch.device) -> None:
+    """Have the optimizers read their rates and count their steps on the device."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = torch.full((), float(group["lr"]), device=device)
+            group["capturable"] = True
+
+
 def _means(told: list[Losses]) -> Losses:
     """The mean of each name over the parts of a step that tell it."""
     names = dict.fromkeys(name for losses in told for name in losses)
@@ -450,71 +542,6 @@ def _means(told: list[Losses]) -> Losses:
 def _diverged(first: NotFinite) -> str:
     values = ", ".join(f"{name.removeprefix('loss/')} {value:.4g}" for name, value in first.values.items())
     return f"training diverged at step {first.step + 1}: not finite ({values})"
-
-
-class Record:
-    """Sums up what happens between two logs, on the device, and reads it out once."""
-
-    def __init__(self, hardware: Hardware) -> None:
-        self.hardware = hardware
-        self.steps = self.skipped = 0  # those that were left out are counted in both
-        self._sums: dict[str, Tensor] = {}
-        self._pictures = self._replaced = 0
-        self._waiting_s, self._since = 0.0, time.perf_counter()
-
-    def add(self, means: Losses, *, pictures: int, replaced: int = 0) -> None:
-        """One step: its losses (none if it was skipped), and how many pictures it showed and had to replace."""
-        for name, value in means.items():
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-        self.steps += 1
-        self.skipped += not means
-        self._pictures += pictures
-        self._replaced += replaced
-
-    def waited(self, seconds: float) -> None:
-        """For data."""
-        self._waiting_s += seconds
-
-    def values(self) -> dict[str, float]:
-        """Means over the steps since the last call and over all processes; waits for the device."""
-        world, trained = self.hardware.world, max(self.steps - self.skipped, 1)
-        replaced = torch.tensor(self._replaced, dtype=torch.get_default_dtype(), device=self.hardware.device)
-        *means, replaced_mean = world.mean(
-            torch.stack([*(s / trained for s in self._sums.values()), replaced])
-        ).tolist()
-        values = dict(zip(self._sums, means, strict=True))
-        elapsed_s = time.perf_counter() - self._since
-        values["speed/images_per_s"] = self._pictures / elapsed_s
-        values["speed/waiting_for_data"] = self._waiting_s / elapsed_s
-        if self.skipped:
-            values["skipped_steps"] = self.skipped
-        if replaced_mean:
-            values["replaced_pictures"] = round(replaced_mean * world.size)
-        self._clear()
-        return values
-
-    def state_dict(self) -> dict[str, Any]:
-        """What was summed up so far; not the times, which a resumed run has of its own."""
-        counts = {"steps": self.steps, "skipped": self.skipped, "replaced": self._replaced}
-        return {"sums": dict(self._sums), **counts}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on summing up where another process stopped."""
-        self._clear()
-        self._sums = {name: value.to(self.hardware.device) for name, value in state["sums"].items()}
-        self.steps, self.skipped, self._replaced = state["steps"], state["skipped"], state["replaced"]
-
-    def _clear(self) -> None:
-        self._sums = {}
-        self.steps = self.skipped = self._pictures = self._replaced = 0
-        self._waiting_s, self._since = 0.0, time.perf_counter()
-
-
-def _shared_out(records: list[dict[str, Any]], rank: int) -> dict[str, Any]:
-    """What one of a new number of processes goes on with, so that means over them and their counts stay the same."""
-    sums = {name: torch.stack([one["sums"][name] for one in records]).mean(dim=0) for name in records[0]["sums"]}
-    replaced = sum(one["replaced"] for one in records)
-    return records[0] | {"sums": sums, "replaced": replaced if rank == 0 else 0}
 
 
 def averaged(generators: Generators, decay: float) -> GeneratorAverage[Generators] | None:

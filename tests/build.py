@@ -39,13 +39,16 @@ def tiny_trainer(
     world: World | None = None,
     seed: int = 0,
     precision: str = "fp32",
+    hardware: Hardware | None = None,
     epoch_draws: int = 10,
     schedule: LinearDecay | None = None,
     **settings,
 ) -> Trainer:
     """A trainer of `tiny_objective` in this process, at step 0."""
-    hardware = Hardware("cpu", precision=precision, world=world)
+    hardware = hardware or Hardware("cpu", precision=precision, world=world)
     objective = tiny_objective(seed=seed, prepare=hardware.prepare)
+    for module in (objective.generators, objective.discriminators):
+        hardware.place(module)
     settings.setdefault("steps", 1000)
     return Trainer(
         objective,

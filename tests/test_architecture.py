@@ -24,7 +24,8 @@ ROOMS: dict[str, set[str]] = {
     "metrics": {"metrics"},
     "leaf": {
         "darkroom", "data", "distributed", "ema", "errors", "files", "guard", "hardware", "images", "listing",
-        "locking", "losses", "networks", "photos", "pool", "schedule", "seeds", "signals", "thumbnails",
+        "locking", "losses", "networks", "photos", "pool", "record", "replay", "schedule", "seeds", "signals",
+        "thumbnails",
     },
 }  # fmt: skip
 

@@ -19,7 +19,7 @@ def watched(*steps: tuple[float, float]) -> Guard:
     """A guard that saw steps of one loss and one gradient each."""
     guard = Guard(CPU)
     for step, (loss, gradient) in enumerate(steps):
-        guard.watch(step, {"loss": torch.tensor(loss)}, [torch.tensor([gradient, 3.0])])
+        guard.watch(torch.tensor(step), {"loss": torch.tensor(loss)}, [torch.tensor([gradient, 3.0])])
     return guard
 
 
@@ -42,7 +42,7 @@ def test_the_first_bad_step_is_kept_with_its_values(bad: float) -> None:
 
 def test_a_scaled_gradient_is_the_scaler_s_business() -> None:
     guard = Guard(CPU)
-    guard.watch(0, {"loss": torch.tensor(1.0)}, [])
+    guard.watch(torch.tensor(0), {"loss": torch.tensor(1.0)}, [])
     assert guard.first(World()) is None
 
 

@@ -73,7 +73,7 @@ def test_the_same_recipe_and_files_resume(folder: RunFolder, recipe: dict[str, A
         "name", "run_dir", "init", "logger", "resume.mode", "resume.allow_changed", "checkpoint.keep", "data.root",
         "data.workers", "trainer.steps", "trainer.epochs", "trainer.log_every", "trainer.sample_every",
         "trainer.save_every", "trainer.device", "trainer.devices", "trainer.compile", "trainer.deterministic",
-        "trainer.accumulate", "trainer.memory", "trainer.recompute", "trainer.profile",
+        "trainer.accumulate", "trainer.memory", "trainer.recompute", "trainer.profile", "trainer.cuda_graphs",
     ],
 )  # fmt: skip
 def test_where_how_and_how_long_it_runs_may_change(folder: RunFolder, recipe: dict[str, Any], key: str) -> None:

@@ -506,6 +506,22 @@ def test_recomputing_residual_blocks_is_refused_where_there_are_none(
     assert "trainer.recompute=true: UNetGenerator has no residual blocks: leave it out" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("with_it", "reason"),
+    [
+        ("trainer.profile=false", "needs one of NVIDIA's GPUs, and this is CPU, fp32: leave it out"),
+        ("trainer.profile=true", "does not go with trainer.profile=true: leave one of them out"),
+    ],
+)
+def test_cuda_graphs_where_there_can_be_none_are_refused_in_a_line(
+    smoke: Command, with_it: str, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ("trainer.device=cpu", "trainer.precision=fp32", "trainer.cuda_graphs=true", with_it)
+    assert smoke(*settings) == 2
+    assert capsys.readouterr().err.splitlines() == [f"cyclestyle train: trainer.cuda_graphs=true {reason}"]
+    assert smoke("trainer.steps=1", *settings[:2], "trainer.cuda_graphs=auto", with_it) == 0
+
+
 @pytest.mark.parametrize("recompute", ["false", "true"])
 def test_lean_and_joint_runs_tell_the_same_losses(smoke: Command, recompute: str) -> None:
     assert_losses_alike(smoke, "trainer.memory=lean", "trainer.memory=joint", f"trainer.recompute={recompute}")
