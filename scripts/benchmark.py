@@ -59,6 +59,9 @@ HELD: dict[str, Callable[[int], Step]] = {
 }
 
 
+HORSE2ZEBRA = 1334  # draws of an epoch: as many as there are zebras, of which there are more than horses
+
+
 class Setting(NamedTuple):
     """Pictures of one size in batches of one size, and how long to look at them."""
 
@@ -71,7 +74,7 @@ class Setting(NamedTuple):
 def main() -> int:
     """Measure, print, perhaps write; the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--full", action="store_true", help="all sizes, batches and ways: about 45 minutes on 2 cores")
+    parser.add_argument("--full", action="store_true", help="all sizes, batches and ways: over an hour on 2 cores")
     parser.add_argument("--only", choices=SECTIONS, help="one section")
     parser.add_argument("--write", type=Path, help="a Markdown file to write the tables into")
     parser.add_argument("--peak", nargs=2, metavar=("WAY", "PX"), help=argparse.SUPPRESS)
@@ -152,10 +155,80 @@ def speed(*, full: bool) -> tuple[str, list[Goal]]:
 
 {table(head, lines)}
 
-{listed(goals)}
-
-On a GPU: not measured."""
+{listed(goals)}"""
     return text, goals
+
+
+def speed_on_gpu(*, full: bool) -> tuple[str, list[Goal]]:
+    """The same on a GPU, where there is one, and how long the paper's schedule for horse2zebra would take."""
+    if not torch.cuda.is_available():
+        return f"Not measured: PyTorch finds no GPU here. Where it does, `{command_line(full)}` writes this table.", []
+    rate = matrix_rate("cuda")
+    lines: list[tuple[object, ...]] = []
+    goals: list[Goal] = []
+    for batch in (1, 8) if full else (1,):
+        rows = interleaved(steps_on("cuda", 256, batch), runs=30, warm=8)
+        textbook, _, *ours = rows  # the second has TF32 off
+        flops = floating_point_operations(256) * batch
+        for row in rows:
+            steps = 200 * HORSE2ZEBRA / batch
+            lines.append(
+                (
+                    *(batch, row.name, f"{1000 * row.median:.1f}"),
+                    f"{1000 * min(row.seconds):.1f} to {1000 * max(row.seconds):.1f}",
+                    *(f"{textbook.median / row.median:.2f}", f"{flops / row.median / rate:.0%}"),
+                    f"{steps * row.median / 3600:.1f}",
+                )
+            )
+        best = min(row.median for row in ours)
+        if batch == 1:
+            goals.append(Goal("GPU, 256 px, times the textbook's speed", textbook.median / best, 5.0, True, "x"))
+        else:
+            goals.append(Goal("GPU, batch 8, share of the bf16 matrix rate", flops / best / rate, 0.4, at_least=True))
+    about = filled(
+        f"""The step of the table above at 256 px on {torch.cuda.get_device_name()}, which multiplies two matrices of
+        8192x8192 in bf16 at {rate / 1e12:.0f} TFLOP/s. All read their losses out at every step. The last column is 200
+        epochs of {HORSE2ZEBRA:,} draws, horse2zebra's full schedule, as far as steps alone go."""
+    )
+    head = "batch | step | median ms | min to max ms | times the textbook's speed | share | hours of the schedule"
+    return f"{about}\n\n{circumstances(command_line(full))}\n\n{table(head, lines)}\n\n{listed(goals)}", goals
+
+
+def steps_on(device: str, size: int, batch: int) -> dict[str, Step]:
+    """The ways to compare on a GPU, each with the switches of PyTorch that it would find in a process of its own."""
+
+    def switched(step: Step, *, tf32: bool, search: bool) -> Step:
+        def switched_step(run: int) -> object:
+            torch.backends.cuda.matmul.allow_tf32 = tf32 and search
+            with torch.backends.cudnn.flags(enabled=True, benchmark=search, deterministic=False, allow_tf32=tf32):
+                return step(run)
+
+        return switched_step
+
+    textbooks = {"textbook, PyTorch's defaults (TF32 in convolutions)": True, "textbook, TF32 off": False}
+    ours: dict[str, dict[str, bool]] = {
+        "cyclestyle": {},
+        "cyclestyle, cuda_graphs=true": {"cuda_graphs": True},
+        "cyclestyle, compile=true": {"compile": True},
+    }
+    return {
+        name: switched(textbook_step(size, batch, device=device), tf32=tf32, search=False)
+        for name, tf32 in textbooks.items()
+    } | {
+        name: switched(our_step(size, batch, device=device, **settings), tf32=True, search=True)
+        for name, settings in ours.items()
+    }
+
+
+def matrix_rate(device: str, size: int = 8192) -> float:
+    """Floating point operations a second of a product of matrices in bf16, the fastest of twenty."""
+    one, other = (torch.randn(size, size, dtype=torch.bfloat16, device=device) for _ in range(2))
+    seconds = []
+    for _ in range(20):
+        since = time.perf_counter()
+        (one @ other)[0, 0].item()  # which waits for it
+        seconds.append(time.perf_counter() - since)
+    return 2 * size**3 / min(seconds)
 
 
 def measure_rates(rates: dict[str, float]) -> None:
@@ -409,6 +482,7 @@ def listed(goals: list[Goal]) -> str:
 
 SECTIONS = {
     "A training step": speed,
+    "A training step on a GPU": speed_on_gpu,
     "Memory of a step": memory,
     "Start-up": start_up,
     "Loading": loading,

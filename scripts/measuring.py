@@ -90,16 +90,21 @@ def interleaved(steps: dict[str, Step], *, runs: int, warm: int = 2) -> list[Row
     return rows
 
 
-def textbook_step(size: int, batch: int = 1) -> Step:
+def textbook_step(size: int, batch: int = 1, *, device: str = "cpu") -> Step:
     """A step of the paper's networks as a textbook writes it, out of PyTorch's own modules alone."""
     random = torch.Generator().manual_seed(0)
-    textbook = Textbook(ReferenceResNet(64), ReferenceResNet(64), plain_patch(), plain_patch())
+    textbook = Textbook(
+        ReferenceResNet(64).to(device),
+        ReferenceResNet(64).to(device),
+        plain_patch().to(device),
+        plain_patch().to(device),
+    )
     for network in (textbook.g_a, textbook.g_b, textbook.d_a, textbook.d_b):
         initialize(network, generator=random)
 
     def step(run: int) -> Any:
         shown = pictures(size, run, batch)
-        return textbook.step(to_float(shown.a), to_float(shown.b))
+        return textbook.step(to_float(shown.a.to(device)), to_float(shown.b.to(device)))
 
     return step
 
@@ -126,15 +131,17 @@ def our_step(size: int, batch: int = 1, **settings: Any) -> Step:
 def our_trainer(
     precision: Any = "auto",
     *,
+    device: Any = "cpu",
     batch: int = 1,
     memory: Any = "lean",
     recompute: bool = False,
     compile: bool = False,  # noqa: A002
+    cuda_graphs: bool = False,
     channels: int = 64,
     world: World | None = None,
 ) -> Trainer:
     """A trainer of the paper's networks; the batch is that of all processes."""
-    hardware = Hardware("cpu", precision=precision, compile=compile, world=world)
+    hardware = Hardware(device, precision=precision, compile=compile, one_size=True, world=world)
     generators = Generators(ResNetGenerator(channels), ResNetGenerator(channels))
     discriminators = Discriminators(PatchDiscriminator(channels), PatchDiscriminator(channels))
     random = torch.Generator().manual_seed(0)
@@ -160,6 +167,7 @@ def our_trainer(
         seed=0,
         batch_size=batch,
         memory=memory,
+        cuda_graphs=cuda_graphs,
     )
 
 
