@@ -6,7 +6,7 @@ thousand, and at batch 1 many are over sooner than the next is launched, so that
 
 import functools
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -29,7 +29,8 @@ class Recorder(Protocol):
         """Run a function without computing anything: only what it would compute is noted.
 
         Returns:
-            What computes it, each time that it is called, and the tensors that hold the results from then on.
+            What computes it, each time that it is called, and the tensors that then hold the results, until the next
+            replay of any recording.
 
         Raises:
             RuntimeError: something in it cannot be recorded.
@@ -39,8 +40,8 @@ class Recorder(Protocol):
 class CudaGraphs:
     """Records on an NVIDIA GPU.
 
-    All recordings use the same memory for what they do not return: they are to be replayed in the order in which they
-    were made, never two at a time.
+    All recordings use the same memory, which is theirs alone as long as they live: they are to be replayed in the order
+    in which they were made, never two at a time.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -58,55 +59,86 @@ class CudaGraphs:
 
     def record(self, run: Callable[[], Made]) -> tuple[Callable[[], None], Made]:
         graph = torch.cuda.CUDAGraph()
-        # Threads that pin the next batches' memory meanwhile would otherwise spoil the recording.
-        with torch.cuda.graph(graph, self._memory, self._stream, capture_error_mode="thread_local"):
+        with (
+            torch.cuda.stream(self._stream),  # which is left again even where a recording fails to begin
+            # Threads that pin the next batches' memory meanwhile would otherwise spoil the recording.
+            torch.cuda.graph(graph, self._memory, self._stream, capture_error_mode="thread_local"),
+        ):
             made = run()
         return graph.replay, made
 
 
-class Replay:
-    """A function that is recorded at its fourth call and replayed from then on.
+class Recorded(NamedTuple):
+    """A function that is replayed."""
 
-    It may read and change any tensor on the device, as long as that stays in its place: what is to differ from call to
-    call has to be an argument or the content of such a tensor, since Python is not asked again after the recording.
-    Where it cannot be recorded, a warning says so and it is called as it is.
+    replay: Callable[[], None]
+    given: tuple[Tensor, ...]  # where it reads its arguments
+    made: Tensors  # where its results stand after a replay
 
-    Args:
-        function: of tensors that have the same shapes at every call, to named tensors, or to None if it did nothing;
-            that is for the host to decide, and nothing that a function which is recorded may do.
-        recorder: records it.
+
+class Replays:
+    """Calls functions: the fourth call of each is recorded and replayed from then on.
+
+    They may read and change any tensor on the device, as long as that stays in its place: what is to differ from call
+    to call has to be an argument or the content of such a tensor, since Python is not asked again after the recording.
+    Where one cannot be recorded, a warning says so and all are called as they are.
     """
 
-    def __init__(self, function: Callable[..., Tensors | None], recorder: Recorder) -> None:
-        self._function, self._recorder = function, recorder
-        self._rehearsals = 0
-        self._replay: Callable[[], None] | None = None
-        self._can_be_recorded = True
-        self._given: tuple[Tensor, ...] = ()
-        self._made: Tensors = {}
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+        self._gave_up = False
+        self._rehearsals: dict[str, int] = {}
+        self._recorded: dict[str, Recorded] = {}
 
-    def __call__(self, *given: Tensor) -> Tensors | None:
-        """What the function makes of these tensors, in tensors of its own."""
-        if self._can_be_recorded and self._replay is None:
-            if self._rehearsals < REHEARSALS:
-                self._rehearsals += 1
-                return self._recorder.rehearse(functools.partial(self._function, *given))
-            self._record(given)
-        if self._replay is None:
-            return self._function(*given)
-        for held, new in zip(self._given, given, strict=True):
+    def __call__(self, name: str, function: Callable[..., Tensors | None], *given: Tensor) -> Tensors | None:
+        """What a function makes of these tensors, in tensors of its own.
+
+        Args:
+            name: of the function, by which it is known again.
+            function: gives named tensors; None, if anything was left out, from functions that are not to be recorded.
+            given: of the same shapes at every call.
+        """
+        if self._gave_up:
+            return function(*given)
+        if self._rehearsals.get(name, 0) < REHEARSALS:
+            self._rehearsals[name] = self._rehearsals.get(name, 0) + 1
+            return self._recorder.rehearse(functools.partial(function, *given))
+        recorded = self._recorded.get(name) or self._record(name, function, given)
+        if recorded is None:
+            return function(*given)
+        for held, new in zip(recorded.given, given, strict=True):
+            assert held.shape == new.shape
             held.copy_(new)
-        self._replay()
-        return {name: made.clone() for name, made in self._made.items()}
+        recorded.replay()
+        return {key: made.clone() for key, made in recorded.made.items()}  # the next replay may overwrite them
 
-    def _record(self, given: tuple[Tensor, ...]) -> None:
-        self._given = tuple(tensor.clone() for tensor in given)
+    def forget(self) -> None:
+        """Begin anew, with rehearsals: tensors have been replaced that recordings read or change."""
+        self._recorded.clear()
+        self._rehearsals.clear()
+
+    def _record(self, name: str, function: Callable[..., Tensors | None], given: tuple[Tensor, ...]) -> Recorded | None:
+        held = tuple(tensor.clone() for tensor in given)
         try:
-            self._replay, made = self._recorder.record(functools.partial(self._function, *self._given))
+            replay, made = self._recorder.record(functools.partial(function, *held))
         except RuntimeError as error:
-            self._can_be_recorded, self._given = False, ()
-            reason = str(error).partition("\n")[0]
+            self._gave_up = True
+            self.forget()
+            reason = _first_line(error)
             warn(f"trainer.cuda_graphs: a step cannot be recorded ({reason}); its kernels are launched one by one")
-        else:
-            assert made is not None
-            self._made = made
+            return None
+        assert made is not None
+        self._recorded[name] = Recorded(replay, held, made)
+        return self._recorded[name]
+
+
+def call(name: str, function: Callable[..., Tensors | None], *given: Tensor) -> Tensors | None:
+    """What `Replays` does, without any recording."""
+    return function(*given)
+
+
+def _first_line(error: BaseException) -> str:
+    """Of the error that came first: what is left open by it fails again when it is closed."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return str(error).partition("\n")[0]

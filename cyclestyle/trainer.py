@@ -19,7 +19,7 @@ from cyclestyle.guard import Guard, NotFinite
 from cyclestyle.hardware import Hardware
 from cyclestyle.pool import ImagePool
 from cyclestyle.record import Record, shared_out
-from cyclestyle.replay import Recorder, Replay
+from cyclestyle.replay import Recorder, Replays, call
 from cyclestyle.schedule import LinearDecay
 from cyclestyle.seeds import decisions
 
@@ -54,7 +54,7 @@ class Part(StrEnum):
     DATA = "data"  # waiting for pictures, and sending them to the device
     FORWARD = "forward"  # networks and losses
     BACKWARD = "backward"  # with what processes exchange meanwhile
-    OPTIMIZER = "optimizer"  # looking at losses and gradients, the update, the moving average
+    OPTIMIZER = "optimizer"  # looking at gradients, the update, the moving average
     LOGGING = "logging"  # waiting for the device, numbers and probe pictures
     SAVING = "saving"  # checkpoints
 
@@ -79,8 +79,6 @@ class Guards(NamedTuple):
     generators: Guard
     discriminators: Guard
 
-
-Update = Callable[..., dict[str, Tensor] | None]
 
 SKIPS = 10  # steps in a row that may be skipped before training counts as diverged
 LARGE = 2**16  # pixels of a picture from which on freed memory is worth the time that giving it back takes
@@ -109,8 +107,8 @@ class Trainer:
             before anything is written. `skip` leaves the update out, which costs a wait for the device at every step.
         memory: `lean` back-propagates the identities and the two cycles one after the other, `joint` all at once. The
             gradients are the same.
-        cuda_graphs: on an NVIDIA GPU, launch the kernels of a step together; `auto` where that pays and can be done. A
-            state has to be loaded before the first step then.
+        cuda_graphs: on an NVIDIA GPU, launch the kernels of a step together, in memory of their own; `auto` where that
+            pays and can be done.
 
     Raises:
         CommandError: a batch that cannot be divided evenly, an interval or length below 1, or CUDA graphs with what
@@ -162,13 +160,9 @@ class Trainer:
         self.total = steps if steps is not None else self._steps_in(epochs if epochs is not None else schedule.epochs)
 
         recorder = self._recorder(cuda_graphs)
-        self.replays = recorder is not None
-        self._train_generators: Update = self._update_generators
-        self._train_discriminators: Update = self._update_discriminators
-        if recorder is not None:
+        self._replays = Replays(recorder) if recorder is not None else None
+        if self._replays is not None:
             _let_be_recorded(optimizers, hardware.device)
-            self._train_generators = Replay(self._update_generators, recorder)
-            self._train_discriminators = Replay(self._update_discriminators, recorder)
 
     def fit(
         self,
@@ -252,12 +246,13 @@ class Trainer:
         with record_function(Part.DATA):
             a, b = self.hardware.send(batch.a), self.hardware.send(batch.b)
 
-        told = self._train_generators(a, b)
+        run = self._replays or call
+        told = run("generators", self._update_generators, a, b)
         if told is None:
             return self._skip()
         fake_a = self.pools.a.exchange(told.pop("fake_a"), batch.draws)
         fake_b = self.pools.b.exchange(told.pop("fake_b"), batch.draws)
-        judged = self._train_discriminators(a, b, fake_a, fake_b)
+        judged = run("discriminators", self._update_discriminators, a, b, fake_a, fake_b)
 
         with record_function(Part.OPTIMIZER):
             self.scaler.update()
@@ -303,6 +298,11 @@ class Trainer:
         both = probe(a, ab, ba), probe(b, ba, ab)
         self.objective.generators.train()
         return both
+
+    @property
+    def replays(self) -> bool:
+        """Whether steps are recorded and replayed."""
+        return self._replays is not None
 
     @property
     def learning_rate(self) -> float:
@@ -352,6 +352,8 @@ class Trainer:
             # Rates and betas are the config's, not the checkpoint's.
             optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
             _lay_out_like_parameters(optimizer)
+        if self._replays is not None:
+            self._replays.forget()
         if shared["scaler"]:  # empty where the run had no use for one
             self.scaler.load_state_dict(shared["scaler"])
         for pool, side in ((self.pools.a, "a"), (self.pools.b, "b")):

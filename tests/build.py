@@ -44,7 +44,7 @@ def tiny_trainer(
     schedule: LinearDecay | None = None,
     **settings,
 ) -> Trainer:
-    """A trainer of `tiny_objective` in this process, at step 0."""
+    """A trainer of `tiny_objective` in this process, at step 0; `hardware` stands for `world` and `precision`."""
     hardware = hardware or Hardware("cpu", precision=precision, world=world)
     objective = tiny_objective(seed=seed, prepare=hardware.prepare)
     for module in (objective.generators, objective.discriminators):
