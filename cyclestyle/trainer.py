@@ -244,7 +244,7 @@ class Trainer:
         self._step_here.fill_(self.step)
         self._set_rate()
         with record_function(Part.DATA):
-            a, b = self.hardware.send(batch.a), self.hardware.send(batch.b)
+            a, b = (images.to_float(self.hardware.send(pictures)) for pictures in (batch.a, batch.b))
 
         run = self._replays or call
         told = run("generators", self._update_generators, a, b)
@@ -374,7 +374,7 @@ class Trainer:
         """Change the generators, against discriminators that stand still.
 
         Args:
-            a, b: real pictures, uint8 (N, 3, H, W), here.
+            a, b: real pictures, (N, 3, H, W) in [-1, 1].
 
         Returns:
             The means of their losses, and `fake_a` and `fake_b`, the translations; None if the update was left out.
@@ -383,7 +383,7 @@ class Trainer:
         told: list[Losses] = []
         fakes_of_a: list[Tensor] = []
         fakes_of_b: list[Tensor] = []
-        parts = self._parts(a, b)
+        parts = list(zip(a.chunk(self.accumulate), b.chunk(self.accumulate), strict=True))
         for index, (a, b) in enumerate(parts):
             for losses_of in self._generator_losses:
                 last = index + 1 == len(parts) and losses_of is self._generator_losses[-1]
@@ -406,31 +406,23 @@ class Trainer:
         """Change the discriminators.
 
         Args:
-            a, b: real pictures, uint8 (N, 3, H, W), here.
-            fake_a, fake_b: translations of now and of earlier steps, (N, 3, H, W) in [-1, 1].
+            a, b: real pictures, (N, 3, H, W) in [-1, 1].
+            fake_a, fake_b: translations of now and of earlier steps, likewise.
 
         Returns:
             The means of their losses and scores; None if the update was left out.
         """
         self.optimizers.discriminators.zero_grad()
         told: list[Losses] = []
-        parts = list(zip(self._parts(a, b), fake_a.chunk(self.accumulate), fake_b.chunk(self.accumulate), strict=True))
-        for index, ((a, b), fake_a, fake_b) in enumerate(parts):
+        parts = list(zip(*(pictures.chunk(self.accumulate) for pictures in (a, b, fake_a, fake_b)), strict=True))
+        for index, pictures in enumerate(parts):
             with self.world.accumulating(more_to_come=index + 1 < len(parts)):
                 with record_function(Part.FORWARD):
-                    losses, scores = self.objective.discriminator_losses(a, b, fake_a, fake_b)
+                    losses, scores = self.objective.discriminator_losses(*pictures)
                 self._backward(losses)
             told.append(losses | scores)
         means = _means(told)
         return means if self._update(self.optimizers.discriminators, self.guards.discriminators, means) else None
-
-    def _parts(self, a: Tensor, b: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Real pictures in [-1, 1], split as they are to be computed."""
-        with record_function(Part.DATA):
-            return [
-                (images.to_float(a), images.to_float(b))
-                for a, b in zip(a.chunk(self.accumulate), b.chunk(self.accumulate), strict=True)
-            ]
 
     def _backward(self, losses: Losses) -> None:
         with record_function(Part.BACKWARD):
