@@ -1,6 +1,5 @@
 """Which pictures are meant: one file, a folder, a pattern, a list of paths."""
 
-import codecs
 import fnmatch
 import glob
 import os
@@ -12,9 +11,10 @@ from typing import IO, NamedTuple
 from cyclestyle import photos
 from cyclestyle.errors import DataError
 from cyclestyle.listing import contents, listing, shown, surroundings, why_no_file
+from cyclestyle.translation import lists
 
 FORMATS = "JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF or HEIC"  # in words, what `ENDINGS` says
-ENDINGS = photos.ENDINGS | {".heic", ".heif"}  # a telephone's pictures are never passed over without a word
+ENDINGS = photos.ENDINGS | {".heic", ".heif", ".hif"}  # a telephone's pictures are never passed over without a word
 STANDARD_INPUT = "-"
 LIST = ".txt"
 
@@ -44,19 +44,20 @@ def find(wanted: str, *, output: Path | None = None, own: Own = lambda _: (), st
 
     Args:
         wanted: a picture; a folder, searched with all that lies below it; a pattern such as `photos/**/*.jpg`; a .txt
-            file with a path on each line; or `-`, for paths on standard input. Paths are separated by line breaks or,
-            as `find -print0` does it, by zero bytes; among them may be folders.
+            file with a path on each line, see `lists.entries`; or `-`, for the same on standard input, where paths may
+            also be separated by zero bytes, as `find -print0` does it. Among the paths may be folders.
         output: what is found in it by searching folders is passed over.
         own: so are translations that other folders below the input are known to hold.
         stream: standard input, where it is another.
 
     Raises:
-        DataError: there are no pictures.
+        DataError: there are no pictures; or a list that cannot be decoded, or that names a folder above its own.
     """
     path = Path(wanted)
     is_named = False  # one by one: then nothing is passed over but what was certainly translated
     if wanted == STANDARD_INPUT:
-        is_named, found = True, _listed(stream or sys.stdin.buffer, "standard input")
+        content = (stream or sys.stdin.buffer).read()
+        is_named, found = True, _listed(content, "standard input", folder=Path(), zeros=True)
     elif path.is_dir():
         found = list(_below(path, Path()))
     elif path.is_file() and path.suffix.lower() == LIST:
@@ -144,21 +145,21 @@ def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
 
 def _list_file(path: Path) -> list[Source]:
     try:
-        stream = path.open("rb")
+        content = path.read_bytes()
     except OSError as error:
         raise DataError(f"{shown(path)} cannot be read: {error.strerror}") from None
-    with stream:
-        return _listed(stream, shown(path))
+    return _listed(content, shown(path), folder=path.parent, zeros=False)
 
 
-def _listed(stream: IO[bytes], whose: str) -> list[Source]:
-    """What a list of paths names; names are relative to the current folder, or to the one that holds them all."""
-    text = stream.read().removeprefix(codecs.BOM_UTF8)
-    separator = b"\0" if b"\0" in text else b"\n"
-    lines = (os.fsdecode(line.removesuffix(b"\r")) for line in text.split(separator))
-    paths = [Path(os.path.expanduser(line)) for line in lines if line.strip()]  # noqa: PTH111 - leaves nobody's ~ alone
-    if not paths:
-        raise DataError(f"{whose} lists no pictures: give a path on each line")
+def _listed(content: bytes, whose: str, *, folder: Path, zeros: bool) -> list[Source]:
+    """What a list of paths names; names are relative to the current folder, or to the one that holds them all.
+
+    Args:
+        folder: that the list is in.
+        zeros: whether zero bytes may separate paths.
+    """
+    paths = lists.entries(content, whose, zeros=zeros)
+    lists.check_places(paths, folder, whose)
 
     whole = [Path(os.path.abspath(path)) for path in paths]  # noqa: PTH100 - takes .. away and follows no link
     root = _common(whole)

@@ -182,3 +182,136 @@ def test_an_empty_list_is_refused(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("\n\n")
     with pytest.raises(DataError, match=r"list\.txt lists no pictures: give a path on each line"):
         inputs.find(str(tmp_path / "list.txt"))
+
+
+def lines_in(text: str, encoding: str, mark: bytes = b"") -> bytes:
+    return mark + text.encode(encoding)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "mark"),
+    [("utf-8", b"\xef\xbb\xbf"), ("utf-16-le", b"\xff\xfe"), ("utf-16-be", b"\xfe\xff"),
+     ("utf-32-le", b"\xff\xfe\0\0"), ("utf-32-be", b"\0\0\xfe\xff")],
+)  # fmt: skip
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_list_is_decoded_by_its_byte_order_mark(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, encoding: str, mark: bytes, end: str
+) -> None:
+    monkeypatch.chdir(folder)
+    write_picture(folder / "Müller 🎨.png")
+    content = lines_in(end.join(["a.png", "", "Müller 🎨.png", "sub/c.JPG", ""]), encoding, mark)
+    Path("list.txt").write_bytes(content)
+    assert found("list.txt") == found("-", stream=io.BytesIO(content)) == ["Müller 🎨.png", "a.png", "sub/c.JPG"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("text", ["photos/a.png\r\n", "a.png\nb.png\n", "Фото/1.jpg\r\n", "a.png", "C:\\x\\y.jpg"])
+def test_utf_16_without_its_mark_is_refused_and_walks_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str, text: str
+) -> None:
+    """Taken for names with zero bytes between them, one of these would be `.` and another `/`."""
+    monkeypatch.chdir(tmp_path)
+    Path("list.txt").write_bytes(text.encode(encoding))
+    with pytest.raises(DataError, match=r"^list\.txt looks like UTF-16 without a byte order mark: save it as UTF-8$"):
+        inputs.find("list.txt")
+    with pytest.raises(DataError, match=r"^standard input looks like UTF-16 without"):
+        inputs.find("-", stream=io.BytesIO(text.encode(encoding)))
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"a.png\0b.jpg\0", r"holds zero bytes, which separate names on standard input only: .*input=-"),
+        (b"\xff\xfea\0b", r"is damaged: it begins as UTF-16-LE and does not go on so"),
+        (b"\xff\xfe\0\xd8a\0", r"is damaged: it begins as UTF-16-LE and does not go on so"),
+        (b"\xff\xfea\0\0\0b\0", r"is damaged: it holds zero characters"),
+        (b"\xef\xbb\xbfa\0b", r"is damaged: it holds zero characters"),
+        (b"\xff\xfe", r"lists no pictures"),
+        (b"# a.png\n", r"lists no pictures"),
+    ],
+)
+def test_a_list_that_cannot_be_decoded_is_refused_in_a_line(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, reason: str
+) -> None:
+    monkeypatch.chdir(folder)
+    Path("list.txt").write_bytes(content)
+    with pytest.raises(DataError, match=rf"^list\.txt {reason}") as caught:
+        inputs.find("list.txt")
+    assert "\n" not in str(caught.value)
+
+
+def test_zero_bytes_on_standard_input_leave_names_as_they_are(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    names = ["#x.png", "'y'.png", "~z.png", "w.png\r.png", "1", "2"]
+    for name in names[:4]:
+        write_picture(folder / name)
+    for name in names[4:]:
+        write_picture(folder / name / "x.png")
+    content = "\0".join(names).encode()
+    expected = sorted([*names[:4], "1/x.png", "2/x.png"])
+    assert found("-", stream=io.BytesIO(content)) == expected
+    assert found("-", stream=io.BytesIO(content + b"\0")) == expected
+    assert found("-", stream=io.BytesIO(b".\0./a.png\0")) == found(".")  # `find . -print0` begins so
+    assert found("-", stream=io.BytesIO(b"1\0002\0")) == ["1/x.png", "2/x.png"]
+
+
+def test_a_list_has_comments_and_quoted_lines(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    for name in ("#x.png", "it's.png", "a b.png", "'q'.png"):
+        write_picture(folder / name)
+    lines = ["# of 2019", "  # a.png", '"a b.png"', " 'b.jpg' ", "./#x.png", "it's.png", "'q'.png", "", '"']
+    Path("list.txt").write_text("\n".join(lines))
+    assert found("list.txt") == ['"', "#x.png", "'q'.png", "a b.png", "b.jpg", "it's.png"]
+    Path("list.txt").write_text("'#x.png'\n")
+    assert found("list.txt") == ["#x.png"]
+
+
+def test_a_tilde_in_a_list_is_a_home_folder(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    monkeypatch.setenv("HOME", str(folder))
+    Path("list.txt").write_text('~/a.png\n"~/sub"\n')
+    assert found("list.txt") == ["a.png", "sub/c.JPG", "sub/deep/d.webp"]
+
+
+@pytest.mark.parametrize(
+    "entry", ["/", "//", "..", "../..", "sub/../..", "{above}", "{link}", "'..'", "sub/deep/../../.."]
+)
+def test_a_list_that_names_a_folder_above_its_own_is_refused_before_anything_is_walked(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory, entry: str
+) -> None:
+    link = tmp_path_factory.mktemp("elsewhere") / "link"
+    link.symlink_to(folder.parent)
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(os, "scandir", None)  # nothing can be walked without
+    line = entry.format(above=folder.parent, link=link)
+    Path("list.txt").write_text(f"a.png\n{line}\n")
+    with pytest.raises(DataError, match=r"^list\.txt lists .*, which is (above|the root of a disk)"):
+        inputs.find("list.txt")
+    with pytest.raises(DataError, match=r"^standard input lists .*, which is (above|the root of a disk)"):
+        inputs.find("-", stream=io.BytesIO(line.strip("'").encode() + b"\0b.jpg"))
+
+
+def test_what_is_above_a_list_is_meant_by_where_it_is_not_by_where_the_command_runs(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    (folder / "sub" / "list.txt").write_text(".\n")
+    with pytest.raises(DataError, match=r"^sub/list\.txt lists \., which is above .*/sub: is the list damaged"):
+        inputs.find("sub/list.txt")
+    (folder / "list.txt").write_text(".\n")
+    assert found("list.txt") == ["a.png", "b.jpg", "sub/c.JPG", "sub/deep/d.webp"]
+
+
+def test_a_list_behind_a_link_may_not_name_what_is_above_either_of_its_folders(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (elsewhere / "link").symlink_to(folder / "sub")
+    (folder / "sub" / "list.txt").write_text(f"{folder}\n")
+    with pytest.raises(DataError, match="which is above"):
+        inputs.find(str(elsewhere / "link" / "list.txt"))
+    (folder / "sub" / "list.txt").write_text(f"{elsewhere}\n")
+    with pytest.raises(DataError, match="which is above"):
+        inputs.find(str(elsewhere / "link" / "list.txt"))
