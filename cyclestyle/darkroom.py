@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cyclestyle import images, photos, thumbnails
+from cyclestyle.errors import CyclestyleError
 from cyclestyle.files import replacing
+from cyclestyle.images import PictureError
 from cyclestyle.photos import Photo
 from cyclestyle.photos.photo import Samples
 from cyclestyle.signals import leave_with_parent
@@ -67,22 +69,27 @@ def write(
         targets: relative to the output folder.
         shots: names of the thumbnails, of the photo itself first.
 
+    A thumbnail that cannot be made is a note: the translation is there.
+
     Raises:
-        PictureError: a format cannot hold the picture.
+        PictureError: a format cannot hold the picture, or what was written cannot be opened again.
         OSError: the disk does not take it; with the name of the file.
     """
     stamps: dict[str, tuple[int, int]] = {}
     notes = list(photo.notes)
     for pixels, target in zip(translations, targets, strict=True):
         path = how.output / target
-        with _named(path):
+        with _named(path), _of_one_picture(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             notes += photos.write(dataclasses.replace(photo, pixels=pixels), path, quality=how.quality)
             status = path.stat()
         stamps[target.as_posix()] = status.st_size, status.st_mtime_ns
     if how.sheet is not None:
         for pixels, name in zip([photo.pixels, *translations], shots, strict=True):
-            shoot(pixels, photo.alpha, how.sheet / name)
+            try:
+                shoot(pixels, photo.alpha, how.sheet / name)
+            except PictureError as error:
+                notes.append(error.reason)
     return Written(stamps, tuple(dict.fromkeys(notes)))
 
 
@@ -95,11 +102,17 @@ def shoot_again(source: Path, targets: Sequence[Path], shots: Sequence[str], how
 
 
 def shoot(pixels: Samples, alpha: Samples | None, path: Path) -> None:
-    """Write a thumbnail."""
+    """Write a thumbnail; raises PictureError where none can be made, OSError with the file's name for the disk."""
+    try:
+        content = thumbnails.thumbnail(pixels, alpha)
+    except MemoryError:
+        raise
+    except Exception as error:  # encoders raise nearly anything
+        raise PictureError(path, f"it has no thumbnail ({type(error).__name__}: {error})") from None
     with _named(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as stream:
-            stream.write(thumbnails.thumbnail(pixels, alpha))
+            stream.write(content)
 
 
 @contextmanager
@@ -109,3 +122,19 @@ def _named(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OSError(error.errno, error.strerror or str(error), os.fspath(path)) from None
+
+
+@contextmanager
+def _of_one_picture(path: Path) -> Iterator[None]:
+    """Make a PictureError of what nobody expected of a picture: it can always be sent to another process."""
+    try:
+        yield
+    except (CyclestyleError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        raise PictureError(path, unexpected(error), lasting=False) from error
+
+
+def unexpected(error: Exception) -> str:
+    """The reason for the user where no part of the program knows one."""
+    return f"unexpected {type(error).__name__}: {error}" if str(error) else f"unexpected {type(error).__name__}"

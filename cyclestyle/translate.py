@@ -37,7 +37,7 @@ def translate(
     direction: str | None = None,
     strength: float | Sequence[float] = 1.0,
     keep: Literal["none", "colour", "luminance"] = "none",
-    format: Literal["keep", "png", "jpeg", "webp"] = "keep",  # noqa: A002
+    format: Literal["keep", "png", "jpeg", "webp", "heic"] = "keep",  # noqa: A002
     quality: int = 95,
     resize: int | None = None,
     metadata: Literal["drop", "keep"] = "drop",
@@ -113,6 +113,10 @@ def translate(
         if world.is_main:
             passed = f" ({jobs.passed:,} translations of earlier commands passed over)" if jobs.passed else ""
             print(f"{treat}: {len(plan.todo):,} to translate{passed}", flush=True)
+            if changed := planning.heic_as_jpeg(plan.todo):
+                print(
+                    f"HEIC photos that become JPEG (quality={quality}): {changed:,}; format=heic keeps HEIC", flush=True
+                )
 
         if engine == "ray":
             outcome = cluster.carry_out(plan, make, settings, workers=workers)

@@ -659,9 +659,12 @@ def test_a_good_file_is_read_and_written_as_what_it_shows(tmp_path: Path, case: 
 
 
 @pytest.mark.skipif(not HAS_HEIF, reason="HEIC needs the extra `heic`")
+@pytest.mark.parametrize("format_name", ["keep", "heic"])
 @pytest.mark.parametrize("case", HEIC, ids=lambda case: case.name)
-def test_a_photograph_of_a_telephone_is_read_and_written_as_what_it_shows(tmp_path: Path, case: Good) -> None:
-    check(tmp_path, case)
+def test_a_photograph_of_a_telephone_is_read_and_written_as_what_it_shows(
+    tmp_path: Path, case: Good, format_name: photos.Format
+) -> None:
+    check(tmp_path, case, format_name)
 
 
 @pytest.mark.parametrize("case", BAD, ids=lambda case: case.name)
@@ -673,7 +676,7 @@ def test_a_bad_file_is_refused_with_its_reason(tmp_path: Path, case: Bad) -> Non
     assert caught.value.path == tmp_path / case.name
 
 
-def check(folder: Path, case: Good) -> None:
+def check(folder: Path, case: Good, format_name: photos.Format = "keep") -> None:
     case.make(folder / case.name)
     photo = photos.read(folder / case.name)
     assert photo.pixels.dtype == case.pixels.dtype
@@ -689,7 +692,7 @@ def check(folder: Path, case: Good) -> None:
         assert distance(photo.alpha, case.alpha) <= (4 if case.name.endswith((".avif", ".heif")) else 0)
 
     full = np.iinfo(photo.pixels.dtype).max
-    target = folder / "out" / photos.target_name(Path(case.name), "keep")
+    target = folder / "out" / photos.target_name(Path(case.name), format_name)
     target.parent.mkdir()
     notes = photos.write(replace(photo, pixels=full - photo.pixels), target)
     assert [path.name for path in target.parent.iterdir()] == [target.name]

@@ -9,9 +9,10 @@ import struct
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -226,12 +227,13 @@ def test_damaged_exif_data_are_left_out_and_that_is_said(tmp_path: Path) -> None
         ("x.png", "jpeg", "x.jpg"), ("x.tif", "webp", "x.webp"), ("x.tiff", "png", "x.png"), ("x.gif", "keep", "x.png"),
         ("x.GIF", "keep", "x.png"), ("x.gif", "jpeg", "x.jpg"), ("x.avif", "keep", "x.avif"),
         ("x.bmp", "keep", "x.bmp"), ("a.b.tif", "png", "a.b.png"), ("x.tif", "keep", "x.tif"),
-        ("-x .WebP", "webp", "-x .WebP"),
+        ("-x .WebP", "webp", "-x .WebP"), ("x.heic", "keep", "x.jpg"), ("IMG 1.HEIC", "keep", "IMG 1.jpg"),
+        ("x.heif", "keep", "x.jpg"), ("x.HIF", "keep", "x.jpg"), ("x.heic", "png", "x.png"),
+        ("x.heic", "jpeg", "x.jpg"), ("x.HEIC", "heic", "x.HEIC"), ("x.hif", "heic", "x.hif"),
+        ("x.jpg", "heic", "x.heic"),
     ],
 )  # fmt: skip
-def test_the_name_says_the_format(
-    name: str, format_name: Literal["keep", "png", "jpeg", "webp"], expected: str
-) -> None:
+def test_the_name_says_the_format(name: str, format_name: photos.Format, expected: str) -> None:
     assert photos.target_name(Path(name), format_name) == Path(expected)
 
 
@@ -242,7 +244,8 @@ def test_the_same_photo_gives_the_same_bytes(tmp_path: Path, ending: str, deep: 
         needs_deep()
     exif = told(1).tobytes()
     alpha = noise(70, 90, deep=deep, channels=1)[..., 0]
-    photo = Photo(noise(70, 90, deep=deep), alpha, Metadata(exif, XMP, (72.0, 72.0)))
+    upright = XMP.replace(b'"6"', b'"1"')  # or readers of HEIC would turn it
+    photo = Photo(noise(70, 90, deep=deep), alpha, Metadata(exif, upright, (72.0, 72.0)))
     contents = set()
     for number in range(2):
         photos.write(photo, tmp_path / f"{number}{ending}")
@@ -335,6 +338,79 @@ def test_a_full_disk_is_told_by_its_number_and_the_old_file_stays(tmp_path: Path
     assert [(one.name, one.read_bytes()) for one in tmp_path.iterdir()] == [("x" + ending, b"old")]
 
 
+def saving(monkeypatch: pytest.MonkeyPatch, change: Callable[[bytes], bytes], *, cut: int = 0) -> None:
+    """Have encoders make something else, without a word."""
+    before = Image.Image.save
+
+    def save(image: Image.Image, stream: IO[bytes], format: str, **options: Any) -> None:  # noqa: A002
+        made = io.BytesIO()
+        before(image.crop((0, 0, image.width - cut, image.height)), made, format, **options)
+        stream.write(change(made.getvalue()))
+
+    monkeypatch.setattr(Image.Image, "save", save)
+
+
+@pytest.mark.parametrize("ending", [one for one in ENDINGS if one != ".tif"])  # which no other library encodes
+def test_a_file_that_does_not_open_as_what_was_meant_is_not_left_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    path = tmp_path / f"x{ending}"
+    path.write_bytes(b"old")
+    with monkeypatch.context() as context:
+        saving(context, lambda content: b"no picture" * 100)
+        with pytest.raises(PictureError, match=r"cannot be opened again \(.*\): choose format="):
+            photos.write(Photo(noise()), path)
+    with monkeypatch.context() as context:
+        saving(context, lambda content: content, cut=1)
+        with pytest.raises(PictureError, match="has 39 x 30 pixels, not 40 x 30"):
+            photos.write(Photo(noise()), path)
+    assert [(one.name, one.read_bytes()) for one in tmp_path.iterdir()] == [("x" + ending, b"old")]
+
+
+def needs_heic() -> None:
+    pytest.importorskip("pillow_heif", reason="HEIC needs the extra `heic`")
+
+
+def test_a_heic_whose_header_opens_and_whose_pixels_do_not_is_not_left_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs_heic()
+    saving(monkeypatch, lambda content: content[:-600])
+    with pytest.raises(PictureError, match=r"the HEIC cannot be opened again \(.*\): choose format=jpeg"):
+        photos.write(Photo(noise()), tmp_path / "x.heic")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow  # 16 MiB of HEIC take a minute or two to encode
+def test_a_heic_that_is_too_large_to_be_opened_again_is_no_success(tmp_path: Path) -> None:
+    needs_heic()
+    with pytest.raises(PictureError, match=r"the HEIC cannot be opened again \(.*\): choose format=jpeg"):
+        photos.write(Photo(noise(2520, 2520)), tmp_path / "x.heic")
+    assert list(tmp_path.iterdir()) == []
+
+
+class Forgetful(io.BufferedWriter):
+    """A file on a disk that loses the end of what it confirms."""
+
+    def write(self, content: Any) -> int:
+        super().write(content[:-100])
+        return len(content)
+
+
+def test_a_file_that_is_shorter_than_what_was_written_is_not_left_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = Path.open
+
+    def opened(path: Path, mode: str = "r", *arguments: Any, **options: Any) -> IO[Any]:
+        return Forgetful(io.FileIO(path, "x")) if mode == "xb" else before(path, mode, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", opened)
+    with pytest.raises(PictureError, match=r"[0-9,]+ bytes of [0-9,]+ were written: is the disk damaged"):
+        photos.write(Photo(noise()), tmp_path / "x.jpg")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("ending", "deep"), [("png", False), ("tif", False), ("jpg", False), ("webp", False), ("png", True), ("tif", True)]
 )
@@ -399,7 +475,7 @@ def test_without_its_library_heic_is_refused_by_name(tmp_path: Path) -> None:
     target = without(
         ("pillow_heif",), "from cyclestyle import photos; print(photos.target_name(Path('x.heic'), 'keep'))"
     )
-    assert target == "x.png\n"
+    assert target == "x.jpg\n"
 
 
 def test_a_write_without_the_libraries_for_16_bits_leaves_nothing(tmp_path: Path) -> None:

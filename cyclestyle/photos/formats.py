@@ -23,14 +23,18 @@ READ = (*images.FORMATS, *(("HEIF",) if HAS_HEIF else ()))  # by Pillow's names
 
 BY_ENDING = {  # and their own names
     ".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WebP", ".bmp": "BMP", ".tif": "TIFF", ".tiff": "TIFF",
-    ".gif": "GIF", ".avif": "AVIF", ".heic": "HEIC", ".heif": "HEIC",
+    ".gif": "GIF", ".avif": "AVIF", ".heic": "HEIC", ".heif": "HEIC", ".hif": "HEIC",
 }  # fmt: skip
 ENDINGS = frozenset(ending for ending, name in BY_ENDING.items() if HAS_HEIF or name != "HEIC")
 
 _OWN_NAMES = {"WEBP": "WebP", "HEIF": "HEIC", "MPO": "JPEG"}
 _NOT_WRITTEN = {"GIF"} | (set() if "HEIF" in Image.SAVE else {"HEIC"})
-_ASKED_FOR = {"png": "PNG", "jpeg": "JPEG", "webp": "WebP"}
-_FIRST_ENDING = {"PNG": ".png", "JPEG": ".jpg", "WebP": ".webp"}
+_KEPT_AS = {"GIF": "PNG", "HEIC": "JPEG"}  # what is read only, or takes half a minute to encode
+_ASKED_FOR = {"png": "PNG", "jpeg": "JPEG", "webp": "WebP", "heic": "HEIC"}
+_FIRST_ENDING = {"PNG": ".png", "JPEG": ".jpg", "WebP": ".webp", "HEIC": ".heic"}
+
+Format = Literal["keep", "png", "jpeg", "webp", "heic"]
+HEIC_AS_JPEG = "HEIC is written as JPEG: format=heic keeps it"
 
 
 def own_name(pillow_name: str) -> str:
@@ -38,17 +42,28 @@ def own_name(pillow_name: str) -> str:
     return _OWN_NAMES.get(pillow_name, pillow_name)
 
 
+def pillow_name(name: str) -> str:
+    """Pillow's name of a format that is written."""
+    return {"WebP": "WEBP", "HEIC": "HEIF"}.get(name, name)
+
+
 def is_written(ending: str) -> bool:
     """Whether files whose lower-case ending it is can be written."""
     return ending in BY_ENDING and BY_ENDING[ending] not in _NOT_WRITTEN
 
 
-def target_name(name: Path, format: Literal["keep", "png", "jpeg", "webp"]) -> Path:  # noqa: A002
+def target_name(name: Path, format: Format) -> Path:  # noqa: A002
     """The name under which a picture is written; nothing is read for it.
 
     Args:
-        format: `keep` is the one that its ending says, PNG if that cannot be written (GIF, HEIC without an encoder).
+        format: `keep` is the one of its ending, but PNG for GIF and JPEG for HEIC.
     """
     ending = name.suffix.lower()
-    wanted = _ASKED_FOR.get(format, BY_ENDING[ending] if is_written(ending) else "PNG")
+    found = BY_ENDING.get(ending, "PNG")
+    wanted = _ASKED_FOR.get(format) or _KEPT_AS.get(found, found)
     return name if BY_ENDING.get(ending) == wanted else name.with_suffix(_FIRST_ENDING[wanted])
+
+
+def becomes_jpeg(name: Path, format: Format) -> bool:  # noqa: A002
+    """Whether a picture is written as JPEG though it is named as a HEIC and JPEG was not asked for."""
+    return format == "keep" and BY_ENDING.get(name.suffix.lower()) == "HEIC"

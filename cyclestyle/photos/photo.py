@@ -31,3 +31,17 @@ class Photo:
 def largest(samples: Samples) -> int:
     """White, or opaque: 255 or 65535."""
     return int(np.iinfo(samples.dtype).max)
+
+
+def fault(photo: Photo) -> str:
+    """Why a photo is none that the rest of the program can work with; empty where it is."""
+    pixels, alpha = photo.pixels, photo.alpha
+    if pixels.dtype not in (np.uint8, np.uint16):
+        return f"numbers of the type {pixels.dtype}"
+    if pixels.ndim != 3 or pixels.shape[2] != 3:
+        return f"channels of the shape {pixels.shape}, not (height, width, 3)"
+    if not pixels.size:
+        return "no pixels"
+    if alpha is not None and (alpha.dtype != pixels.dtype or alpha.shape != pixels.shape[:2]):
+        return f"alpha of {alpha.dtype} {alpha.shape} for colours of {pixels.dtype} {pixels.shape}"
+    return ""

@@ -10,7 +10,7 @@ from cyclestyle import images
 from cyclestyle.images import PictureError
 from cyclestyle.photos import colour, formats, sixteen
 from cyclestyle.photos.metadata import exif_of, kept, orientation_of, xmp_of
-from cyclestyle.photos.photo import Metadata, Photo, Samples, largest
+from cyclestyle.photos.photo import Metadata, Photo, Samples, fault, largest
 from cyclestyle.photos.source import Source
 
 _PARTS = {"TIFF": "pages", "HEIF": "pictures"}  # frames, elsewhere
@@ -45,12 +45,15 @@ def read(
         orientation = orientation_of(source.exif)
         pixels, note = colour.to_srgb(source.colours, source.profile)
 
-    pixels = _turned(pixels, orientation)
-    alpha = None if source.alpha is None else _turned(source.alpha, orientation)
-    if resize is not None and max(pixels.shape[:2]) > resize:
-        pixels, alpha = _shrunk(pixels, alpha, resize)
-    told = (*source.notes, *([note] if note else []), *notes, *_about_name(path, source.format))
-    return Photo(_own(pixels), None if alpha is None else _own(alpha), extras, told)
+        pixels = _turned(pixels, orientation)
+        alpha = None if source.alpha is None else _turned(source.alpha, orientation)
+        if resize is not None and max(pixels.shape[:2]) > resize:
+            pixels, alpha = _shrunk(pixels, alpha, resize)
+        about = (*source.notes, *([note] if note else []), *notes, *_about_name(path, source.format))
+        photo = Photo(_own(pixels), None if alpha is None else _own(alpha), extras, about)
+        if found := fault(photo):
+            raise ValueError(found)
+        return photo
 
 
 def _source(path: Path, stream: IO[bytes], max_pixels: int) -> Source:
@@ -59,12 +62,26 @@ def _source(path: Path, stream: IO[bytes], max_pixels: int) -> Source:
         _check_size(path, header.width, header.height, max_pixels)
         if header.bits == 16:
             sixteen.check_libraries(path)
-            return header.read(path, stream)
+            return _as_announced(header.read(path, stream), header.width, header.height)
     if not formats.HAS_HEIF and _is_heif(stream):
         raise PictureError(path, "HEIC needs another library: pip install 'cyclestyle[heic]'")
     with images.identified(path, stream, formats=formats.READ) as image:
         _check_size(path, image.width, image.height, max_pixels)
-        return _shallow(path, image, bits=header.bits if header else _bits(image, stream))
+        announced = image.size
+        source = _shallow(path, image, bits=header.bits if header else _bits(image, stream))
+        return _as_announced(source, *announced)
+
+
+def _as_announced(source: Source, width: int, height: int) -> Source:
+    """A decoded file whose pixels are as many as in its header; raises ValueError for others."""
+    found, channels = source.colours.shape[:2], 1 if source.colours.ndim == 2 else source.colours.shape[-1]
+    if found != (height, width):
+        raise ValueError(f"{found[1]} x {found[0]} pixels, its header has {width} x {height}")
+    if channels not in (1, 3, 4) or source.colours.ndim > 3:
+        raise ValueError(f"{channels} channels are no colours")
+    if source.alpha is not None and source.alpha.shape != found:
+        raise ValueError(f"alpha of another size, {source.alpha.shape}")
+    return source
 
 
 def _check_size(path: Path, width: int, height: int, max_pixels: int) -> None:
@@ -86,6 +103,8 @@ def _shallow(path: Path, image: ImageFile.ImageFile, *, bits: int) -> Source:
     """
     if image.mode not in _GREY | _COLOURED:
         raise PictureError(path, f"colours of the kind {image.mode} are not supported")
+    if sixteen.is_negative_plane(getattr(image, "tag_v2", {})):
+        _invert_when_decoded(image)
     images.decode(image)
     exif, notes = exif_of(image.getexif)
     profile, xmp, dpi = image.info.get("icc_profile", b""), xmp_of(image.info), image.info.get("dpi")
@@ -94,6 +113,16 @@ def _shallow(path: Path, image: ImageFile.ImageFile, *, bits: int) -> Source:
     colours, alpha = _channels(image)
     notes += (f"{bits} bits a channel became 8",) if bits > 8 else ()
     return Source(colours, alpha, profile, exif, xmp, dpi, str(image.format), notes + _frames(image))
+
+
+def _invert_when_decoded(image: ImageFile.ImageFile) -> None:
+    """Have Pillow know that white is zero, which it forgets of grey planes that are not compressed."""
+    image.tile = [
+        tile._replace(args=(f"{image.mode};I", *tile.args[1:]))
+        if tile.codec_name == "raw" and isinstance(tile.args, tuple) and tile.args[0] == image.mode
+        else tile
+        for tile in image.tile
+    ]
 
 
 def _channels(image: Image.Image) -> tuple[Samples, Samples | None]:

@@ -19,11 +19,12 @@ from cyclestyle.photos.metadata import exif_of, xmp_of
 from cyclestyle.photos.photo import Samples, largest
 from cyclestyle.photos.source import Source
 
-_WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _SAMPLES, _EXTRA, _FORMAT = 256, 257, 258, 262, 277, 338, 339
+_WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _SAMPLES, _PLANAR, _EXTRA, _FORMAT = 256, 257, 258, 262, 277, 284, 338, 339
 _X_RESOLUTION, _Y_RESOLUTION, _UNIT, _XMP, _PROFILE = 282, 283, 296, 700, 34675
 _PREMULTIPLIED, _ALPHA = 1, 2  # kinds of extra channels
 _UNSIGNED, _FLOATING, _UNDEFINED = 1, 3, 4  # kinds of numbers
 _WHITE_IS_ZERO = 0
+_APART = 2  # a plane for each channel
 _COLOURS = {0: 1, 1: 1, 2: 3, 5: 4}  # channels of each photometric interpretation that can be read: grey, RGB, CMYK
 _TELLING = (b"eXIf", b"iTXt", b"tEXt", b"zTXt", b"pHYs")  # parts of a PNG that may hold metadata
 _INCHES = {2: 1.0, 3: 2.54}  # per unit of resolution
@@ -84,9 +85,13 @@ class Tiff(NamedTuple):
         if kind not in _COLOURS:
             raise PictureError(path, "16-bit colours that are neither grey, RGB nor CMYK are not supported")
         channels, pages = _tiff_channels(stream)
+        if channels.ndim != 3 or channels.shape[2] < _COLOURS[kind]:
+            raise ValueError(f"its colours take {_COLOURS[kind]} samples a pixel, it has {channels.shape[-1]}")
         extra = _several(self.tags.get(_EXTRA, ()))
         extra = extra or (_ALPHA,) * (channels.shape[2] - _COLOURS[kind])
         alphas = [number for number, one in enumerate(extra) if one in (_PREMULTIPLIED, _ALPHA)]
+        if alphas and _COLOURS[kind] + alphas[0] >= channels.shape[2]:
+            raise ValueError("the alpha that its header announces is missing")
         colours, alpha = _parted(channels, _COLOURS[kind], _COLOURS[kind] + alphas[0] if alphas else None)
         if alpha is not None and extra[alphas[0]] == _PREMULTIPLIED:
             colours = _divided(colours, alpha)
@@ -148,6 +153,12 @@ def _tiff_bits(path: Path, tags: Mapping[int, Any]) -> int:
         bits = " and ".join(map(str, widths))
         raise PictureError(path, f"{bits} bits a channel are not supported, save it with 8 or 16")
     return int(widths[0])
+
+
+def is_negative_plane(tags: Mapping[int, Any]) -> bool:
+    """Whether a TIFF is grey with white as zero, and marked as having its channels apart, though there is only one."""
+    samples = tags.get(_SAMPLES, 1)
+    return tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO and tags.get(_PLANAR) == _APART and samples == 1
 
 
 def _is_there(name: str) -> bool:

@@ -31,10 +31,13 @@ class _Format(NamedTuple):
     exif: int = _ANY  # bytes, as of `xmp`
     xmp: int = _ANY
     dpi: bool = True
+    doubtful: bool = False  # its encoder makes files, now and then, that nothing can decode
 
 
 def write(photo: Photo, path: Path, *, quality: int = 95) -> tuple[str, ...]:
     """Write a photo in the format that the name's ending says, whole or not at all; equal photos give equal bytes.
+
+    The file takes its name once its size and its header were read back and are right; a HEIC is decoded as well.
 
     Args:
         path: see `target_name`.
@@ -44,7 +47,7 @@ def write(photo: Photo, path: Path, *, quality: int = 95) -> tuple[str, ...]:
         what its owner should know, a few words each.
 
     Raises:
-        PictureError: the format cannot hold the picture.
+        PictureError: the format cannot hold the picture, or what was written cannot be opened again.
         OSError: of the disk.
     """
     assert photo.pixels.dtype in (np.uint8, np.uint16), photo.pixels.dtype
@@ -69,7 +72,37 @@ def write(photo: Photo, path: Path, *, quality: int = 95) -> tuple[str, ...]:
         raise PictureError(path, f"cannot be written as a {name} ({error}): choose format=png") from None
     with replacing(path) as stream:
         stream.write(content)
+        stream.flush()
+        _verify(Path(stream.name), path, len(content), (width, height))
     return (*notes, *more)
+
+
+def _verify(written: Path, path: Path, count: int, size: tuple[int, int]) -> None:
+    """Raise a PictureError unless a file has so many bytes and opens as a picture of that size.
+
+    Args:
+        written: the file.
+        path: its final name, whose ending is that of the format.
+        size: width and height in px.
+    """
+    name, kind = formats.BY_ENDING[path.suffix.lower()], _FORMATS[formats.BY_ENDING[path.suffix.lower()]]
+    there = written.stat().st_size
+    if there != count:
+        raise PictureError(path, f"{there:,} bytes of {count:,} were written: is the disk damaged?", lasting=False)
+    try:
+        with Image.open(written, formats=(formats.pillow_name(name),)) as image:
+            if kind.doubtful:
+                image.load()
+            found = image.size
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders raise nearly anything
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        other = "png" if name == "JPEG" else "jpeg"
+        raise PictureError(path, f"the {name} cannot be opened again ({error}): choose format={other}") from None
+    if found != size:
+        raise PictureError(path, f"the {name} has {found[0]} x {found[1]} pixels, not {size[0]} x {size[1]}")
 
 
 def _fitting(photo: Photo, kind: _Format, name: str) -> tuple[Samples, list[str]]:
@@ -181,5 +214,5 @@ _FORMATS = {
     "AVIF": _Format(
         _by_pillow("AVIF", subsampling="4:4:4", max_threads=1, autotiling=False), longest=65_536, dpi=False
     ),
-    "HEIC": _Format(_by_pillow("HEIF", chroma=444), dpi=False),
+    "HEIC": _Format(_by_pillow("HEIF", chroma=444), dpi=False, doubtful=True),
 }

@@ -3,13 +3,17 @@
 import logging
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
-from cyclestyle.errors import CommandError, DiskError
+from cyclestyle import hardware
+from cyclestyle.errors import CommandError, CyclestyleError, DiskError, ResourceError
+from cyclestyle.hardware import TRANSLATING
 from cyclestyle.translation import photoset
+from cyclestyle.translation.doubts import Doubts
 from cyclestyle.translation.journal import Entry, Line
 from cyclestyle.translation.photoset import Outcome, Settings
 from cyclestyle.translation.planning import Job, Plan
@@ -33,6 +37,8 @@ def carry_out(plan: Plan, make: Make, settings: Settings, *, workers: int | Lite
     Raises:
         CommandError: Ray is not installed.
         DiskError: the output cannot be written; what has been written so far is whole.
+        ResourceError: a device was lost.
+        BrokenModelError: the model fails on too many pictures in a row, or on all.
     """
     plan = _absolute(plan)
     writing = settings.writing._replace(
@@ -41,22 +47,48 @@ def carry_out(plan: Plan, make: Make, settings: Settings, *, workers: int | Lite
     settings = settings._replace(writing=writing)
     lines: list[Line] = []
     done: set[str] = set()
+    doubts = Doubts()
+
+    def note(job: Job, entry: Entry) -> None:
+        if plan.journal is not None:
+            plan.journal.add(job.key, entry)
+        lines.append(photoset.line(job, entry))
+        done.add(job.key)
+
+    def settle() -> None:
+        for job, reason in doubts.settled():
+            note(job, photoset.failed(job, plan.journal, reason))
+
     with Counter(len(plan.todo)) as counter:
-        for job, entry in _entries(plan, make, settings, workers):
-            if plan.journal is not None:
-                plan.journal.add(job.key, entry)
-            lines.append(photoset.line(job, entry))
-            done.add(job.key)
+        for job, made in _made(plan, make, settings, workers):
+            if isinstance(made, BrokenModelError):
+                doubts.add(job, made.reason, made)
+            else:
+                note(job, made)
+            if isinstance(made, Entry) and made.is_done:
+                settle()
             counter.advance()
+        doubts.end()
+        settle()
         photoset.clear(plan)
         elapsed_s = counter.elapsed_s
     for job in plan.todo:
         if job.key not in done:
-            entry = photoset.failed(job, plan.journal, LOST)
-            if plan.journal is not None:
-                plan.journal.add(job.key, entry)
-            lines.append(photoset.line(job, entry))
+            note(job, photoset.failed(job, plan.journal, LOST))
     return photoset.outcome(plan, lines, elapsed_s)
+
+
+class BrokenModelError(Exception):
+    """What a model has raised in another process.
+
+    Args:
+        trace: its traceback there.
+        reason: for the report.
+    """
+
+    def __init__(self, trace: str, reason: str) -> None:
+        super().__init__(trace)
+        self.reason = reason
 
 
 class Actor:
@@ -66,16 +98,23 @@ class Actor:
         self.treatment, self.settings, self.todo = make(), settings, todo
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Treat the picture of a number; a disk that takes no more is told, not raised: Ray would try again."""
+        """Treat the picture of a number; errors are in the row, not raised: Ray would try again."""
         number = int(row["number"])
+        nothing = {"number": number, "entry": None, "disk": "", "device": "", "trace": "", "reason": ""}
         try:
-            entry = photoset.treat_one(self.todo[number], self.treatment, self.settings)
+            return nothing | {"entry": photoset.treat_one(self.todo[number], self.treatment, self.settings)}
         except DiskError as error:
-            return {"number": number, "entry": None, "disk": str(error)}
-        return {"number": number, "entry": entry, "disk": ""}
+            return nothing | {"disk": str(error)}
+        except Exception as error:
+            if photoset.is_final(error):
+                known = error if isinstance(error, CyclestyleError) else hardware.shortage(error, TRANSLATING)
+                return nothing | {"device": str(known)}
+            return nothing | {"trace": traceback.format_exc(), "reason": photoset.of_the_model(error)}
 
 
-def _entries(plan: Plan, make: Make, settings: Settings, workers: int | Literal["auto"]) -> Iterator[tuple[Job, Entry]]:
+def _made(
+    plan: Plan, make: Make, settings: Settings, workers: int | Literal["auto"]
+) -> Iterator[tuple[Job, Entry | BrokenModelError]]:
     """What came of each picture, in the order in which they are done, but for those that killed their actor twice."""
     if not plan.todo:
         return
@@ -106,7 +145,10 @@ def _entries(plan: Plan, make: Make, settings: Settings, workers: int | Literal[
         for row in results.iter_rows():
             if row["disk"]:
                 raise DiskError(row["disk"])
-            yield plan.todo[row["number"]], row["entry"]
+            if row["device"]:
+                raise ResourceError(row["device"])
+            made = BrokenModelError(row["trace"], row["reason"]) if row["trace"] else row["entry"]
+            yield plan.todo[row["number"]], made
     finally:
         if started:
             ray.shutdown()

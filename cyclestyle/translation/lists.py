@@ -22,7 +22,7 @@ _QUOTES = ("'", '"')
 def entries(content: bytes, whose: str, *, zeros: bool) -> list[Path]:
     """The paths in a list, in its order.
 
-    Lines are UTF-8, or whatever the byte order mark says: UTF-8, UTF-16, UTF-32. Empty lines and those that begin with
+    Lines are UTF-8, or by their byte order mark UTF-16 or UTF-32. Empty lines and those that begin with
     `#` are left out, quotes around a whole line are taken off, and `~` is a home folder. Where zero bytes separate
     names, each name is taken byte by byte.
 
@@ -93,7 +93,7 @@ def _decoded(content: bytes, mark: bytes, encoding: str, whose: str) -> str:
     try:
         text = content.decode(encoding) if encoding else os.fsdecode(content)
     except UnicodeDecodeError:
-        raise DataError(f"{whose} is damaged: it begins as {encoding.upper()} and does not go on so") from None
+        raise DataError(f"{whose} is damaged: it begins as {encoding.upper()}, and cannot be decoded so") from None
     if "\0" in text:
         raise DataError(f"{whose} is damaged: it holds zero characters, which no name has")
     return text

@@ -16,23 +16,23 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from cyclestyle import darkroom, hardware, images
+from cyclestyle import darkroom, hardware
 from cyclestyle.darkroom import Reading, Writing, Written
 from cyclestyle.distributed import World
-from cyclestyle.errors import CommandError, DataError, DiskError
+from cyclestyle.errors import CommandError, CyclestyleError, DataError, DiskError
 from cyclestyle.files import is_of_the_disk
-from cyclestyle.listing import shown
-from cyclestyle.photos import Photo
+from cyclestyle.images import PictureError
+from cyclestyle.listing import one_line, shown
+from cyclestyle.photos import Photo, fault
 from cyclestyle.photos.photo import Samples
 from cyclestyle.translation import stream
+from cyclestyle.translation.doubts import Doubts
 from cyclestyle.translation.journal import Entry, Journal, Line, Status, begun, disk_error, writing
 from cyclestyle.translation.planning import Job, Plan, sweep
 from cyclestyle.translation.progress import Counter, Progress
 from cyclestyle.translation.workers import Task, Workers
 
 SHOWN = 5  # failures on the screen; the report has them all
-
-_OF_ONE_PICTURE = (DataError, OSError, MemoryError)  # the others may fare better; `_reason` knows of full disks
 
 
 class Treats(Protocol):
@@ -129,7 +129,7 @@ def complete_sheet(plan: Plan, outcome: Outcome, settings: Settings, workers: in
         for _, task in hands.ahead(functools.partial(_shoot_again, how=settings.writing), jobs):
             try:
                 hands.finish(task)
-            except _OF_ONE_PICTURE as error:
+            except Exception as error:
                 _reason(error)  # a picture without a thumbnail is shown as it is
 
 
@@ -176,7 +176,7 @@ def translate(
     try:
         for batch in stream.batches(work.loaded(todo), batch_size, most=treatment.most_together, first=1):
             work.treat(batch)
-        work.write_down(everything=True)
+        work.end()
     except BaseException:  # the disk is full, or somebody asks to stop
         work.break_off()
         raise
@@ -184,15 +184,28 @@ def translate(
 
 
 def treat_one(job: Job, treatment: Treats, settings: Settings) -> Entry:
-    """Read, translate and write one picture, and nothing else; what went wrong with it is in the entry."""
+    """Read, translate and write one picture, and nothing else; what went wrong with it is in the entry.
+
+    Raises:
+        DiskError: the output cannot be written.
+        Exception: of the model, unless it is about this picture's size or memory that ran out.
+    """
     start = start_of(job, settings)
     try:
-        photo = darkroom.read(job.source.path, settings.reading)
-        made = treatment(_tensor(photo.pixels)[None])
-        written = darkroom.write(
-            photo, [_array(one[0]) for one in made], job.targets, shots(job.targets), settings.writing
-        )
-    except _OF_ONE_PICTURE as error:
+        photo = _checked(job, darkroom.read(job.source.path, settings.reading))
+        pixels = _tensor(photo.pixels)[None]
+    except Exception as error:
+        return start._replace(reason=_reason(error))
+    try:
+        made = treatment(pixels)
+    except Exception as error:
+        if not _is_of_the_picture(error):
+            raise
+        return start._replace(reason=_reason(error))
+    try:
+        arrays = [_array(one[0]) for one in made]
+        written = darkroom.write(photo, arrays, job.targets, shots(job.targets), settings.writing)
+    except Exception as error:
         return start._replace(reason=_reason(error))
     return _entry(start, job, photo, written)
 
@@ -295,6 +308,7 @@ class _Work:
         self.treatment, self.settings, self.workers = treatment, settings, workers
         self.journal, self.progress = journal, progress
         self.lines: list[Line] = []
+        self.doubts = Doubts()
         self._writing: deque[tuple[Job, Photo, Entry, Task[Written]]] = deque()
         self._area = stream.MOST_WAITING  # pixels of the picture that was read last: sets are mostly of one size
 
@@ -306,28 +320,36 @@ class _Work:
         ):
             job = jobs[path]
             try:
-                photo = self.workers.finish(reading)
-            except _OF_ONE_PICTURE as error:
+                photo = _checked(job, self.workers.finish(reading))
+                pixels = _tensor(photo.pixels)
+            except Exception as error:
                 self._note(job, failed(job, self.journal, _reason(error)))
                 continue
             self._area = photo.pixels.shape[0] * photo.pixels.shape[1]
-            yield Loaded(job, photo, _tensor(photo.pixels))
+            yield Loaded(job, photo, pixels)
 
     def treat(self, batch: Sequence[Loaded]) -> None:
-        """Translate a batch and have it written; what memory cannot hold together is translated one by one."""
+        """Translate a batch and have it written; where the model fails on it, its pictures are translated one by one.
+
+        Raises:
+            Exception: of the model, once it has failed on too many pictures in a row, or on all.
+        """
         within = None if self.progress is None else self.progress.within
         since = time.perf_counter()
         try:
             made = self.treatment(torch.stack([one.pixels for one in batch]), advance=within)
         except Exception as error:
-            if not (isinstance(error, DataError) or hardware.is_out_of_memory(error)):
+            if is_final(error):
                 raise
-            if len(batch) == 1:
-                self._note(batch[0].job, failed(batch[0].job, self.journal, _reason(error)))
-            else:
+            if len(batch) > 1:
                 for one in batch:
                     self.treat([one])
+            elif _is_of_the_picture(error):
+                self._note(batch[0].job, failed(batch[0].job, self.journal, _reason(error)))
+            else:
+                self.doubts.add(batch[0].job, of_the_model(error), error)
             return
+        self._settle()
         elapsed_s = (time.perf_counter() - since) / len(batch)
         for number, (job, photo, _) in enumerate(batch):
             entry = start_of(job, self.settings)._replace(elapsed_s=elapsed_s)
@@ -346,10 +368,16 @@ class _Work:
             job, photo, entry, task = self._writing[0]
             try:
                 entry = _entry(entry, job, photo, self.workers.finish(task))
-            except _OF_ONE_PICTURE as error:
+            except Exception as error:
                 entry = failed(job, self.journal, _reason(error))
             self._note(job, entry)
             self._writing.popleft()
+
+    def end(self) -> None:
+        """Have everything written and noted; raises the model's error if it has translated nothing."""
+        self.write_down(everything=True)
+        self.doubts.end()
+        self._settle()
 
     def break_off(self) -> None:
         """Write nothing more, but note what has been written, so that it need not be made again."""
@@ -358,6 +386,11 @@ class _Work:
                 continue
             with contextlib.suppress(DiskError):
                 self._note(job, _entry(entry, job, photo, task.future.result()))
+
+    def _settle(self) -> None:
+        """Note the pictures that the model has failed on, since it works on others."""
+        for job, reason in self.doubts.settled():
+            self._note(job, failed(job, self.journal, reason))
 
     def _most(self) -> int:
         """How many pictures may wait before the model, and as many behind it: large ones take memory."""
@@ -377,14 +410,42 @@ def _entry(start: Entry, job: Job, photo: Photo, written: Written) -> Entry:
     return start._replace(targets={**written.stamps}, size=(width, height), notes=notes)
 
 
+def is_final(error: Exception) -> bool:
+    """Whether an error would meet all pictures alike: a disk that is full, a device that is lost."""
+    if isinstance(error, CyclestyleError):
+        return not isinstance(error, DataError)
+    return not hardware.is_out_of_memory(error) and hardware.shortage(error) is not None
+
+
+def of_the_model(error: Exception) -> str:
+    """Why a picture has no translation on which the model fails, but not on others."""
+    return one_line(f"the model fails on it ({type(error).__name__}: {error})")
+
+
+def _is_of_the_picture(error: Exception) -> bool:
+    """Whether a model's error is about this picture, or memory for it."""
+    return isinstance(error, DataError) or hardware.is_out_of_memory(error)
+
+
+def _checked(job: Job, photo: Photo) -> Photo:
+    """The photo, if a batch can be made of it; raises PictureError."""
+    if found := fault(photo):
+        raise PictureError(job.source.path, f"it was read as {found}", lasting=False)
+    return photo
+
+
 def _reason(error: Exception) -> str:
-    """Why a picture has no translation; a DiskError where the disk is to blame, for the next would fare alike."""
-    if isinstance(error, images.PictureError):
+    """Why a picture has no translation; what would meet the others alike is raised, a full disk as a DiskError."""
+    if isinstance(error, PictureError):
         return error.reason
+    if is_final(error):
+        raise error
     if isinstance(error, DataError):
         return str(error)
-    if not isinstance(error, OSError):
+    if hardware.is_out_of_memory(error):
         return "out of memory: shrink it with resize=, or see memory="
+    if not isinstance(error, OSError):
+        return one_line(darkroom.unexpected(error))
     if error.filename is None:
         raise error
     if is_of_the_disk(error):

@@ -12,11 +12,11 @@ from cyclestyle import files, photos
 from cyclestyle.distributed import World
 from cyclestyle.errors import CommandError
 from cyclestyle.listing import shown
+from cyclestyle.photos import Format, formats
 from cyclestyle.translation.inputs import ENDINGS, LIST, Source, find, identity_of
 from cyclestyle.translation.journal import FOLDER, NAME, Entry, Journal, Line, stamp, writing
 
 Existing = Literal["skip", "overwrite", "error"]
-Format = Literal["keep", "png", "jpeg", "webp"]
 
 
 class Job(NamedTuple):
@@ -68,6 +68,8 @@ def jobs(wanted: str, output: Path, *, format: Format = "keep", folders: Sequenc
         CommandError: a translation would take the place of an input, or the output cannot be what it should.
         DataError: there are no pictures.
     """
+    if format == "heic" and not photos.is_written(".heic"):
+        raise CommandError("format=heic needs another library: pip install 'cyclestyle[heic]'")
     if output.suffix.lower() in ENDINGS and not output.is_dir():
         return _single(wanted, output, format, folders)
     if output.exists() and not output.is_dir():
@@ -166,9 +168,21 @@ def target_names(names: Sequence[Path], format: Format) -> list[tuple[Path, tupl
         taken.add(_folded(name))
         given[index] = name
     return [
-        (given[index], () if given[index] == wanted[index] else (f"named {given[index].name}: another has its name",))
-        for index in range(len(names))
+        (given[index], tuple(_notes(name, given[index], wanted[index], format))) for index, name in enumerate(names)
     ]
+
+
+def heic_as_jpeg(jobs: Iterable[Job]) -> int:
+    """How many HEIC are written as JPEG though nobody asked for that."""
+    return sum(formats.HEIC_AS_JPEG in job.notes for job in jobs)
+
+
+def _notes(name: Path, given: Path, wanted: Path, format: Format) -> Iterator[str]:  # noqa: A002
+    """What the owner of a picture should know about the name of its translation."""
+    if formats.becomes_jpeg(name, format):
+        yield formats.HEIC_AS_JPEG
+    if given != wanted:
+        yield f"named {given.name}: another has its name"
 
 
 def _others(name: Path, wanted: Path) -> Iterator[Path]:
@@ -185,9 +199,9 @@ def _single(wanted: str, output: Path, format: Format, folders: Sequence[str]) -
         raise CommandError(f"output={shown(output)} is one file: several strengths need a folder")
     if not Path(wanted).is_file() or Path(wanted).suffix.lower() == LIST:
         raise CommandError(f"output={shown(output)} is a name for one picture, but input= is not one: give a folder")
-    if photos.target_name(Path(output.name), "keep") != Path(output.name):
+    if not photos.is_written(output.suffix.lower()):
         raise CommandError(f"output={shown(output)}: this format cannot be written, choose .png")
-    if photos.target_name(Path(output.name), format) != Path(output.name):
+    if format != "keep" and photos.target_name(Path(output.name), format) != Path(output.name):
         raise CommandError(f"output={shown(output)} is not what format={format} says: leave format= out")
     ((source,), _) = find(wanted)
     job = Job(source, (Path(output.name),))

@@ -24,6 +24,7 @@ from tests.faults.translating import (
     identities,
     temporaries,
 )
+from tests.tiffs import Layout, encoded
 from tests.translation.models import write_model, write_picture
 
 
@@ -184,6 +185,7 @@ def test_ray_makes_what_one_process_does_though_an_actor_is_killed_and_then_only
     place.photos = place.folder / "in"
     shutil.copytree(photos, place.photos)
     (place.photos / "bad.png").write_bytes(b"x")
+    (place.photos / "odd.tif").write_bytes(encoded(Layout(16, samples=1, photometric=2)))
     with tempfile.TemporaryDirectory(prefix="ray") as name:  # short, for the names of sockets
         own = {"RAY_TMPDIR": name}
         process = place.start("engine=ray", environment=own)
@@ -191,13 +193,15 @@ def test_ray_makes_what_one_process_does_though_an_actor_is_killed_and_then_only
         (actor,) = actors(Path(name))
         os.kill(actor, signal.SIGKILL)
         assert process.wait() == 6, process.said()
-        *_, summary, failure = process.said().splitlines()  # above it Ray tells of the actor
-        assert summary.startswith("30 ok, 1 failed")
+        *_, summary, failure, odd = process.said().splitlines()  # above it Ray tells of the actor
+        assert summary.startswith("30 ok, 2 failed")
+        assert odd.startswith(f"  {place.photos / 'odd.tif'}: ")
         assert failure == f"  {place.photos / 'bad.png'}: not a picture that can be read"
         assert files(place.output) == undisturbed
         assert not temporaries(place.output)
 
         (place.photos / "bad.png").unlink()
+        (place.photos / "odd.tif").unlink()
         missing = ["sub 0/00.png", "sub 1/15.png"]
         before = {name: one for name, one in identities(place.output).items() if name not in missing}
         for name in missing:

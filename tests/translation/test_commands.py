@@ -5,10 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from cyclestyle.errors import CommandError
 from cyclestyle.translate import translate
-from tests.translation.models import write_model, write_picture
+from tests.translation.models import noise, write_model, write_picture
 
 
 def command(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -84,3 +85,23 @@ def test_a_wrong_direction_is_found_before_anything_is_written(tmp_path: Path) -
 def test_the_commands_start_without_torch(name: str) -> None:
     code = f"import sys, cyclestyle.{name}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_translate_says_once_that_heic_becomes_jpeg(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    heif = pytest.importorskip("pillow_heif", reason="HEIC needs the extra `heic`")
+    heif.register_heif_opener()
+    write_model(tmp_path / "model")
+    (tmp_path / "in").mkdir()
+    for n in range(2):
+        Image.fromarray(noise(24, 20, seed=n)).save(tmp_path / "in" / f"{n}.heic", "HEIF")
+    write_picture(tmp_path / "in" / "x.png")
+    how = {"direction": "photo2monet", "device": "cpu", "workers": 0}
+    line = "HEIC photos that become JPEG (quality=95): 2; format=heic keeps HEIC"
+    assert translate(tmp_path / "model", tmp_path / "in", tmp_path / "out", **how) == 0
+    assert capsys.readouterr().out.splitlines()[1] == line
+    assert sorted(path.name for path in (tmp_path / "out").iterdir() if path.is_file()) == [
+        "0.jpg", "1.jpg", "index.html", "x.png",
+    ]  # fmt: skip
+    for more in ({}, {"format": "heic", "existing": "overwrite"}):  # nothing to do, and nothing that changes
+        assert translate(tmp_path / "model", tmp_path / "in", tmp_path / "out", **how, **more) == 0
+        assert "HEIC photos" not in capsys.readouterr().out

@@ -222,8 +222,8 @@ def test_utf_16_without_its_mark_is_refused_and_walks_nowhere(
     ("content", "reason"),
     [
         (b"a.png\0b.jpg\0", r"holds zero bytes, which separate names on standard input only: .*input=-"),
-        (b"\xff\xfea\0b", r"is damaged: it begins as UTF-16-LE and does not go on so"),
-        (b"\xff\xfe\0\xd8a\0", r"is damaged: it begins as UTF-16-LE and does not go on so"),
+        (b"\xff\xfea\0b", r"is damaged: it begins as UTF-16-LE, and cannot be decoded so"),
+        (b"\xff\xfe\0\xd8a\0", r"is damaged: it begins as UTF-16-LE, and cannot be decoded so"),
         (b"\xff\xfea\0\0\0b\0", r"is damaged: it holds zero characters"),
         (b"\xef\xbb\xbfa\0b", r"is damaged: it holds zero characters"),
         (b"\xff\xfe", r"lists no pictures"),

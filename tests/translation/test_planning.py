@@ -5,14 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from cyclestyle.darkroom import Reading, Writing
 from cyclestyle.distributed import World
 from cyclestyle.errors import CommandError
+from cyclestyle.photos import formats
 from cyclestyle.translation import photoset, planning
 from cyclestyle.translation.journal import FOLDER, Journal
 from cyclestyle.translation.photoset import Settings
-from tests.translation.models import Inverted, pixels_of, write_picture
+from tests.translation.models import Inverted, noise, pixels_of, write_picture
 from tests.translation.sets import counts, planned, run, tree
 
 
@@ -30,6 +32,16 @@ def test_a_format_changes_endings_and_who_has_the_name_keeps_it() -> None:
     assert names("a.gif", "a.png") == ["a.gif.png", "a.png"]
 
 
+def test_heic_becomes_jpeg_beside_pictures_of_the_same_name() -> None:
+    """A telephone that saves both gives IMG_1.HEIC and IMG_1.JPG."""
+    assert names("a.HEIC", "b.heif", "c.hif") == ["a.jpg", "b.jpg", "c.jpg"]
+    assert names("IMG_1.HEIC", "IMG_1.JPG") == ["IMG_1.HEIC.jpg", "IMG_1.JPG"]
+    assert names("x.heic", "x.heif", "x.jpg", "x.jpeg") == ["x.heic.jpg", "x.heif.jpg", "x.jpg", "x.jpeg"]
+    assert names("x.heic", "x.heif") == ["x.jpg", "x.heif.jpg"]
+    assert names("x.heic", "x.heic.jpg", "x.jpg") == ["x-2.jpg", "x.heic.jpg", "x.jpg"]
+    assert names("x.HEIC", "x.jpg", format="heic") == ["x.HEIC", "x.jpg.heic"]
+
+
 def test_names_that_some_file_system_takes_for_one_become_two() -> None:
     assert names("A.png", "a.png", "a.PNG") == ["A.png", "a-2.png", "a-3.PNG"]
     assert names("o\u0308.png", "\u00f6.png") == ["o\u0308.png", "\u00f6-2.png"]
@@ -42,8 +54,8 @@ def test_no_file_gets_the_name_of_a_folder() -> None:
 
 def test_no_two_names_are_ever_alike() -> None:
     stems = ["a", "A", "a.jpg", "a-2", "A-2", "a.JPG"]
-    wanted = [f"{stem}{ending}" for stem in stems for ending in (".png", ".jpg", ".jpg.png", ".gif", ".tif")]
-    for format in ("keep", "png", "jpeg", "webp"):  # noqa: A001
+    wanted = [f"{stem}{ending}" for stem in stems for ending in (".png", ".jpg", ".jpg.png", ".gif", ".tif", ".heic")]
+    for format in ("keep", "png", "jpeg", "webp", "heic"):  # noqa: A001
         made = names(*wanted, format=format)
         assert len({name.casefold() for name in made}) == len(wanted)
 
@@ -55,6 +67,69 @@ def test_a_clash_loses_nothing_and_is_told(tmp_path: Path) -> None:
     assert np.array_equal(pixels_of(tmp_path / "out" / "a.bmp.png"), 255 - first)
     assert np.array_equal(pixels_of(tmp_path / "out" / "a.png"), 255 - second)
     assert outcome.lines[0].notes == ("named a.bmp.png: another has its name",)
+
+
+HEIC = "HEIC is written as JPEG: format=heic keeps it"
+
+
+def write_heic(path: Path, *, seed: int = 0) -> None:
+    heif = pytest.importorskip("pillow_heif", reason="HEIC needs the extra `heic`")
+    heif.register_heif_opener()
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(noise(40, 30, seed=seed)).save(path, "HEIF", quality=95)
+
+
+def opened(path: Path) -> tuple[str | None, tuple[int, int]]:
+    with Image.open(path) as image:
+        image.load()
+        return image.format, image.size
+
+
+def test_heic_is_written_as_jpeg_and_that_is_in_the_report(tmp_path: Path) -> None:
+    write_heic(tmp_path / "in" / "x.HEIC")
+    write_heic(tmp_path / "in" / "y.heic")
+    write_picture(tmp_path / "in" / "y.jpg")
+    outcome = run(tmp_path / "in", tmp_path / "out")
+    assert tree(tmp_path / "out") == {"x.jpg", "y.heic.jpg", "y.jpg"}
+    assert opened(tmp_path / "out" / "x.jpg") == ("JPEG", (40, 30))
+    assert [line.notes for line in outcome.lines] == [
+        (HEIC,),
+        (HEIC, "named y.heic.jpg: another has its name"),
+        (),
+    ]
+    assert counts(run(tmp_path / "in", tmp_path / "out")) == (0, 3, 0, 0)
+
+
+def test_heic_is_kept_where_that_was_asked_for(tmp_path: Path) -> None:
+    write_heic(tmp_path / "in" / "x.HEIC")
+    outcome = run(tmp_path / "in", tmp_path / "out", format="heic")
+    assert opened(tmp_path / "out" / "x.HEIC") == ("HEIF", (40, 30))
+    assert outcome.lines[0].notes == ()
+    assert counts(run(tmp_path / "in" / "x.HEIC", tmp_path / "one.heic")) == (1, 0, 0, 0)
+    assert opened(tmp_path / "one.heic") == ("HEIF", (40, 30))
+    with pytest.raises(CommandError, match=r"one\.heic is not what format=jpeg says"):
+        run(tmp_path / "in" / "x.HEIC", tmp_path / "one.heic", format="jpeg")
+
+
+def test_heic_translations_of_before_stay_and_are_continued_by_asking_for_heic(tmp_path: Path) -> None:
+    write_heic(tmp_path / "in" / "x.heic")
+    run(tmp_path / "in", tmp_path / "out", format="heic")  # what earlier versions did by themselves
+    before = (tmp_path / "out" / "x.heic").read_bytes()
+    assert counts(run(tmp_path / "in", tmp_path / "out")) == (1, 0, 0, 0)
+    assert tree(tmp_path / "out") == {"x.heic", "x.jpg"}
+    assert (tmp_path / "out" / "x.heic").read_bytes() == before
+    assert counts(run(tmp_path / "in", tmp_path / "out", format="heic")) == (0, 1, 0, 0)
+    assert counts(run(tmp_path / "in", tmp_path / "out")) == (0, 1, 0, 0)
+
+
+def test_heic_without_its_library_is_refused_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_picture(tmp_path / "in" / "x.png")
+    monkeypatch.setattr(formats, "_NOT_WRITTEN", {"GIF", "HEIC"})
+    with pytest.raises(CommandError, match=r"format=heic needs another library: pip install 'cyclestyle\[heic\]'"):
+        run(tmp_path / "in", tmp_path / "out", format="heic")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("existing", ["skip", "overwrite"])
