@@ -19,7 +19,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import gpu_tables
 import torch
+from gpu_tables import floating_point_operations
 from measuring import (
     ROOT,
     Goal,
@@ -30,18 +32,17 @@ from measuring import (
     interleaved,
     our_step,
     our_trainer,
+    shake,
     table,
     textbook_step,
     write_section,
 )
 from rich.progress import track
 from torch.nn.functional import conv2d
-from torch.utils.flop_counter import FlopCounterMode
 
 from cyclestyle.data import batches
 from cyclestyle.data.folders import drawn_scenes
 from cyclestyle.hardware import resident_peak
-from cyclestyle.trainer import Trainer
 
 TEXTBOOK, FP32, OURS, COMPILED = "textbook, fp32", "cyclestyle, fp32", "cyclestyle", "cyclestyle, compile=true"
 WAYS: dict[str, Callable[[int, int], Step]] = {
@@ -58,9 +59,6 @@ HELD: dict[str, Callable[[int], Step]] = {
     "defaults": our_step,
     "trainer.recompute=true": lambda size: our_step(size, recompute=True),
 }
-
-
-HORSE2ZEBRA = 1334  # draws of an epoch: as many as there are zebras, of which there are more than horses
 
 
 class Setting(NamedTuple):
@@ -142,7 +140,8 @@ def speed(*, full: bool) -> tuple[str, list[Goal]]:
         pools of 50; `trainer.memory=lean` and mixed precision where nothing else is said. All ways take turns in one
         process."""
     )
-    counted = ", ".join(f"{flops / 1e12:.2f} TFLOP at {size} px" for size, flops in _OPERATIONS.items())
+    sizes = dict.fromkeys(setting.size for setting in settings)
+    counted = ", ".join(f"{floating_point_operations(size) / 1e12:.2f} TFLOP at {size} px" for size in sizes)
     limit = filled(
         f"""* a 3x3 convolution of 256 channels at 64x64, forward, multiplies at {rates["fp32"] / 1e9:.0f} GFLOP/s in
         fp32 and {rates["auto"] / 1e9:.0f} in bf16; a step on one pair is {counted}, counted by PyTorch on the
@@ -164,72 +163,11 @@ def speed_on_gpu(*, full: bool) -> tuple[str, list[Goal]]:
     """The same on a GPU, where there is one, and how long the paper's schedule for horse2zebra would take."""
     if not torch.cuda.is_available():
         return f"Not measured: PyTorch finds no GPU here. Where it does, `{command_line(full)}` writes this table.", []
-    rate = matrix_rate("cuda")
-    lines: list[tuple[object, ...]] = []
-    goals: list[Goal] = []
-    for batch in (1, 8) if full else (1,):
-        rows = interleaved(steps_on("cuda", 256, batch), runs=30, warm=8)
-        textbook, _, *ours = rows  # the second has TF32 off
-        flops = floating_point_operations(256) * batch
-        for row in rows:
-            steps = 200 * HORSE2ZEBRA / batch
-            lines.append(
-                (
-                    *(batch, row.name, f"{1000 * row.median:.1f}"),
-                    f"{1000 * min(row.seconds):.1f} to {1000 * max(row.seconds):.1f}",
-                    *(f"{textbook.median / row.median:.2f}", f"{flops / row.median / rate:.0%}"),
-                    f"{steps * row.median / 3600:.1f}",
-                )
-            )
-        best = min(row.median for row in ours)
-        if batch == 1:
-            goals.append(Goal("GPU, 256 px, times the textbook's speed", textbook.median / best, 5.0, True, "x"))
-        else:
-            goals.append(Goal("GPU, batch 8, share of the bf16 matrix rate", flops / best / rate, 0.4, at_least=True))
-    about = filled(
-        f"""The step of the table above at 256 px on {torch.cuda.get_device_name()}, which multiplies two matrices of
-        8192x8192 in bf16 at {rate / 1e12:.0f} TFLOP/s. All read their losses out at every step. The last column is 200
-        epochs of {HORSE2ZEBRA:,} draws, horse2zebra's full schedule, as far as steps alone go."""
-    )
-    head = "batch | step | median ms | min to max ms | times the textbook's speed | share | hours of the schedule"
-    return f"{about}\n\n{circumstances(command_line(full))}\n\n{table(head, lines)}\n\n{listed(goals)}", goals
-
-
-def steps_on(device: str, size: int, batch: int) -> dict[str, Step]:
-    """The ways to compare on a GPU, each with the switches of PyTorch that it would find in a process of its own."""
-
-    def switched(step: Step, *, tf32: bool, search: bool) -> Step:
-        def switched_step(run: int) -> object:
-            torch.backends.cuda.matmul.allow_tf32 = tf32 and search
-            with torch.backends.cudnn.flags(enabled=True, benchmark=search, deterministic=False, allow_tf32=tf32):
-                return step(run)
-
-        return switched_step
-
-    textbooks = {"textbook, PyTorch's defaults (TF32 in convolutions)": True, "textbook, TF32 off": False}
-    ours: dict[str, dict[str, bool]] = {
-        "cyclestyle": {},
-        "cyclestyle, cuda_graphs=true": {"cuda_graphs": True},
-        "cyclestyle, compile=true": {"compile": True},
-    }
-    return {
-        name: switched(textbook_step(size, batch, device=device), tf32=tf32, search=False)
-        for name, tf32 in textbooks.items()
-    } | {
-        name: switched(our_step(size, batch, device=device, **settings), tf32=True, search=True)
-        for name, settings in ours.items()
-    }
-
-
-def matrix_rate(device: str, size: int = 8192) -> float:
-    """Floating point operations a second of a product of matrices in bf16, the fastest of twenty."""
-    one, other = (torch.randn(size, size, dtype=torch.bfloat16, device=device) for _ in range(2))
-    seconds = []
-    for _ in range(20):
-        since = time.perf_counter()
-        (one @ other)[0, 0].item()  # which waits for it
-        seconds.append(time.perf_counter() - since)
-    return 2 * size**3 / min(seconds)
+    found = [gpu_tables.measured(gpu_tables.WAYS, batch) for batch in ((1, 8) if full else (1,))]
+    rate, flops = gpu_tables.matrix_rate("cuda"), floating_point_operations(gpu_tables.SIZE, device="cuda")
+    goals = gpu_tables.goals(found, rate, flops)
+    text = gpu_tables.section(found, rate, flops, command=command_line(full))
+    return f"{text}\n\n{listed(goals)}", goals
 
 
 def measure_rates(rates: dict[str, float]) -> None:
@@ -249,18 +187,6 @@ def conv_rate(dtype: torch.dtype) -> float:
             conv2d(x, weight)
             seconds.append(time.perf_counter() - since)
     return 2 * 64 * 64 * 256 * 256 * 9 / min(seconds)
-
-
-def floating_point_operations(size: int) -> int:
-    """Of the textbook's step on one pair of pictures."""
-    if size not in _OPERATIONS:
-        with FlopCounterMode(display=False) as counter:
-            textbook_step(size)(0)
-        _OPERATIONS[size] = counter.get_total_flops()
-    return _OPERATIONS[size]
-
-
-_OPERATIONS: dict[int, int] = {}
 
 
 def memory(*, full: bool) -> tuple[str, list[Goal]]:
@@ -436,7 +362,7 @@ def losses(*, full: bool) -> tuple[str, list[Goal]]:
     """What bf16 changes of the losses, beside what as little as bf16's rounding of the first weights changes."""
     count, size = 50, 128
     exact, rough = our_trainer("fp32"), our_trainer("bf16")
-    shaken = [shaken_trainer(seed) for seed in range(1, 4)]
+    shaken = [shake(our_trainer("fp32"), seed) for seed in range(1, 4)]
     told: list[list[dict[str, float]]] = [[] for _ in (exact, rough, *shaken)]
     with tempfile.TemporaryDirectory(prefix="losses-") as name:
         data = drawn_scenes(
@@ -470,15 +396,6 @@ def losses(*, full: bool) -> tuple[str, list[Goal]]:
 
 {listed(goals)}"""
     return text, goals
-
-
-def shaken_trainer(seed: int) -> Trainer:
-    """A trainer in float32 whose generators' weights are off by up to 2^-9 of their size."""
-    trainer, random = our_trainer("fp32"), torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in trainer.objective.generators.parameters():
-            parameter.mul_(1 + (2 * torch.rand(parameter.shape, generator=random) - 1) / 2**9)
-    return trainer
 
 
 def command_line(full: bool) -> str:

@@ -90,14 +90,14 @@ def interleaved(steps: dict[str, Step], *, runs: int, warm: int = 2) -> list[Row
     return rows
 
 
-def textbook_step(size: int, batch: int = 1, *, device: str = "cpu") -> Step:
+def textbook_step(size: int, batch: int = 1, *, device: str = "cpu", channels: int = 64) -> Step:
     """A step of the paper's networks as a textbook writes it, out of PyTorch's own modules alone."""
     random = torch.Generator().manual_seed(0)
     textbook = Textbook(
-        ReferenceResNet(64).to(device),
-        ReferenceResNet(64).to(device),
-        plain_patch().to(device),
-        plain_patch().to(device),
+        ReferenceResNet(channels).to(device),
+        ReferenceResNet(channels).to(device),
+        plain_patch(channels).to(device),
+        plain_patch(channels).to(device),
     )
     for network in (textbook.g_a, textbook.g_b, textbook.d_a, textbook.d_b):
         initialize(network, generator=random)
@@ -109,12 +109,12 @@ def textbook_step(size: int, batch: int = 1, *, device: str = "cpu") -> Step:
     return step
 
 
-def plain_patch() -> nn.Module:
+def plain_patch(channels: int = 64) -> nn.Module:
     """The 70x70 PatchGAN as a flat sequence."""
-    layers: list[nn.Module] = [nn.Conv2d(3, 64, 4, 2, 1), nn.LeakyReLU(0.2, True)]
-    for width, stride in ((64, 2), (128, 2), (256, 1)):
+    layers: list[nn.Module] = [nn.Conv2d(3, channels, 4, 2, 1), nn.LeakyReLU(0.2, True)]
+    for width, stride in ((channels, 2), (2 * channels, 2), (4 * channels, 1)):
         layers += [nn.Conv2d(width, 2 * width, 4, stride, 1), nn.InstanceNorm2d(2 * width), nn.LeakyReLU(0.2, True)]
-    return nn.Sequential(*layers, nn.Conv2d(512, 1, 4, 1, 1))
+    return nn.Sequential(*layers, nn.Conv2d(8 * channels, 1, 4, 1, 1))
 
 
 def our_step(size: int, batch: int = 1, **settings: Any) -> Step:
@@ -138,10 +138,17 @@ def our_trainer(
     compile: bool = False,  # noqa: A002
     cuda_graphs: bool = False,
     channels: int = 64,
+    pool: int = 50,
     world: World | None = None,
+    hardware: Hardware | None = None,
 ) -> Trainer:
-    """A trainer of the paper's networks; the batch is that of all processes."""
-    hardware = Hardware(device, precision=precision, compile=compile, one_size=True, world=world)
+    """A trainer of the paper's networks.
+
+    Args:
+        batch: of all processes.
+        hardware: in place of `precision`, `device`, `compile` and `world`.
+    """
+    hardware = hardware or Hardware(device, precision=precision, compile=compile, one_size=True, world=world)
     generators = Generators(ResNetGenerator(channels), ResNetGenerator(channels))
     discriminators = Discriminators(PatchDiscriminator(channels), PatchDiscriminator(channels))
     random = torch.Generator().manual_seed(0)
@@ -161,7 +168,7 @@ def our_trainer(
         optimizers,
         schedule=LinearDecay(),
         epoch_draws=1000,
-        pools=Pools(*(ImagePool(50, batch_size=batch, seed=0, purpose=f"pool {side}") for side in "ab")),
+        pools=Pools(*(ImagePool(pool, batch_size=batch, seed=0, purpose=f"pool {side}") for side in "ab")),
         average=None,
         hardware=hardware,
         seed=0,
@@ -169,6 +176,16 @@ def our_trainer(
         memory=memory,
         cuda_graphs=cuda_graphs,
     )
+
+
+def shake(trainer: Trainer, seed: int) -> Trainer:
+    """Put the generators' weights off by up to 2^-9 of their size, as far as bf16 rounds."""
+    random = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in trainer.objective.generators.parameters():
+            noise = 2 * torch.rand(parameter.shape, generator=random) - 1
+            parameter.mul_(1 + noise.to(parameter.device) / 2**9)
+    return trainer
 
 
 def pictures(size: int, run: int, batch: int = 1) -> Batch:

@@ -1,0 +1,220 @@
+"""Parts of the check on a GPU that start processes: the tests, training over NCCL, and a real training."""
+
+import contextlib
+import importlib.util
+import json
+import math
+import os
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import gpu_scale
+import torch
+from gpu_numbers import exact, loss_difference, read_out
+from gpu_report import Report
+from gpu_scale import Device, Scale
+from measuring import ROOT, our_trainer, pictures
+from PIL import Image
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from cyclestyle import images
+from cyclestyle.data.draws import Batch
+from cyclestyle.distributed import World, session
+
+
+def tests(report: Report, scale: Scale) -> None:
+    """Run the tests marked `gpu`: at least one passes, none fails and none is skipped."""
+    if missing := [name for name in ("pytest", "hypothesis") if importlib.util.find_spec(name) is None]:
+        report.not_run(f"{' and '.join(missing)} not installed")
+        return
+    results = report.folder / "tests.xml"
+    results.unlink(missing_ok=True)
+    options = ["-m", scale.marker, "-p", "no:cacheprovider", f"--junitxml={results.absolute()}"]
+    subprocess.run([sys.executable, "-m", "pytest", *options, *scale.tests], cwd=ROOT, check=False)
+    count = dict.fromkeys(("tests", "failures", "errors", "skipped"), 0)
+    for suite in ElementTree.parse(results).iter("testsuite"):
+        for name in count:
+            count[name] += int(suite.get(name, 0))
+    bad = count["failures"] + count["errors"]
+    report.check("tests that passed", count["tests"] - bad - count["skipped"], 1, at_least=True)
+    report.equal("tests that failed", bad, 0)
+    report.equal("tests that were skipped", count["skipped"], 0)
+
+
+def ranks(report: Report, scale: Scale) -> None:
+    """Train over NCCL (a CPU: gloo) with one process and, where there are two GPUs, with two: in fp32 the losses of
+    three steps are within 1e-4 of those of one process without.
+    """
+    wanted = together(World(), scale)
+    for size in scale.ranks:
+        found = in_one_process(scale) if size == 1 else in_processes(size, scale, report)
+        report.check(f"{size} of {size} ranks, {BACKENDS[scale.device]}, losses", loss_difference(found, wanted), 1e-4)
+    if len(scale.ranks) == 1:
+        report.text("Two ranks: not run, there is one GPU.")
+
+
+BACKENDS = {"cuda": "NCCL", "cpu": "gloo"}
+
+
+class Wrapping(World):
+    """Averages gradients over its processes even if there is just one."""
+
+    def synchronize(self, module: nn.Module, device: torch.device) -> nn.Module:
+        if self.size > 1:
+            return super().synchronize(module, device)
+        with warnings.catch_warnings():  # as in World.synchronize
+            warnings.simplefilter("ignore", FutureWarning)
+            devices = [device] if device.type == "cuda" else None
+            wrapped = DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
+        self._wrapped.append(wrapped)
+        return wrapped
+
+
+def together(world: World, scale: Scale) -> list[dict[str, float]]:
+    """The losses of three steps of two pairs each, shared by the processes of a world."""
+    try:
+        hardware = exact(scale.device, world=world, deterministic=True)
+        trainer = our_trainer(hardware=hardware, channels=scale.channels, batch=2)
+        losses = []
+        for step in range(3):
+            whole = pictures(scale.size, step, 2)
+            mine = slice(world.rank, None, world.size)
+            told = trainer.train_step(Batch(whole.a[mine], whole.b[mine], whole.draws[mine]))
+            losses.append(read_out({name: world.mean(value.clone()) for name, value in told.items()}))
+        return losses
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def in_one_process(scale: Scale) -> list[dict[str, float]]:
+    """The same through a process group of one, which is this process."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    alone = {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    with environment(alone), session(scale.device, timeout_s=60) as world:
+        return together(Wrapping(local_rank=world.local_rank), scale)
+
+
+def in_processes(size: int, scale: Scale, report: Report) -> list[dict[str, float]]:
+    """The same in processes of their own, a GPU for each."""
+    path = report.folder / "ranks-losses.json"
+    path.unlink(missing_ok=True)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={size}"]
+    subprocess.run([*torchrun, __file__, str(path), scale.device], check=True)
+    found: list[dict[str, float]] = json.loads(path.read_text(encoding="utf-8"))
+    path.unlink()
+    return found
+
+
+def be_a_rank(path: Path, device: Device) -> None:
+    """One of the processes that `in_processes` starts; the first writes what all have found."""
+    scale = gpu_scale.rehearsal() if device == "cpu" else gpu_scale.gpu(data=None)
+    with session(device, timeout_s=60) as world:
+        losses = together(world, scale)
+        if world.is_main:
+            path.write_text(json.dumps(losses), encoding="utf-8")
+
+
+@contextlib.contextmanager
+def environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Have this process see other variables for a while."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+AFTERWARDS_S = 30  # for the last save, and for translating
+
+
+def training(report: Report, scale: Scale) -> None:
+    """Train by the real command until it is asked to stop: it leaves with 75, its losses are finite, its cycles end
+    better than they began, and its generator translates test pictures.
+    """
+    run, log = report.folder / "run", report.folder / "train.log"
+    shutil.rmtree(run, ignore_errors=True)
+    arguments = [*scale.training, f"run_dir={run.absolute()}", f"trainer.device={scale.device}"]
+    if not any(argument.startswith("data.root=") for argument in arguments):
+        arguments.append(f"data.root={(report.folder / 'scenes').absolute()}")
+    command = [sys.executable, "-m", "cyclestyle.train", *arguments, "logger.tensorboard=null"]
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    with log.open("w") as stream:
+        process = subprocess.Popen(
+            command, stdout=stream, stderr=subprocess.STDOUT, cwd=ROOT, env={**os.environ, "PYTHONPATH": path}
+        )
+        try:
+            stop_after(process, run, seconds=min(scale.training_s, report.left_s - AFTERWARDS_S), report=report)
+            code = process.wait()
+        finally:
+            process.kill()
+    print(log.read_text(encoding="utf-8"), flush=True)
+    report.equal("exit code, 75 for stopped on request", code, 75)
+    look_at_log(report, scale, run)
+    root = next(argument.partition("=")[2] for argument in arguments if argument.startswith("data.root="))
+    translate(report, scale, run, Path(root))
+
+
+def stop_after(process: "subprocess.Popen[bytes]", run: Path, *, seconds: float, report: Report) -> None:
+    """Let a run train for some seconds, from its first log on if that comes in time, then ask it to stop."""
+    latest = time.monotonic() + report.left_s - AFTERWARDS_S
+    until = latest
+    while process.poll() is None and time.monotonic() < min(until, latest):
+        if until == latest and (run / "metrics.jsonl").exists():
+            until = min(latest, time.monotonic() + seconds)
+        time.sleep(0.05)
+    if process.poll() is None:
+        (run / "stop").touch()
+
+
+def look_at_log(report: Report, scale: Scale, run: Path) -> None:
+    """Compare the last line of the run's numbers with the first."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    losses = [value for line in lines for name, value in line.items() if name.startswith("loss/")]
+    report.equal("losses in its log that are not finite", sum(not math.isfinite(value) for value in losses), 0)
+    first, last = (sum(line[f"loss/cycle_{side}"] for side in "ab") for line in (lines[0], lines[-1]))
+    if scale.learns:
+        report.check("cycle losses at its end, of those in its first log", last / first, 0.9)
+    steps, speed = lines[-1]["step"], statistics.median(line["speed/images_per_s"] for line in lines)
+    report.text(
+        f"{steps} steps, {speed:.0f} pictures/s by the log's median; cycle losses {first:.3f}, at the end {last:.3f}."
+    )
+
+
+def translate(report: Report, scale: Scale, run: Path, root: Path) -> None:
+    """Write test pictures beside their translations, as small JPEG files."""
+    from cyclestyle.translation import Translator
+
+    translator = Translator.load(run, direction="a2b", device=scale.device)
+    folder = root / "testA" if (root / "testA").is_dir() else root / "trainA"
+    photos = images.find(folder)[: scale.shown]
+    for index, path in enumerate(photos):
+        photo = images.read(folder / path)
+        photo.thumbnail((256, 256))
+        translated = translator(photo)
+        both = Image.new("RGB", (2 * photo.width, photo.height))
+        both.paste(photo, (0, 0))
+        both.paste(translated, (photo.width, 0))
+        name = f"translated-{index}.jpg"
+        both.save(report.folder / name, quality=85)
+        report.picture(name)
+    report.check("pictures translated", len(photos), 1, at_least=True)
+
+
+if __name__ == "__main__":
+    be_a_rank(Path(sys.argv[1]), "cpu" if sys.argv[2] == "cpu" else "cuda")

@@ -1,0 +1,176 @@
+"""Time and memory of a step on a GPU, for benchmark.py and gpu_check.py."""
+
+import functools
+import statistics
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from measuring import Goal, Step, circumstances, filled, interleaved, our_step, table, textbook_step
+from torch.utils.flop_counter import FlopCounterMode
+
+HORSE2ZEBRA = 1334  # draws of an epoch: as many as there are zebras, of which there are more than horses
+SIZE = 256  # px
+MATRIX = 8192  # rows and columns
+
+TEXTBOOK, EXACT_TEXTBOOK = "textbook, PyTorch's defaults (TF32 in convolutions)", "textbook, TF32 off"
+OURS, GRAPHS, COMPILED = "cyclestyle", "cyclestyle, cuda_graphs=true", "cyclestyle, compile=true"
+WAYS = (TEXTBOOK, EXACT_TEXTBOOK, OURS, GRAPHS, COMPILED)
+
+
+class Memory(NamedTuple):
+    """Bytes of the GPU's memory."""
+
+    allocated: int  # of tensors
+    reserved: int  # that the process has taken from the GPU for them
+
+
+class Way(NamedTuple):
+    """A step that was timed, and what it took of the GPU's memory at most."""
+
+    name: str
+    batch: int
+    seconds: list[float]
+    peak: Memory  # above what others held
+
+    @property
+    def is_ours(self) -> bool:
+        return self.name not in (TEXTBOOK, EXACT_TEXTBOOK)
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+
+def measured(
+    names: Sequence[str],
+    batch: int,
+    *,
+    device: str = "cuda",
+    size: int = SIZE,
+    channels: int = 64,
+    runs: int = 30,
+    warm: int = 8,
+) -> list[Way]:
+    """Time some of `WAYS`, taking turns; each has made its first steps and shown its peak of memory before."""
+    steps: dict[str, Step] = {}
+    peaks: dict[str, Memory] = {}
+    for name in names:
+        before = memory_now(device)
+        steps[name] = make(name, size, batch, device=device, channels=channels)
+        for run in range(warm):
+            steps[name](run)
+        peaks[name] = peak_since(before, device)
+    rows = interleaved(steps, runs=runs, warm=1)
+    return [Way(row.name, batch, row.seconds, peaks[row.name]) for row in rows]
+
+
+def make(name: str, size: int, batch: int, *, device: str, channels: int) -> Step:
+    """One of `WAYS`, with the switches of PyTorch that it would find in a process of its own."""
+
+    def switched(step: Step, *, tf32: bool, search: bool) -> Step:
+        def switched_step(run: int) -> object:
+            torch.backends.cuda.matmul.allow_tf32 = tf32 and search
+            with torch.backends.cudnn.flags(enabled=True, benchmark=search, deterministic=False, allow_tf32=tf32):
+                return step(run)
+
+        return switched_step
+
+    if name in (TEXTBOOK, EXACT_TEXTBOOK):
+        step = textbook_step(size, batch, device=device, channels=channels)
+        return switched(step, tf32=name == TEXTBOOK, search=False)
+    settings: dict[str, dict[str, bool]] = {OURS: {}, GRAPHS: {"cuda_graphs": True}, COMPILED: {"compile": True}}
+    step = our_step(size, batch, device=device, channels=channels, **settings[name])
+    return switched(step, tf32=True, search=True)
+
+
+def memory_now(device: str) -> Memory:
+    """What is held now, from where the next peak counts; nothing on a CPU, where PyTorch does not count."""
+    if device != "cuda":
+        return Memory(0, 0)
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    return Memory(torch.cuda.memory_allocated(), torch.cuda.memory_reserved())
+
+
+def peak_since(before: Memory, device: str) -> Memory:
+    """How far the peak was above what was held before."""
+    if device != "cuda":
+        return Memory(0, 0)
+    return Memory(
+        torch.cuda.max_memory_allocated() - before.allocated, torch.cuda.max_memory_reserved() - before.reserved
+    )
+
+
+def matrix_rate(device: str, size: int = MATRIX) -> float:
+    """Floating point operations a second of a product of matrices in bf16, the fastest of twenty."""
+    one, other = (torch.randn(size, size, dtype=torch.bfloat16, device=device) for _ in range(2))
+    seconds = []
+    for _ in range(20):
+        since = time.perf_counter()
+        (one @ other)[0, 0].item()  # which waits for it
+        seconds.append(time.perf_counter() - since)
+    return 2 * size**3 / min(seconds)
+
+
+@functools.cache
+def floating_point_operations(size: int, *, device: str = "cpu", channels: int = 64) -> int:
+    """Of the textbook's step on one pair of pictures."""
+    with FlopCounterMode(display=False) as counter:
+        textbook_step(size, device=device, channels=channels)(0)
+    return int(counter.get_total_flops())
+
+
+def goals(found: Sequence[Sequence[Way]], rate: float, flops: int) -> list[Goal]:
+    """At batch 1 the textbook's speed several times over, with more pictures a share of what the GPU can multiply.
+
+    Args:
+        found: of each batch.
+        rate: of `matrix_rate`.
+        flops: of a pair of pictures.
+    """
+    wanted = []
+    for ways in found:
+        textbook, best, batch = ways[0], min(way.median for way in ways if way.is_ours), ways[0].batch
+        assert textbook.name == TEXTBOOK
+        if batch == 1:
+            wanted.append(Goal("GPU, batch 1, times the textbook's speed", textbook.median / best, 5.0, True, "x"))
+        else:
+            share = flops * batch / best / rate
+            wanted.append(Goal(f"GPU, batch {batch}, share of the bf16 matrix rate", share, 0.4, at_least=True))
+    return wanted
+
+
+def section(
+    found: Sequence[Sequence[Way]], rate: float, flops: int, *, command: str, size: int = SIZE, matrix: int = MATRIX
+) -> str:
+    """The section `A training step on a GPU` of docs/benchmarks.md, without its goals; arguments as of `goals`."""
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU, a rehearsal"
+    about = filled(
+        f"""The step of the table above at {size} px on {name}, which multiplies two matrices of {matrix}x{matrix}
+        in bf16 at {rate / 1e12:.3g} TFLOP/s. All read their losses out at every step. Memory is the peak of a way
+        alone: that of its tensors, and what the process takes from the GPU for them. Pictures are those of both
+        domains. The last column is 200 epochs of {HORSE2ZEBRA:,} draws, horse2zebra's full schedule, as far as steps
+        alone go."""
+    )
+    lines = [line(way, ways[0], rate, flops) for ways in found for way in ways]
+    head = (
+        "batch | step | median ms | min to max ms | times the textbook's speed | pictures/s | share | memory, MB | "
+        "hours of the schedule"
+    )
+    return f"{about}\n\n{circumstances(command)}\n\n{table(head, lines)}"
+
+
+def line(way: Way, textbook: Way, rate: float, flops: int) -> tuple[object, ...]:
+    """Of the table."""
+    return (
+        *(way.batch, way.name, f"{1000 * way.median:.1f}"),
+        f"{1000 * min(way.seconds):.1f} to {1000 * max(way.seconds):.1f}",
+        *(f"{textbook.median / way.median:.2f}", f"{2 * way.batch / way.median:.0f}"),
+        *(
+            f"{flops * way.batch / way.median / rate:.0%}",
+            f"{way.peak.allocated / 1e6:.0f}, {way.peak.reserved / 1e6:.0f}",
+        ),
+        f"{200 * HORSE2ZEBRA / way.batch * way.median / 3600:.1f}",
+    )
