@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.cyclestyle-$(EXTRAS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check bench bench-full clean
+.PHONY: help setup demo test test-slow check bench bench-full gpu-check clean
 
 help:  ## print this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -52,6 +52,9 @@ bench-full: $(STAMP)  ## measure every table of docs/benchmarks.md and docs/tili
 	$(BIN)/python scripts/benchmark_translate.py --full --write docs/benchmarks.md || failed=1; \
 	$(BIN)/python scripts/benchmark_tiles.py --write docs/tiling.md || failed=1; \
 	exit $$failed
+
+gpu-check: $(STAMP)  ## on a machine with a GPU: check and measure all that needs one (8 minutes; docs/gpu.md)
+	$(BIN)/python scripts/gpu_check.py
 
 clean:  ## remove the environment and caches (data/ and runs/ stay)
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,8 +1,8 @@
-"""All that waits for a GPU, as one command of a few minutes; docs/gpu.md has how to bring it to a bare machine.
+"""Run all that waits for a GPU, as one command of a few minutes; docs/gpu.md has how to bring it to a bare machine.
 
-    python scripts/gpu_check.py --out gpu-check                  # on a machine with a GPU
-    python scripts/gpu_check.py --out gpu-check --data horses/   # its last part trains on trainA and trainB in there
-    python scripts/gpu_check.py --rehearse                       # on a CPU, tiny: can all this run?
+    python scripts/gpu_check.py                  # on a machine with a GPU
+    python scripts/gpu_check.py --data horses/   # its last part trains on trainA and trainB in there
+    python scripts/gpu_check.py --rehearse       # on a CPU, tiny: can all this run?
 
 Every part runs in a process of its own and writes what it finds at once: OUT/PART.json, OUT/PART.log, and OUT/gpu.md
 with all tables and pictures. The same command again does only what is missing; --again repeats what is there.
@@ -90,7 +90,7 @@ def parsed() -> argparse.Namespace:
     )
     names = [part.name for part in PARTS]
     parser.add_argument(
-        "--out", type=Path, help="folder for what is found (default: gpu-check, or rehearsal, in runs/)"
+        "--out", type=Path, help="folder for what is found (default: runs/gpu-check, or runs/gpu-rehearsal)"
     )
     parser.add_argument(
         "--minutes", type=float, default=8, help="for all parts; what does not fit is left (default: 8)"
@@ -113,7 +113,7 @@ def parsed() -> argparse.Namespace:
 
 
 def device_name(*, rehearse: bool) -> str | None:
-    """On what the parts run, with PyTorch's version; None where there is no GPU."""
+    """The device that parts run on, with PyTorch's version; None where there is no GPU."""
     import torch
 
     if rehearse:
@@ -134,7 +134,7 @@ def code_version(root: Path) -> str:
 
 
 def key_of(part: str, code: str, device: str, data: Path | None) -> dict[str, str]:
-    """What a part's result depends on."""
+    """All that a part's result depends on."""
     return {"code": code, "device": device, **({"data": str(data or "drawn")} if part == "training" else {})}
 
 
@@ -217,7 +217,7 @@ def run_child(part: Part, folder: Path, *, key: dict[str, str], seconds: float, 
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},  # what it says is seen as it says it
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},  # a line is shown when it is printed
             start_new_session=True,  # so that it can be ended with all that it started
         )
         assert child.stdout is not None
@@ -238,13 +238,13 @@ def run_child(part: Part, folder: Path, *, key: dict[str, str], seconds: float, 
             reader.join(5)
     record = Record.read(folder, part.name) or Record(part.name, key)
     if reason or record.outcome not in (PASSED, FAILED, NOT_RUN):
-        last = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "no output")
         record = record._replace(outcome=FAILED, reason=f"{reason or 'did not come to its end'}: {last}")
     return record._replace(seconds=time.monotonic() - since)
 
 
 def pass_on(stream: Iterable[str], log: IO[str], lines: list[str]) -> None:
-    """Show what a part says as it says it, and keep it."""
+    """Show what a part prints, line by line, and keep it."""
     for line in stream:
         lines.append(line)
         print(f"    {line}", end="", flush=True)

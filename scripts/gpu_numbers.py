@@ -41,7 +41,7 @@ def fp32(report: Report, scale: Scale) -> None:
 
 
 class FirstStep(NamedTuple):
-    """What a step is made of."""
+    """The losses and gradients of a step."""
 
     losses: dict[str, float]
     gradients: dict[str, dict[str, Tensor]]  # of generators and discriminators, by parameter
@@ -73,9 +73,9 @@ def exact(device: Device, *, world: World | None = None, deterministic: bool = F
     return hardware
 
 
-def read_out(told: Mapping[str, Tensor]) -> dict[str, float]:
+def read_out(losses: Mapping[str, Tensor]) -> dict[str, float]:
     """Losses as numbers, without the scores, which may be as near to zero as they like."""
-    return {name: value.item() for name, value in told.items() if name.startswith("loss/")}
+    return {name: value.item() for name, value in losses.items() if name.startswith("loss/")}
 
 
 def loss_difference(ours: Sequence[Mapping[str, float]], theirs: Sequence[Mapping[str, float]]) -> float:
@@ -136,7 +136,7 @@ def low_precisions(scale: Scale) -> dict[str, Trainer]:
 
 
 class Course(NamedTuple):
-    """Of a short training."""
+    """Figures of a short training."""
 
     means: dict[str, float]  # of each loss over all steps
     finite_steps: int
@@ -207,13 +207,13 @@ def resume(report: Report, scale: Scale) -> None:
 
 
 def deterministic_trainer(scale: Scale, precision: Precision) -> Trainer:
-    """Whose pools are so small that they give back what was in them."""
+    """A trainer with image pools so small that they give back earlier translations."""
     hardware = Hardware(scale.device, precision=precision, deterministic=True)
     return our_trainer(hardware=hardware, channels=scale.channels, pool=2)
 
 
 def save_and_load(before: Trainer, after: Trainer, folder: Path) -> None:
-    """What the command does when a run is stopped and started again."""
+    """Do what the command does when a run is stopped and started again."""
     from cyclestyle.run import Resumed
     from cyclestyle.train import model_of, start
 
@@ -245,7 +245,7 @@ def unequal(ours: Any, theirs: Any) -> tuple[int, int]:
     elif isinstance(ours, list | tuple):
         found = [unequal(one, other) for one, other in zip(ours, theirs, strict=True)]
     elif isinstance(ours, Tensor):
-        return int(not torch.equal(ours, theirs)), 1
+        return int(not torch.equal(ours.cpu(), theirs.cpu())), 1
     else:
         return int(ours != theirs), 1
     return sum(differing for differing, _ in found), sum(compared for _, compared in found)

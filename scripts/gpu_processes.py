@@ -88,8 +88,8 @@ def together(world: World, scale: Scale) -> list[dict[str, float]]:
         for step in range(3):
             whole = pictures(scale.size, step, 2)
             mine = slice(world.rank, None, world.size)
-            told = trainer.train_step(Batch(whole.a[mine], whole.b[mine], whole.draws[mine]))
-            losses.append(read_out({name: world.mean(value.clone()) for name, value in told.items()}))
+            found = trainer.train_step(Batch(whole.a[mine], whole.b[mine], whole.draws[mine]))
+            losses.append(read_out({name: world.mean(value.clone()) for name, value in found.items()}))
         return losses
     finally:
         torch.use_deterministic_algorithms(False)

@@ -1,4 +1,4 @@
-"""What a part of the check on a GPU found: written down after every finding, as JSON and as Markdown."""
+"""Findings of the parts of the check on a GPU: written down after every finding, as JSON and as Markdown."""
 
 import json
 import math
@@ -39,14 +39,14 @@ class Record(NamedTuple):
         return self.outcome in (PASSED, FAILED) and not self.reason
 
     def write(self, folder: Path) -> None:
-        """Into `folder/PART.json`, whole or not at all."""
+        """Write `folder/PART.json`, whole or not at all."""
         folder.mkdir(parents=True, exist_ok=True)
         content = {**self._asdict(), "checks": [check._asdict() for check in self.checks]}
         write_text(folder / f"{self.part}.json", json.dumps(content, indent=1) + "\n")
 
     @classmethod
     def read(cls, folder: Path, part: str) -> "Record | None":
-        """What stands in a folder; None where there is nothing, or nothing that can be read."""
+        """The record of a part in a folder; None where there is nothing, or nothing that can be read."""
         try:
             content = json.loads((folder / f"{part}.json").read_text(encoding="utf-8"))
             content["checks"] = tuple(Check(**check) for check in content["checks"])
@@ -58,7 +58,7 @@ class Record(NamedTuple):
 
 
 class Report:
-    """Where a part puts its findings; each of them is on the disk at once.
+    """Takes the findings of a part; each of them is on the disk at once.
 
     Args:
         folder: for the record and for whatever else the part writes.

@@ -1,4 +1,4 @@
-"""How large the parts of the check on a GPU are: on a GPU, and in the rehearsal."""
+"""Sizes of the parts of the check on a GPU: there, and in the rehearsal."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ Device = Literal["cpu", "cuda"]
 
 
 class Scale(NamedTuple):
-    """How large everything is."""
+    """Sizes and lengths of everything that parts do."""
 
     device: Device
     marker: str  # of the tests to run

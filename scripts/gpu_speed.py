@@ -1,6 +1,7 @@
 """Parts of the check on a GPU that look at time: CUDA graphs, and the tables of docs/benchmarks.md."""
 
 import functools
+import shutil
 from collections.abc import Callable, Sequence
 
 import gpu_tables
@@ -115,21 +116,28 @@ def tables(report: Report, scale: Scale) -> None:
     found = []
     for batch in scale.batches:
         found.append(measure([way for way in scale.ways if way != gpu_tables.COMPILED], batch))
-        say_table(report, scale, found[-1], rate=rate, flops=flops)
+        write_table(report, scale, found[-1], rate=rate, flops=flops)
     if scale.device == "cuda":
         for goal in gpu_tables.goals(found, rate, flops):
             report.check(goal.name, goal.found, goal.wanted, at_least=goal.at_least)
-    # Last, and in turn with the textbook again: compiling takes long, and may fail.
+    # Last, since compiling takes long and may fail; in turn with the textbook again.
     for batch in scale.batches if gpu_tables.COMPILED in scale.ways else ():
-        if report.left_s < COMPILING_S:
-            report.text(f"{gpu_tables.COMPILED}, batch {batch}: not run, out of time.")
+        if hindrance := cannot_compile(report):
+            report.text(f"{gpu_tables.COMPILED}, batch {batch}: not run, {hindrance}.")
             continue
         torch.compiler.reset()  # which would otherwise look for one program for all sizes
         compiled = measure([gpu_tables.TEXTBOOK, gpu_tables.COMPILED], batch)
-        say_table(report, scale, compiled, rate=rate, flops=flops)
+        write_table(report, scale, compiled, rate=rate, flops=flops)
 
 
-def say_table(report: Report, scale: Scale, ways: Sequence[gpu_tables.Way], *, rate: float, flops: int) -> None:
+def cannot_compile(report: Report) -> str:
+    """The reason why `torch.compile` is not tried; empty where it is."""
+    if not any(map(shutil.which, ("cc", "gcc", "clang"))):
+        return "there is no C compiler"
+    return "out of time" if report.left_s < COMPILING_S else ""
+
+
+def write_table(report: Report, scale: Scale, ways: Sequence[gpu_tables.Way], *, rate: float, flops: int) -> None:
     """Write the table of a batch down, and check that no step was faster than the device can multiply."""
     command, size = "python scripts/gpu_check.py", scale.full_size
     report.text(gpu_tables.section([ways], rate, flops, command=command, size=size, matrix=scale.matrix))

@@ -86,7 +86,7 @@ def make(name: str, size: int, batch: int, *, device: str, channels: int) -> Ste
 
 
 def memory_now(device: str) -> Memory:
-    """What is held now, from where the next peak counts; nothing on a CPU, where PyTorch does not count."""
+    """Memory held now, from where the next peak counts; nothing on a CPU, where PyTorch does not count."""
     if device != "cuda":
         return Memory(0, 0)
     torch.cuda.empty_cache()
@@ -95,7 +95,7 @@ def memory_now(device: str) -> Memory:
 
 
 def peak_since(before: Memory, device: str) -> Memory:
-    """How far the peak was above what was held before."""
+    """The peak above what was held before."""
     if device != "cuda":
         return Memory(0, 0)
     return Memory(
@@ -116,7 +116,7 @@ def matrix_rate(device: str, size: int = MATRIX) -> float:
 
 @functools.cache
 def floating_point_operations(size: int, *, device: str = "cpu", channels: int = 64) -> int:
-    """Of the textbook's step on one pair of pictures."""
+    """Operations of the textbook's step on one pair of pictures."""
     with FlopCounterMode(display=False) as counter:
         textbook_step(size, device=device, channels=channels)(0)
     return int(counter.get_total_flops())
@@ -145,7 +145,7 @@ def goals(found: Sequence[Sequence[Way]], rate: float, flops: int) -> list[Goal]
 def section(
     found: Sequence[Sequence[Way]], rate: float, flops: int, *, command: str, size: int = SIZE, matrix: int = MATRIX
 ) -> str:
-    """The section `A training step on a GPU` of docs/benchmarks.md, without its goals; arguments as of `goals`."""
+    """The section `A training step on a GPU` of docs/benchmarks.md but for its goals; arguments as in `goals`."""
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU, a rehearsal"
     about = filled(
         f"""The step of the table above at {size} px on {name}, which multiplies two matrices of {matrix}x{matrix}
@@ -163,7 +163,7 @@ def section(
 
 
 def line(way: Way, textbook: Way, rate: float, flops: int) -> tuple[object, ...]:
-    """Of the table."""
+    """A row of the table, as its columns."""
     return (
         *(way.batch, way.name, f"{1000 * way.median:.1f}"),
         f"{1000 * min(way.seconds):.1f} to {1000 * max(way.seconds):.1f}",

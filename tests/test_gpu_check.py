@@ -43,7 +43,7 @@ HANGS = "report.check('figure', 1, 2)\nprint('waiting')\ntime.sleep(600)"
 
 @pytest.fixture(autouse=True)
 def _switches() -> Iterator[None]:
-    """What parts set for the whole process, set back."""
+    """Set back the switches that parts set for the whole process."""
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     yield
     torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
@@ -199,7 +199,7 @@ def test_all_files_with_tests_for_gpus_are_found() -> None:
     [
         (CRASHES, "ended with 1: RuntimeError: a wire is loose"),
         (VANISHES, "did not come to its end: ok     figure: 1 (at most 2)"),
-        ("os.kill(os.getpid(), 9)", "ended with -9: it said nothing"),
+        ("os.kill(os.getpid(), 9)", "ended with -9: no output"),
         (HANGS, "stopped after 3 s: waiting"),
     ],
     ids=["crash", "vanish", "kill", "hang"],
@@ -327,8 +327,8 @@ def test_nothing_begins_without_time_and_the_exit_code_is_1(
     command: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command("--rehearse", "--minutes", "0.1") == 1
-    said = capsys.readouterr().out
-    assert said.count("out of time") == len(gpu_check.PARTS)
+    printed = capsys.readouterr().out
+    assert printed.count("out of time") == len(gpu_check.PARTS)
     for part in gpu_check.PARTS:
         record = Record.read(tmp_path / "out", part.name)
         assert record is not None
@@ -338,6 +338,7 @@ def test_nothing_begins_without_time_and_the_exit_code_is_1(
 def test_the_exit_code_is_0_if_every_part_passed(command: Callable[..., int], tmp_path: Path) -> None:
     assert command("--rehearse", "--only", "fp32") == 0
     assert command("--rehearse", "--only", "fp32", "--minutes", "0.01") == 0  # finished before
+    assert command("--rehearse", "--only", "fp32", "tests", "--minutes", "0.01") == 1
     assert command("--rehearse", "--only", "fp32", "--minutes", "0.01", "--again") == 1
 
 
@@ -346,10 +347,10 @@ def test_a_machine_without_gpu_is_refused_in_a_line(
     command: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command() == 2
-    said = capsys.readouterr()
-    assert said.err.count("\n") == 1
-    assert "no GPU" in said.err
-    assert not said.out
+    printed = capsys.readouterr()
+    assert printed.err.count("\n") == 1
+    assert "no GPU" in printed.err
+    assert not printed.out
     assert not (tmp_path / "out").exists()
 
 
