@@ -9,7 +9,7 @@ from torch.distributed import DistError
 
 from cyclestyle import hardware
 from cyclestyle.distributed import FailedElsewhereError, World
-from cyclestyle.errors import CyclestyleError, DataError, DiskError
+from cyclestyle.errors import CyclestyleError, DiskError
 from cyclestyle.files import is_of_the_disk
 from cyclestyle.hardware import TRAINING, Advice
 from cyclestyle.run import RunFolder
@@ -63,11 +63,6 @@ def explain(error: Exception, world: World, advice: Advice = TRAINING) -> Cycles
     if isinstance(error, OSError) and is_of_the_disk(error):
         place = f" {os.fsdecode(error.filename)}" if error.filename else ""
         return DiskError(f"cannot write{place}: {(error.strerror or '').lower()}")
-    said = str(error)
-    if isinstance(error, RuntimeError) and "DataLoader worker" in said:
-        return DataError(
-            f"{said.partition('.')[0]}: out of memory? data.workers=0 reads in the training process itself"
-        )
     if isinstance(error, RuntimeError) and world.size > 1 and _is_of_the_connection(error):
         return world.lost(error)
     return None

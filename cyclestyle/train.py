@@ -300,8 +300,9 @@ def fit(
         ranks=trainer.world.size,
         workers=data.workers,
         pin=trainer.hardware.device.type == "cuda",
+        stopping=stop,
     )
-    with opened_loggers(cfg, folder, trainer, data.domains) as loggers:
+    with contextlib.closing(share), opened_loggers(cfg, folder, trainer, data.domains) as loggers:
         try:
             return trainer.fit(
                 told_once(share),

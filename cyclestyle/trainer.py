@@ -176,7 +176,8 @@ class Trainer:
         """Train until the end, or until someone asks to stop; the last step is always saved.
 
         Args:
-            batches: this process's share of each step from `self.step` on.
+            batches: this process's share of each step from `self.step` on; ends early where a stop is requested while
+                it waits for data.
             save: called by all processes.
             loggers: of rank 0.
             probes: fixed pictures of a and b, uint8 (N, 3, H, W).
@@ -222,7 +223,11 @@ class Trainer:
 
             asked = time.perf_counter()
             with record_function(Part.DATA):
-                batch = next(batches)
+                batch = next(batches, None)
+            assert batch is not None or stop_requested()
+            # Nobody begins a step that a process has no data for, as its gradients would be waited for in vain.
+            if self.world.any(batch is None) or batch is None:
+                continue
             self.record.waited(time.perf_counter() - asked)
             self.record.add(self.train_step(batch), pictures=2 * self.batch_size, replaced=len(batch.replaced))
             for logger in loggers:

@@ -7,28 +7,35 @@ flips it takes follows from the seed and n alone, so that workers, processes and
 import functools
 import itertools
 import multiprocessing
-import multiprocessing.connection
 import os
+import queue
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
-from types import FrameType
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
 
 from cyclestyle import images
+from cyclestyle.data.inspection import named, what_is_wrong
 from cyclestyle.data.transforms import Crop
 from cyclestyle.errors import DataError
 from cyclestyle.images import PictureError
+from cyclestyle.listing import one_line
 from cyclestyle.seeds import decisions
+from cyclestyle.signals import ASKING
 
 MOST_TRIES = 100  # files in a row that cannot be read, until the disk must be at fault
+AHEAD = 2  # batches of each worker that wait in this process; one more is on its way, and one is being made
+LISTEN_S = 0.2  # between two looks for a request to stop, while a batch is waited for
+PATIENCE_S = 5.0  # for the end of a process that is killed
+REMEDY = "lower data.workers, or set data.workers=0 to read in the training process"
 
 
 class Pair(NamedTuple):
@@ -49,7 +56,7 @@ class Batch(NamedTuple):
     replaced: Sequence[str] = ()  # `path: reason` of files that could not be read, whose places others took
 
 
-class Draws(Dataset[Pair]):
+class Draws:
     """The training examples of two lists of files.
 
     Each of a's files comes once before any comes twice, in an order shuffled anew every time around; b's come
@@ -93,14 +100,9 @@ class Draws(Dataset[Pair]):
         return next(self._tries_a(draw)), next(self._tries_b(draw))
 
     def __getitem__(self, draw: int) -> Pair:
-        image_a, replaced_a = self._first_readable(self._tries_a(draw))
-        image_b, replaced_b = self._first_readable(self._tries_b(draw))
-        return Pair(
-            self.crop.random(image_a, decisions(self.seed, "crop a", draw)),
-            self.crop.random(image_b, decisions(self.seed, "crop b", draw)),
-            draw,
-            [*replaced_a, *replaced_b],
-        )
+        a, replaced_a = self._first_readable(self._tries_a(draw), "crop a", draw)
+        b, replaced_b = self._first_readable(self._tries_b(draw), "crop b", draw)
+        return Pair(a, b, draw, [*replaced_a, *replaced_b])
 
     def _tries_a(self, draw: int) -> Iterator[Path]:
         around, position = divmod(draw, len(self.a))
@@ -121,18 +123,29 @@ class Draws(Dataset[Pair]):
             if slot not in bad:
                 yield files[slot]
 
-    def _first_readable(self, tries: Iterator[Path]) -> tuple[Image.Image, list[str]]:
-        """The first picture that can be read, and what is wrong with the files before it."""
+    def _first_readable(self, tries: Iterator[Path], purpose: str, draw: int) -> tuple[Tensor, list[str]]:
+        """The crop of the first picture that can be read, and what is wrong with the files before it."""
         wrong: dict[Path, str] = {}
         for file in itertools.islice(tries, MOST_TRIES):
             try:
-                return images.read(file, background=self.background, max_pixels=self.max_pixels), list(wrong.values())
-            except PictureError as error:
+                return self._crop_of(file, decisions(self.seed, purpose, draw)), list(wrong.values())
+            except Exception as error:  # of a decoder, or of this package: it costs the picture and not the run
                 if not self.replacing:
-                    raise
-                wrong[file] = str(error)
+                    raise what_is_wrong(file, error) from None
+                wrong[file] = str(what_is_wrong(file, error))
         reason = list(wrong.values())[-1]
         raise DataError(f"{MOST_TRIES} tries at random found no picture that can be read; the last: {reason}")
+
+    def _crop_of(self, file: Path, random: np.random.Generator) -> Tensor:
+        image: object = images.read(file, background=self.background, max_pixels=self.max_pixels)
+        if not isinstance(image, Image.Image) or image.mode != "RGB":
+            raise PictureError(file, f"decoded to {getattr(image, 'mode', type(image).__name__)}, not RGB", False)
+        pixels = self.crop.random(image, random)
+        shape = (3, self.crop.crop_size, self.crop.crop_size)
+        if pixels.dtype != torch.uint8 or pixels.shape != shape:
+            found = f"{pixels.dtype} {tuple(pixels.shape)}"
+            raise PictureError(file, f"decoded to {found}, not {torch.uint8} {shape}", False)
+        return pixels
 
 
 @functools.lru_cache(maxsize=2)  # consecutive draws ask for the same order; across its end for two
@@ -141,140 +154,233 @@ def _shuffled(count: int, seed: int, around: int) -> np.ndarray:
 
 
 def batches(
-    draws: Draws, *, batch_size: int, start: int, stop: int, rank: int, ranks: int, workers: int, pin: bool
-) -> Iterator[Batch]:
+    draws: Draws,
+    *,
+    batch_size: int,
+    start: int,
+    stop: int,
+    rank: int,
+    ranks: int,
+    workers: int,
+    pin: bool,
+    stopping: Callable[[], bool] = lambda: False,
+) -> Generator[Batch, None, None]:
     """This process's share of every step's global batch, from step `start` up to but not including `stop`.
 
     Step t is made of draws t * batch_size and the batch_size - 1 that follow; position s of them belongs to rank
     s mod ranks.
 
     Args:
-        workers: processes that read ahead; 0 reads in this one.
+        workers: processes that read ahead; 0 reads in this one. They end with the generator.
         pin: page-lock the memory, which makes copies to a GPU faster.
+        stopping: asked while a batch is waited for; if it returns True, there is none, and no other.
 
     Raises:
         DataError: pictures that cannot be read, when their batch is asked for, or a worker that was killed.
     """
-    loader = DataLoader(
-        _Told(draws),
-        batch_sampler=_Shares(batch_size, range(start, stop), rank, ranks),
-        collate_fn=_collate,
-        num_workers=workers,
-        pin_memory=pin,
-        worker_init_fn=functools.partial(_leave_signals_to_the_trainer, os.getpid()),
-        prefetch_factor=4 if workers else None,
-    )
-    with _Fetching(loader) as fetching:
-        while (fetched := fetching.next()) is not None:
-            if isinstance(fetched, DataError):
-                raise fetched
+    share = _Share(draws, batch_size, rank, ranks)
+    steps = range(start, stop)
+    if not workers:
+        for step in steps:
+            batch = share.batch(step)
+            yield batch._replace(a=batch.a.pin_memory(), b=batch.b.pin_memory()) if pin else batch
+        return
+    with _Workers(share, steps, workers, pin=pin) as reading:
+        for index in range(len(steps)):
+            fetched = reading.batch(index, stopping)
+            if fetched is None:
+                return
             yield fetched
 
 
-class _Fetching:
-    """A DataLoader at work; that a worker died is heard when the next batch is asked for, and at no other time.
+class _Share(NamedTuple):
+    """The draws of one process."""
 
-    PyTorch tells it from a signal handler, by an exception wherever the main thread then is, say amid a step.
+    draws: Draws
+    batch_size: int
+    rank: int
+    ranks: int
+
+    def batch(self, step: int) -> Batch:
+        first = step * self.batch_size
+        pairs = [self.draws[draw] for draw in range(first + self.rank, first + self.batch_size, self.ranks)]
+        return Batch(
+            torch.stack([pair.a for pair in pairs]),
+            torch.stack([pair.b for pair in pairs]),
+            [pair.draw for pair in pairs],
+            [line for pair in pairs for line in pair.replaced],
+        )
+
+
+class _Head(NamedTuple):
+    """The part of a batch that a worker sends before the pixels."""
+
+    shapes: tuple[torch.Size, torch.Size]
+    draws: list[int]
+    replaced: Sequence[str]
+
+
+class _Workers:
+    """Processes that read batches ahead, each its own steps: step i of n workers is that of worker i mod n.
+
+    Each sends what it has read through a pipe of its own, in order, and a thread takes it out. So a worker that ends
+    in whatever way is the end of its pipe, and nothing is kept in shared memory, of which containers have little. A
+    context, at whose end the workers are killed: they hold nothing that could be lost.
     """
 
-    def __init__(self, loader: "DataLoader[Pair | DataError]") -> None:
-        others = set(multiprocessing.active_children())
-        self._coming: Iterator[Batch | DataError] = iter(loader)
-        self._workers = set(multiprocessing.active_children()) - others
-        self._waiting = False
-        self._heard: RuntimeError | None = None
-        self._of_torch: object = None
+    def __init__(self, share: _Share, steps: range, count: int, *, pin: bool) -> None:
+        self._share, self._steps, self._count, self._pin = share, steps, count, pin
+        self._workers: list[_Worker] = []
 
-    def __enter__(self) -> "_Fetching":
-        if self._workers and hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
-            self._of_torch = signal.signal(signal.SIGCHLD, self._hear)
-        return self
+    def __enter__(self) -> "_Workers":
+        try:
+            for index in range(self._count):
+                self._workers.append(_Worker(self._share, self._steps[index :: self._count], pin=self._pin))
+        except OSError as error:
+            self._end()
+            failed = DataError(
+                f"cannot start data worker {len(self._workers) + 1}: {error.strerror or error}: {REMEDY}"
+            )
+        else:
+            for worker in self._workers:  # not before: a process that has threads of its own is not to be forked
+                worker.receive()
+            return self
+        raise failed
 
     def __exit__(self, *_: object) -> None:
-        del self._coming  # ends the workers, now and not when an exception that holds on to this is forgotten
-        if self._of_torch is not None and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGCHLD, self._of_torch)  # type: ignore[arg-type]
+        self._end()
 
-    def next(self) -> Batch | DataError | None:
-        """The next batch, or an error that came instead of it; None after the last."""
-        error: Exception
-        self._waiting = True
-        try:
-            if self._heard is None:
-                return next(self._coming, None)
-            error = self._heard
-        except (RuntimeError, OSError, EOFError) as caught:  # the last two from amid a batch that a worker handed over
-            error = caught
-        finally:
-            self._waiting = False
-        ended = multiprocessing.connection.wait([worker.sentinel for worker in self._workers], timeout=1)
+    def batch(self, index: int, stopping: Callable[[], bool]) -> Batch | None:
+        """The batch of the step of this index; None if a stop was requested before it came."""
+        worker = self._workers[index % self._count]
+        while True:
+            for one in self._workers:
+                if one.process.exitcode:
+                    raise DataError(_how_it_ended(one.process.pid, one.process.exitcode))
+            try:
+                received = worker.received.get(timeout=LISTEN_S)
+            except queue.Empty:
+                if stopping():
+                    return None
+                continue
+            if received is None:
+                worker.process.join(PATIENCE_S)  # it takes a moment where it is still dying
+                raise DataError(_how_it_ended(worker.process.pid, worker.process.exitcode))
+            if isinstance(received, Exception):
+                raise received
+            return received
+
+    def _end(self) -> None:
         for worker in self._workers:
-            if worker.sentinel in ended:
-                worker.join()  # which takes a moment where it is still dying
-                if worker.exitcode:
-                    raise DataError(_how_it_ended(worker.pid, worker.exitcode))
-        raise error
+            worker.process.kill()
+        for worker in self._workers:
+            worker.end()
 
-    def _hear(self, number: int, frame: FrameType | None) -> None:
+
+class _Worker:
+    """One process that reads, and the thread that receives from it.
+
+    Attributes:
+        received: its batches in order; an error, or None at the end of its pipe, is the last entry.
+    """
+
+    def __init__(self, share: _Share, steps: range, *, pin: bool) -> None:
+        context = multiprocessing.get_context()
+        self._pin = pin
+        self._pipe, sending = context.Pipe(duplex=False)
+        self._thread: threading.Thread | None = None
+        self.received: queue.Queue[Batch | Exception | None] = queue.Queue(AHEAD)
+        self.process = context.Process(target=_work, args=(share, steps, sending, os.getpid()), daemon=True)
         try:
-            if callable(self._of_torch):
-                self._of_torch(number, frame)
-        except RuntimeError as error:
-            if self._waiting:
-                raise
-            self._heard = error
+            with _signals_held():
+                self.process.start()
+        except OSError:
+            self._pipe.close()
+            raise
+        finally:
+            sending.close()  # the worker alone has it now, so that its end is the end of the pipe
+
+    def receive(self) -> None:
+        """Begin to take batches out of the pipe."""
+        self._thread = threading.Thread(target=self._receive, daemon=True)
+        self._thread.start()
+
+    def end(self) -> None:
+        """Let go of everything, once the process has been killed."""
+        self.process.join(PATIENCE_S)
+        while self._thread is not None and self._thread.is_alive() and self.process.exitcode is not None:
+            with suppress(queue.Empty):
+                self.received.get_nowait()
+            self._thread.join(0.01)
+        if self._thread is None or not self._thread.is_alive():
+            self._pipe.close()
+        if self.process.exitcode is not None:
+            self.process.close()
+
+    def _receive(self) -> None:
+        try:
+            while True:
+                self.received.put(self._next())
+        except (EOFError, OSError):  # the latter amid a batch
+            self.received.put(None)
+        except Exception as error:  # such as no memory for the batch
+            self.received.put(error)
+
+    def _next(self) -> Batch | DataError:
+        head = self._pipe.recv()
+        if isinstance(head, str):
+            return DataError(head)
+        a, b = (torch.empty(shape, dtype=torch.uint8, pin_memory=self._pin) for shape in head.shapes)
+        for pixels in (a, b):
+            self._pipe.recv_bytes_into(pixels.view(-1).numpy())
+        return Batch(a, b, head.draws, head.replaced)
 
 
-def _how_it_ended(pid: int | None, code: int) -> str:
+def _work(share: _Share, steps: range, pipe: "Connection[object, object]", trainer: int) -> None:
+    """The whole life of a worker; errors are sent as text, which always arrives."""
+    _leave_signals_to_the_trainer(trainer)
+    torch.set_num_threads(1)
+    with pipe:
+        try:
+            for step in steps:
+                batch = share.batch(step)
+                pipe.send(_Head((batch.a.shape, batch.b.shape), batch.draws, batch.replaced))
+                for pixels in (batch.a, batch.b):
+                    pipe.send_bytes(pixels.view(-1).numpy().data)
+        except BrokenPipeError:  # the trainer has gone
+            return
+        except DataError as error:
+            pipe.send(str(error))
+        except Exception as error:
+            text = f"data worker {os.getpid()} failed at step {step + 1} ({named(error)}): data.workers=0 shows where"
+            pipe.send(one_line(text))
+
+
+def _how_it_ended(pid: int | None, code: int | None) -> str:
     """The message for a worker that did not end by itself; multiprocessing gives signals as negative codes."""
-    if code > 0:
+    if code is None:
+        return f"data worker {pid} sends nothing more: {REMEDY}"
+    if code >= 0:
         return f"data worker {pid} ended with code {code}: find the reason with data.workers=0"
     name = signal.Signals(-code).name
-    causes = {"SIGKILL": "out of memory? ", "SIGBUS": "is /dev/shm full? "}
-    remedy = "lower data.workers, or set data.workers=0 to read in the training process"
-    return f"data worker {pid} was killed by {name}: {causes.get(name, '')}{remedy}"
+    cause = "out of memory? " if name == "SIGKILL" else ""
+    return f"data worker {pid} was killed by {name}: {cause}{REMEDY}"
 
 
-class _Shares(Sampler[list[int]]):
-    """The draws of one process, step by step."""
-
-    def __init__(self, batch_size: int, steps: range, rank: int, ranks: int) -> None:
-        self.batch_size, self.steps, self.rank, self.ranks = batch_size, steps, rank, ranks
-
-    def __len__(self) -> int:
-        return len(self.steps)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for step in self.steps:
-            yield list(range(step * self.batch_size + self.rank, (step + 1) * self.batch_size, self.ranks))
-
-
-class _Told(Dataset[Pair | DataError]):
-    """Draws whose errors come as values: raised in a worker they would reach the user with two tracebacks in them."""
-
-    def __init__(self, draws: Draws) -> None:
-        self.draws = draws
-
-    def __getitem__(self, draw: int) -> Pair | DataError:
-        try:
-            return self.draws[draw]
-        except DataError as error:
-            return error
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Have requests to stop wait while a process is started, which takes this over: its own rules come in time."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _collate(fetched: list[Pair | DataError]) -> Batch | DataError:
-    pairs = [pair for pair in fetched if isinstance(pair, Pair)]
-    if len(pairs) < len(fetched):
-        return next(error for error in fetched if isinstance(error, DataError))
-    return Batch(
-        torch.stack([pair.a for pair in pairs]),
-        torch.stack([pair.b for pair in pairs]),
-        [pair.draw for pair in pairs],
-        [line for pair in pairs for line in pair.replaced],
-    )
-
-
-def _leave_signals_to_the_trainer(trainer: int, _: int) -> None:
+def _leave_signals_to_the_trainer(trainer: int) -> None:
     """Ctrl-C, `timeout` and schedulers reach a whole group of processes; the trainer still needs data for its step."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "SIGUSR1"):
@@ -282,11 +388,22 @@ def _leave_signals_to_the_trainer(trainer: int, _: int) -> None:
     if hasattr(signal, "sigwaitinfo"):  # elsewhere there is no telling who sent a signal
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_leave_when_told, args=(trainer,), daemon=True).start()
-    torch.set_num_threads(1)
+    elif hasattr(signal, "pthread_sigmask"):
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    threading.Thread(target=_leave_with_the_trainer, daemon=True).start()
 
 
 def _leave_when_told(trainer: int) -> None:
     """The trainer, by its process id, ends workers that it could not end otherwise by SIGTERM."""
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer:
         pass
+    os._exit(0)
+
+
+def _leave_with_the_trainer() -> None:
+    """Leave when the trainer has been killed, whatever is being read or waited for."""
+    trainer = multiprocessing.parent_process()
+    assert trainer is not None
+    trainer.join()
     os._exit(0)

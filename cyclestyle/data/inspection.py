@@ -84,6 +84,23 @@ def inspect(
     return found if done == len(jobs) else None
 
 
+def what_is_wrong(path: Path, error: Exception) -> PictureError:
+    """Any error that reading one file ended with, as one of that file.
+
+    Errors that nobody foresaw keep the name of their type, and are not remembered: the file may be sound.
+    """
+    if isinstance(error, PictureError):
+        return error
+    if isinstance(error, MemoryError):
+        return PictureError(path, "not enough memory to decode it", False)
+    return PictureError(path, named(error), False)
+
+
+def named(error: Exception) -> str:
+    """The text of an error after the name of its type, by which a bug is found."""
+    return f"{type(error).__name__}: {error}".removesuffix(": ")
+
+
 def _examined(jobs: Sequence[_Job], max_pixels: int) -> Generator[tuple[_Job, Finding], None, None]:
     """Each job with its finding, in the order in which they are done: large pictures last."""
     large: list[_Job] = []
@@ -115,10 +132,9 @@ def _num_threads() -> int:
 def _examine(path: Path, max_pixels: int) -> Finding:
     try:
         return Finding(images.facts(path, max_pixels=max_pixels))
-    except PictureError as error:
-        return Finding(None, error.reason, error.lasting)
-    except MemoryError:
-        return Finding(None, "not enough memory to decode it", False)
+    except Exception as error:
+        wrong = what_is_wrong(path, error)
+        return Finding(None, wrong.reason, wrong.lasting)
 
 
 def _suffices(finding: Finding, max_pixels: int) -> bool:

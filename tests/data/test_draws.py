@@ -1,13 +1,17 @@
 """Draws: a pure function of the seed and the draw number, whoever fetches them."""
 
+import multiprocessing
 import os
+import pickle
+import resource
 import signal
 import subprocess
+import sys
 import threading
 import time
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,9 +20,10 @@ import pytest
 import torch
 from PIL import Image
 
-from cyclestyle.data.draws import Batch, Draws, batches
+from cyclestyle.data.draws import Batch, Draws, Pair, batches
 from cyclestyle.data.transforms import Crop
 from cyclestyle.errors import DataError
+from cyclestyle.signals import ASKING
 from tests.pictures import folder_of, picture
 
 SEED = 7
@@ -105,7 +110,6 @@ def test_another_seed_draws_other_pictures(draws: Draws) -> None:
     assert [draws.files(n) for n in range(20)] != [other.files(n) for n in range(20)]
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than this machine has cores
 @pytest.mark.parametrize("workers", [1, 3])
 def test_the_worker_count_changes_no_pixel(draws: Draws, workers: int) -> None:
     assert same(fetched(draws, workers=workers), fetched(draws))
@@ -205,6 +209,194 @@ def test_a_picture_that_grew_above_the_limit_is_replaced(draws: Draws) -> None:
     assert told == {f"{draws.a[1]}: 30 x 30 pixels are more than 500"}
 
 
+class PickyCrop(Crop):
+    """Makes something else of pictures that are 30 px wide."""
+
+    def __init__(self, made: object) -> None:
+        super().__init__(resize="stretch", load_size=20, crop_size=16, flip=True)
+        self.made = made
+
+    def random(self, image: Image.Image, random: np.random.Generator) -> torch.Tensor:
+        if image.width == 30 and isinstance(self.made, Exception):
+            raise self.made
+        return self.made if image.width == 30 else super().random(image, random)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    ("made", "reason"),
+    [
+        (ZeroDivisionError("a part\nof the package"), "ZeroDivisionError: a part of the package"),
+        (MemoryError(), "not enough memory to decode it"),
+        (torch.zeros(3, 16, 16), "decoded to torch.float32 (3, 16, 16), not torch.uint8 (3, 16, 16)"),
+        (torch.zeros(3, 16, 8, dtype=torch.uint8), "decoded to torch.uint8 (3, 16, 8), not torch.uint8 (3, 16, 16)"),
+        (None, "AttributeError: 'NoneType' object has no attribute 'dtype'"),
+    ],
+)
+def test_whatever_goes_wrong_with_a_picture_costs_that_picture(
+    draws: Draws, workers: int, made: object, reason: str
+) -> None:
+    knowing = Draws(draws.a, draws.b, crop=draws.crop, seed=SEED, bad_a=frozenset({1}))
+    before = fetched(knowing)
+    picture(1, 30, 20).save(draws.a[1])
+    odd = Draws(draws.a, draws.b, crop=PickyCrop(made), seed=SEED)
+    after = fetched(odd, workers=workers)
+    assert same(after, before)
+    assert {line for batch in after for line in batch.replaced} == {f"{draws.a[1]}: {reason}"}
+
+    strict = Draws(draws.a, draws.b, crop=PickyCrop(made), seed=SEED, replacing=False)
+    with pytest.raises(DataError) as caught:
+        fetched(strict, workers=workers)
+    assert str(caught.value) == f"{draws.a[1]}: {reason}"
+
+
+class DrawsThat(Draws):
+    """Does something else at draw 7."""
+
+    def __init__(self, draws: Draws, act: Callable[[], Pair]) -> None:
+        super().__init__(draws.a, draws.b, crop=draws.crop, seed=draws.seed)
+        self.act = act
+
+    def __getitem__(self, draw: int) -> Pair:
+        return self.act() if draw == 7 else super().__getitem__(draw)
+
+
+def fails() -> Pair:
+    raise ZeroDivisionError("a bug\nof two lines")
+
+
+def cannot_be_sent() -> Pair:
+    pixels = torch.zeros(3, 16, 16, dtype=torch.uint8)
+    return Pair(pixels, pixels, 7, [lambda: None])  # type: ignore[list-item]
+
+
+def is_of_another_size() -> Pair:
+    pixels = torch.zeros(3, 8, 8, dtype=torch.uint8)
+    return Pair(pixels, pixels, 7)
+
+
+def has_no_memory() -> Pair:
+    raise MemoryError
+
+
+def leaves() -> Pair:
+    os._exit(0)
+
+
+def is_killed() -> Pair:
+    os.kill(os.getpid(), signal.SIGXCPU)  # of those that kill the one without a handler of pytest's
+    raise AssertionError
+
+
+@ON_LINUX
+@pytest.mark.parametrize(
+    ("act", "words"),
+    [
+        (fails, "(ZeroDivisionError: a bug of two lines): data.workers=0"),
+        (cannot_be_sent, "pickle"),
+        (is_of_another_size, "(RuntimeError: stack expects each tensor to be equal size"),
+        (has_no_memory, "failed at step 2 (MemoryError): data.workers=0 shows where"),
+        (leaves, "ended with code 0: find the reason with data.workers=0"),
+        (is_killed, "was killed by SIGXCPU: lower data.workers"),
+    ],
+)
+def test_a_worker_that_loses_a_batch_in_whatever_way_is_a_data_error(
+    draws: Draws, act: Callable[[], Pair], words: str
+) -> None:
+    others, began = set(children()), time.monotonic()
+    with pytest.raises(DataError) as caught:
+        fetched(DrawsThat(draws, act), workers=1)
+    assert time.monotonic() - began < 10
+    assert str(caught.value).startswith("data worker ")
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert set(children()) <= others
+
+
+@ON_LINUX
+def test_a_request_to_stop_is_heard_while_a_batch_is_waited_for(draws: Draws) -> None:
+    others, asked = set(children()), threading.Event()
+    hanging = DrawsThat(draws, threading.Event().wait)
+    steps = batches(
+        hanging, batch_size=1, start=0, stop=99, rank=0, ranks=1, workers=2, pin=False, stopping=asked.is_set
+    )
+    assert [next(steps).draws for _ in range(7)] == [[n] for n in range(7)]
+    timer = threading.Timer(0.3, asked.set)
+    timer.start()
+    assert next(steps, None) is None
+    timer.join()
+    assert set(children()) <= others
+
+
+@ON_LINUX
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_worker_that_is_cut_short_amid_a_batch_holds_nobody_up(draws: Draws, number: signal.Signals) -> None:
+    others, asked = set(children()), threading.Event()
+    large = Crop(resize="stretch", load_size=512, crop_size=512, flip=False)  # 1.5 MB a step: more than a pipe holds
+    steps = batches(
+        Draws(draws.a, draws.b, crop=large, seed=SEED),
+        batch_size=1, start=0, stop=99, rank=0, ranks=1, workers=1, pin=False, stopping=asked.is_set,
+    )  # fmt: skip
+    next(steps)
+    (worker,) = set(children()) - others
+    until_it_waits_for_the_pipe(worker)
+    os.kill(worker, number)
+    if number == signal.SIGKILL:
+        with pytest.raises(DataError, match="killed by SIGKILL"):
+            list(steps)
+    else:
+        timer = threading.Timer(0.3, asked.set)
+        timer.start()
+        assert len(list(steps)) < 98
+        timer.join()
+    assert set(children()) <= others
+
+
+def until_it_waits_for_the_pipe(worker: int) -> None:
+    """Look until a worker sleeps, which it never does while it decodes, twenty times in a row."""
+    until, asleep = time.monotonic() + 30, 0
+    while asleep < 20:
+        assert time.monotonic() < until
+        state = Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[0]
+        asleep = asleep + 1 if state == "S" else 0
+        time.sleep(0.005)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_workers_that_are_not_forked_read_the_same(draws: Draws, method: str, tmp_path: Path) -> None:
+    if method not in multiprocessing.get_all_start_methods():
+        pytest.skip("this system has no such way to start a process")
+    code = f"""
+import multiprocessing, pickle, sys, torch
+from cyclestyle.data import batches
+multiprocessing.set_start_method({method!r})
+draws = pickle.load(open("draws", "rb"))
+read = batches(draws, batch_size=4, start=0, stop=6, rank=0, ranks=1, workers=2, pin=False)
+torch.save([(batch.a, batch.b, batch.draws) for batch in read], "read")
+"""
+    (tmp_path / "draws").write_bytes(pickle.dumps(draws))
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert same([Batch(*one) for one in torch.load(tmp_path / "read")], fetched(draws))
+    assert done.stderr == ""
+
+
+@ON_LINUX
+def test_workers_that_cannot_be_started_are_a_data_error(draws: Draws) -> None:
+    others, limits = set(children()), resource.getrlimit(resource.RLIMIT_NOFILE)
+    held = len(list(Path("/proc/self/fd").iterdir()))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (held + 5, limits[1]))  # enough for the first of them
+    try:
+        with pytest.raises(DataError) as caught:
+            fetched(draws, workers=3)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert "cannot start data worker" in str(caught.value)
+    assert "Too many open files: lower data.workers, or set data.workers=0" in str(caught.value)
+    assert set(children()) <= others
+
+
 @ON_LINUX
 def test_an_error_that_is_kept_keeps_no_worker(draws: Draws) -> None:
     others = set(children())
@@ -252,10 +444,7 @@ def children() -> list[int]:
 def end(worker: int, number: signal.Signals) -> None:
     """Send a worker a signal from its trainer, and wait until it is dead."""
     os.kill(worker, number)
-    until = time.monotonic() + 30
-    while Path(f"/proc/{worker}/stat").read_text().split()[2] != "Z":
-        assert time.monotonic() < until
-        time.sleep(0.01)
+    os.waitid(os.P_PID, worker, os.WEXITED | os.WNOWAIT)  # all its threads have ended, and it can still be asked for
 
 
 @ON_LINUX
@@ -264,7 +453,6 @@ def test_a_killed_worker_is_a_data_error_when_the_next_batch_is_asked_for_and_no
 ) -> None:
     steps, worker = reading
     end(worker, signal.SIGKILL)  # as the system does when memory is short
-    subprocess.run(["true"], check=True)  # the end of a child is where PyTorch's own handler would raise
     began = time.monotonic()
     with pytest.raises(DataError) as caught:
         next(steps)
@@ -291,12 +479,16 @@ def test_a_worker_killed_while_it_is_waited_for_is_a_data_error_too(draws: Draws
 
 
 @ON_LINUX
-def test_afterwards_signals_are_handled_as_before_and_no_worker_is_left(draws: Draws) -> None:
-    fetched(draws, workers=1)  # PyTorch sets its own handler, once
-    before, others = signal.getsignal(signal.SIGCHLD), set(children())
+def test_signals_are_handled_as_before_and_no_worker_thread_or_pipe_is_left(draws: Draws) -> None:
+    before, others = [signal.getsignal(number) for number in signal.valid_signals()], set(children())
+    threads = threading.active_count()
+    held = len(list(Path("/proc/self/fd").iterdir()))
     steps = batches(draws, batch_size=1, start=0, stop=40, rank=0, ranks=1, workers=1, pin=False)
     next(steps)
-    assert signal.getsignal(signal.SIGCHLD) != before
+    assert [signal.getsignal(number) for number in signal.valid_signals()] == before
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, []) & set(ASKING)
+    assert threading.active_count() > threads
     steps.close()
-    assert signal.getsignal(signal.SIGCHLD) is before
     assert set(children()) <= others
+    assert threading.active_count() == threads
+    assert len(list(Path("/proc/self/fd").iterdir())) == held

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from cyclestyle.data.inspection import Finding, Findings, inspect
+from cyclestyle.data.inspection import Finding, Findings, inspect, what_is_wrong
 from cyclestyle.images import Facts
 from cyclestyle.listing import Candidate, listing
 from tests.children import NOBODY, in_a_child
@@ -227,6 +227,19 @@ def test_a_file_that_went_between_listing_and_looking_is_told(tmp_path: Path) ->
     found = inspect({tmp_path / "x": candidates}, max_pixels=10**8)
     assert found is not None
     assert found[tmp_path / "x"][Path("001.png")] == Finding(None, "No such file or directory", False)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ZeroDivisionError("of\ntwo lines"), "ZeroDivisionError: of two lines"),
+        (KeyError(), "KeyError"),
+        (MemoryError(), "not enough memory to decode it"),
+    ],
+)
+def test_an_unforeseen_error_is_one_of_its_file_and_is_not_remembered(error: Exception, reason: str) -> None:
+    wrong = what_is_wrong(Path("x.png"), error)
+    assert (str(wrong), wrong.lasting) == (f"x.png: {reason}", False)
 
 
 def test_pillow_s_warnings_about_metadata_are_not_shown(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:

@@ -6,9 +6,13 @@ import signal
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
+from cyclestyle.data import Unpaired, drawn_scenes
+from cyclestyle.data.transforms import Crop
 from cyclestyle.losses import LeastSquares
 from cyclestyle.monitor import Console
 from cyclestyle.monitor.grid import Probed
@@ -119,3 +123,42 @@ class Devours(At):
         taken = []
         while True:
             taken.append(torch.ones(1_000_000))
+
+
+class CropThatHangs(Crop):
+    """Pauses for good at the 21st picture of its process; of several ranks, in the second only."""
+
+    crops = 0
+
+    def random(self, image: Image.Image, random: np.random.Generator) -> Tensor:
+        self.crops += 1
+        if self.crops > 20 and os.environ.get("RANK", "1") == "1":
+            Path("reader").write_text(str(os.getpid()))
+            pause("reading")
+        return super().random(image, random)
+
+
+class CropThatLeaves(CropThatHangs):
+    """Ends its process there, as if all were well."""
+
+    def random(self, image: Image.Image, random: np.random.Generator) -> Tensor:
+        self.crops += 1
+        if self.crops > 20:
+            os._exit(0)
+        return Crop.random(self, image, random)
+
+
+def scenes_that_hang(**scenes: object) -> Unpaired:
+    """The drawn landscapes on storage that no longer answers after a while."""
+    return _cropped_by(CropThatHangs, drawn_scenes(**scenes))  # type: ignore[arg-type]
+
+
+def scenes_that_leave(**scenes: object) -> Unpaired:
+    """The drawn landscapes with a decoder that ends the process after a while."""
+    return _cropped_by(CropThatLeaves, drawn_scenes(**scenes))  # type: ignore[arg-type]
+
+
+def _cropped_by(kind: type[Crop], data: Unpaired) -> Unpaired:
+    crop = data.crop
+    data.crop = kind(resize=crop.resize, load_size=crop.load_size, crop_size=crop.crop_size, flip=crop.flip)
+    return data

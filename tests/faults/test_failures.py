@@ -3,7 +3,10 @@
 import fcntl
 import json
 import os
+import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +16,7 @@ import torch
 from cyclestyle.checkpoint import VERSION
 from tests.faults.conftest import RUN, Starts
 from tests.faults.runs import ended, log, newest, status
-from tests.faults.starts import Start, until
+from tests.faults.starts import DEADLINE_S, ENVIRONMENT, Start, until
 
 
 def told(process: Start, code: int) -> str:
@@ -42,6 +45,33 @@ def test_a_killed_data_worker_is_exit_3_and_the_newest_checkpoint_stays(start: S
     assert "data.workers=0" in line
     assert ended(run) == ("failed", 3, line)
     assert newest(run).step >= 3
+
+
+def test_a_data_worker_that_leaves_early_is_exit_3_and_the_newest_checkpoint_stays(
+    start: Starts, tmp_path: Path
+) -> None:
+    run = tmp_path / "runs/smoke"
+    line = told(start(*RUN, "data._target_=tests.faults.parts.scenes_that_leave", "data.workers=2"), 3)
+    assert line.startswith("data worker")
+    assert "ended with code 0: find the reason with data.workers=0" in line
+    assert ended(run) == ("failed", 3, line)
+    assert newest(run).step == 9  # five steps of each worker, and a save every three
+
+
+def test_training_needs_no_shared_memory(scenes: Path, tmp_path: Path) -> None:
+    apart = ["unshare", "--mount", "sh", "-c"]
+    mount = "mount -t tmpfs -o ro tmpfs /dev/shm"  # of which Docker gives 64 MB
+    if not shutil.which("unshare") or subprocess.run([*apart, mount], capture_output=True).returncode:
+        pytest.skip("this user may not mount a tmpfs of its own")
+    train = [sys.executable, "-m", "cyclestyle.train", "+experiment=smoke", f"data.root={scenes}", "trainer.device=cpu"]
+    large = ["data.load_size=256", "data.crop_size=256", "data.resize=stretch", "trainer.batch_size=4"]
+    short = ["trainer.steps=3", "trainer.sample_every=100", "logger.tensorboard=null", "data.workers=2"]
+    done = subprocess.run(
+        [*apart, f'{mount} && exec "$@"', "sh", *train, *large, *short],
+        cwd=tmp_path, env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True, timeout=DEADLINE_S,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert ended(tmp_path / "runs/smoke")[0] == "finished"
 
 
 def test_too_little_memory_is_exit_7_with_the_peak_and_the_knobs(start: Starts, tmp_path: Path) -> None:

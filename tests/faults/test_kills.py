@@ -5,6 +5,7 @@
 
 import json
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ import pytest
 from cyclestyle.checkpoint import Checkpoints
 from tests.faults.conftest import RUN, Starts
 from tests.faults.runs import assert_same_run, status
-from tests.faults.starts import REPOSITORY, Start
+from tests.faults.starts import REPOSITORY, Start, until
 
 # What is about to happen when the process dies, in the words of the module `saves`; at step 4 the older checkpoint is
 # the newest that verifies, at step 6 the new one.
@@ -54,6 +55,24 @@ def test_five_kills_at_random_moments_change_nothing(
     start: Starts, undisturbed: Callable[..., Path], tmp_path: Path
 ) -> None:
     killed_at_random(5, start, undisturbed(*RUN), tmp_path, seed=0)
+
+
+def test_a_data_worker_that_hangs_leaves_with_a_killed_trainer(start: Starts, tmp_path: Path) -> None:
+    hangs = ("data._target_=tests.faults.parts.scenes_that_hang", "trainer.steps=1000000")
+    process = start(*RUN, *hangs, "data.workers=2")
+    until((tmp_path / "reading").exists, "a worker that hangs", alive=process)
+    workers = [int(child) for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    assert len(workers) == 2
+    process.send(signal.SIGKILL)
+    until(lambda: not any(alive(worker) for worker in workers), "the end of its workers", within=10)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process is there, and is more than an entry that nobody has asked for."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 @pytest.mark.slow

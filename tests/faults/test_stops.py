@@ -116,6 +116,38 @@ def test_a_wish_to_stop_that_came_with_the_end_does_not_stop_the_next_start(star
     assert not (run / "stop").exists()
 
 
+HANGS = ("data._target_=tests.faults.parts.scenes_that_hang", "trainer.log_every=1", "trainer.steps=1000000")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_run_that_waits_for_data_in_vain_stops_and_saves(start: Starts, tmp_path: Path, workers: int) -> None:
+    run = tmp_path / "runs/smoke"
+    process = start(*RUN, *HANGS, f"data.workers={workers}")
+    until((tmp_path / "reading").exists, "a worker that hangs", alive=process)
+    whole = 5 * workers  # steps whose pictures were read before
+    until(lambda: log(run) and log(run)[-1]["step"] >= whole, "the last step with data", alive=process)
+    readers = [int(child) for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    since = time.monotonic()
+    process.send(signal.SIGTERM)
+    assert stopped(process, run, "SIGTERM", since=since) == whole == newest(run).step
+    assert len(readers) == workers
+    assert not any(Path(f"/proc/{reader}").exists() for reader in readers)
+
+
+def test_two_processes_of_which_one_waits_for_data_in_vain_stop_after_the_same_step(
+    start_two: Callable[..., list[Start]], tmp_path: Path
+) -> None:
+    run = tmp_path / "runs/smoke"
+    both = start_two(*RUN, *HANGS, "data.workers=1")
+    until(lambda: log(run) and log(run)[-1]["step"] >= 10, "the last step with data", alive=both[0])
+    since = time.monotonic()
+    for process in both:  # as torchrun does
+        process.send(signal.SIGTERM)
+    assert both[1].wait() == 75, both[1].said()
+    assert stopped(both[0], run, "SIGTERM", since=since) == 10 == newest(run).step
+    assert len(newest(run).ranks) == 2
+
+
 @pytest.mark.parametrize("asked", [0, 1])
 def test_two_processes_stop_after_the_same_step_though_one_is_asked(
     start_two: Callable[..., list[Start]], tmp_path: Path, asked: int
