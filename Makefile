@@ -51,6 +51,7 @@ bench-full: $(STAMP)  ## measure every table of docs/benchmarks.md and docs/tili
 	$(BIN)/python scripts/benchmark_saves.py --write docs/benchmarks.md || failed=1; \
 	$(BIN)/python scripts/benchmark_translate.py --full --write docs/benchmarks.md || failed=1; \
 	$(BIN)/python scripts/benchmark_tiles.py --write docs/tiling.md || failed=1; \
+	$(BIN)/python scripts/benchmark_busy.py --write docs/benchmarks.md || failed=1; \
 	exit $$failed
 
 gpu-check: $(STAMP)  ## on a machine with a GPU: check and measure all that needs one (8 minutes; docs/gpu.md)

@@ -89,6 +89,7 @@ class Translate:
     memory: str = MISSING
     batch_size: int = MISSING
     workers: Any = MISSING
+    threads: Any = MISSING
     device: str = MISSING
     precision: str = MISSING
     compile: bool = MISSING
@@ -124,6 +125,7 @@ CONSUMERS: dict[str, tuple[str, ...]] = {
         "cyclestyle.trainer.Trainer",
         "cyclestyle.train.save_memory",
         "cyclestyle.train.profilers",
+        "cyclestyle.train.choose_threads",
         "cyclestyle.hardware.Hardware",
         "cyclestyle.relaunch.process_count",
         "cyclestyle.distributed.session",

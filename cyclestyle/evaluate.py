@@ -4,12 +4,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from cyclestyle import config
+from cyclestyle.threads import spin_briefly
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 
 def main() -> None:
+    spin_briefly()
     config.launch("evaluate", run)
 
 

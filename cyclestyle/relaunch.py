@@ -12,6 +12,7 @@ from typing import Literal
 
 from cyclestyle.errors import CommandError
 from cyclestyle.signals import ASKING, INTERRUPTED, STOPPED
+from cyclestyle.threads import cores_allowed, quota, within
 
 FOLDER = "CYCLESTYLE_PROCESSES"  # the environment's name for where the processes leave their ids and exit codes
 ECHO_S = 0.5  # a terminal's Ctrl-C, held down, is one
@@ -43,7 +44,7 @@ def relaunch(processes: int, *, stop: Callable[[], bool], abandoned: Callable[[]
     if stop():
         return STOPPED
     environment = dict(os.environ)
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, within(len(cores_allowed()), quota()) // processes)))
     with tempfile.TemporaryDirectory(prefix="cyclestyle-") as name:
         folder = Path(name)
         environment[FOLDER] = name

@@ -20,7 +20,7 @@ HARMLESS = (
     "trainer.steps", "trainer.epochs", "trainer.log_every", "trainer.sample_every", "trainer.save_every",
     "trainer.device", "trainer.devices", "trainer.compile", "trainer.deterministic", "trainer.accumulate",
     "trainer.memory", "trainer.recompute", "trainer.on_nonfinite", "trainer.timeout_s", "trainer.profile",
-    "trainer.cuda_graphs",
+    "trainer.cuda_graphs", "trainer.threads",
 )  # fmt: skip
 OF_NO_RUN = {"lock", "status.json"}  # what a start leaves behind that failed before it began
 

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from cyclestyle import config
 from cyclestyle.errors import CheckpointError, CommandError, CyclestyleError, DivergedError, warn
@@ -25,6 +25,7 @@ from cyclestyle.relaunch import (
     would_be_started_again,
 )
 from cyclestyle.signals import STOPPED, StopRequest, leave_with_parent
+from cyclestyle.threads import Choice, Look, Watch, check, choose, here, look, resume, spin_briefly, use, usual_threads
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -54,7 +55,8 @@ def main() -> None:
             if torchrun:
                 leave_with_parent()
             tell_process()
-            config.launch("train", functools.partial(run, stop=stop))
+            spin_briefly()
+            config.launch("train", functools.partial(run, stop=stop, since=look()))
     except SystemExit as leaving:
         code = int(leaving.code or 0)
         tell_exit_code(code)
@@ -65,12 +67,16 @@ def main() -> None:
         close_streams()
 
 
-def run(cfg: "DictConfig", *, stop: StopRequest) -> int:
+def run(cfg: "DictConfig", *, stop: StopRequest, since: Look) -> int:
     """Relaunch over several devices if asked to; else train in this process.
+
+    Args:
+        since: the moment from which on the use that other processes make of the processor counts.
 
     Returns:
         The exit code: 0 finished, 75 stopped on request.
     """
+    check(cfg.trainer.threads, key="trainer.threads")
     from cyclestyle import distributed, hardware
     from cyclestyle.ending import Ending
     from cyclestyle.run import RunFolder
@@ -84,11 +90,15 @@ def run(cfg: "DictConfig", *, stop: StopRequest) -> int:
             return relaunch(processes, stop=stop, abandoned=functools.partial(tell_all_abandoned, folder))
     device = hardware.device_type(cfg.trainer.device)
     with distributed.session(device, timeout_s=cfg.trainer.timeout_s) as world, Ending(world) as ending:
-        return train(cfg, world, stop, ending)
+        return train(cfg, world, stop, ending, since=since)
 
 
-def train(cfg: "DictConfig", world: "World", stop: StopRequest, ending: "Ending") -> int:
-    """Build everything that the config names, then train until the end or until asked to stop."""
+def train(cfg: "DictConfig", world: "World", stop: StopRequest, ending: "Ending", *, since: Look) -> int:
+    """Build everything that the config names, then train until the end or until asked to stop.
+
+    Args:
+        since: see `run`.
+    """
     from cyclestyle.hardware import Hardware
     from cyclestyle.saving import Saving
     from cyclestyle.trainer import check_batch
@@ -107,6 +117,8 @@ def train(cfg: "DictConfig", world: "World", stop: StopRequest, ending: "Ending"
     recipe = config.plain(cfg)
     with world.main_first():
         resumed = folder.resumable(recipe, data.files, bad=data.bad, mend=world.is_main)
+    chosen = choose_threads(resumed, hardware, since=since, **config.pick(cfg.trainer, choose_threads))
+    use(chosen.threads)
     trainer = build_trainer(cfg, objective, data, hardware)
     start(trainer, data.domains, resumed, init=cfg.init)
     if not world.same(trainer.step):
@@ -120,18 +132,22 @@ def train(cfg: "DictConfig", world: "World", stop: StopRequest, ending: "Ending"
         return 0
 
     if world.is_main:
-        folder.write_config(
-            config.yaml(cfg, auto={"trainer.device": hardware.device.type, "trainer.precision": hardware.precision})
-        )
+        auto = {
+            "trainer.device": hardware.device.type,
+            "trainer.precision": hardware.precision,
+            "trainer.threads": chosen.threads,
+        }
+        folder.write_config(config.yaml(cfg, auto=auto))
         folder.write_status("running")
-    announce(say, folder, data, trainer, resumed)
+    announce(say, folder, data, trainer, resumed, chosen)
     saving = Saving(
         folder.checkpoints,
         world=world,
         saved=lambda path: folder.write_status("running") if world.is_main else None,
         **config.pick(cfg.checkpoint, Saving),
     )
-    finished = fit(cfg, trainer, data, saving, folder, stop, shared={"recipe": recipe, "files": data.files})
+    shared = {"recipe": recipe, "files": data.files, "threads": chosen.threads}
+    finished = fit(cfg, trainer, data, saving, folder, stop, shared=shared)
     return leave(folder, data.domains, trainer, stop, say, finished=finished)
 
 
@@ -239,10 +255,14 @@ def told_once(batches: Iterable["Batch"]) -> Iterator["Batch"]:
 
 @contextlib.contextmanager
 def opened_loggers(
-    cfg: "DictConfig", folder: "RunFolder", trainer: "Trainer", domains: tuple[str, str]
+    cfg: "DictConfig", folder: "RunFolder", trainer: "Trainer", domains: tuple[str, str], *, watch: Callable[[], object]
 ) -> Iterator[Sequence["Logger"]]:
-    """The loggers that the config names, for rank 0; closed at the end."""
-    from cyclestyle.monitor import Careful
+    """The loggers that the config names, for rank 0; closed at the end.
+
+    Args:
+        watch: looks for other processes that use the processor.
+    """
+    from cyclestyle.monitor import Careful, Waiting
 
     loggers: list[Logger] = []
     if trainer.world.is_main:
@@ -253,6 +273,8 @@ def opened_loggers(
             if node is not None
         ]
         loggers += profilers(folder, trainer, **config.pick(cfg.trainer, profilers))
+        if trainer.hardware.device.type == "cpu":
+            loggers.append(Waiting(watch))
     try:
         yield loggers
     finally:
@@ -302,7 +324,8 @@ def fit(
         pin=trainer.hardware.device.type == "cuda",
         stopping=stop,
     )
-    with contextlib.closing(share), opened_loggers(cfg, folder, trainer, data.domains) as loggers:
+    watch = Watch(shared["threads"], key="trainer.threads")
+    with contextlib.closing(share), opened_loggers(cfg, folder, trainer, data.domains, watch=watch) as loggers:
         try:
             return trainer.fit(
                 told_once(share),
@@ -391,6 +414,21 @@ def build_objective(cfg: "DictConfig", hardware: "Hardware") -> "CycleGAN":
         **config.pick(cfg.objective, CycleGAN),
         prepare=hardware.prepare,
     )
+
+
+def choose_threads(
+    resumed: "Resumed | None",
+    hardware: "Hardware",
+    /,
+    *,
+    threads: int | Literal["auto"] = "auto",
+    since: Look | None = None,
+) -> Choice:
+    """How many threads a run computes with: those that it began with, since another number rounds differently."""
+    if resumed is None:
+        return choose(threads, key="trainer.threads", since=since if hardware.device.type == "cpu" else None)
+    # Checkpoints did not always hold it: those that do not are of runs with as many as PyTorch takes.
+    return resume(threads, saved=resumed.checkpoint.training.get("threads", usual_threads()), most=here())
 
 
 def save_memory(generators: "Generators", *, recompute: bool) -> None:
@@ -533,7 +571,9 @@ def model_of(trainer: "Trainer", domains: tuple[str, str]) -> "Model":
     )
 
 
-def announce(say: Say, folder: "RunFolder", data: "Unpaired", trainer: "Trainer", resumed: "Resumed | None") -> None:
+def announce(
+    say: Say, folder: "RunFolder", data: "Unpaired", trainer: "Trainer", resumed: "Resumed | None", chosen: Choice
+) -> None:
     """One look at what starts: data, sizes, batch, hardware, length; and what has changed since the last start."""
     from cyclestyle.hardware import device_count
 
@@ -549,7 +589,8 @@ def announce(say: Say, folder: "RunFolder", data: "Unpaired", trainer: "Trainer"
     say(f"{folder.path}: {going_on} step {trainer.step} to {trainer.total}, {data}")
     say(
         f"global batch {trainer.batch_size}{share if divided else ''}, {trainer.hardware}"
-        f"{', CUDA graphs' if trainer.replays else ''}, "
+        f"{', CUDA graphs' if trainer.replays else ''}"
+        f"{f', {chosen}' if trainer.hardware.device.type == 'cpu' else ''}, "
         f"2 generators of {sizes[0]:.1f} M parameters, 2 discriminators of {sizes[1]:.1f} M"
     )
     if resumed is not None:
@@ -560,6 +601,8 @@ def announce(say: Say, folder: "RunFolder", data: "Unpaired", trainer: "Trainer"
                 f"saved by {before} process(es), going on with {world.size}: the same draws, batch, rates and image "
                 f"pools, and numbers that are equal but for rounding"
             )
+    if chosen.note:
+        say(chosen.note)
     visible = device_count(trainer.hardware.device.type)
     if world.size == 1 and visible > 1:
         say(f"this machine has {visible} GPUs: trainer.devices=auto trainer.batch_size={visible} uses them all")

@@ -1,32 +1,36 @@
 """Translate one picture or a whole photo set: `python -m cyclestyle.translate checkpoint=... input=... output=...`."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from cyclestyle import config
 from cyclestyle.errors import CommandError
+from cyclestyle.threads import Look, Watch, choose, look, spin_briefly, use
+from cyclestyle.threads import check as check_threads
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+    from torch import Tensor
 
     from cyclestyle.distributed import World
-    from cyclestyle.translation.photoset import Outcome, Settings
+    from cyclestyle.translation.photoset import Outcome, Settings, Treats
     from cyclestyle.translation.planning import Plan
 
 FINISHED_WITH_FAILURES = 6
 
 
 def main() -> None:
-    config.launch("translate", run)
+    spin_briefly()
+    config.launch("translate", functools.partial(run, since=look()))
 
 
-def run(cfg: "DictConfig") -> int:
+def run(cfg: "DictConfig", *, since: Look) -> int:
     from cyclestyle.translation.stopping import Stoppable
 
     with Stoppable():
-        return translate(**config.pick(cfg, translate))
+        return translate(**config.pick(cfg, translate), since=since)
 
 
 def translate(
@@ -48,12 +52,14 @@ def translate(
     memory: int | str = "4GB",
     batch_size: int = 8,
     workers: int | Literal["auto"] = "auto",
+    threads: int | Literal["auto"] = "auto",
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
     compile: bool = False,  # noqa: A002
     backend: Literal["auto", "torch", "onnx"] = "auto",
     engine: Literal["local", "ray"] = "local",
     weights: Literal["ema", "raw"] = "ema",
+    since: Look | None = None,
 ) -> int:
     """Translate a picture or a set of pictures, and print what was done.
 
@@ -67,11 +73,15 @@ def translate(
         sheet: write index.html, a page to look at photos and translations.
         batch_size: pictures of one size that are translated together, at most.
         workers: processes that read and write; with `engine="ray"` models that compute.
+        threads: that compute, in each process on a CPU; see `threads.choose`.
         engine: `local` is this process, or those that torchrun started; `ray` the actors of a cluster.
+        since: the moment from which on the use that other processes make of the processor counts; None is now.
 
     Returns:
         The exit code: 0, or 6 if pictures failed.
     """
+    check_threads(threads, key="threads")
+    since = since or look()
     # torch takes seconds; --help and typing errors need none
     from cyclestyle.darkroom import Reading, Writing
     from cyclestyle.distributed import session
@@ -83,11 +93,14 @@ def translate(
     photoset.check(batch_size=batch_size, workers=workers)
     strengths = treatment.chosen(strength)
     with session(device_type(device)) as world, Ending(world, advice=TRANSLATING):
-        check_processes(world, engine=engine, input=str(input))
+        check_processes(world, engine=engine, input=str(input), threads=threads)
         if engine == "ray":
             cluster.library()
             checkpoint, output = Path(checkpoint).absolute(), Path(output).absolute()  # its processes run elsewhere
         jobs = planning.jobs(str(input), Path(output), format=format, folders=treatment.folders(strengths))
+        on_cpu = device_type(device) == "cpu" and engine == "local"
+        chosen = choose(threads, key="threads", since=since if on_cpu else None)
+        use(chosen.threads)
         make = functools.partial(
             treatment.Treatment.load,
             checkpoint,
@@ -117,17 +130,33 @@ def translate(
                 print(
                     f"HEIC photos that become JPEG (quality={quality}): {changed:,}; format=heic keeps HEIC", flush=True
                 )
+            if chosen.note and plan.todo:
+                print(chosen.note, flush=True)
 
         if engine == "ray":
             outcome = cluster.carry_out(plan, make, settings, workers=workers)
         else:
-            outcome = photoset.carry_out(plan, treat, settings, world=world, workers=workers, batch_size=batch_size)
+            watch = Watch(chosen.threads if on_cpu and world.is_main else 1, key="threads")
+            watched = Watched(treat, watch)
+            outcome = photoset.carry_out(plan, watched, settings, world=world, workers=workers, batch_size=batch_size)
 
         if world.is_main:
             photoset.complete_sheet(plan, outcome, settings, workers)
             close(plan, outcome, settings, facts=treat.facts, labels=treat.labels)
         world.any(False, patient=True)  # the last to leave is the one that writes the report
     return FINISHED_WITH_FAILURES if outcome.failures else 0
+
+
+class Watched:
+    """A treatment after each batch of which somebody looks whether other processes keep its threads waiting."""
+
+    def __init__(self, treat: "Treats", watch: Callable[[], object]) -> None:
+        self.most_together, self._treat, self._watch = treat.most_together, treat, watch
+
+    def __call__(self, pixels: "Tensor", *, advance: Callable[[float], object] | None = None) -> "list[Tensor]":
+        made = self._treat(pixels, advance=advance)
+        self._watch()
+        return made
 
 
 def check(*, quality: int, resize: int | None, max_pixels: int) -> None:
@@ -140,10 +169,12 @@ def check(*, quality: int, resize: int | None, max_pixels: int) -> None:
         raise CommandError(f"max_pixels={max_pixels}: give a number of pixels")
 
 
-def check_processes(world: "World", *, engine: str, input: str) -> None:  # noqa: A002
+def check_processes(world: "World", *, engine: str, input: str, threads: int | str) -> None:  # noqa: A002
     """Raise a CommandError for what only one process can do."""
     if world.size > 1 and engine != "local":
         raise CommandError(f"engine={engine} spreads the work itself: start it without torchrun")
+    if engine != "local" and threads != "auto":
+        raise CommandError(f"threads={threads} is for engine=local: {engine} gives its processes their cores itself")
     if world.size > 1 and input == "-":
         raise CommandError("input=- can be read by one process only: put the paths into a .txt file")
 

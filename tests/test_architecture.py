@@ -25,7 +25,7 @@ ROOMS: dict[str, set[str]] = {
     "leaf": {
         "darkroom", "data", "distributed", "ema", "errors", "files", "guard", "hardware", "images", "listing",
         "locking", "losses", "networks", "photos", "pool", "record", "replay", "schedule", "seeds", "signals",
-        "thumbnails",
+        "threads", "thumbnails",
     },
 }  # fmt: skip
 

@@ -401,6 +401,7 @@ def test_every_option_of_every_group_binds(chosen: tuple[str, ...]) -> None:
         ("data.crop_size=abc", "data.crop_size=abc: expected a whole number"),
         ("trainer.steps=abc", "trainer.steps=abc: expected a whole number or null"),
         ("trainer.batch_size=1.5", "trainer.batch_size=1.5: expected a whole number"),
+        ("trainer.threads=many", "trainer.threads=many: expected a whole number or auto"),
         ("trainer.precision=bf61", "trainer.precision=bf61: expected auto, fp32, bf16 or fp16"),
         ("resume.mode=maybe", "resume.mode=maybe: expected auto or never"),
         ("generator._target_=torch.nn.Nothing", "generator._target_=torch.nn.Nothing cannot be found: "),

@@ -1,6 +1,7 @@
 """The command that trains: what it writes, how it goes on, and how it leaves."""
 
 import gzip
+import hashlib
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,10 +19,13 @@ import torch
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from cyclestyle import train
+from cyclestyle import threads, train
 from cyclestyle.checkpoint import Checkpoint, Checkpoints, read_model, write_model
 from cyclestyle.data import Unpaired
 from cyclestyle.data.scenes import draw
+from cyclestyle.distributed import World
+from cyclestyle.hardware import Hardware
+from cyclestyle.run import RunFolder
 from tests.pictures import two_domains
 from tests.test_checkpoint import equal
 
@@ -582,3 +587,85 @@ def test_a_run_goes_on_with_another_use_of_memory(smoke: Command) -> None:
         # Adam makes steps of 2e-4 whatever the size of a gradient, also of one that is nothing but rounding.
         bound = 4 * 2e-4 * 1.01 if name.endswith(".bias") else 1e-4
         assert (ours[name] - value).abs().max() < bound, name
+
+
+# -------------------------------------------------------------------------------------------------------- its threads
+
+
+@pytest.fixture
+def _own_threads() -> Iterator[None]:
+    """The number of threads of this process stays what it is."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+    threads.usual_threads.cache_clear()
+
+
+def rewrite(run: str, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change what the newest checkpoint holds for all processes."""
+    folder = Path(run) / "checkpoints" / (Path(run) / "checkpoints" / "latest").read_text().strip()
+    training = torch.load(folder / "training.pt", weights_only=True)
+    change(training)
+    torch.save(training, folder / "training.pt")
+    content = (folder / "training.pt").read_bytes()
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["training.pt"] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.usefixtures("_own_threads")
+def test_threads_are_fixed_at_step_0_and_used_again_on_resume(
+    smoke: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert smoke("trainer.steps=1") == 0
+    assert ", 1 thread, " in capsys.readouterr().out
+    assert newest("runs/smoke").training["threads"] == 1
+    assert OmegaConf.load("runs/smoke/config.yaml").trainer.threads == 1  # what auto came to
+
+    torch.set_num_threads(2)  # as many as PyTorch would take by itself in a start without OMP_NUM_THREADS
+    threads.usual_threads.cache_clear()
+    assert smoke("trainer.steps=2") == 0
+    assert torch.get_num_threads() == 1
+    assert "instead of" not in capsys.readouterr().out
+    assert newest("runs/smoke").training["threads"] == 1
+
+
+@pytest.mark.usefixtures("_own_threads")
+def test_threads_that_a_resumed_run_cannot_have_are_reported(
+    smoke: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert smoke("trainer.steps=1") == 0
+    rewrite("runs/smoke", lambda training: training.update(threads=2))
+    capsys.readouterr()
+    assert smoke("trainer.steps=2") == 0  # auto, where the environment allows one
+    report = "resumes with 1 thread instead of 2: results differ in rounding from an uninterrupted run"
+    assert capsys.readouterr().out.splitlines().count(report) == 1
+    assert newest("runs/smoke").training["threads"] == 1
+
+
+def test_a_checkpoint_from_before_threads_were_saved_resumes_as_it_did(
+    smoke: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert smoke("trainer.steps=1") == 0
+
+    def older(training: dict[str, Any]) -> None:
+        del training["threads"], training["recipe"]["trainer"]["threads"]
+
+    rewrite("runs/smoke", older)
+    capsys.readouterr()
+    assert smoke("trainer.steps=2") == 0
+    said = capsys.readouterr().out
+    assert "going on from step 1" in said
+    assert "instead of" not in said
+    assert newest("runs/smoke").training["threads"] == torch.get_num_threads() == 1
+
+
+def test_a_run_on_a_cpu_looks_at_the_processor_after_each_step(tmp_path: Path) -> None:
+    cfg = OmegaConf.create({"logger": {}, "trainer": {"profile": False}})
+    trainer: Any = SimpleNamespace(world=World(), hardware=Hardware("cpu"), step=0, total=2)
+    looks: list[int] = []
+    with train.opened_loggers(cfg, RunFolder(tmp_path), trainer, ("a", "b"), watch=lambda: looks.append(1)) as loggers:
+        for step in (1, 2):
+            for logger in loggers:
+                logger.advance(step)
+    assert len(looks) == 2
