@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from cyclestyle import config
-from cyclestyle.threads import spin_briefly
+from cyclestyle.cli import compose, dispatch
+from cyclestyle.hardware.threads import spin_briefly
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 def main() -> None:
     spin_briefly()
-    config.launch("evaluate", run)
+    dispatch.launch("evaluate", run)
 
 
 def run(cfg: "DictConfig") -> int:
-    return evaluate(**config.pick(cfg, evaluate))
+    return evaluate(**compose.arguments_for(cfg, evaluate))
 
 
 def evaluate(
@@ -42,15 +42,16 @@ def evaluate(
     Returns:
         The exit code 0.
     """
-    from cyclestyle.translation import Translator, evaluation  # torch takes seconds; --help and typing errors need none
+    from cyclestyle.evaluation import evaluator  # torch takes seconds; --help and typing errors need none
+    from cyclestyle.translation import Translator
 
     truths, targets = (None if folder is None else Path(folder) for folder in (truth, target))
     how = {"direction": direction, "device": device, "precision": precision, "weights": weights, "backend": backend}
     translator = Translator.load(checkpoint, **how)  # type: ignore[arg-type]
 
     print(translator, flush=True)
-    report = evaluation.evaluate(translator.batch, Path(input), truth=truths, target=targets, batch_size=batch_size)
-    print(evaluation.table(report, truth=truths, target=targets))
+    report = evaluator.evaluate(translator.batch, Path(input), truth=truths, target=targets, batch_size=batch_size)
+    print(evaluator.table(report, truth=truths, target=targets))
     return 0
 
 

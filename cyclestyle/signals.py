@@ -12,10 +12,10 @@ STOPPED = 75  # exit code of a run that was asked to stop and can go on
 INTERRUPTED = 130  # exit code after a second Ctrl-C
 
 # Ctrl-C, schedulers and `kill`, SLURM's --signal=USR1. Windows has no SIGUSR1.
-ASKING = [signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+STOP_SIGNALS = [signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 
 
-def leave_with_parent() -> None:
+def terminate_with_parent() -> None:
     """Have the system ask this process to stop when the one that started it is killed: nobody would watch over it."""
     if sys.platform != "linux":
         return
@@ -41,7 +41,7 @@ class StopRequest:
         self._before: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> "StopRequest":
-        for number in ASKING:
+        for number in STOP_SIGNALS:
             self._before[number] = signal.signal(number, self._remember)
         return self
 
@@ -59,11 +59,11 @@ class StopRequest:
         """From now on the appearance of this file asks for a stop too."""
         self._file = file
 
-    def before_abandoning(self, last_word: Callable[[], object]) -> None:
+    def on_second_interrupt(self, last_word: Callable[[], object]) -> None:
         """What to do, quickly, when a second Ctrl-C ends the program."""
         self._last_word = last_word
 
-    def obeyed(self) -> None:
+    def clear(self) -> None:
         """The program leaves as it was asked to: the next start is not to find the file."""
         if self._file is not None:
             self._file.unlink(missing_ok=True)

@@ -5,32 +5,32 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from cyclestyle import config
+from cyclestyle.cli import compose, dispatch
 from cyclestyle.errors import CommandError
-from cyclestyle.threads import Look, Watch, choose, look, spin_briefly, use
-from cyclestyle.threads import check as check_threads
+from cyclestyle.hardware.threads import Look, Watch, choose, look, spin_briefly, use
+from cyclestyle.hardware.threads import check as check_threads
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
     from torch import Tensor
 
-    from cyclestyle.distributed import World
-    from cyclestyle.translation.photoset import Outcome, Settings, Treats
-    from cyclestyle.translation.planning import Plan
+    from cyclestyle.distributed.world import World
+    from cyclestyle.photoset.plan import Plan
+    from cyclestyle.photoset.runner import JobResult, Pipeline, Settings
 
 FINISHED_WITH_FAILURES = 6
 
 
 def main() -> None:
     spin_briefly()
-    config.launch("translate", functools.partial(run, since=look()))
+    dispatch.launch("translate", functools.partial(run, since=look()))
 
 
 def run(cfg: "DictConfig", *, since: Look) -> int:
-    from cyclestyle.translation.stopping import Stoppable
+    from cyclestyle.photoset.interrupt import InterruptHandler
 
-    with Stoppable():
-        return translate(**config.pick(cfg, translate), since=since)
+    with InterruptHandler():
+        return translate(**compose.arguments_for(cfg, translate), since=since)
 
 
 def translate(
@@ -67,7 +67,7 @@ def translate(
         checkpoint, direction, device, precision, weights, backend, compile: see `Translator.load`.
         input: see `inputs.find`.
         output: a folder; for one picture also a file name with a picture's ending.
-        strength, keep, tile, memory: see `Treatment`.
+        strength, keep, tile, memory: see `TranslationPipeline`.
         format, quality, resize, metadata, max_pixels: see `photos`.
         existing: what happens to files that are there, see `planning.plan`.
         sheet: write index.html, a page to look at photos and translations.
@@ -83,26 +83,29 @@ def translate(
     check_threads(threads, key="threads")
     since = since or look()
     # torch takes seconds; --help and typing errors need none
-    from cyclestyle.darkroom import Reading, Writing
-    from cyclestyle.distributed import session
-    from cyclestyle.ending import Ending
-    from cyclestyle.hardware import TRANSLATING, device_type
-    from cyclestyle.translation import cluster, photoset, planning, treatment
+    from cyclestyle.distributed.world import session
+    from cyclestyle.hardware.device import device_type
+    from cyclestyle.hardware.memory import TRANSLATING
+    from cyclestyle.photoset import plan as planning
+    from cyclestyle.photoset import ray_engine, runner
+    from cyclestyle.photoset.worker_tasks import Reading, Writing
+    from cyclestyle.run.failure import FailureReport
+    from cyclestyle.translation import pipeline
 
     check(quality=quality, resize=resize, max_pixels=max_pixels)
-    photoset.check(batch_size=batch_size, workers=workers)
-    strengths = treatment.chosen(strength)
-    with session(device_type(device)) as world, Ending(world, advice=TRANSLATING):
+    runner.check(batch_size=batch_size, workers=workers)
+    strengths = pipeline.as_strengths(strength)
+    with session(device_type(device)) as world, FailureReport(world, advice=TRANSLATING):
         check_processes(world, engine=engine, input=str(input), threads=threads)
         if engine == "ray":
-            cluster.library()
+            ray_engine.library()
             checkpoint, output = Path(checkpoint).absolute(), Path(output).absolute()  # its processes run elsewhere
-        jobs = planning.jobs(str(input), Path(output), format=format, folders=treatment.folders(strengths))
+        jobs = planning.jobs(str(input), Path(output), format=format, folders=pipeline.strength_folders(strengths))
         on_cpu = device_type(device) == "cpu" and engine == "local"
         chosen = choose(threads, key="threads", since=since if on_cpu else None)
         use(chosen.threads)
         make = functools.partial(
-            treatment.Treatment.load,
+            pipeline.TranslationPipeline.load,
             checkpoint,
             direction=direction,
             device=device,
@@ -117,14 +120,18 @@ def translate(
             folder=jobs.hidden or jobs.folder,
         )
         treat = make(world=world)
-        settings = photoset.Settings(
+        settings = runner.Settings(
             Reading(resize, metadata=metadata == "keep", max_pixels=max_pixels),
             Writing(jobs.folder, quality, sheet=jobs.hidden / "thumbnails" if jobs.hidden and sheet else None),
             treat.fingerprint(quality=quality, resize=resize, metadata=metadata),
         )
         plan = planning.plan(jobs, existing=existing, settings=settings.fingerprint, world=world)
         if world.is_main:
-            passed = f" ({jobs.passed:,} translations of earlier commands passed over)" if jobs.passed else ""
+            passed = (
+                f" ({jobs.skipped_own_outputs:,} translations of earlier commands passed over)"
+                if jobs.skipped_own_outputs
+                else ""
+            )
             print(f"{treat}: {len(plan.todo):,} to translate{passed}", flush=True)
             if changed := planning.heic_as_jpeg(plan.todo):
                 print(
@@ -134,14 +141,14 @@ def translate(
                 print(chosen.note, flush=True)
 
         if engine == "ray":
-            outcome = cluster.carry_out(plan, make, settings, workers=workers)
+            outcome = ray_engine.run_plan(plan, make, settings, workers=workers)
         else:
             watch = Watch(chosen.threads if on_cpu and world.is_main else 1, key="threads")
             watched = Watched(treat, watch)
-            outcome = photoset.carry_out(plan, watched, settings, world=world, workers=workers, batch_size=batch_size)
+            outcome = runner.run_plan(plan, watched, settings, world=world, workers=workers, batch_size=batch_size)
 
         if world.is_main:
-            photoset.complete_sheet(plan, outcome, settings, workers)
+            runner.complete_sheet(plan, outcome, settings, workers)
             close(plan, outcome, settings, facts=treat.facts, labels=treat.labels)
         world.any(False, patient=True)  # the last to leave is the one that writes the report
     return FINISHED_WITH_FAILURES if outcome.failures else 0
@@ -150,8 +157,8 @@ def translate(
 class Watched:
     """A treatment after each batch of which somebody looks whether other processes keep its threads waiting."""
 
-    def __init__(self, treat: "Treats", watch: Callable[[], object]) -> None:
-        self.most_together, self._treat, self._watch = treat.most_together, treat, watch
+    def __init__(self, treat: "Pipeline", watch: Callable[[], object]) -> None:
+        self.max_batch, self._treat, self._watch = treat.max_batch, treat, watch
 
     def __call__(self, pixels: "Tensor", *, advance: Callable[[float], object] | None = None) -> "list[Tensor]":
         made = self._treat(pixels, advance=advance)
@@ -180,18 +187,19 @@ def check_processes(world: "World", *, engine: str, input: str, threads: int | s
 
 
 def close(
-    plan: "Plan", outcome: "Outcome", settings: "Settings", *, facts: Sequence[str], labels: Sequence[str]
+    plan: "Plan", outcome: "JobResult", settings: "Settings", *, facts: Sequence[str], labels: Sequence[str]
 ) -> None:
     """Write the report and the page, and tell how the command fared."""
-    from cyclestyle.translation import photoset, showing
+    from cyclestyle.photoset import runner
+    from cyclestyle.photoset.contact_sheet import cards
 
     where = plan.folder
     if plan.journal is not None:
         plan.journal.report(outcome.lines)
         if settings.writing.sheet is not None:
             thumbnails = settings.writing.sheet
-            where = showing.show(plan.folder, outcome, thumbnails=thumbnails, facts=facts, labels=labels)
-    print(photoset.summary(outcome, plan, where=where))
+            where = cards.write_contact_sheet(plan.folder, outcome, thumbnails=thumbnails, facts=facts, labels=labels)
+    print(runner.summary(outcome, plan, where=where))
 
 
 if __name__ == "__main__":

@@ -41,8 +41,8 @@ from rich.progress import track
 from torch.nn.functional import conv2d
 
 from cyclestyle.data import batches
-from cyclestyle.data.folders import drawn_scenes
-from cyclestyle.hardware import resident_peak
+from cyclestyle.data.unpaired import drawn_scenes
+from cyclestyle.hardware.memory import resident_peak
 
 TEXTBOOK, FP32, OURS, COMPILED = "textbook, fp32", "cyclestyle, fp32", "cyclestyle", "cyclestyle, compile=true"
 WAYS: dict[str, Callable[[int, int], Step]] = {
@@ -53,9 +53,9 @@ WAYS: dict[str, Callable[[int, int], Step]] = {
 }
 HELD: dict[str, Callable[[int], Step]] = {
     "textbook, fp32": textbook_step,
-    "fp32, trainer.memory=joint": lambda size: our_step(size, precision="fp32", memory="joint"),
+    "fp32, trainer.backward=joint": lambda size: our_step(size, precision="fp32", backward="joint"),
     "fp32": lambda size: our_step(size, precision="fp32"),
-    "trainer.memory=joint": lambda size: our_step(size, memory="joint"),
+    "trainer.backward=joint": lambda size: our_step(size, backward="joint"),
     "defaults": our_step,
     "trainer.recompute=true": lambda size: our_step(size, recompute=True),
 }
@@ -137,7 +137,7 @@ def speed(*, full: bool) -> tuple[str, list[Goal]]:
             ]
     about = filled(
         """ResNet-9 generators with 64 channels, 70x70 discriminators, least squares, cycle and identity losses, image
-        pools of 50; `trainer.memory=lean` and mixed precision where nothing else is said. All ways take turns in one
+        pools of 50; `trainer.backward=split` and mixed precision unless otherwise noted. All ways take turns in one
         process."""
     )
     sizes = dict.fromkeys(setting.size for setting in settings)
@@ -198,7 +198,7 @@ def memory(*, full: bool) -> tuple[str, list[Goal]]:
         for size in sizes:
             peaks[name, size] = peak(name, size, peaks)
     rows = interleaved(
-        {name: HELD[name](256) for name in ("trainer.memory=joint", "defaults", "trainer.recompute=true")},
+        {name: HELD[name](256) for name in ("trainer.backward=joint", "defaults", "trainer.recompute=true")},
         runs=7 if full else 5,
         warm=1,
     )
@@ -211,7 +211,7 @@ def memory(*, full: bool) -> tuple[str, list[Goal]]:
     goals = [
         Goal("256 px, memory of the textbook's step, defaults", lean / base, 0.5),
         Goal("256 px, memory of the textbook's step, trainer.recompute=true", again / base, 0.4),
-        Goal("256 px, time of trainer.memory=joint, defaults", rows[1].median / rows[0].median, 1.1),
+        Goal("256 px, time of trainer.backward=joint, defaults", rows[1].median / rows[0].median, 1.1),
     ]
     about = filled(
         f"""Resident memory at its peak over three steps (two at 1024 px) at batch 1, each in a process of its own,
@@ -259,7 +259,7 @@ def forecast(peaks: dict[tuple[str, int], int | None], names: list[str]) -> str:
         small, large, held = (peaks[name, size] for size in (128, 512, 1024))
         if small and large and held:
             shares.append(held / (large + (large - small) / (512**2 - 128**2) * (1024**2 - 512**2)))
-    seen = f" At 1024 px {min(shares):.0%} to {max(shares):.0%} of what it says was measured." if shares else ""
+    seen = f" At 1024 px {min(shares):.0%} to {max(shares):.0%} of the forecast was measured." if shares else ""
     return f"""What would need more than nine tenths of this machine's memory was not measured. The forecast is the line
         through 128 and 512 px: bytes that are always there (weights, gradients, moments, the library's own) and bytes
         for each pixel of a crop.{seen}"""

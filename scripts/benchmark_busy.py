@@ -163,7 +163,7 @@ def worker(work: str, wanted: str) -> int:
     os.dup2(2, 1)  # what the work itself prints is no answer
     root = Path(__file__).resolve().parent.parent
     sys.path.insert(0, str(root))
-    from cyclestyle import threads
+    from cyclestyle.hardware import threads
 
     threads.spin_briefly()
     since = threads.look()
@@ -188,11 +188,12 @@ def training() -> tuple[Callable[[], object], int]:
     """The demo's step, and the pictures that it takes."""
     import torch
 
-    from cyclestyle import config, train
-    from cyclestyle.data.draws import Batch
-    from cyclestyle.hardware import Hardware
+    from cyclestyle import train
+    from cyclestyle.cli import compose
+    from cyclestyle.data.dataset import Batch
+    from cyclestyle.hardware.device import Hardware
 
-    cfg = config.compose("train", ["experiment=demo", "trainer.device=cpu"])
+    cfg = compose.compose("train", ["experiment=demo", "trainer.device=cpu"])
     hardware = Hardware("cpu", one_size=True)
     objective = train.build_objective(cfg, hardware)
     trainer = train.build_trainer(cfg, objective, Set(), hardware)  # type: ignore[arg-type]

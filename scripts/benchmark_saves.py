@@ -23,10 +23,10 @@ from measuring import circumstances, our_trainer, pictures, write_section
 from rich.progress import track
 from torch import Tensor
 
-from cyclestyle.checkpoint import Checkpoints
-from cyclestyle.distributed import World
-from cyclestyle.saving import Saving, Snapshot
-from cyclestyle.train import model_of
+from cyclestyle.checkpoints.directory import Checkpoints
+from cyclestyle.checkpoints.writer import CheckpointWriter, Snapshot
+from cyclestyle.distributed.world import World
+from cyclestyle.training.state import snapshot_model
 
 GOAL = 1.5  # times a fresh clone of the state may a save in the background hold training up
 SIZE = 256  # px
@@ -63,7 +63,7 @@ def main() -> int:
     if arguments.write:
         text = f"""ResNet-9 generators with 64 channels, 70x70 discriminators, batch 1, {SIZE} px, bf16 where the
 processor has it, image pools full: {size / 1e6:.0f} MB of state. All rows in turn, {arguments.runs} rounds after
-one that warms up. "Held up" is the time between two steps; `checkpoint.background=true` costs the memory of the copy.
+one that warms up. "Held up" is the time between two steps; `checkpoint.asynchronous=true` costs the memory of the copy.
 
 {circumstances("python scripts/benchmark_saves.py --write docs/benchmarks.md")}
 
@@ -80,13 +80,13 @@ def measured(folder: Path, runs: int) -> tuple[dict[str, list[float]], int]:
     trainer = our_trainer("auto")
     for pool in trainer.pools:
         pool.stored = {0: [torch.rand(3, SIZE, SIZE) * 2 - 1 for _ in range(pool.slots)]}
-    background, at_once = (
-        Saving(Checkpoints(folder / name, keep=2), world=World(), background=name == "background")
+    asynchronous, at_once = (
+        CheckpointWriter(Checkpoints(folder / name, keep=2), world=World(), asynchronous=name == "background")
         for name in ("background", "at-once")
     )
 
     def take() -> Snapshot:
-        return Snapshot(model_of(trainer, ("a", "b")), trainer.state_dict(), trainer.own_state_dict())
+        return Snapshot(snapshot_model(trainer, ("a", "b")), trainer.state_dict(), trainer.rank_state_dict())
 
     def step() -> None:
         losses = trainer.train_step(pictures(SIZE, trainer.step))
@@ -102,9 +102,9 @@ def measured(folder: Path, runs: int) -> tuple[dict[str, list[float]], int]:
         for name, work in (
             ("a fresh clone of the state", lambda held=held: [tensor.clone() for tensor in held]),
             ("a step", step),
-            ("training held up by a save in the background", lambda: background.save(take)),
+            ("training held up by a save in the background", lambda: asynchronous.save(take)),
             ("a step while a checkpoint is written", step),
-            ("(waiting)", background.finish),
+            ("(waiting)", asynchronous.finish),
             ("training held up by a save at once", lambda: at_once.save(take)),
         ):
             elapsed_s = timed(work)

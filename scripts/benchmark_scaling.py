@@ -25,10 +25,10 @@ from measuring import circumstances, our_trainer, write_section
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from cyclestyle.cyclegan import Discriminators, Generators
-from cyclestyle.data.draws import Batch
-from cyclestyle.distributed import World, launched, session
+from cyclestyle.data.dataset import Batch
+from cyclestyle.distributed.world import World, launched, session
 from cyclestyle.networks import PatchDiscriminator, ResNetGenerator, initialize
+from cyclestyle.objectives.cyclegan import Discriminators, Generators
 
 GIGABIT = 1e9 / 8  # bytes
 
@@ -118,14 +118,14 @@ class Measured(NamedTuple):
     rows: dict[str, list[float]]
     cpu: dict[str, list[float]]  # of the same rows: the processor's time of one process, sending included
     gradients: dict[str, int]  # bytes by network pair, from the parameters
-    buckets: dict[str, list[list[Bucket]]]  # of a step's two averaged passes, by trainer.memory; leads are medians
+    buckets: dict[str, list[list[Bucket]]]  # of a step's two averaged passes, by trainer.backward; leads are medians
     beat_s: float
     agreement_s: float
     load: float  # runnable processes of the machine before the first of ours, the mean of a minute
 
 
 ALONE, ALONE_2 = "one process, batch 1", "one process, batch 2"
-LOCAL, SILENT, SILENT_JOINT = "nothing averaged", "buckets filled, nothing sent", "the same, trainer.memory=joint"
+LOCAL, SILENT, SILENT_JOINT = "nothing averaged", "buckets filled, nothing sent", "the same, trainer.backward=joint"
 AVERAGED, SENT = "two processes, batch 2", "the all-reduces alone"
 IN_VIEWS, COPIED = "gradients of nothing, averaged", "the same without bucket views"
 
@@ -160,8 +160,8 @@ def main() -> int:
 def measure(world: World, runs: int, *, size: int, channels: int) -> Measured:
     """Time all kinds of step in turn, so that a machine that changes its speed changes it for all."""
 
-    def stepping(of: World, batch_size: int, memory: Any = "lean") -> Callable[[int], Any]:
-        trainer = our_trainer(batch=batch_size, memory=memory, channels=channels, world=of)
+    def stepping(of: World, batch_size: int, backward: Any = "split") -> Callable[[int], Any]:
+        trainer = our_trainer(batch=batch_size, backward=backward, channels=channels, world=of)
         return lambda run: trainer.train_step(share(of, batch_size, size, run))
 
     load = os.getloadavg()[0]
@@ -192,7 +192,7 @@ def measure(world: World, runs: int, *, size: int, channels: int) -> Measured:
         rows,
         cpu,
         gradients={name: gradient_bytes(module) for name, module in zip(PAIRS, networks(channels), strict=True)},
-        buckets={"lean": median_step(silent.passes[4:]), "joint": median_step(silent_joint.passes[4:])},
+        buckets={"split": median_step(silent.passes[4:]), "joint": median_step(silent_joint.passes[4:])},
         beat_s=repeated(lambda: beat(world), 200),
         agreement_s=repeated(lambda: world.any(False), 200),
         load=load,
@@ -303,7 +303,7 @@ def median_step(passes: list[list[Bucket]]) -> list[list[Bucket]]:
 
 def measured_section(measured: Measured, arguments: argparse.Namespace) -> str:
     """What docs/scaling.md says of this machine."""
-    rows, counted = measured.rows, [sum(b.bytes for b in step) for step in measured.buckets["lean"]]
+    rows, counted = measured.rows, [sum(b.bytes for b in step) for step in measured.buckets["split"]]
     assert counted == list(measured.gradients.values()), "what is sent is not what the parameters have"
     computed = ", ".join(f"{size / 1e6:.1f} MB of the {name}" for name, size in measured.gradients.items())
     cost, cpu_cost = (difference(of[AVERAGED], of[LOCAL]) for of in (rows, measured.cpu))
@@ -312,12 +312,12 @@ def measured_section(measured: Measured, arguments: argparse.Namespace) -> str:
     filling = difference(measured.cpu[SILENT], measured.cpu[LOCAL])
     sending_s = statistics.median(rows[SENT])
     rate = sum(counted) / 1e9 / sending_s
-    sizes = "; ".join(" + ".join(f"{b.bytes / 1e6:.1f}" for b in step) for step in measured.buckets["lean"])
+    sizes = "; ".join(" + ".join(f"{b.bytes / 1e6:.1f}" for b in step) for step in measured.buckets["split"])
     command = f"python scripts/benchmark_scaling.py --runs {arguments.runs} --size {arguments.size}"
     return f"""ResNet-9 generators and 70x70 discriminators with {arguments.channels} channels, {arguments.size} px,
-`trainer.precision=auto`, `trainer.memory=lean` unless said otherwise. Two processes of one thread each make all rows in
-turn, {arguments.runs} rounds after two that warm up; where one works alone the other sleeps. The slower one counts.
-"Processor" is the time that the threads of one process worked, which other work on the machine changes less.
+`trainer.precision=auto`, `trainer.backward=split` unless otherwise noted. Two processes of one thread each make all
+rows in turn, {arguments.runs} rounds after two that warm up; where one works alone the other sleeps. The slower one
+counts. "Processor" is the time that the threads of one process worked, which other work on the machine changes less.
 
 {circumstances(f"{command} --channels {arguments.channels}")} in each process
 * load of the machine when it began: {measured.load:.1f}; other work is more in the way of two processes than of one
@@ -342,7 +342,7 @@ turn, {arguments.runs} rounds after two that warm up; where one works alone the 
   {1e6 * measured.agreement_s:.0f} µs, once.
 * **When buckets are ready**, in % of a step before the end of their backward pass (of the processor's time),
   generators / discriminators:
-  {leads(measured, "lean")} with `trainer.memory=lean`, {leads(measured, "joint")} with `joint`.
+  {leads(measured, "split")} with `trainer.backward=split`, {leads(measured, "joint")} with `joint`.
 """
 
 
@@ -384,17 +384,17 @@ def milliseconds(seconds: list[float]) -> str:
     return f"{1000 * statistics.median(seconds):.0f} ms ({1000 * min(seconds):.0f} to {1000 * max(seconds):.0f})"
 
 
-def leads(measured: Measured, memory: str) -> str:
+def leads(measured: Measured, backward: str) -> str:
     """When the buckets of a step are ready."""
     return " / ".join(
-        ", ".join(f"{100 * bucket.lead:.0f}" for bucket in step) for step in shares_of_a_step(measured, memory)
+        ", ".join(f"{100 * bucket.lead:.0f}" for bucket in step) for step in shares_of_a_step(measured, backward)
     )
 
 
-def shares_of_a_step(measured: Measured, memory: str) -> list[list[Bucket]]:
+def shares_of_a_step(measured: Measured, backward: str) -> list[list[Bucket]]:
     """The buckets, with leads as shares of the step that they were measured in."""
-    step_s = statistics.median(measured.cpu[{"lean": SILENT, "joint": SILENT_JOINT}[memory]])
-    return [[Bucket(b.bytes, b.lead / step_s) for b in step] for step in measured.buckets[memory]]
+    step_s = statistics.median(measured.cpu[{"split": SILENT, "joint": SILENT_JOINT}[backward]])
+    return [[Bucket(b.bytes, b.lead / step_s) for b in step] for step in measured.buckets[backward]]
 
 
 def exposed_s(buckets: list[Bucket], step_s: float, network: Network) -> float:
@@ -414,7 +414,7 @@ def exposed_s(buckets: list[Bucket], step_s: float, network: Network) -> float:
 
 def paper_section(measured: Measured) -> str:
     """What docs/scaling.md says of machines that nobody has tried."""
-    steps = shares_of_a_step(measured, "lean")
+    steps = shares_of_a_step(measured, "split")
     sizes = sum(bucket.bytes for step in steps for bucket in step)
     header = "".join(f" {network.name} |" for network in NETWORKS)
     lines = [f"| step of one GPU |{header}", "|---" * (len(NETWORKS) + 1) + "|"]

@@ -26,10 +26,11 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 from measuring import circumstances, write_section  # noqa: E402
 
-from cyclestyle.hardware import Hardware, resident_peak  # noqa: E402
+from cyclestyle.hardware.device import Hardware  # noqa: E402
+from cyclestyle.hardware.memory import resident_peak  # noqa: E402
 from cyclestyle.networks import ResNetGenerator, initialize  # noqa: E402
-from cyclestyle.translation.strips import Statistics  # noqa: E402
-from cyclestyle.translation.tiling import in_pieces, parse_memory  # noqa: E402
+from cyclestyle.translation.tiled.layers import NormStatistics  # noqa: E402
+from cyclestyle.translation.tiled.tiling import parse_memory, run_tiled  # noqa: E402
 
 GOAL = {"fp32": 1e-4, "bf16": 0.25}  # the largest difference to a whole pass, of values in [-1, 1]
 CROP, MARGIN = 256, 96  # px; the network sees 90 px around a pixel at most
@@ -101,7 +102,7 @@ def measured(case: Case, folder: Path) -> Row:
     generator.eval().requires_grad_(False)
     hardware = Hardware("cpu", precision=case.precision)
     picture = torch.load(_file(folder, "picture", case))
-    statistics: dict[nn.Module, Statistics] = {}
+    statistics: dict[nn.Module, NormStatistics] = {}
 
     since, processor_since = time.perf_counter(), time.process_time()
     if case.memory == "whole":
@@ -109,7 +110,7 @@ def measured(case: Case, folder: Path) -> Row:
             translated: Tensor = hardware.autocast(generator)(picture)
     else:
         memory = parse_memory(case.memory)
-        translated = in_pieces(
+        translated = run_tiled(
             generator,
             picture,
             hardware=hardware,
@@ -133,7 +134,7 @@ def measured(case: Case, folder: Path) -> Row:
     return Row(*took, peak, max(differences), f"{len(crops)} crops of {CROP} px")
 
 
-def with_statistics(generator: nn.Module, statistics: dict[nn.Module, Statistics]) -> nn.Module:
+def with_statistics(generator: nn.Module, statistics: dict[nn.Module, NormStatistics]) -> nn.Module:
     """A copy of a generator whose norms take the given statistics in place of their input's own."""
     memo: dict[int, Any] = {}
     for layer, (mean, variance) in statistics.items():
@@ -177,8 +178,8 @@ def page(table: str) -> str:
     return f"""ResNet-9 with 64 channels and random weights on a drawn picture; every row in a process of its own, whose
 peak also holds PyTorch (about 0.5 GB), the picture and its translation (24 bytes a pixel). Differences are of values in
 [-1, 1]. Where a whole pass does not fit, {CROP} px crops are computed whole with {MARGIN} px around them and the
-statistics of the whole picture. The machine was shared with other work, so of the times only the processor's says
-much: that of all threads together.
+statistics of the whole picture. The machine was shared with other work, so only the processor's time is reliable: that
+of all threads together.
 
 {circumstances("python scripts/benchmark_tiles.py --write docs/tiling.md")}
 * OMP_WAIT_POLICY: {os.environ.get("OMP_WAIT_POLICY", "not set")}

@@ -26,15 +26,19 @@ from measuring import Goal, circumstances, filled, table, write_section
 from PIL import Image
 from rich.progress import track
 
-from cyclestyle import checkpoint, networks
-from cyclestyle.checkpoint import Model
-from cyclestyle.darkroom import Reading, Writing
-from cyclestyle.data import scenes
-from cyclestyle.distributed import World
+from cyclestyle import networks
+from cyclestyle.checkpoints import directory
+from cyclestyle.checkpoints.model import Model
+from cyclestyle.checkpoints.model import write_model as write_networks
+from cyclestyle.data.scenes import drawing
+from cyclestyle.distributed.world import World
+from cyclestyle.networks import registry
+from cyclestyle.photoset import plan as planning
+from cyclestyle.photoset import runner
+from cyclestyle.photoset.journal import FOLDER
+from cyclestyle.photoset.worker_tasks import Reading, Writing
 from cyclestyle.signals import STOPPED
-from cyclestyle.translation import photoset, planning
-from cyclestyle.translation.journal import FOLDER
-from cyclestyle.translation.treatment import Treatment
+from cyclestyle.translation.pipeline import TranslationPipeline
 
 GOAL = 1.7  # times the textbook's photos a second, at least
 FIRST_S = 5.0  # until the first photo is out, at most
@@ -133,14 +137,14 @@ def textbook(path: Path) -> Loop:
 
 def ours(path: Path, *, compile: bool) -> Loop:  # noqa: A002
     """What the command does once the model is loaded: plan, translate, journal, thumbnails, report."""
-    treatment = Treatment.load(path, direction="a2b", device="cpu", compile=compile)
+    treatment = TranslationPipeline.load(path, direction="a2b", device="cpu", compile=compile)
 
     def loop(source: Path, output: Path) -> None:
-        how = photoset.Settings(Reading(), Writing(output, sheet=output / FOLDER / "thumbnails"), "settings")
+        how = runner.Settings(Reading(), Writing(output, sheet=output / FOLDER / "thumbnails"), "settings")
         plan = planning.plan(
             planning.jobs(str(source), output), existing="skip", settings=how.fingerprint, world=World()
         )
-        outcome = photoset.carry_out(plan, treatment, how)
+        outcome = runner.run_plan(plan, treatment, how)
         assert plan.journal is not None
         plan.journal.report(outcome.lines)
         plan.journal.release()
@@ -174,7 +178,7 @@ def peak_bytes(model: Path, folder: Path, count: int) -> int:
     code = f"""
 import runpy
 from pathlib import Path
-from cyclestyle.hardware import resident_peak
+from cyclestyle.hardware.memory import resident_peak  # noqa: E402
 try:
     runpy.run_module("cyclestyle.translate", run_name="__main__")
 finally:
@@ -201,14 +205,14 @@ def write_model(path: Path, *, channels: int, blocks: int) -> None:
     }
     tensors = {key: value.clone() for key, value in tensors.items()}
     model = Model(tensors, dict(generator.architecture), {"name": "patch"}, ("photo", "painting"), 1, path)
-    checkpoint.write_model(model, path)
+    write_networks(model, path)
 
 
 def loaded(path: Path) -> torch.nn.Module:
     """The bare generator of a model file."""
-    model = checkpoint.read_model(path)
-    generator = networks.build(model.generator)
-    generator.load_state_dict(model.part("generators.ab."))
+    model = directory.read_model(path)
+    generator = registry.build(model.generator)
+    generator.load_state_dict(model.weights_under("generators.ab."))
     return generator.eval()
 
 
@@ -216,7 +220,7 @@ def photos(folder: Path, kind: Kind, *, seed: int) -> Path:
     """Drawn landscapes as JPEG; each is one of a few, moved sideways."""
     folder.mkdir()
     side = min(256, max(kind.width, kind.height))
-    few = [scenes.photograph(number, size=side, seed=seed) for number in range(min(4, kind.photos))]
+    few = [drawing.photograph(number, size=side, seed=seed) for number in range(min(4, kind.photos))]
     for number in range(kind.photos):
         pixels = np.roll(few[number % len(few)], 7 * number, axis=1)
         image = Image.fromarray(pixels).resize((kind.width, kind.height), Image.Resampling.BICUBIC)

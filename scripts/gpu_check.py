@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT))
 
 from gpu_report import FAILED, NOT_RUN, PASSED, Record, Report, markdown  # noqa: E402
 
-from cyclestyle.files import write_text  # noqa: E402
+from cyclestyle.filesystem.atomic import write_text  # noqa: E402
 
 
 class Part(NamedTuple):

@@ -16,14 +16,14 @@ from gpu_scale import Device, Scale
 from measuring import our_trainer, pictures, shake, table
 from torch import Tensor, nn
 
-from cyclestyle import images
-from cyclestyle.checkpoint import Checkpoints
-from cyclestyle.data.draws import Batch
-from cyclestyle.data.scenes import draw
-from cyclestyle.distributed import World
+from cyclestyle.checkpoints.directory import Checkpoints
+from cyclestyle.data.dataset import Batch
+from cyclestyle.data.scenes.drawing import draw
+from cyclestyle.distributed.world import World
 from cyclestyle.errors import DivergedError
-from cyclestyle.hardware import Hardware
-from cyclestyle.trainer import Trainer
+from cyclestyle.hardware.device import Hardware
+from cyclestyle.images import decoding, tensors
+from cyclestyle.training.trainer import Trainer
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
@@ -176,7 +176,7 @@ def scene_batches(size: int, count: int) -> Iterator[Batch]:
         draw(root, train=count, test=0, size=size)
         for index in range(count):
             a, b = (
-                images.to_pixels(images.read(root / folder / f"{index:04}.png"))[None]
+                tensors.pil_to_uint8(decoding.read(root / folder / f"{index:04}.png"))[None]
                 for folder in ("trainA", "trainB")
             )
             yield Batch(a, b, [index])
@@ -214,15 +214,15 @@ def deterministic_trainer(scale: Scale, precision: Precision) -> Trainer:
 
 def save_and_load(before: Trainer, after: Trainer, folder: Path) -> None:
     """Do what the command does when a run is stopped and started again."""
-    from cyclestyle.run import Resumed
-    from cyclestyle.train import model_of, start
+    from cyclestyle.run.folder import ResumePoint
+    from cyclestyle.training.state import restore_or_init, snapshot_model
 
     shutil.rmtree(folder, ignore_errors=True)
     checkpoints, domains = Checkpoints(folder), ("a", "b")
-    checkpoints.save(model_of(before, domains), before.state_dict(), before.own_state_dict(), world=World())
+    checkpoints.save(snapshot_model(before, domains), before.state_dict(), before.rank_state_dict(), world=World())
     found = checkpoints.load()
     assert found is not None
-    start(after, domains, Resumed(found, []), init=None)
+    restore_or_init(after, domains, ResumePoint(found, []), init=None)
     shutil.rmtree(folder)
 
 
@@ -232,7 +232,7 @@ def state(trainer: Trainer) -> dict[str, Any]:
     return {
         "networks": [module.state_dict() for module in networks],
         "shared": trainer.state_dict(),
-        "pools": trainer.own_state_dict()["pools"],
+        "pools": trainer.rank_state_dict()["pools"],
     }
 
 

@@ -26,9 +26,9 @@ from PIL import Image
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from cyclestyle import images
-from cyclestyle.data.draws import Batch
-from cyclestyle.distributed import World, session
+from cyclestyle.data.dataset import Batch
+from cyclestyle.distributed.world import World, session
+from cyclestyle.images import decoding
 
 
 def tests(report: Report, scale: Scale) -> None:
@@ -202,9 +202,9 @@ def translate(report: Report, scale: Scale, run: Path, root: Path) -> None:
 
     translator = Translator.load(run, direction="a2b", device=scale.device)
     folder = root / "testA" if (root / "testA").is_dir() else root / "trainA"
-    photos = images.find(folder)[: scale.shown]
+    photos = decoding.find(folder)[: scale.shown]
     for index, path in enumerate(photos):
-        photo = images.read(folder / path)
+        photo = decoding.read(folder / path)
         photo.thumbnail((256, 256))
         translated = translator(photo)
         both = Image.new("RGB", (2 * photo.width, photo.height))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cyclestyle.files import write_text
+from cyclestyle.filesystem.atomic import write_text
 
 PASSED, FAILED, NOT_RUN, UNFINISHED = "passed", "failed", "not run", "unfinished"
 
@@ -109,7 +109,10 @@ class Report:
 
     def _note(self, check: Check) -> bool:
         self._add(checks=(*self.record.checks, check))
-        print(f"{'ok    ' if check.passed else 'FAILED'} {check.name}: {check.found} ({check.bound})", flush=True)
+        print(
+            f"{'ok    ' if check.passed else 'FAILED'} {check.name}: {check.found} ({check.bound})",
+            flush=True,
+        )
         return check.passed
 
     def _add(self, **more: Any) -> None:

@@ -60,7 +60,7 @@ def rehearsal() -> Scale:
     return Scale(
         device="cpu",
         marker="not gpu",
-        tests=("tests/test_seeds.py",),
+        tests=("tests/test_rng.py",),
         channels=2,
         size=32,
         full_size=32,

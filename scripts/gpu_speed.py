@@ -11,9 +11,9 @@ from gpu_report import Report
 from gpu_scale import Device, Scale
 from measuring import interleaved, our_trainer, pictures, table
 
-from cyclestyle.hardware import Hardware
-from cyclestyle.replay import REHEARSALS, Made, Recorder
-from cyclestyle.trainer import Trainer
+from cyclestyle.hardware.cuda_graphs import REHEARSALS, GraphCapture, Output
+from cyclestyle.hardware.device import Hardware
+from cyclestyle.training.trainer import Trainer
 
 
 def graphs(report: Report, scale: Scale) -> None:
@@ -60,15 +60,15 @@ class Counting(Hardware):
         super().__init__(device, deterministic=deterministic, one_size=True)
         self.replayed = 0
 
-    def recorder(self) -> Recorder:
-        recorder = super().recorder() or Repeating()
+    def graph_capture(self) -> GraphCapture:
+        recorder = super().graph_capture() or Repeating()
         counting = self
 
         class Counted:
-            def rehearse(self, run: Callable[[], Made]) -> Made:
+            def rehearse(self, run: Callable[[], Output]) -> Output:
                 return recorder.rehearse(run)
 
-            def record(self, run: Callable[[], Made]) -> tuple[Callable[[], None], Made]:
+            def record(self, run: Callable[[], Output]) -> tuple[Callable[[], None], Output]:
                 replay, made = recorder.record(run)
 
                 def counted() -> None:
@@ -83,10 +83,10 @@ class Counting(Hardware):
 class Repeating:
     """The recorder of the rehearsal: it computes while it records, and again at each replay but the first."""
 
-    def rehearse(self, run: Callable[[], Made]) -> Made:
+    def rehearse(self, run: Callable[[], Output]) -> Output:
         return run()
 
-    def record(self, run: Callable[[], Made]) -> tuple[Callable[[], None], Made]:
+    def record(self, run: Callable[[], Output]) -> tuple[Callable[[], None], Output]:
         made = run()
         fresh = True
 

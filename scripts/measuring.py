@@ -18,16 +18,17 @@ from torch import nn
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from cyclestyle.cyclegan import CycleGAN, Discriminators, Generators  # noqa: E402
-from cyclestyle.data.draws import Batch  # noqa: E402
-from cyclestyle.distributed import World  # noqa: E402
-from cyclestyle.hardware import Hardware  # noqa: E402
-from cyclestyle.images import to_float  # noqa: E402
-from cyclestyle.losses import LeastSquares  # noqa: E402
+from cyclestyle.data.dataset import Batch  # noqa: E402
+from cyclestyle.distributed.world import World  # noqa: E402
+from cyclestyle.hardware.device import Hardware  # noqa: E402
+from cyclestyle.images.tensors import to_float  # noqa: E402
 from cyclestyle.networks import PatchDiscriminator, ResNetGenerator, initialize  # noqa: E402
-from cyclestyle.pool import ImagePool  # noqa: E402
-from cyclestyle.schedule import LinearDecay  # noqa: E402
-from cyclestyle.trainer import Optimizers, Pools, Trainer  # noqa: E402
+from cyclestyle.objectives.adversarial import LeastSquares  # noqa: E402
+from cyclestyle.objectives.cyclegan import CycleGAN, Discriminators, Generators  # noqa: E402
+from cyclestyle.objectives.image_pool import ImagePool  # noqa: E402
+from cyclestyle.training.optimization import Optimizers  # noqa: E402
+from cyclestyle.training.schedule import LinearDecay  # noqa: E402
+from cyclestyle.training.trainer import Pools, Trainer  # noqa: E402
 from tests.reference_networks import ReferenceResNet  # noqa: E402
 from tests.textbook import Textbook  # noqa: E402
 
@@ -133,7 +134,7 @@ def our_trainer(
     *,
     device: Any = "cpu",
     batch: int = 1,
-    memory: Any = "lean",
+    backward: Any = "split",
     recompute: bool = False,
     compile: bool = False,  # noqa: A002
     cuda_graphs: bool = False,
@@ -154,7 +155,7 @@ def our_trainer(
     random = torch.Generator().manual_seed(0)
     for module in (generators, discriminators):
         initialize(module, generator=random)
-        hardware.place(module)
+        hardware.to_device(module, training=True)
     for generator in (generators.ab, generators.ba):
         generator.recompute = recompute  # type: ignore[assignment]
     optimizers = Optimizers(
@@ -164,16 +165,16 @@ def our_trainer(
         )
     )
     return Trainer(
-        CycleGAN(generators, discriminators, adversarial=LeastSquares(), prepare=hardware.prepare),
+        CycleGAN(generators, discriminators, adversarial=LeastSquares(), prepare=hardware.wrap),
         optimizers,
         schedule=LinearDecay(),
-        epoch_draws=1000,
+        samples_per_epoch=1000,
         pools=Pools(*(ImagePool(pool, batch_size=batch, seed=0, purpose=f"pool {side}") for side in "ab")),
         average=None,
         hardware=hardware,
         seed=0,
         batch_size=batch,
-        memory=memory,
+        backward=backward,
         cuda_graphs=cuda_graphs,
     )
 

@@ -16,13 +16,13 @@ from PIL import Image
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from cyclestyle import networks
-from cyclestyle.checkpoint import Checkpoints, read_model
-from cyclestyle.checkpoint import write_model as write
-from cyclestyle.distributed import World
+from cyclestyle.checkpoints.directory import Checkpoints, read_model
+from cyclestyle.checkpoints.model import write_model as write
+from cyclestyle.distributed.world import World
 from cyclestyle.errors import CheckpointError, CommandError, DiskError
 from cyclestyle.evaluate import evaluate
 from cyclestyle.export import export
+from cyclestyle.networks import registry
 from cyclestyle.translation import Translator
 from tests.reference_networks import ReferenceResNet, ReferenceUNet
 from tests.translation.models import noise, pixels_of, write_model, write_picture
@@ -89,7 +89,7 @@ def test_the_header_says_what_the_model_is_and_how_it_was_trained(trained: Path,
     assert names(tmp_path) == {"photo2monet.safetensors"}
     about = header(tmp_path / "photo2monet.safetensors")
     assert about["domains"] == ["photo", "monet"]
-    assert about["generator"] == networks.build(RESNET6).architecture
+    assert about["generator"] == registry.build(RESNET6).architecture
     told = about["export"]
     assert (told["direction"], told["weights"], told["step"]) == ("photo2monet", "ema", 4)
 
@@ -384,10 +384,10 @@ class Drifting(nn.Module):
 def test_a_graph_that_computes_something_else_is_no_file(by: float, fails: bool) -> None:
     pytest.importorskip("onnxscript", reason="needs the extra `export`")
     pytest.importorskip("onnxruntime", reason="needs the extra `export`")
-    from cyclestyle.translation import onnx
-    from cyclestyle.translation.source import Source
+    from cyclestyle.model_files import onnx
+    from cyclestyle.model_files.generator_file import GeneratorFile
 
-    about = Source({"name": "drifting"}, {}, "ab", ("a", "b"), "raw", Path("x.safetensors"), 1)
+    about = GeneratorFile({"name": "drifting"}, {}, "ab", ("a", "b"), "raw", Path("x.safetensors"), 1)
     if not fails:
         largest = [difference.largest for difference in onnx.export(Drifting(by), about).differences]
         assert largest == pytest.approx([0, by, 0], abs=1e-6)

@@ -23,7 +23,7 @@ from gpu_check import Part, carry_out, code_version  # noqa: E402
 from gpu_report import FAILED, NOT_RUN, PASSED, UNFINISHED, Record, Report, markdown  # noqa: E402
 from measuring import our_trainer, pictures  # noqa: E402
 
-from cyclestyle.trainer import Trainer  # noqa: E402
+from cyclestyle.training.trainer import Trainer  # noqa: E402
 
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 KEY = {"code": "1", "device": "none"}
@@ -187,7 +187,11 @@ def test_losses_that_are_not_finite_are_counted_and_scales_are_put_into_words() 
 
 def test_all_files_with_tests_for_gpus_are_found() -> None:
     files = gpu_scale.gpu_test_files()
-    assert {"tests/test_replay.py", "tests/test_hardware.py", "tests/networks/test_padding.py"} <= set(files)
+    assert {
+        "tests/hardware/test_cuda_graphs.py",
+        "tests/hardware/test_device.py",
+        "tests/networks/test_padding.py",
+    } <= set(files)
     assert "tests/test_gpu_check.py" not in files
 
 

@@ -17,17 +17,20 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import OmegaConf
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from cyclestyle import threads, train
-from cyclestyle.checkpoint import Checkpoint, Checkpoints, read_model, write_model
-from cyclestyle.data import Unpaired
-from cyclestyle.data.scenes import draw
-from cyclestyle.distributed import World
-from cyclestyle.hardware import Hardware
-from cyclestyle.run import RunFolder
+from cyclestyle import train
+from cyclestyle.checkpoints.directory import Checkpoint, Checkpoints, read_model
+from cyclestyle.checkpoints.model import write_model
+from cyclestyle.data import UnpairedFolders
+from cyclestyle.data.scenes.drawing import draw
+from cyclestyle.distributed.world import World
+from cyclestyle.hardware import threads
+from cyclestyle.hardware.device import Hardware
+from cyclestyle.run.folder import RunFolder
+from tests.checkpoints.test_directory import equal
 from tests.pictures import two_domains
-from tests.test_checkpoint import equal
 
 REPOSITORY = Path(__file__).parent.parent
 DEADLINE_S = 120  # for what takes seconds on a quiet machine
@@ -265,7 +268,7 @@ def test_init_starts_at_step_0_from_another_run_s_weights(smoke: Command, capsys
     ("arguments", "code", "words"),
     [
         (["data.crop_size=5"], 2, "crop 5 is too small for the 16x16 discriminator: set data.crop_size to 6 or more"),
-        (["generator._target_=tests.own_parts.OwnGenerator"], 2, "generator: OwnGenerator is not in the table of"),
+        (["generator._target_=tests.custom_parts.OwnGenerator"], 2, "generator: OwnGenerator is not in the table of"),
         (["trainer.batch_size=3", "trainer.accumulate=2"], 2, "make it a multiple of 2"),
         (["trainer.precision=fp16"], 2, "precision=fp16 is for GPUs"),
         (["trainer.save_every=0"], 2, "trainer.save_every=0: give a number of steps, 1 or more"),
@@ -327,13 +330,13 @@ def test_a_failure_on_the_way_is_in_the_status(
 def test_divergence_is_exit_5_with_the_files_of_the_step_and_can_be_skipped(
     smoke: Command, scenes: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    bad = ("adversarial._target_=tests.own_parts.NotANumber", "+adversarial.step=5", "trainer.batch_size=2")
+    bad = ("adversarial._target_=tests.custom_parts.NotANumber", "+adversarial.step=5", "trainer.batch_size=2")
     length = ("trainer.steps=12", "trainer.save_every=3", "trainer.log_every=4", "trainer.sample_every=100")
     assert smoke(*bad, *length) == 5
     first, *rest = capsys.readouterr().err.splitlines()
     assert "training diverged at step 5: not finite (gan_ab nan" in first
     assert "trainer.on_nonfinite=skip" in first
-    draws = Unpaired(str(scenes), resize="none", crop_size=32, load_size=32).draws(0)
+    draws = UnpairedFolders(str(scenes), resize="none", crop_size=32, load_size=32).draws(0)
     assert rest == [f"  {file}" for draw in (8, 9) for file in draws.files(draw)]
     ended = status("runs/smoke")
     assert (ended["state"], ended["code"], ended["checkpoint"]) == ("failed", 5, "step_00000003")
@@ -352,7 +355,7 @@ def test_a_picture_that_goes_bad_on_the_way_is_replaced_counted_and_told_once(
     root = two_domains(tmp_path / "own", a=4, b=4, width=32, height=32)
     victim = root / "trainA/002.png"
     vandal = (
-        "logger.console._target_=tests.own_parts.Vandal",
+        "logger.console._target_=tests.custom_parts.Vandal",
         f"+logger.console.picture={victim}",
         "+logger.console.step=5",
     )
@@ -365,7 +368,7 @@ def test_a_picture_that_goes_bad_on_the_way_is_replaced_counted_and_told_once(
     assert told.startswith(f"cyclestyle: {victim}: ")
     assert told.endswith("another picture takes its place")
 
-    draws = Unpaired(str(root), resize="none", crop_size=32, load_size=32).draws(0)
+    draws = UnpairedFolders(str(root), resize="none", crop_size=32, load_size=32).draws(0)
     after = [draw for draw in range(5, 16) if draws.files(draw)[0] == victim]
     assert len(after) > 1
     counted = {line["step"]: line.get("replaced_pictures", 0) for line in log("runs/own")}
@@ -529,7 +532,7 @@ def test_cuda_graphs_where_there_can_be_none_are_refused_in_a_line(
 
 @pytest.mark.parametrize("recompute", ["false", "true"])
 def test_lean_and_joint_runs_tell_the_same_losses(smoke: Command, recompute: str) -> None:
-    assert_losses_alike(smoke, "trainer.memory=lean", "trainer.memory=joint", f"trainer.recompute={recompute}")
+    assert_losses_alike(smoke, "trainer.backward=split", "trainer.backward=joint", f"trainer.recompute={recompute}")
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for the CPU needs g++")
@@ -579,9 +582,9 @@ def test_a_profile_changes_nothing_of_the_run_and_counts_from_each_start(
 
 def test_a_run_goes_on_with_another_use_of_memory(smoke: Command) -> None:
     settings = ("trainer.steps=2", "trainer.precision=fp32", "name=one")
-    assert smoke(*settings, "trainer.memory=joint") == 0
-    assert smoke("trainer.steps=4", *settings[1:], "trainer.memory=lean", "trainer.recompute=true") == 0
-    assert smoke("trainer.steps=4", "trainer.precision=fp32", "name=other", "trainer.memory=joint") == 0
+    assert smoke(*settings, "trainer.backward=joint") == 0
+    assert smoke("trainer.steps=4", *settings[1:], "trainer.backward=split", "trainer.recompute=true") == 0
+    assert smoke("trainer.steps=4", "trainer.precision=fp32", "name=other", "trainer.backward=joint") == 0
     ours, theirs = newest("runs/one").model.tensors, newest("runs/other").model.tensors
     for name, value in theirs.items():
         # Adam makes steps of 2e-4 whatever the size of a gradient, also of one that is nothing but rounding.
@@ -667,5 +670,18 @@ def test_a_run_on_a_cpu_looks_at_the_processor_after_each_step(tmp_path: Path) -
     with train.opened_loggers(cfg, RunFolder(tmp_path), trainer, ("a", "b"), watch=lambda: looks.append(1)) as loggers:
         for step in (1, 2):
             for logger in loggers:
-                logger.advance(step)
+                logger.on_step(step)
     assert len(looks) == 2
+
+
+@pytest.mark.usefixtures("double_precision")
+def test_run_of_an_earlier_version_resumes_as_that_version_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    golden = Path(__file__).parent / "golden" / "run_of_an_earlier_version"
+    shutil.copytree(golden / "step_00000010", tmp_path / "runs" / "earlier" / "checkpoints" / "step_00000010")
+    monkeypatch.chdir(tmp_path)
+    settings = ("pool.size=2", "ema.decay=0.9", "trainer.device=cpu", "trainer.precision=fp32", "trainer.steps=40")
+    assert leave("+experiment=smoke", "name=earlier", f"data.root={golden / 'scenes'}", *settings) == 0
+    ours, theirs = newest("runs/earlier").model.tensors, load_file(golden / "step_40.safetensors")
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(ours[name].float(), tensor, rtol=1e-6, atol=1e-6, msg=name)

@@ -69,13 +69,13 @@ def test_the_wheel_holds_every_config_and_module_and_nothing_else(wheel: Path) -
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     configs = {f"cyclestyle/{file.relative_to(REPOSITORY)}" for file in (REPOSITORY / "configs").rglob("*.yaml")}
     modules = {str(file.relative_to(REPOSITORY)) for file in (REPOSITORY / "cyclestyle").rglob("*.py")}
-    assert configs | modules <= names
-    assert all(name.startswith("cyclestyle/") for name in names)
-    assert not [name for name in names - configs - modules if name != "cyclestyle/py.typed"]
+    assets = {f"cyclestyle/photoset/contact_sheet/page.{kind}" for kind in ("html", "css", "js")}
+    assert configs | modules | assets <= names
+    assert names - configs - modules - assets == {"cyclestyle/py.typed"}
 
 
 def test_the_installed_package_is_the_wheel_s_and_reads_its_own_configs(installed: Path, tmp_path: Path) -> None:
-    code = "import cyclestyle, cyclestyle.config as c; print(cyclestyle.__file__, c.config_dir(), sep='\\n')"
+    code = "import cyclestyle, cyclestyle.cli.compose as c; print(cyclestyle.__file__, c.config_dir(), sep='\\n')"
     package, configs = run(tmp_path, installed / "python", "-c", code).splitlines()
     assert Path(package).resolve().is_relative_to(installed.parent.resolve())
     assert Path(configs) == Path(package).resolve().parent / "configs"

@@ -13,9 +13,9 @@ from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.optim import Optimizer
 
-from cyclestyle.distributed import World, session
-from cyclestyle.trainer import Trainer
-from tests.build import random_batch, tiny_trainer
+from cyclestyle.distributed.world import World, session
+from cyclestyle.training.trainer import Trainer
+from tests.factories import random_batch, tiny_trainer
 
 
 class Rank(NamedTuple):
@@ -28,7 +28,7 @@ class Rank(NamedTuple):
 
 
 def train_together(
-    folder: Path, *, steps: int, batch_size: int, memory: str, accumulate: int = 1, count: bool = False
+    folder: Path, *, steps: int, batch_size: int, backward: str, accumulate: int = 1, count: bool = False
 ) -> list[Rank]:
     """Train `tiny_trainer` in float64 in two processes.
 
@@ -36,7 +36,13 @@ def train_together(
         folder: an empty one, for what they tell.
         count: what is sent; gradients then go through a hook in Python rather than the way they go by default.
     """
-    settings = {"steps": steps, "batch_size": batch_size, "memory": memory, "accumulate": accumulate, "count": count}
+    settings = {
+        "steps": steps,
+        "batch_size": batch_size,
+        "backward": backward,
+        "accumulate": accumulate,
+        "count": count,
+    }
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", __file__]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
     done = subprocess.run(
@@ -65,14 +71,14 @@ class CountingWorld(World):
         return allreduce_hook(dist.group.WORLD, bucket)
 
 
-def main(folder: Path, *, steps: int, batch_size: int, memory: str, accumulate: int, count: bool) -> None:
+def main(folder: Path, *, steps: int, batch_size: int, backward: str, accumulate: int, count: bool) -> None:
     """One of the processes."""
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
     with session("cpu") as joined:
         world = CountingWorld(joined.rank, joined.size) if count else joined
         trainer = tiny_trainer(
-            batch_size=batch_size, accumulate=accumulate, pool=9, ema=0.9, world=world, memory=memory
+            batch_size=batch_size, accumulate=accumulate, pool=9, ema=0.9, world=world, backward=backward
         )
         storages: list[int] = []
         for optimizer in trainer.optimizers:
@@ -100,7 +106,7 @@ def state(trainer: Trainer) -> dict[str, Any]:
             f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()
         },
         "average": trainer.average.module.state_dict(),
-        "own": trainer.own_state_dict(),
+        "own": trainer.rank_state_dict(),
     }
 
 

@@ -17,25 +17,25 @@ from typing import NamedTuple
 import PIL
 from PIL import Image
 
-from cyclestyle import images
-from cyclestyle.files import write_text
-from cyclestyle.images import Facts, PictureError
-from cyclestyle.listing import Candidate
+from cyclestyle.filesystem.atomic import write_text
+from cyclestyle.filesystem.listing import Candidate
+from cyclestyle.images import decoding
+from cyclestyle.images.decoding import ImageError, ImageInfo
 
 VERSION = f"1, Pillow {PIL.__version__}"  # another Pillow may read what this one refuses, and the reverse
 LARGE = 2**25  # pixels; of larger pictures two at a time are decoded, to save memory: 4 bytes a pixel
 MOST_THREADS = 16
 
 
-class Finding(NamedTuple):
+class FileCheck(NamedTuple):
     """What came of looking at one file."""
 
-    facts: Facts | None
+    facts: ImageInfo | None
     reason: str = ""  # why there are no facts
-    lasting: bool = True  # looking again would end the same; what is not lasting is not remembered
+    permanent: bool = True  # looking again would end the same; what is not lasting is not remembered
 
 
-Findings = dict[Path, Finding]  # by name, relative to the folder
+FileChecks = dict[Path, FileCheck]  # by name, relative to the folder
 
 
 class _Job(NamedTuple):
@@ -49,7 +49,7 @@ def inspect(
     max_pixels: int,
     tell: Callable[[int, int], None] | None = None,
     stopping: Callable[[], bool] = lambda: False,
-) -> dict[Path, Findings] | None:
+) -> dict[Path, FileChecks] | None:
     """What the files of some folders hold; those that are remembered are not opened again.
 
     Args:
@@ -61,7 +61,7 @@ def inspect(
     Returns:
         None if it was stopped.
     """
-    found = {folder: _known(folder, candidates, max_pixels) for folder, candidates in folders.items()}
+    found = {folder: _cached(folder, candidates, max_pixels) for folder, candidates in folders.items()}
     jobs = [
         _Job(folder, one.name)
         for folder, candidates in folders.items()
@@ -80,20 +80,20 @@ def inspect(
                     tell(done, len(jobs))
     finally:
         for folder in {job.folder for job in jobs}:
-            _remember(folder, folders[folder], found[folder])
+            _store_cache(folder, folders[folder], found[folder])
     return found if done == len(jobs) else None
 
 
-def what_is_wrong(path: Path, error: Exception) -> PictureError:
+def what_is_wrong(path: Path, error: Exception) -> ImageError:
     """Any error that reading one file ended with, as one of that file.
 
     Errors that nobody foresaw keep the name of their type, and are not remembered: the file may be sound.
     """
-    if isinstance(error, PictureError):
+    if isinstance(error, ImageError):
         return error
     if isinstance(error, MemoryError):
-        return PictureError(path, "not enough memory to decode it", False)
-    return PictureError(path, named(error), False)
+        return ImageError(path, "not enough memory to decode it", False)
+    return ImageError(path, named(error), False)
 
 
 def named(error: Exception) -> str:
@@ -101,18 +101,18 @@ def named(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".removesuffix(": ")
 
 
-def _examined(jobs: Sequence[_Job], max_pixels: int) -> Generator[tuple[_Job, Finding], None, None]:
+def _examined(jobs: Sequence[_Job], max_pixels: int) -> Generator[tuple[_Job, FileCheck], None, None]:
     """Each job with its finding, in the order in which they are done: large pictures last."""
     large: list[_Job] = []
     for job, finding in _side_by_side(jobs, threads=_num_threads(), max_pixels=min(LARGE, max_pixels)):
-        if _suffices(finding, max_pixels):
+        if _is_conclusive(finding, max_pixels):
             yield job, finding
         else:
             large.append(job)
     yield from _side_by_side(large, threads=2, max_pixels=max_pixels)
 
 
-def _side_by_side(jobs: Sequence[_Job], *, threads: int, max_pixels: int) -> Iterator[tuple[_Job, Finding]]:
+def _side_by_side(jobs: Sequence[_Job], *, threads: int, max_pixels: int) -> Iterator[tuple[_Job, FileCheck]]:
     Image.init()  # here, for threads would do it all at once
     with ThreadPoolExecutor(threads) as pool:
         try:
@@ -129,46 +129,46 @@ def _num_threads() -> int:
     return min(MOST_THREADS, cores)
 
 
-def _examine(path: Path, max_pixels: int) -> Finding:
+def _examine(path: Path, max_pixels: int) -> FileCheck:
     try:
-        return Finding(images.facts(path, max_pixels=max_pixels))
+        return FileCheck(decoding.probe(path, max_pixels=max_pixels))
     except Exception as error:
         wrong = what_is_wrong(path, error)
-        return Finding(None, wrong.reason, wrong.lasting)
+        return FileCheck(None, wrong.reason, wrong.permanent)
 
 
-def _suffices(finding: Finding, max_pixels: int) -> bool:
+def _is_conclusive(finding: FileCheck, max_pixels: int) -> bool:
     """Whether a file need not be opened again: all of it was decoded, or it never will be."""
     facts = finding.facts
     return facts is None or facts.decoded or facts.width * facts.height > max_pixels
 
 
-def _known(folder: Path, candidates: Sequence[Candidate], max_pixels: int) -> Findings:
+def _cached(folder: Path, candidates: Sequence[Candidate], max_pixels: int) -> FileChecks:
     """What can be said without opening anything."""
-    remembered = _remembered(folder)
-    known: Findings = {}
+    remembered = _read_cache(folder)
+    known: FileChecks = {}
     for candidate in candidates:
         if candidate.reason:
-            known[candidate.name] = Finding(None, candidate.reason, False)
+            known[candidate.name] = FileCheck(None, candidate.reason, False)
             continue
-        finding = _as_finding(candidate, remembered.get(str(candidate.name)))
-        if finding is not None and _suffices(finding, max_pixels):
+        finding = _as_file_check(candidate, remembered.get(str(candidate.name)))
+        if finding is not None and _is_conclusive(finding, max_pixels):
             known[candidate.name] = finding
     return known
 
 
-def _as_finding(candidate: Candidate, row: object) -> Finding | None:
+def _as_file_check(candidate: Candidate, row: object) -> FileCheck | None:
     """What a row of the file says, if it is about the candidate as it is now."""
     match row:
         case [candidate.size, candidate.modified_ns, str(reason)]:
-            return Finding(None, reason)
+            return FileCheck(None, reason)
         case [candidate.size, candidate.modified_ns, int(width), int(height), bool(animated), bool(decoded)]:
-            return Finding(Facts(width, height, animated, decoded))
+            return FileCheck(ImageInfo(width, height, animated, decoded))
         case _:
             return None
 
 
-def _remembered(folder: Path) -> dict[str, object]:
+def _read_cache(folder: Path) -> dict[str, object]:
     with suppress(OSError, ValueError, TypeError, LookupError, RuntimeError):  # missing, damaged, of another make
         kept = json.loads(_cache_file(folder).read_text(encoding="utf-8"))
         if [kept["version"], kept["folder"]] == [VERSION, str(folder.absolute())]:
@@ -176,12 +176,12 @@ def _remembered(folder: Path) -> dict[str, object]:
     return {}
 
 
-def _remember(folder: Path, candidates: Sequence[Candidate], found: Findings) -> None:
+def _store_cache(folder: Path, candidates: Sequence[Candidate], found: FileChecks) -> None:
     """Keep what will still hold next time; where nothing can be written, the next start takes longer."""
     rows = {
         str(one.name): [one.size, one.modified_ns, *(found[one.name].facts or [found[one.name].reason])]
         for one in candidates
-        if one.name in found and found[one.name].lasting
+        if one.name in found and found[one.name].permanent
     }
     with suppress(OSError, RuntimeError):
         path = _cache_file(folder)

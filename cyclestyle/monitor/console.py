@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console as Terminal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from cyclestyle.monitor.grid import Probed
+from cyclestyle.monitor.logger import Samples
 
 
 class Console:
@@ -34,7 +34,7 @@ class Console:
             self._task = self._bar.add_task("training", total=total, completed=start, losses="")
             self._bar.start()
 
-    def advance(self, step: int) -> None:
+    def on_step(self, step: int) -> None:
         if self._bar is not None:
             self._bar.update(self._task, completed=step)
 
@@ -47,7 +47,7 @@ class Console:
         left = timedelta(seconds=round(pace * (self.total - step)))
         print(f"step {step}/{self.total}  {losses}  {left} left", flush=True)
 
-    def pictures(self, step: int, a: Probed, b: Probed) -> None:
+    def pictures(self, step: int, a: Samples, b: Samples) -> None:
         """Nothing: a terminal shows no pictures."""
 
     def close(self) -> None:

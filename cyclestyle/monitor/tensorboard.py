@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from cyclestyle.monitor.grid import Probed, grid, titles
+from cyclestyle.monitor.logger import Samples
+from cyclestyle.monitor.sample_grid import column_titles, grid
 
 
 class TensorBoard:
@@ -26,9 +27,9 @@ class TensorBoard:
         # The writer's own thread says what went wrong to whoever calls next; its traceback would say it again.
         self._hook = threading.excepthook
         self._open(purge_step=start)
-        threading.excepthook = self._hide_its_thread
+        threading.excepthook = self._mute_writer_thread
 
-    def advance(self, step: int) -> None:
+    def on_step(self, step: int) -> None:
         """Nothing: curves have a point at every log."""
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
@@ -41,12 +42,12 @@ class TensorBoard:
             self._writer = None
             raise
 
-    def pictures(self, step: int, a: Probed, b: Probed) -> None:
+    def pictures(self, step: int, a: Samples, b: Samples) -> None:
         first, second = self.domains
         try:
             writer = self._open()
-            for probes, here, there in ((a, first, second), (b, second, first)):
-                sheet = grid(probes, titles(here, there))
+            for samples, here, there in ((a, first, second), (b, second, first)):
+                sheet = grid(samples, column_titles(here, there))
                 writer.add_image(f"{here}2{there}", np.asarray(sheet), step, dataformats="HWC")
             writer.flush()
         except OSError:
@@ -67,6 +68,6 @@ class TensorBoard:
             self._writer = SummaryWriter(str(self._folder), purge_step=purge_step)
         return self._writer
 
-    def _hide_its_thread(self, args: threading.ExceptHookArgs) -> None:
+    def _mute_writer_thread(self, args: threading.ExceptHookArgs) -> None:
         if not type(args.thread).__module__.startswith("tensorboard"):
             self._hook(args)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from cyclestyle.monitor.grid import Probed
+from cyclestyle.monitor.logger import Samples
 
 
 class Waiting:
@@ -15,14 +15,14 @@ class Waiting:
     def __init__(self, watch: Callable[[], object]) -> None:
         self._watch = watch
 
-    def advance(self, step: int) -> None:
+    def on_step(self, step: int) -> None:
         """One step more."""
         self._watch()
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
         """Nothing: logs may be an hour apart where it matters."""
 
-    def pictures(self, step: int, a: Probed, b: Probed) -> None:
+    def pictures(self, step: int, a: Samples, b: Samples) -> None:
         """Nothing, likewise."""
 
     def close(self) -> None:

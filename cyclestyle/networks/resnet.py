@@ -7,10 +7,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from cyclestyle.errors import CommandError
-from cyclestyle.networks.arguments import check_counts
-from cyclestyle.networks.convolution import Convolution3x3
 from cyclestyle.networks.norm import InstanceNorm
 from cyclestyle.networks.padding import ReflectionPad, pad_to_multiple
+from cyclestyle.networks.validation import check_counts
 
 UPSAMPLES = ("transposed", "resize")
 
@@ -110,7 +109,7 @@ class ResidualBlock(nn.Module):
         self.first = nn.Sequential(
             OrderedDict(
                 pad=ReflectionPad(1),
-                conv=Convolution3x3(channels, channels),
+                conv=nn.Conv2d(channels, channels, 3),
                 norm=InstanceNorm(channels),
                 act=nn.ReLU(),
             )
@@ -119,7 +118,7 @@ class ResidualBlock(nn.Module):
         self.second = nn.Sequential(
             OrderedDict(
                 pad=ReflectionPad(1),
-                conv=Convolution3x3(channels, channels),
+                conv=nn.Conv2d(channels, channels, 3),
                 norm=InstanceNorm(channels),
             )
         )

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  everybody's name for it
 
-from cyclestyle.networks.arguments import check_counts
 from cyclestyle.networks.padding import repeat_edges
-from cyclestyle.networks.patch import PatchDiscriminator, receptive_field
+from cyclestyle.networks.patchgan import PatchDiscriminator, receptive_field
+from cyclestyle.networks.validation import check_counts
 
 FINE, COARSE = 0.7, 4.0  # px, standard deviations of the blurs between which lies what counts as texture
 GAIN = 12.0  # brings its light, about 0.1, to the size of a picture's values

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from cyclestyle.errors import CommandError
-from cyclestyle.networks.arguments import check_counts
 from cyclestyle.networks.norm import InstanceNorm
 from cyclestyle.networks.padding import ReflectionPad, pad_to_multiple
 from cyclestyle.networks.resnet import UPSAMPLES
+from cyclestyle.networks.validation import check_counts
 
 
 class UNetGenerator(nn.Module):
@@ -130,11 +130,11 @@ class UNetGenerator(nn.Module):
 
         y: Tensor = self.head(x)
         if self.architecture["detail"]:
-            y = self.fine(torch.cat([y, picture], dim=1)) + before_tanh(picture)
+            y = self.fine(torch.cat([y, picture], dim=1)) + inverse_tanh(picture)
         return torch.tanh(y)
 
 
-def before_tanh(picture: Tensor) -> Tensor:
+def inverse_tanh(picture: Tensor) -> Tensor:
     """What `tanh` turns into nearly this picture, of values in [-1, 1]: at the ends themselves it would be infinite."""
     return torch.atanh(0.95 * picture)
 

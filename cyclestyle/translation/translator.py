@@ -9,17 +9,17 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from cyclestyle import images
-from cyclestyle.distributed import World
+from cyclestyle.distributed.world import World
 from cyclestyle.errors import CommandError
-from cyclestyle.hardware import Hardware
-from cyclestyle.translation import source
-from cyclestyle.translation.onnx import OnnxGenerator
+from cyclestyle.hardware.device import Hardware
+from cyclestyle.images import decoding, tensors
+from cyclestyle.model_files import generator_file
+from cyclestyle.model_files.onnx import OnnxGenerator
 
 Backend = Literal["torch", "onnx"]
 
 
-class Runner(Protocol):
+class Generator(Protocol):
     """A generator and what computes it: float32 (N, 3, H, W) in [-1, 1] both ways, on the CPU, any H and W."""
 
     backend: Backend
@@ -44,15 +44,15 @@ class TorchGenerator:
 
     def __init__(self, module: nn.Module, hardware: Hardware) -> None:
         self.module, self.hardware = module.eval().requires_grad_(False), hardware
-        hardware.place(module)
-        self._call = hardware.infer(module)
+        hardware.to_device(module)
+        self._call = hardware.prepare_inference(module)
 
     @cached_property
     def fingerprint(self) -> str:
-        return source.fingerprint(self.module)
+        return generator_file.fingerprint(self.module)
 
     def __call__(self, pictures: Tensor) -> Tensor:
-        translated: Tensor = self._call(self.hardware.send(pictures))
+        translated: Tensor = self._call(self.hardware.upload(pictures))
         return translated.cpu()
 
     def __str__(self) -> str:
@@ -73,7 +73,7 @@ class Translator:
 
     def __init__(
         self,
-        runner: Runner,
+        runner: Generator,
         *,
         direction: str,
         directions: tuple[str, ...],
@@ -115,16 +115,16 @@ class Translator:
             CheckpointError: no model there, or one that is damaged or does not translate RGB pictures.
         """
         path = Path(path)
-        runner: Runner
+        runner: Generator
         if _backend(path, backend) == "onnx":
             runner = OnnxGenerator.load(path, device=device, precision=precision, compile=compile)
             found = runner.sources
             chosen = found.choose(direction)
         else:
-            found = source.read(path, weights=weights)
+            found = generator_file.read(path, weights=weights)
             chosen = found.choose(direction)
             runner = TorchGenerator(
-                source.build(chosen), Hardware(device, precision=precision, compile=compile, world=world)
+                generator_file.build(chosen), Hardware(device, precision=precision, compile=compile, world=world)
             )
         return cls(
             runner,
@@ -172,14 +172,14 @@ class Translator:
 
     def __call__(self, image: Image.Image) -> Image.Image:
         """The translation of one picture of any colour mode, its pixels taken as they stand, as RGB."""
-        return images.from_pixels(self.batch(images.to_pixels(images.to_rgb(image))[None])[0])
+        return tensors.uint8_to_pil(self.batch(tensors.pil_to_uint8(decoding.to_rgb(image))[None])[0])
 
     def batch(self, pixels: Tensor) -> Tensor:
         """The translations of pictures of one size, uint8 (N, 3, H, W) both ways, on the CPU.
 
         Instance norm looks at one picture at a time: what else is in the batch changes nothing but the rounding.
         """
-        return images.to_uint8(self.values(images.to_float(pixels)))
+        return tensors.to_uint8(self.values(tensors.to_float(pixels)))
 
     @torch.inference_mode()
     def values(self, pictures: Tensor) -> Tensor:

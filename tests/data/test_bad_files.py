@@ -6,18 +6,18 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from cyclestyle.data import Unpaired
+from cyclestyle.data import UnpairedFolders
 from cyclestyle.errors import CommandError, DataError
-from tests.children import in_a_child
+from tests.filesystem.test_listing import ODD_NAMES
+from tests.forked import in_a_child
 from tests.pictures import folder_of, picture, two_domains
-from tests.test_listing import ODD_NAMES
 
 
-def unpaired(root: Path, **settings: object) -> Unpaired:
-    return Unpaired(str(root), **{"load_size": 16, "crop_size": 16, **settings})
+def unpaired(root: Path, **settings: object) -> UnpairedFolders:
+    return UnpairedFolders(str(root), **{"load_size": 16, "crop_size": 16, **settings})
 
 
-def inspected(root: Path, **settings: object) -> Unpaired:
+def inspected(root: Path, **settings: object) -> UnpairedFolders:
     data = unpaired(root, **settings)
     data.inspect()
     return data
@@ -150,7 +150,7 @@ def test_two_good_pictures_are_needed(tmp_path: Path, damaged: int) -> None:
     for index, name in enumerate(("000.png", "001.png")):
         large = Image.new("RGB", (1 if index < damaged else 50, 50))
         large.save(tmp_path / "trainA" / name)
-    lines = refused(tmp_path, max_pixels=1000, resize="none", small="skip")
+    lines = refused(tmp_path, max_pixels=1000, resize="none", small_images="skip")
     assert lines[0] == f"2 of 3 pictures of a in {tmp_path}/trainA are not used, and training needs two that are"
 
 
@@ -172,7 +172,7 @@ def test_small_resize_enlarges_them_and_says_so(tmp_path: Path) -> None:
 
 
 def test_small_skip_leaves_them_out_and_counts_them_as_no_damage(tmp_path: Path) -> None:
-    data = inspected(with_a_small_one(tmp_path), small="skip", **SMALL)
+    data = inspected(with_a_small_one(tmp_path), small_images="skip", **SMALL)
     assert str(data) == "3 a, 5 b"
     assert data.bad["a"] == {
         "dot.png": "1 x 1 pixels are less than data.crop_size=16",
@@ -182,12 +182,12 @@ def test_small_skip_leaves_them_out_and_counts_them_as_no_damage(tmp_path: Path)
     assert data.notes[0].splitlines()[0] == "2 of 5 pictures of a are not used:"
 
 
-def draws_of(data: Unpaired, draw: int) -> str:
+def draws_of(data: UnpairedFolders, draw: int) -> str:
     return data.draws(0).files(draw)[0].name
 
 
 def test_small_error_refuses_them(tmp_path: Path) -> None:
-    lines = refused(with_a_small_one(tmp_path), small="error", **SMALL)
+    lines = refused(with_a_small_one(tmp_path), small_images="error", **SMALL)
     assert lines[0].startswith(f"2 of 5 pictures of a in {tmp_path}/trainA are too small: ")
     assert "data.crop_size" in lines[0]
     assert lines[1] == f"  {tmp_path}/trainA/dot.png: 1 x 1 pixels are less than data.crop_size=16"
@@ -195,7 +195,7 @@ def test_small_error_refuses_them(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("resize", ["stretch", "short"])
 def test_what_resizing_makes_large_enough_is_not_small(tmp_path: Path, resize: str) -> None:
-    data = inspected(with_a_small_one(tmp_path), small="error", resize=resize)
+    data = inspected(with_a_small_one(tmp_path), small_images="error", resize=resize)
     assert data.bad == {"a": {}, "b": {}}
 
 
@@ -204,7 +204,7 @@ def test_the_size_that_counts_is_that_of_the_upright_picture(tmp_path: Path) -> 
     exif = Image.Exif()
     exif[0x0112] = 6
     picture(1, 40, 10).save(tmp_path / "trainA" / "x.jpg", exif=exif)
-    data = inspected(tmp_path, small="skip", **SMALL)
+    data = inspected(tmp_path, small_images="skip", **SMALL)
     assert data.bad["a"] == {"x.jpg": "10 x 40 pixels are less than data.crop_size=16"}
 
 
@@ -315,13 +315,13 @@ def test_transparent_pictures_lie_on_the_background(tmp_path: Path) -> None:
     two_domains(tmp_path)
     for file in (tmp_path / "trainA").iterdir():
         Image.new("RGBA", (20, 20), (0, 0, 0, 0)).save(file)
-    data = inspected(tmp_path, background="#0a141e")
+    data = inspected(tmp_path, transparent_as="#0a141e")
     for pixels in (data.draws(0)[0].a, data.probes(1)[0][0]):
         assert pixels[:, 8, 8].tolist() == [10, 20, 30]
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("background", "greenish"), ("background", ""), ("max_pixels", 0), ("workers", -1)]
+    ("key", "value"), [("transparent_as", "greenish"), ("transparent_as", ""), ("max_pixels", 0), ("workers", -1)]
 )
 def test_values_that_make_no_sense_are_refused_by_name(tmp_path: Path, key: str, value: object) -> None:
     two_domains(tmp_path)
@@ -343,7 +343,7 @@ def test_domains_that_share_a_folder_are_refused(tmp_path: Path, case: str) -> N
         folder_of(a / "deep" / "er", 2)
         a, b = (a, a / "deep") if case == "outside" else (a / "deep", a)
     with pytest.raises(DataError) as caught:
-        Unpaired(a=str(a), b=str(b))
+        UnpairedFolders(a=str(a), b=str(b))
     text = str(caught.value)
     assert str(a) in text
     assert str(b) in text

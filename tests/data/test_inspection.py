@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from cyclestyle.data.inspection import Finding, Findings, inspect, what_is_wrong
-from cyclestyle.images import Facts
-from cyclestyle.listing import Candidate, listing
-from tests.children import NOBODY, in_a_child
+from cyclestyle.data.inspection import FileCheck, FileChecks, inspect, what_is_wrong
+from cyclestyle.filesystem.listing import Candidate, listing
+from cyclestyle.images.decoding import ImageInfo
+from tests.filesystem.test_listing import AS_ROOT, ODD_NAMES
+from tests.forked import NOBODY, in_a_child
 from tests.pictures import folder_of, picture
-from tests.test_listing import AS_ROOT, ODD_NAMES
 
-GOOD = Finding(Facts(24, 20, animated=False, decoded=True))
+GOOD = FileCheck(ImageInfo(24, 20, animated=False, decoded=True))
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +30,7 @@ def listed(folder: Path) -> list[Candidate]:
     return listing(folder, endings={".png", ".jpg", ".gif"}).candidates
 
 
-def inspected(folder: Path, *, max_pixels: int = 10**8) -> tuple[dict[str, Finding], int]:
+def inspected(folder: Path, *, max_pixels: int = 10**8) -> tuple[dict[str, FileCheck], int]:
     """What was found, and how many files were opened for it."""
     told: list[tuple[int, int]] = []
     found = inspect({folder: listed(folder)}, max_pixels=max_pixels, tell=lambda *counts: told.append(counts))
@@ -39,7 +39,7 @@ def inspected(folder: Path, *, max_pixels: int = 10**8) -> tuple[dict[str, Findi
     return by_name(found[folder]), len(told)
 
 
-def by_name(findings: Findings) -> dict[str, Finding]:
+def by_name(findings: FileChecks) -> dict[str, FileCheck]:
     return {str(name): finding for name, finding in findings.items()}
 
 
@@ -88,7 +88,7 @@ def test_folders_of_one_name_in_two_places_are_not_confused(
         os.utime(file, ns=(0, 0))
         monkeypatch.chdir(tmp_path / place)
         found, _ = inspected(Path("x"))
-        assert found["a.bmp.png"].facts == Facts(side, 20, animated=False, decoded=True)
+        assert found["a.bmp.png"].facts == ImageInfo(side, 20, animated=False, decoded=True)
     assert len(list(cache.iterdir())) == 2
 
 
@@ -106,7 +106,7 @@ def test_a_limit_that_is_raised_has_the_large_pictures_decoded(tmp_path: Path) -
     files = folder_of(tmp_path / "x", 2)
     whole = files[1].read_bytes()
     files[1].write_bytes(whole[:-20] + bytes(20))
-    header = Finding(Facts(24, 20, animated=False, decoded=False))
+    header = FileCheck(ImageInfo(24, 20, animated=False, decoded=False))
     assert inspected(tmp_path / "x", max_pixels=479) == ({"000.png": header, "001.png": header}, 2)
     assert inspected(tmp_path / "x", max_pixels=479)[1] == 0
     found, opened = inspected(tmp_path / "x", max_pixels=480)
@@ -120,7 +120,7 @@ def test_pictures_too_large_to_be_decoded_side_by_side_are_decoded_all_the_same(
     folder_of(tmp_path / "x", 1)
     Image.new("1", (6000, 6000)).save(tmp_path / "x" / "large.png")
     found, opened = inspected(tmp_path / "x")
-    assert found["large.png"] == Finding(Facts(6000, 6000, animated=False, decoded=True))
+    assert found["large.png"] == FileCheck(ImageInfo(6000, 6000, animated=False, decoded=True))
     assert opened == 2
 
 
@@ -196,14 +196,14 @@ def test_a_refused_permission_is_told_and_not_remembered(
     monkeypatch.chdir(tmp_path)  # what lies above is closed to others
     candidates = listed(Path("x"))
 
-    def looked() -> dict[str, Finding]:
+    def looked() -> dict[str, FileCheck]:
         found = inspect({Path("x"): candidates}, max_pixels=10**8)
         assert found is not None
         return by_name(found[Path("x")])
 
     found = in_a_child(looked, uid=NOBODY)
     assert len(list(shared_cache.rglob("*.json"))) == 1
-    assert found == {"000.png": Finding(None, "Permission denied", False), "001.png": GOOD}
+    assert found == {"000.png": FileCheck(None, "Permission denied", False), "001.png": GOOD}
     assert looked() == {"000.png": GOOD, "001.png": GOOD}
 
 
@@ -226,7 +226,7 @@ def test_a_file_that_went_between_listing_and_looking_is_told(tmp_path: Path) ->
     files[1].unlink()
     found = inspect({tmp_path / "x": candidates}, max_pixels=10**8)
     assert found is not None
-    assert found[tmp_path / "x"][Path("001.png")] == Finding(None, "No such file or directory", False)
+    assert found[tmp_path / "x"][Path("001.png")] == FileCheck(None, "No such file or directory", False)
 
 
 @pytest.mark.parametrize(
@@ -239,7 +239,7 @@ def test_a_file_that_went_between_listing_and_looking_is_told(tmp_path: Path) ->
 )
 def test_an_unforeseen_error_is_one_of_its_file_and_is_not_remembered(error: Exception, reason: str) -> None:
     wrong = what_is_wrong(Path("x.png"), error)
-    assert (str(wrong), wrong.lasting) == (f"x.png: {reason}", False)
+    assert (str(wrong), wrong.permanent) == (f"x.png: {reason}", False)
 
 
 def test_pillow_s_warnings_about_metadata_are_not_shown(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:

@@ -11,7 +11,8 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from cyclestyle.data.scenes import Bytes, draw, painting, photograph
+from cyclestyle.data.scenes import Bytes
+from cyclestyle.data.scenes.drawing import draw, painting, photograph
 from cyclestyle.errors import CommandError, DataError, DiskError
 
 Reals = npt.NDArray[np.float64]

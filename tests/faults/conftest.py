@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cyclestyle.data.scenes import draw
-from tests.faults.starts import Command, Server, Start
+from cyclestyle.data.scenes.drawing import draw
+from tests.faults.commands import Command, Server, Start
 
 # 40 steps, in most of which the learning rate falls, told to all loggers. Saves and logs come at different steps.
 RUN = (

@@ -20,7 +20,7 @@ import cyclestyle
 
 def main() -> None:
     for module in pkgutil.walk_packages(cyclestyle.__path__, "cyclestyle."):
-        if module.name not in ("cyclestyle.__main__", "cyclestyle.launcher"):
+        if module.name not in ("cyclestyle.__main__", "cyclestyle.distributed.quiet_torchrun"):
             importlib.import_module(module.name)
     import torch._dynamo  # optimizers import it, in seconds
     import torch.utils.tensorboard  # noqa: F401

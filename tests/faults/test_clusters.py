@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cyclestyle.checkpoint import Checkpoints
+from cyclestyle.checkpoints.directory import Checkpoints
 
 REPOSITORY = Path(__file__).parent.parent.parent
 DEADLINE_S = 180  # for what takes seconds on a quiet machine

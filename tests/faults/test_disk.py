@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from cyclestyle.checkpoint import Checkpoints
-from cyclestyle.distributed import World
+from cyclestyle.checkpoints.directory import Checkpoints
+from cyclestyle.checkpoints.writer import CheckpointWriter, Snapshot
+from cyclestyle.distributed.world import World
 from cyclestyle.errors import DiskError
-from cyclestyle.run import RunFolder
-from cyclestyle.saving import Saving, Snapshot
-from tests.test_checkpoint import model
+from cyclestyle.run.folder import RunFolder
+from tests.checkpoints.test_directory import model
 
 REPOSITORY = Path(__file__).parent.parent.parent
 DEADLINE_S = 120  # for what takes seconds on a quiet machine
@@ -121,16 +121,16 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(place)], check=True)
 
 
-@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.parametrize("asynchronous", [False, True])
 def test_on_a_disk_without_room_the_last_checkpoint_stays_and_the_message_says_how_much(
-    small_disk: Path, background: bool
+    small_disk: Path, asynchronous: bool
 ) -> None:
     def snapshot(step: int, floats: int) -> Snapshot:
         return Snapshot(model(step, x=torch.arange(floats, dtype=torch.float32)), {"step": step}, {"pools": {}})
 
     told: list[str] = []
     checkpoints = Checkpoints(small_disk / "checkpoints")
-    saving = Saving(checkpoints, world=World(), background=background, tell=told.append)
+    saving = CheckpointWriter(checkpoints, world=World(), asynchronous=asynchronous, tell=told.append)
     saving.save(lambda: snapshot(1, 50_000))  # 0.2 MB
     saving.finish()
     before = contents(checkpoints.folder / "step_00000001")
@@ -204,7 +204,7 @@ def test_a_folder_of_somebody_else_is_a_disk_error(tmp_path: Path, monkeypatch: 
             os.setuid(NOBODY)
             for name in ("theirs/run", "theirs/new"):
                 try:
-                    RunFolder(Path(name)).take()
+                    RunFolder(Path(name)).acquire()
                 except DiskError as error:
                     said.write(f"{error}\n")
         os._exit(0)

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from cyclestyle.checkpoint import VERSION
+from cyclestyle.checkpoints.model import VERSION
+from tests.faults.commands import DEADLINE_S, ENVIRONMENT, Start, until
 from tests.faults.conftest import RUN, Starts
-from tests.faults.runs import ended, log, newest, status
-from tests.faults.starts import DEADLINE_S, ENVIRONMENT, Start, until
+from tests.faults.run_comparison import ended, log, newest, status
 
 
 def told(process: Start, code: int) -> str:
@@ -51,7 +51,7 @@ def test_a_data_worker_that_leaves_early_is_exit_3_and_the_newest_checkpoint_sta
     start: Starts, tmp_path: Path
 ) -> None:
     run = tmp_path / "runs/smoke"
-    line = told(start(*RUN, "data._target_=tests.faults.parts.scenes_that_leave", "data.workers=2"), 3)
+    line = told(start(*RUN, "data._target_=tests.faults.faulty_parts.scenes_that_leave", "data.workers=2"), 3)
     assert line.startswith("data worker")
     assert "ended with code 0: find the reason with data.workers=0" in line
     assert ended(run) == ("failed", 3, line)
@@ -76,7 +76,7 @@ def test_training_needs_no_shared_memory(scenes: Path, tmp_path: Path) -> None:
 
 def test_too_little_memory_is_exit_7_with_the_peak_and_the_knobs(start: Starts, tmp_path: Path) -> None:
     run = tmp_path / "runs/smoke"
-    line = told(start(*RUN, "adversarial._target_=tests.faults.parts.Devours", "adversarial.rank=0"), 7)
+    line = told(start(*RUN, "adversarial._target_=tests.faults.faulty_parts.Devours", "adversarial.rank=0"), 7)
     for words in ("out of memory (peak ", " MB", "data.crop_size", "trainer.batch_size", "trainer.accumulate"):
         assert words in line
     assert ended(run) == ("failed", 7, line)
@@ -87,7 +87,7 @@ def test_a_loss_that_is_no_number_is_exit_5_with_step_losses_and_pictures_and_is
     start: Starts, scenes: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "runs/smoke"
-    bad = ("adversarial._target_=tests.faults.parts.IsNoNumber", "adversarial.step=4")
+    bad = ("adversarial._target_=tests.faults.faulty_parts.IsNoNumber", "adversarial.step=4")
     process = start(*RUN, *bad, "trainer.log_every=1000")
     line = told(process, 5)
     assert "training diverged at step 4: not finite (" in line  # seen at the save after step 6
@@ -108,7 +108,7 @@ def test_a_loss_that_is_no_number_is_exit_5_with_step_losses_and_pictures_and_is
 def test_two_processes_of_which_one_has_no_number_agree_on_the_step(
     start_two: Callable[..., list[Start]], tmp_path: Path
 ) -> None:
-    first, second = start_two(*RUN, "adversarial._target_=tests.faults.parts.IsNoNumber", "adversarial.rank=1")
+    first, second = start_two(*RUN, "adversarial._target_=tests.faults.faulty_parts.IsNoNumber", "adversarial.rank=1")
     assert (first.wait(), second.wait()) == (5, 5)
     said = first.said() + second.said()
     assert said.count("training diverged at step 4") == 1
@@ -118,7 +118,7 @@ def test_two_processes_of_which_one_has_no_number_agree_on_the_step(
 
 
 def test_updates_that_are_no_numbers_can_be_left_out_but_not_ten_in_a_row(start: Starts, tmp_path: Path) -> None:
-    bad = ("adversarial._target_=tests.faults.parts.IsNoNumber", "trainer.on_nonfinite=skip")
+    bad = ("adversarial._target_=tests.faults.faulty_parts.IsNoNumber", "trainer.on_nonfinite=skip")
     some = start(*RUN, *bad, "adversarial.step=2", "adversarial.last=9", "trainer.steps=12")
     assert some.wait() == 0, some.said()
     assert [line.get("skipped_steps", 0) for line in log(tmp_path / "runs/smoke")] == [4, 4, 0]

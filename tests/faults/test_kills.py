@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from cyclestyle.checkpoint import Checkpoints
+from cyclestyle.checkpoints.directory import Checkpoints
+from tests.faults.commands import REPOSITORY, Start, until
 from tests.faults.conftest import RUN, Starts
-from tests.faults.runs import assert_same_run, status
-from tests.faults.starts import REPOSITORY, Start, until
+from tests.faults.run_comparison import assert_same_run, status
 
 # What is about to happen when the process dies, in the words of the module `saves`; at step 4 the older checkpoint is
 # the newest that verifies, at step 6 the new one.
@@ -35,7 +35,7 @@ MOMENTS = {
 
 
 def test_a_save_killed_at_any_operation_leaves_a_whole_checkpoint_and_the_run_goes_on(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.faults.saves", str(tmp_path)]
+    command = [sys.executable, "-m", "tests.faults.kill_each_operation", str(tmp_path)]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     *kills, last = map(json.loads, done.stdout.splitlines())
@@ -58,7 +58,7 @@ def test_five_kills_at_random_moments_change_nothing(
 
 
 def test_a_data_worker_that_hangs_leaves_with_a_killed_trainer(start: Starts, tmp_path: Path) -> None:
-    hangs = ("data._target_=tests.faults.parts.scenes_that_hang", "trainer.steps=1000000")
+    hangs = ("data._target_=tests.faults.faulty_parts.scenes_that_hang", "trainer.steps=1000000")
     process = start(*RUN, *hangs, "data.workers=2")
     until((tmp_path / "reading").exists, "a worker that hangs", alive=process)
     workers = [int(child) for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
@@ -76,7 +76,7 @@ def alive(pid: int) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("always", [(), ("trainer.accumulate=2",), ("checkpoint.background=true",)])
+@pytest.mark.parametrize("always", [(), ("trainer.accumulate=2",), ("checkpoint.asynchronous=true",)])
 @pytest.mark.parametrize("seed", range(1, 3))
 def test_kills_at_random_moments_change_nothing(
     start: Starts, undisturbed: Callable[..., Path], tmp_path: Path, always: tuple[str, ...], seed: int
@@ -98,7 +98,7 @@ def killed_at_random(
             varied = [
                 f"name={runs}",
                 f"data.workers={chance.choice([0, 1, 3])}",
-                f"checkpoint.background={chance.choice(['true', 'false'])}",
+                f"checkpoint.asynchronous={chance.choice(['true', 'false'])}",
             ]
             process = start(*RUN, *varied, *always)
             if kills < count:

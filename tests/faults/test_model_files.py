@@ -12,10 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from cyclestyle import checkpoint, train, translate
-from cyclestyle.checkpoint import read_model
-from cyclestyle.data.scenes import draw
+from cyclestyle import train, translate
+from cyclestyle.checkpoints.directory import read_model
+from cyclestyle.checkpoints.manifest import _sha256
+from cyclestyle.checkpoints.model import write_model as write_networks
+from cyclestyle.data.scenes.drawing import draw
 from cyclestyle.errors import CheckpointError
+from cyclestyle.model_files import pth
 from tests.translation.models import pixels_of, write_model, write_picture
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "weights"
@@ -174,7 +177,7 @@ def test_a_harmful_pth_file_is_refused_in_one_line_and_costs_no_memory(
 def test_a_compressed_archive_is_refused_before_it_is_unpacked(tmp_path: Path, name: str) -> None:
     (tmp_path / "bomb.pth").write_bytes(PTH[name])
     with pytest.raises(CheckpointError, match=r"bomb\.pth cannot be read: it is compressed, which torch\.save never"):
-        checkpoint.read_tensors(tmp_path / "bomb.pth")
+        pth.read_tensors(tmp_path / "bomb.pth")
 
 
 def onnx_model(*, operator: str = "Identity", domain: str = "", external: bool = False, **about: object) -> bytes:
@@ -267,7 +270,7 @@ def seal(folder: Path) -> None:
     """Make the manifest agree with the files, as whoever means harm would."""
     manifest = json.loads((folder / "manifest.json").read_text())
     for name, entry in manifest["files"].items():
-        entry["sha256"] = checkpoint._sha256(folder / name)
+        entry["sha256"] = _sha256(folder / name)
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
@@ -302,7 +305,7 @@ def test_weights_that_do_not_fit_are_told_in_five_lines_not_three_hundred_keys(
     tensors = {key: value for key, value in model.tensors.items() if ".trunk." not in key}
     tensors |= {f"generators.ab.strange.{n}": torch.zeros(1) for n in range(20)}
     tensors["generators.ab.stem.conv.weight"] = torch.zeros(2, 2)
-    checkpoint.write_model(model._replace(tensors=tensors), newest / "networks.safetensors")
+    write_networks(model._replace(tensors=tensors), newest / "networks.safetensors")
     seal(newest)
     capsys.readouterr()
     for arguments in (run, (*run, "name=other", "init=runs/smoke")):

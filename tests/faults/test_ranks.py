@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from cyclestyle.checkpoint import Checkpoint
+from cyclestyle.checkpoints.directory import Checkpoint
+from tests.faults.commands import Command, Start, until
 from tests.faults.conftest import RUN, Starts
-from tests.faults.runs import assert_same_run, ended, log, newest, same_state, status
-from tests.faults.starts import Command, Start, until
+from tests.faults.run_comparison import assert_same_run, ended, log, newest, same_state, status
 
 # At a usual rate, networks as small as these multiply rounding by ten with every step.
 TWO = (*RUN, "trainer.save_every=17", "trainer.precision=fp32", "optimizer.lr=0.000001", "schedule.constant_epochs=10")
@@ -104,9 +104,11 @@ def test_one_of_two_killed_ends_the_job_and_leaves_the_newest_checkpoint(
 def test_the_traceback_of_one_that_fails_is_the_last_thing_said_and_said_once(
     command: Callable[..., Command], tmp_path: Path
 ) -> None:
-    slow = ("_target_=tests.faults.parts.ConsoleThatIsSlow", "said=said 0", "slow_at=3")
+    slow = ("_target_=tests.faults.faulty_parts.ConsoleThatIsSlow", "said=said 0", "slow_at=3")
     job = command(
-        *LONG, "adversarial._target_=tests.faults.parts.Fails", *(f"logger.console.{setting}" for setting in slow)
+        *LONG,
+        "adversarial._target_=tests.faults.faulty_parts.Fails",
+        *(f"logger.console.{setting}" for setting in slow),
     )
     assert job.wait() == 1
     said = job.said()
@@ -136,7 +138,7 @@ def test_torchrun_starts_a_job_again_of_which_a_process_died_and_it_equals_an_un
     command: Callable[..., Command], start_two: Callable[..., list[Start]], tmp_path: Path
 ) -> None:
     short = (*RUN, "trainer.steps=10")
-    job = command(*short, "adversarial._target_=tests.faults.parts.DiesOnce", torchrun=("--max-restarts=1",))
+    job = command(*short, "adversarial._target_=tests.faults.faulty_parts.DiesOnce", torchrun=("--max-restarts=1",))
     straight = start_two(*short, "name=straight")
     assert [process.wait() for process in straight] == [0, 0]
     assert job.wait() == 0, job.said()

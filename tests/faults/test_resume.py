@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.commands import until
 from tests.faults.conftest import RUN, Starts
-from tests.faults.runs import assert_same_run, curves, log, newest, status
-from tests.faults.starts import until
+from tests.faults.run_comparison import assert_same_run, curves, log, newest, status
 
 AT_17 = (*RUN, "trainer.save_every=17")
 
@@ -16,7 +16,7 @@ AT_17 = (*RUN, "trainer.save_every=17")
     ("first", "then", "straight"),
     [
         (("data.workers=0",), ("data.workers=1",), ()),
-        (("data.workers=1",), ("data.workers=3", "checkpoint.background=true"), ()),
+        (("data.workers=1",), ("data.workers=3", "checkpoint.asynchronous=true"), ()),
         (("data.workers=3",), ("data.workers=0", "trainer.deterministic=true"), ()),
         (("trainer.accumulate=2",), ("trainer.accumulate=2",), ("trainer.accumulate=2",)),
     ],
@@ -46,7 +46,7 @@ def test_a_run_killed_after_its_last_save_tells_what_it_had_not_told(
 ) -> None:
     run, short = tmp_path / "runs/smoke", (*RUN, "trainer.steps=6", "trainer.sample_every=6")
     before = ("logger.tensorboard=null", "logger.metrics=null", "logger.console.pause_at=6")
-    killed = start(*short, "logger.console._target_=tests.faults.parts.ConsoleThatPauses", *before)
+    killed = start(*short, "logger.console._target_=tests.faults.faulty_parts.ConsoleThatPauses", *before)
     until((tmp_path / "sampling").exists, "the last pictures", alive=killed)
     killed.kill()
     assert (newest(run).step, status(run)["state"]) == (6, "running")

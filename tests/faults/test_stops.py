@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.commands import Command, Start, catches, until
 from tests.faults.conftest import RUN, Starts
-from tests.faults.runs import assert_same_run, ended, log, newest, status
-from tests.faults.starts import Command, Start, catches, until
+from tests.faults.run_comparison import assert_same_run, ended, log, newest, status
 
 QUICK_S = 10
 
@@ -55,8 +55,8 @@ def test_a_run_stopped_in_every_way_there_is_equals_one_that_never_stopped(
 @pytest.mark.parametrize(
     ("moment", "part", "steps"),
     [  # the one that follows is done as well
-        ("sampling", "logger.console._target_=tests.faults.parts.ConsoleThatPauses", 1),
-        ("saving", "optimizer._target_=tests.faults.parts.AdamThatPauses", 4),
+        ("sampling", "logger.console._target_=tests.faults.faulty_parts.ConsoleThatPauses", 1),
+        ("saving", "optimizer._target_=tests.faults.faulty_parts.AdamThatPauses", 4),
     ],
 )
 def test_a_run_that_is_busy_stops_after_the_next_step(
@@ -90,7 +90,7 @@ def test_a_run_asked_while_it_prepares_its_pictures_does_no_step(start: Starts, 
 
 
 def test_a_second_interrupt_ends_a_run_at_once(start: Starts, tmp_path: Path) -> None:
-    process = start(*RUN, "optimizer._target_=tests.faults.parts.AdamThatPauses")
+    process = start(*RUN, "optimizer._target_=tests.faults.faulty_parts.AdamThatPauses")
     until((tmp_path / "saving").exists, "a save", alive=process)
     since = time.monotonic()
     while process.poll() is None:  # it would wait for a minute
@@ -106,7 +106,11 @@ def test_a_second_interrupt_ends_a_run_at_once(start: Starts, tmp_path: Path) ->
 
 def test_a_wish_to_stop_that_came_with_the_end_does_not_stop_the_next_start(start: Starts, tmp_path: Path) -> None:
     run = tmp_path / "runs/smoke"
-    arguments = ("trainer.steps=3", "trainer.save_every=3", "optimizer._target_=tests.faults.parts.AdamThatPauses")
+    arguments = (
+        "trainer.steps=3",
+        "trainer.save_every=3",
+        "optimizer._target_=tests.faults.faulty_parts.AdamThatPauses",
+    )
     process = start(*RUN, *arguments)
     until((tmp_path / "saving").exists, "the last save", alive=process)
     (run / "stop").touch()
@@ -116,7 +120,7 @@ def test_a_wish_to_stop_that_came_with_the_end_does_not_stop_the_next_start(star
     assert not (run / "stop").exists()
 
 
-HANGS = ("data._target_=tests.faults.parts.scenes_that_hang", "trainer.log_every=1", "trainer.steps=1000000")
+HANGS = ("data._target_=tests.faults.faulty_parts.scenes_that_hang", "trainer.log_every=1", "trainer.steps=1000000")
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -183,7 +187,7 @@ def test_torchrun_told_to_end_leaves_one_checkpoint_of_all_its_processes(
 
 def test_a_second_interrupt_ends_all_processes_of_a_command(command: Callable[..., Command], tmp_path: Path) -> None:
     run = tmp_path / "runs/smoke"
-    process = command(*LONG, "optimizer._target_=tests.faults.parts.AdamThatPauses", "trainer.save_every=3")
+    process = command(*LONG, "optimizer._target_=tests.faults.faulty_parts.AdamThatPauses", "trainer.save_every=3")
     until((tmp_path / "saving").exists, "a save", alive=process)
     since = time.monotonic()
     while process.poll() is None:  # it would wait for a minute

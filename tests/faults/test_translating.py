@@ -22,12 +22,11 @@ import pytest
 from PIL import Image
 
 from cyclestyle.errors import CheckpointError, CommandError, DiskError
-from cyclestyle.photos import colour
+from cyclestyle.images import colour
+from cyclestyle.photoset.worker_pool import Workers
 from cyclestyle.translate import translate
-from cyclestyle.translation.workers import Workers
-from tests.children import NOBODY, in_a_child
-from tests.faults.starts import Start, until
-from tests.faults.translating import (
+from tests.faults.commands import Start, until
+from tests.faults.translate_server import (
     HIDDEN,
     Place,
     Translations,
@@ -40,6 +39,7 @@ from tests.faults.translating import (
     temporaries,
     wait_for_all,
 )
+from tests.forked import NOBODY, in_a_child
 from tests.translation.models import noise, pixels_of, write_model, write_picture
 
 SECOND = 1_000_000_000  # ns

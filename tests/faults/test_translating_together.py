@@ -14,16 +14,8 @@ import pytest
 
 from cyclestyle.errors import CommandError
 from cyclestyle.translate import translate
-from tests.faults.starts import Command, until
-from tests.faults.translating import (
-    Place,
-    Translations,
-    at_place,
-    done_in,
-    files,
-    identities,
-    temporaries,
-)
+from tests.faults.commands import Command, until
+from tests.faults.translate_server import Place, Translations, at_place, done_in, files, identities, temporaries
 from tests.tiffs import Layout, encoded
 from tests.translation.models import write_model, write_picture
 

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from cyclestyle.errors import CommandError
+from cyclestyle.model_files.original_weights import from_reference, reference_names
 from cyclestyle.networks import ResNetGenerator
 from cyclestyle.networks.padding import pad_to_multiple
-from cyclestyle.networks.reference import from_reference, reference_names
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

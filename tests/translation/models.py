@@ -7,8 +7,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cyclestyle import checkpoint, networks
-from cyclestyle.checkpoint import Model
+from cyclestyle.checkpoints.model import Model
+from cyclestyle.checkpoints.model import write_model as write_networks
+from cyclestyle.networks import registry
 
 RESNET = {"name": "resnet", "channels": 4, "blocks": 1}
 UNET = {"name": "unet", "channels": 4, "levels": 3}
@@ -26,12 +27,12 @@ def write_model(
     tensors: dict[str, Tensor] = {}
     for seed, part in enumerate(["generators.ab.", "generators.ba.", *(["ema.ab.", "ema.ba."] if ema else [])]):
         torch.manual_seed(seed)
-        tensors |= {part + key: value for key, value in networks.build(architecture).state_dict().items()}
+        tensors |= {part + key: value for key, value in registry.build(architecture).state_dict().items()}
     if without:
         tensors = {key: value for key, value in tensors.items() if without not in key}
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "networks.safetensors"
-    checkpoint.write_model(Model(tensors, dict(architecture), {"name": "patch"}, domains, 42, Path()), path)
+    write_networks(Model(tensors, dict(architecture), {"name": "patch"}, domains, 42, Path()), path)
     return path
 
 
@@ -51,7 +52,7 @@ class Inverted:
         self.batches.append(pixels.shape)
         return [torch.from_numpy(np.iinfo(pixels.numpy().dtype).max - pixels.numpy())] * self.count
 
-    def most_together(self, height: int, width: int) -> int:
+    def max_batch(self, height: int, width: int) -> int:
         return max(1, 2**21 // (height * width))
 
 

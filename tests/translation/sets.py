@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
-from cyclestyle.darkroom import Reading, Writing
-from cyclestyle.distributed import World
-from cyclestyle.translation import photoset, planning
-from cyclestyle.translation.journal import FOLDER
-from cyclestyle.translation.photoset import Outcome, Settings
-from cyclestyle.translation.planning import Plan
+from cyclestyle.distributed.world import World
+from cyclestyle.photoset import plan as planning
+from cyclestyle.photoset import runner
+from cyclestyle.photoset.journal import FOLDER
+from cyclestyle.photoset.plan import Plan
+from cyclestyle.photoset.runner import JobResult, Settings
+from cyclestyle.photoset.worker_tasks import Reading, Writing
 from tests.translation.models import Inverted
 
 
@@ -20,7 +21,7 @@ def planned(
     return planning.plan(jobs, existing=existing, settings=settings, world=World())
 
 
-def run(source: Path | str, output: Path, *, count: int = 1, settings: str = "settings", **options) -> Outcome:
+def run(source: Path | str, output: Path, *, count: int = 1, settings: str = "settings", **options) -> JobResult:
     """Translate `source` to `output`; `options` are those of plans, reading, writing and working."""
     working = {key: options.pop(key) for key in ("batch_size", "workers") if key in options}
     reading = {key: options.pop(key) for key in ("resize", "metadata") if key in options}
@@ -28,7 +29,7 @@ def run(source: Path | str, output: Path, *, count: int = 1, settings: str = "se
     plan = planned(source, output, count=count, settings=settings, **options)
     try:
         how = Settings(Reading(**reading), Writing(plan.folder, sheet=sheet), settings)
-        outcome = photoset.carry_out(plan, Inverted(count), how, **working)
+        outcome = runner.run_plan(plan, Inverted(count), how, **working)
         if plan.journal is not None:
             plan.journal.report(outcome.lines)
     finally:
@@ -37,7 +38,7 @@ def run(source: Path | str, output: Path, *, count: int = 1, settings: str = "se
     return outcome
 
 
-def counts(outcome: Outcome) -> tuple[int, ...]:
+def counts(outcome: JobResult) -> tuple[int, ...]:
     """Pictures that were translated, are up to date, were kept, failed."""
     return tuple(outcome.count(status) for status in ("translated", "up to date", "kept", "failed"))
 

@@ -17,15 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from cyclestyle import networks
 from cyclestyle.errors import CommandError, DiskError
-from cyclestyle.hardware import Hardware
-from cyclestyle.networks import ResNetGenerator, UNetGenerator
-from cyclestyle.translation import stores, tiling
-from cyclestyle.translation.stores import InFile, InMemory, Stores
-from cyclestyle.translation.strips import Mapped, Picture, Statistics
-from cyclestyle.translation.sweeps import Kept, Moments, Sweeps
-from cyclestyle.translation.tiling import can_tile, in_pieces, parse_memory, pieces_bytes, whole_bytes
+from cyclestyle.hardware.device import Hardware
+from cyclestyle.networks import ResNetGenerator, UNetGenerator, registry
+from cyclestyle.translation.tiled import activation_store, tiling
+from cyclestyle.translation.tiled.activation_store import ActivationStores, InFile, InMemory
+from cyclestyle.translation.tiled.layers import NormStatistics, Picture, Pointwise
+from cyclestyle.translation.tiled.passes import Passes, RunningMoments, StoredActivation
+from cyclestyle.translation.tiled.tiling import can_tile, full_pass_bytes, parse_memory, run_tiled, tiled_bytes
 
 CPU = Hardware("cpu", precision="fp32")
 PLENTY = 10**9  # bytes
@@ -66,7 +65,7 @@ def whole(generator: nn.Module, picture: Tensor, hardware: Hardware = CPU) -> Te
 
 
 def pieces(generator: nn.Module, picture: Tensor, **arguments: Any) -> Tensor:
-    return in_pieces(generator, picture, **({"hardware": CPU, "rows": None, "memory": PLENTY} | arguments))
+    return run_tiled(generator, picture, **({"hardware": CPU, "rows": None, "memory": PLENTY} | arguments))
 
 
 def difference(one: Tensor, other: Tensor) -> float:
@@ -169,7 +168,7 @@ def test_strips_on_a_gpu_are_the_whole_on_the_cpu(generator: nn.Module, monkeypa
     expected = whole(generator, picture)
     gpu = Hardware("cuda", precision="fp32")
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    gpu.place(generator)
+    gpu.to_device(generator)
     made = pieces(generator, picture, hardware=gpu, rows=16)
     assert made.device.type == "cpu"
     assert difference(made, expected) <= 1e-4
@@ -181,7 +180,7 @@ def test_strips_on_a_gpu_are_the_whole_on_the_cpu(generator: nn.Module, monkeypa
 def test_moments_of_strips_are_those_of_all_pixels() -> None:
     random = np.random.default_rng(0)
     values = random.normal(1000.0, [[[0.1]], [[1.0]], [[30.0]]], (3, 700, 900)).astype(np.float32)
-    moments = Moments(3)
+    moments = RunningMoments(3)
     for top, bottom in [(0, 1), (1, 333), (333, 340), (340, 700)]:
         moments.add(torch.from_numpy(values[:, top:bottom])[None])
     mean, variance = moments.statistics(torch.device("cpu"))
@@ -192,7 +191,7 @@ def test_moments_of_strips_are_those_of_all_pixels() -> None:
 
 def test_statistics_are_those_that_the_whole_pass_s_norms_see(generator: nn.Module) -> None:
     picture = photo(52, 37)
-    observed: dict[nn.Module, Statistics] = {}
+    observed: dict[nn.Module, NormStatistics] = {}
     pieces(generator, picture, rows=5, observe=observed.__setitem__)
 
     seen: dict[nn.Module, np.ndarray] = {}
@@ -239,22 +238,22 @@ def test_overwriting_in_place_is_as_good_as_a_store_of_its_own(monkeypatch: pyte
     generator, picture = built("resnet with more blocks"), photo(40, 44)
     in_place = pieces(generator, picture, rows=4)  # strips of one row in the trunk
 
-    def into_another(self: Sweeps, kept: Kept, made: Any, *, measured: bool) -> None:
+    def into_another(self: Passes, kept: StoredActivation, made: Any, *, measured: bool) -> None:
         other = self.keep(made)
         kept.store, kept.statistics = other.store, other.statistics
 
-    monkeypatch.setattr(Sweeps, "overwrite", into_another)
+    monkeypatch.setattr(Passes, "overwrite", into_another)
     assert torch.equal(in_place, pieces(generator, picture, rows=4))
 
 
 def test_what_waits_is_not_overwritten_by_those_who_read_it() -> None:
     values = torch.randn(6, 5, 3)
-    kept = Kept(
+    kept = StoredActivation(
         InMemory(values.clone()),
         Picture(photo(6, 5), device=torch.device("cpu"), multiple=1, minimum=1),
         torch.device("cpu"),
     )
-    assert (Mapped(kept, torch.relu_).rows(0, 6) >= 0).all()
+    assert (Pointwise(kept, torch.relu_).rows(0, 6) >= 0).all()
     assert torch.equal(kept.rows(0, 6)[0].permute(1, 2, 0), values)
 
 
@@ -304,7 +303,7 @@ def test_nothing_is_left_after_an_error(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_has_no_room_is_an_error_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stores, "free_space", lambda folder: 1000)
+    monkeypatch.setattr(activation_store, "free_space", lambda folder: 1000)
     generator, picture = built("resnet"), photo(40, 40)
     with pytest.raises(DiskError, match=r"cannot keep activations.*no space left.*need .* MB, 0.0 MB free") as caught:
         pieces(generator, picture, rows=8, memory=least_memory(generator, picture, 8), folder=tmp_path)
@@ -346,7 +345,7 @@ def test_too_little_memory_is_an_error_that_names_enough(generator: nn.Module) -
 
 def test_strips_become_lower_before_files_are_needed() -> None:
     generator = ResNetGenerator()
-    room = pieces_bytes(generator, 4000, 6000, torch.float32, 4)
+    room = tiled_bytes(generator, 4000, 6000, torch.float32, 4)
     forecasts = {
         memory: tiling._division(generator, 4000, 6000, torch.float32, None, memory)
         for memory in (room, room * 2, room // 4)
@@ -360,8 +359,8 @@ def test_strips_become_lower_before_files_are_needed() -> None:
 
 def test_24_megapixels_need_less_than_4_gb_and_grow_no_faster_than_the_picture() -> None:
     generator = ResNetGenerator()
-    small, large, huge = (pieces_bytes(generator, 1000 * n, 1500 * n, torch.float32, 64) for n in (2, 4, 8))
-    assert large < 4e9 < whole_bytes(generator, 4000, 6000, torch.float32) / 5
+    small, large, huge = (tiled_bytes(generator, 1000 * n, 1500 * n, torch.float32, 64) for n in (2, 4, 8))
+    assert large < 4e9 < full_pass_bytes(generator, 4000, 6000, torch.float32) / 5
     assert large < 4 * small
     assert huge < 4 * large
 
@@ -372,13 +371,13 @@ def test_the_peak_of_a_whole_pass_is_near_the_forecast(upsample: str, detail: in
     architecture = {"name": "unet", "channels": 32, "levels": 4, "upsample": upsample, "detail": detail}
     program = f"""
 import torch
-from cyclestyle.hardware import resident_peak
-from cyclestyle.networks import build
-from cyclestyle.translation.tiling import whole_bytes
+from cyclestyle.hardware.memory import resident_peak
+from cyclestyle.networks.registry import build
+from cyclestyle.translation.tiled.tiling import full_pass_bytes
 generator, picture = build({architecture}).eval().requires_grad_(False), torch.rand(1, 3, 1024, 1024) * 2 - 1
 before = resident_peak()
 generator(picture)
-print(resident_peak() - before, whole_bytes(generator, 1024, 1024, torch.float32))
+print(resident_peak() - before, full_pass_bytes(generator, 1024, 1024, torch.float32))
 """
     said = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=120)
     took, forecast = map(int, said.stdout.split())
@@ -395,22 +394,22 @@ def test_the_peak_of_a_process_is_below_the_forecast(name: str, tmp_path: Path) 
     }[name]
     program = f"""
 import torch
-from cyclestyle.hardware import Hardware, resident_peak
-from cyclestyle.networks import build
-from cyclestyle.translation.tiling import in_pieces, pieces_bytes
+from cyclestyle.hardware.device import Hardware; from cyclestyle.hardware.memory import resident_peak
+from cyclestyle.networks.registry import build
+from cyclestyle.translation.tiled.tiling import run_tiled, tiled_bytes
 height, width = 640, 1600
 generator, hardware = build({made.architecture}).eval().requires_grad_(False), Hardware("cpu", precision="fp32")
 picture = torch.rand(1, 3, height, width) * 2 - 1
 result = picture.clone()
 before = resident_peak()
-in_pieces(generator, picture, hardware=hardware, rows=32, memory=10**9)
-print(resident_peak() - before, pieces_bytes(generator, height, width, torch.float32, 32))
+run_tiled(generator, picture, hardware=hardware, rows=32, memory=10**9)
+print(resident_peak() - before, tiled_bytes(generator, height, width, torch.float32, 32))
 """
     said = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=120)
     took, forecast = map(int, said.stdout.split())
     assert 0 < took <= forecast
     share = 0.6 if name == "resnet" else 1.0
-    assert took < share * whole_bytes(made, 640, 1600, torch.float32)
+    assert took < share * full_pass_bytes(made, 640, 1600, torch.float32)
 
 
 def test_progress_goes_up_evenly_to_one(generator: nn.Module) -> None:
@@ -452,7 +451,7 @@ def test_all_generators_of_the_table_can_be_tiled_and_nothing_else() -> None:
     class Own(ResNetGenerator):
         """Its forward pass may be another."""
 
-    for network in networks.GENERATORS.values():
+    for network in registry.GENERATORS.values():
         assert can_tile(network(4))
     assert not can_tile(Own(4))
     assert not can_tile(nn.Conv2d(3, 3, 1))
@@ -461,16 +460,16 @@ def test_all_generators_of_the_table_can_be_tiled_and_nothing_else() -> None:
 def counted(monkeypatch: pytest.MonkeyPatch, look: Callable[[Any], object] = bool) -> "list[weakref.ref[Any]]":
     """The stores that are made from now on, without holding them."""
     made: list[weakref.ref[Any]] = []
-    make = Stores.make
+    make = ActivationStores.make
 
-    def noted(self: Stores, *arguments: Any) -> Any:
+    def noted(self: ActivationStores, *arguments: Any) -> Any:
         store = make(self, *arguments)
         if self.device == "cpu":
             made.append(weakref.ref(store))
             look(store)
         return store
 
-    monkeypatch.setattr(Stores, "make", noted)
+    monkeypatch.setattr(ActivationStores, "make", noted)
     return made
 
 

@@ -9,11 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
-from cyclestyle import images, networks
-from cyclestyle.checkpoint import Checkpoints, read_model
-from cyclestyle.checkpoint import write_model as write
-from cyclestyle.distributed import World
+from cyclestyle import networks
+from cyclestyle.checkpoints.directory import Checkpoints, read_model
+from cyclestyle.checkpoints.model import write_model as write
+from cyclestyle.distributed.world import World
 from cyclestyle.errors import CheckpointError, CommandError
+from cyclestyle.images import tensors
+from cyclestyle.networks import registry
 from cyclestyle.translation import Translator
 from tests.translation.models import RESNET, UNET, noise, write_model
 
@@ -34,8 +36,8 @@ def test_every_size_comes_back(tmp_path: Path, architecture: dict) -> None:
 
 def test_a_translation_is_what_the_bare_generator_makes(tmp_path: Path) -> None:
     path = write_model(tmp_path)
-    generator = networks.build(RESNET)
-    generator.load_state_dict(read_model(path).part("ema.ab."))
+    generator = registry.build(RESNET)
+    generator.load_state_dict(read_model(path).weights_under("ema.ab."))
     picture = noise(24, 20)
 
     values = torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 127.5 - 1
@@ -47,7 +49,7 @@ def test_a_translation_is_what_the_bare_generator_makes(tmp_path: Path) -> None:
 
 def test_what_else_is_in_the_batch_does_not_matter(tmp_path: Path) -> None:
     translator = load(write_model(tmp_path))
-    pixels = torch.stack([images.to_pixels(Image.fromarray(noise(21, 18, seed=seed))) for seed in range(5)])
+    pixels = torch.stack([tensors.pil_to_uint8(Image.fromarray(noise(21, 18, seed=seed))) for seed in range(5)])
     together = translator.batch(pixels).int()
     alone = torch.cat([translator.batch(one[None]) for one in pixels]).int()
     assert together.dtype == torch.int32
@@ -90,7 +92,7 @@ def test_run_checkpoint_and_file_all_lead_to_the_model(tmp_path: Path, where: st
 def test_directions_have_names(tmp_path: Path, domains: tuple[str, str], direction: str, part: str) -> None:
     path = write_model(tmp_path, domains=domains)
     used = load(path, direction).generator.state_dict()
-    wanted = read_model(path).part(f"ema.{part}.")
+    wanted = read_model(path).weights_under(f"ema.{part}.")
     assert all(torch.equal(used[key], wanted[key]) for key in wanted)
 
 
@@ -242,7 +244,7 @@ def test_weights_in_half_precision_are_taken(tmp_path: Path) -> None:
 
 def test_values_are_what_a_batch_rounds(tmp_path: Path) -> None:
     translator = load(write_model(tmp_path))
-    pixels = images.to_pixels(Image.fromarray(noise(19, 14)))[None]
+    pixels = tensors.pil_to_uint8(Image.fromarray(noise(19, 14)))[None]
     values = translator.values(pixels.float() / 127.5 - 1)
     assert values.dtype == torch.float32
     assert values.shape == (1, 3, 14, 19)

@@ -1,0 +1,108 @@
+"""Keys with a special role: read as typed, free to change on resume, part of exported files, or renamed."""
+
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+
+class Key(NamedTuple):
+    """Roles of one key of a config, or of all keys below it."""
+
+    typed: Literal["path", "text"] | None = None  # taken as typed, whatever characters it holds; `~` expands in paths
+    may_change: bool = False  # when a run is resumed: where and how it runs, when it stops, what it reports
+    exported: bool = False  # goes into the training summary of exported files: what shapes the images
+
+
+KEYS: dict[str, Key] = {
+    "seed": Key(exported=True),
+    "name": Key(typed="text", may_change=True),
+    "run_dir": Key(typed="path", may_change=True),
+    "init": Key(typed="path", may_change=True),
+    "logger": Key(may_change=True),
+    "resume": Key(may_change=True),
+    "checkpoint": Key(typed="path", may_change=True),  # a path for translate, evaluate and export
+    "input": Key(typed="path"),
+    "output": Key(typed="path"),
+    "truth": Key(typed="path"),
+    "target": Key(typed="path"),
+    "direction": Key(typed="text"),
+    "data.root": Key(typed="path", may_change=True),  # the lists of files are compared instead
+    "data.a": Key(typed="path", may_change=True),
+    "data.b": Key(typed="path", may_change=True),
+    "data.test_a": Key(typed="path", may_change=True),
+    "data.test_b": Key(typed="path", may_change=True),
+    "data.domain_a": Key(typed="text"),
+    "data.domain_b": Key(typed="text"),
+    "data.workers": Key(may_change=True),
+    "data.homepage": Key(may_change=True),
+    "data.bad_files": Key(may_change=True),
+    "data.resize": Key(exported=True),
+    "data.load_size": Key(exported=True),
+    "data.crop_size": Key(exported=True),
+    "objective.cycle_a": Key(exported=True),
+    "objective.cycle_b": Key(exported=True),
+    "objective.identity": Key(exported=True),
+    "pool.size": Key(exported=True),
+    "ema.decay": Key(exported=True),
+    "optimizer.lr": Key(exported=True),
+    "schedule.constant_epochs": Key(exported=True),
+    "schedule.decay_epochs": Key(exported=True),
+    "trainer.batch_size": Key(exported=True),
+    "trainer.precision": Key(exported=True),
+    "trainer.steps": Key(may_change=True),
+    "trainer.epochs": Key(may_change=True),
+    "trainer.log_every": Key(may_change=True),
+    "trainer.sample_every": Key(may_change=True),
+    "trainer.save_every": Key(may_change=True),
+    "trainer.device": Key(may_change=True),
+    "trainer.devices": Key(may_change=True),
+    "trainer.threads": Key(may_change=True),
+    "trainer.compile": Key(may_change=True),
+    "trainer.deterministic": Key(may_change=True),
+    "trainer.accumulate": Key(may_change=True),
+    "trainer.backward": Key(may_change=True),
+    "trainer.recompute": Key(may_change=True),
+    "trainer.on_nonfinite": Key(may_change=True),
+    "trainer.timeout_s": Key(may_change=True),
+    "trainer.profile": Key(may_change=True),
+    "trainer.cuda_graphs": Key(may_change=True),
+}
+
+PATHS = frozenset(name for name, key in KEYS.items() if key.typed == "path")
+TAKEN_AS_TYPED = frozenset(name for name, key in KEYS.items() if key.typed)
+MAY_CHANGE = tuple(name for name, key in KEYS.items() if key.may_change)
+EXPORTED = tuple(name for name, key in KEYS.items() if key.exported)
+
+
+class Renamed(NamedTuple):
+    """The present name of a key, and of those of its values that have another name."""
+
+    key: str
+    values: Mapping[str, str] = {}
+
+
+RENAMED = {
+    "checkpoint.background": Renamed("checkpoint.asynchronous"),
+    "trainer.memory": Renamed("trainer.backward", {"lean": "split"}),
+    "data.small": Renamed("data.small_images"),
+    "data.background": Renamed("data.transparent_as"),
+}
+RENAMED_TARGETS = {
+    "cyclestyle.data.Unpaired": "cyclestyle.data.UnpairedFolders",
+    "cyclestyle.losses.LeastSquares": "cyclestyle.objectives.adversarial.LeastSquares",
+    "cyclestyle.losses.BinaryCrossEntropy": "cyclestyle.objectives.adversarial.BinaryCrossEntropy",
+    "cyclestyle.losses.Hinge": "cyclestyle.objectives.adversarial.Hinge",
+}
+
+
+def with_present_names(recipe: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A config that an earlier version saved, as nested dicts, with the present names of keys, values and targets."""
+    config: dict[str, Any] = {}
+    for name, value in recipe.items():
+        renamed = RENAMED.get(f"{prefix}{name}")
+        if isinstance(value, Mapping):
+            config[name] = with_present_names(value, f"{prefix}{name}.")
+        elif renamed is not None:
+            config[renamed.key.rpartition(".")[2]] = renamed.values.get(value, value)
+        else:
+            config[name] = RENAMED_TARGETS.get(value, value) if name == "_target_" else value
+    return config

@@ -1,0 +1,75 @@
+"""From a picture of any size to the square crop that networks train on."""
+
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from cyclestyle.errors import CommandError
+from cyclestyle.images import decoding, tensors
+
+Resize = Literal["stretch", "short", "none"]
+
+
+class Crop:
+    """Resize, crop at random, mirror at random.
+
+    Args:
+        resize: `stretch` to a square of load_size (the paper's; the aspect is lost), `short` brings the short side to
+            load_size, `none` leaves the size. What is then smaller than the crop is enlarged to fit.
+        load_size: px.
+        crop_size: px, the side of the square that comes out.
+        flip: mirror left and right with probability 1/2.
+
+    Raises:
+        CommandError: the crop does not fit into what the resizing leaves.
+    """
+
+    def __init__(self, *, resize: Resize, load_size: int, crop_size: int, flip: bool) -> None:
+        if crop_size < 1 or load_size < 1:
+            raise CommandError(f"data.load_size {load_size} and data.crop_size {crop_size} must be at least 1")
+        if resize != "none" and crop_size > load_size:
+            raise CommandError(
+                f"data.crop_size {crop_size} does not fit into data.load_size {load_size}: "
+                f"set data.load_size to {crop_size} or more, or data.resize=none"
+            )
+        self.resize, self.load_size, self.crop_size, self.flip = resize, load_size, crop_size, flip
+
+    def fits(self, width: int, height: int) -> bool:
+        """Whether a picture of this size, once resized, has room for the crop and need not be enlarged."""
+        return min(self._resized_to(width, height)) >= self.crop_size
+
+    def random(self, image: Image.Image, random: np.random.Generator) -> Tensor:
+        """A training example: uint8 (3, crop, crop); everything it decides comes from `random`."""
+        image = self._resized(image)
+        left = int(random.integers(image.width - self.crop_size + 1))
+        top = int(random.integers(image.height - self.crop_size + 1))
+        mirrored = self.flip and random.random() < 0.5
+        return self._cut(image, left, top, mirrored=mirrored)
+
+    def centre(self, image: Image.Image) -> Tensor:
+        """The middle of a picture, for looking at the same thing again and again: uint8 (3, crop, crop)."""
+        image = self._resized(image)
+        return self._cut(image, (image.width - self.crop_size) // 2, (image.height - self.crop_size) // 2)
+
+    def _resized(self, image: Image.Image) -> Image.Image:
+        width, height = self._resized_to(image.width, image.height)
+        if min(width, height) < self.crop_size:
+            width, height = _scaled(width, height, short=self.crop_size)
+        return decoding.resize(image, width, height)
+
+    def _resized_to(self, width: int, height: int) -> tuple[int, int]:
+        if self.resize == "stretch":
+            return self.load_size, self.load_size
+        return _scaled(width, height, short=self.load_size) if self.resize == "short" else (width, height)
+
+    def _cut(self, image: Image.Image, left: int, top: int, *, mirrored: bool = False) -> Tensor:
+        pixels = tensors.pil_to_uint8(image.crop((left, top, left + self.crop_size, top + self.crop_size)))
+        return pixels.flip(-1) if mirrored else pixels
+
+
+def _scaled(width: int, height: int, *, short: int) -> tuple[int, int]:
+    """The size whose short side is `short` px."""
+    factor = short / min(width, height)
+    return max(short, round(width * factor)), max(short, round(height * factor))

@@ -1,0 +1,153 @@
+"""One folder of pictures: what was listed in it, and after the inspection which of that can be used."""
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from cyclestyle.data.crop import Crop
+from cyclestyle.data.inspection import FileCheck
+from cyclestyle.errors import DataError
+from cyclestyle.filesystem.listing import listing, printable
+from cyclestyle.images import decoding
+
+BadFiles = Literal["skip", "error"]
+SmallImages = Literal["resize", "skip", "error"]
+ENDINGS = decoding.EXTENSIONS | {".gif"}  # which can be read, if not written
+
+
+class FileRules(NamedTuple):
+    """What is used of what could be; see `UnpairedFolders`."""
+
+    crop: Crop
+    bad_files: BadFiles
+    small_images: SmallImages
+    max_pixels: int
+
+
+class ImageFolder:
+    """The pictures in a folder and all folders below it, in an order that depends on names alone.
+
+    Files that cannot be used keep their places, so that one that goes bad moves no other.
+
+    Args:
+        folder: where they are.
+        what: they are, for messages: `pictures of monet`.
+
+    Attributes:
+        files: their paths.
+        damaged: names of those that cannot be read, relative to the folder, and why; known from `judge` on.
+        small: names of those that have to be enlarged, and why; known from `judge` on.
+        unwanted: names of those that are left out for their size, and why; known from `judge` on.
+        notes: what somebody should know of the folder.
+
+    Raises:
+        DataError: the folder cannot be listed.
+    """
+
+    def __init__(self, folder: Path, what: str) -> None:
+        self.folder, self.what = folder, what
+        self.listing = listing(folder, endings=ENDINGS)
+        self.files = [folder / candidate.name for candidate in self.listing.candidates]
+        self.damaged: dict[str, str] = {}
+        self.small: dict[str, str] = {}
+        self.excluded: dict[str, str] = {}
+        self.notes = self._notes_of_listing()
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every file by its name, in order: what tells one data set from another without reading it."""
+        return {str(candidate.name): candidate.size for candidate in self.listing.candidates}
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        """Names of all that are not used, and why."""
+        return self.damaged | self.excluded
+
+    @property
+    def skipped_indices(self) -> frozenset[int]:
+        """The places in `files` of all that are not used."""
+        candidates, skipped = self.listing.candidates, self.skipped
+        return frozenset(slot for slot, candidate in enumerate(candidates) if str(candidate.name) in skipped)
+
+    @property
+    def usable(self) -> list[Path]:
+        """The files that are used."""
+        skipped = self.skipped_indices
+        return [file for slot, file in enumerate(self.files) if slot not in skipped]
+
+    def classify(self, findings: Mapping[Path, FileCheck], policy: FileRules) -> None:
+        """Sort the files by what was found in them."""
+        self.damaged, self.small, self.excluded = {}, {}, {}
+        animated: list[str] = []
+        for candidate in self.listing.candidates:
+            name, (facts, reason, _) = str(candidate.name), findings[candidate.name]
+            if facts is None:
+                self.damaged[name] = reason
+                continue
+            width, height = facts.width, facts.height
+            if width * height > policy.max_pixels:
+                self.excluded[name] = f"{decoding.too_large(width, height, policy.max_pixels)} (data.max_pixels)"
+                continue
+            if not policy.crop.fits(width, height):
+                self.small[name] = f"{width} x {height} pixels are less than data.crop_size={policy.crop.crop_size}"
+            animated += [name] if facts.animated else []
+        self.excluded |= self.small if policy.small_images != "resize" else {}
+
+        self.notes = self._notes_of_listing()
+        if skipped := self.skipped:
+            self.notes.append(with_details(f"{self._share(skipped)} not used:", self._lines(skipped)))
+        if animated:
+            self.notes.append(f"{self._share(animated)} animated: the first frame is used ({first_names(animated)})")
+        if self.small and policy.small_images == "resize":
+            enlarged = f"smaller than data.crop_size={policy.crop.crop_size} and enlarged"
+            self.notes.append(f"{self._share(self.small)} {enlarged} ({first_names(self.small)})")
+
+    def require_usable(self, policy: FileRules) -> None:
+        """Raise a DataError unless enough of the files can be trained on."""
+        tolerated = len(self.files) // 100
+        damaged = self.damaged | {str(name): f"cannot be listed: {why}" for name, why in self.listing.unlisted.items()}
+        if policy.bad_files == "error" and damaged:
+            raise self._error("damaged: repair or remove them, or skip up to 1 % with data.bad_files=skip", damaged)
+        if len(self.damaged) > tolerated:
+            what = f"damaged, more than the 1 % that is skipped ({tolerated:,}): repair or remove them"
+            raise self._error(what, self.damaged)
+        if policy.small_images == "error" and self.small:
+            remedy = "remove them, lower data.crop_size, or set data.small_images=resize or skip"
+            raise self._error(f"too small: {remedy}", self.small)
+        if len(self.files) - len(self.skipped) < 2:
+            raise self._error("not used, and training needs two that are", self.skipped)
+
+    def _error(self, what: str, reasons: Mapping[str, str]) -> DataError:
+        first = f"{self._share(reasons, where=f' in {printable(self.folder.absolute())}')} {what}"
+        return DataError(with_details(first, self._lines(reasons)))
+
+    def _share(self, names: Collection[str], *, where: str = "") -> str:
+        return f"{len(names):,} of {len(self.files):,} {self.what}{where} {'is' if len(names) == 1 else 'are'}"
+
+    def _lines(self, reasons: Mapping[str, str]) -> list[str]:
+        return [f"{printable(self.folder / name)}: {reason}" for name, reason in reasons.items()]
+
+    def _notes_of_listing(self) -> list[str]:
+        found = self.listing
+        notes = [
+            f"the folder {printable(self.folder / name)} cannot be listed ({why}): what is in it is not used"
+            for name, why in found.unlisted.items()
+        ]
+        if found.named_like_pictures:
+            names = first_names(found.named_like_pictures)
+            notes.append(f"folders among the {self.what} that are named like files: {names}")
+        if found.repeated:
+            notes.append(f"further names of the same {self.what} are left out: {first_names(found.repeated)}")
+        return notes
+
+
+def with_details(first: str, lines: Sequence[str]) -> str:
+    """A line and up to five more below it."""
+    below = lines if len(lines) <= 5 else [*lines[:4], f"and {len(lines) - 4:,} more"]
+    return "\n  ".join([first, *below])
+
+
+def first_names(names: Collection[str | Path]) -> str:
+    """Up to three of some names."""
+    some = ", ".join(printable(Path(name)) for name in list(names)[:3])
+    return some if len(names) <= 3 else f"{some} and {len(names) - 3:,} more"

@@ -1,0 +1,1 @@
+"""Devices, precision, memory, and the faster ways to compute on them."""

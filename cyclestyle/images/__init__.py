@@ -1,0 +1,1 @@
+"""Image files and image values: decoding, colour, bit depth, metadata, encoding."""

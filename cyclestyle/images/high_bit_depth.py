@@ -1,0 +1,207 @@
+"""Files with 16 bits a channel, which Pillow opens as 8 bits or not at all."""
+
+import io
+import logging
+import struct
+from collections.abc import Mapping
+from importlib.util import find_spec
+from math import prod
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
+
+from cyclestyle.images import decoding
+from cyclestyle.images.decoded import DecodedImage
+from cyclestyle.images.decoding import ImageError
+from cyclestyle.images.metadata import exif_of, xmp_of
+from cyclestyle.images.photo import PixelArray, largest
+
+_WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _SAMPLES, _PLANAR, _EXTRA, _FORMAT = 256, 257, 258, 262, 277, 284, 338, 339
+_X_RESOLUTION, _Y_RESOLUTION, _UNIT, _XMP, _PROFILE = 282, 283, 296, 700, 34675
+_PREMULTIPLIED, _ALPHA = 1, 2  # kinds of extra channels
+_UNSIGNED, _FLOATING, _UNDEFINED = 1, 3, 4  # kinds of numbers
+_WHITE_IS_ZERO = 0
+_APART = 2  # a plane for each channel
+_COLOURS = {0: 1, 1: 1, 2: 3, 5: 4}  # channels of each photometric interpretation that can be read: grey, RGB, CMYK
+_TELLING = (b"eXIf", b"iTXt", b"tEXt", b"zTXt", b"pHYs")  # parts of a PNG that may hold metadata
+_INCHES = {2: 1.0, 3: 2.54}  # per unit of resolution
+
+
+class Png(NamedTuple):
+    """The header of a PNG."""
+
+    width: int
+    height: int
+    bits: int
+
+    def read(self, path: Path, stream: IO[bytes]) -> DecodedImage:
+        """All of a file with 16 bits a channel."""
+        import imagecodecs
+
+        stream.seek(0)
+        decoding.check_png(stream)
+        stream.seek(0)
+        content = stream.read()
+        channels = imagecodecs.png_decode(content)
+        if channels.ndim == 2:
+            channels = channels[..., None]
+        count = 1 if channels.shape[2] <= 2 else 3
+        colours, alpha = _split_alpha(channels, count, count if channels.shape[2] > count else None)
+
+        stream.seek(0)
+        with decoding.identify(path, stream) as image:
+            if any(kind in content[content.rfind(b"IDAT") :] for kind in _TELLING):
+                image.load()  # or what comes after the pixels would not be seen
+            info = image.info
+            frames = int(getattr(image, "n_frames", 1))
+            exif, notes = exif_of(lambda: Image.Image.getexif(image))  # a PNG's own would decode it
+            profile, xmp, dpi = info.get("icc_profile", b""), xmp_of(info), info.get("dpi")
+        notes += (f"the first of {frames} frames",) if frames > 1 else ()
+        return DecodedImage(colours, alpha, profile, exif, xmp, dpi, "PNG", notes)
+
+
+class Tiff(NamedTuple):
+    """The first directory of a TIFF."""
+
+    tags: Mapping[int, Any]
+    bits: int  # of each channel
+    offset: int
+    start: bytes  # of the file
+
+    @property
+    def width(self) -> int:
+        return int(self.tags[_WIDTH])
+
+    @property
+    def height(self) -> int:
+        return int(self.tags[_HEIGHT])
+
+    def read(self, path: Path, stream: IO[bytes]) -> DecodedImage:
+        """All of a file with 16 bits a channel."""
+        kind = self.tags.get(_PHOTOMETRIC, -1)
+        if kind not in _COLOURS:
+            raise ImageError(path, "16-bit colours that are neither grey, RGB nor CMYK are not supported")
+        channels, pages = _tiff_channels(stream)
+        if channels.ndim != 3 or channels.shape[2] < _COLOURS[kind]:
+            raise ValueError(f"its colours take {_COLOURS[kind]} samples a pixel, it has {channels.shape[-1]}")
+        extra = _as_tuple(self.tags.get(_EXTRA, ()))
+        extra = extra or (_ALPHA,) * (channels.shape[2] - _COLOURS[kind])
+        alphas = [number for number, one in enumerate(extra) if one in (_PREMULTIPLIED, _ALPHA)]
+        if alphas and _COLOURS[kind] + alphas[0] >= channels.shape[2]:
+            raise ValueError("the alpha that its header announces is missing")
+        colours, alpha = _split_alpha(channels, _COLOURS[kind], _COLOURS[kind] + alphas[0] if alphas else None)
+        if alpha is not None and extra[alphas[0]] == _PREMULTIPLIED:
+            colours = _unpremultiply(colours, alpha)
+        if kind == _WHITE_IS_ZERO:
+            colours = largest(colours) - colours
+
+        exif, notes = exif_of(lambda: self._exif(stream))
+        profile, xmp = self.tags.get(_PROFILE, b""), self.tags.get(_XMP, b"")
+        notes += (f"the first of {pages} pages",) if pages > 1 else ()
+        return DecodedImage(colours, alpha, profile, exif, xmp, self._dpi(), "TIFF", notes)
+
+    def _exif(self, stream: IO[bytes]) -> Image.Exif:
+        made = Image.Exif()
+        made.endian, made.bigtiff = "<" if self.start.startswith(b"II") else ">", 43 in self.start[2:4]
+        made.load_from_fp(stream, self.offset)
+        return made
+
+    def _dpi(self) -> tuple[Any, Any] | None:
+        inches = _INCHES.get(self.tags.get(_UNIT, 2))
+        across, down = self.tags.get(_X_RESOLUTION), self.tags.get(_Y_RESOLUTION)
+        return (across * inches, down * inches) if inches and across and down else None
+
+
+def header(path: Path, stream: IO[bytes]) -> Png | Tiff | None:
+    """What a PNG or TIFF says of itself; None for all other kinds of files.
+
+    Raises:
+        PictureError: a TIFF whose channels are of a kind that cannot be read.
+    """
+    stream.seek(0)
+    start = stream.read(32)
+    stream.seek(0)
+    if start.startswith(b"\x89PNG\r\n\x1a\n") and start[12:16] == b"IHDR" and len(start) > 24:
+        return Png(*struct.unpack(">IIB", start[16:25]))
+    if start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        directory = ImageFileDirectory_v2(start[: 16 if 43 in start[2:4] else 8])
+        offset = directory.next
+        stream.seek(offset)
+        directory.load(stream)
+        stream.seek(0)
+        if _WIDTH in directory and _HEIGHT in directory:
+            return Tiff(directory, _tiff_bits(path, directory), offset, start[:4])
+    return None
+
+
+def check_libraries(path: Path) -> None:
+    """Raise a PictureError if those are missing that read and write 16 bits a channel."""
+    if not all(_is_there(name) for name in ("tifffile", "imagecodecs")):
+        raise ImageError(path, "16 bits a channel need more libraries: pip install 'cyclestyle[deep]'")
+
+
+def _tiff_bits(path: Path, tags: Mapping[int, Any]) -> int:
+    kinds = set(_as_tuple(tags.get(_FORMAT, 1)))
+    if kinds - {_UNSIGNED, _UNDEFINED}:
+        what = "floating-point" if _FLOATING in kinds else "signed or complex"
+        raise ImageError(path, f"{what} colours are not supported, save it with 8 or 16 bits a channel")
+    widths = sorted(set(_as_tuple(tags.get(_BITS, 1))))
+    if len(widths) > 1 or widths[0] not in (1, 2, 4, 8, 16):
+        bits = " and ".join(map(str, widths))
+        raise ImageError(path, f"{bits} bits a channel are not supported, save it with 8 or 16")
+    return int(widths[0])
+
+
+def is_negative_plane(tags: Mapping[int, Any]) -> bool:
+    """Whether a TIFF is grey with white as zero, and marked as having its channels apart, though there is only one."""
+    samples = tags.get(_SAMPLES, 1)
+    return tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO and tags.get(_PLANAR) == _APART and samples == 1
+
+
+def _is_there(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except ValueError:  # kept from being imported
+        return False
+
+
+def _tiff_channels(stream: IO[bytes]) -> tuple[PixelArray, int]:
+    """The first page, uint16 (H, W, channels), and how many pages there are.
+
+    Raises:
+        ValueError: parts of it are missing.
+    """
+    import tifffile
+
+    logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what is wrong is said by exceptions
+    stream.seek(0)
+    content = stream.read()  # tifffile asks open files for a name, which one opened by its descriptor has not
+    with tifffile.TiffFile(io.BytesIO(content)) as opened:
+        page = opened.pages[0]
+        parts = list(zip(page.dataoffsets, page.databytecounts, strict=True))
+        if len(parts) != prod(page.chunked) or any(not count or start + count > len(content) for start, count in parts):
+            raise ValueError("parts of it are missing")  # tifffile would take them for black
+        channels = page.asarray(maxworkers=1).astype(np.uint16, copy=False)
+        if channels.ndim == 2:
+            return channels[..., None], len(opened.pages)
+        return (np.moveaxis(channels, 0, -1) if page.axes == "SYX" else channels), len(opened.pages)
+
+
+def _split_alpha(channels: PixelArray, count: int, alpha: int | None) -> tuple[PixelArray, PixelArray | None]:
+    colours = channels[..., 0] if count == 1 else channels[..., :count]
+    return colours, None if alpha is None else channels[..., alpha]
+
+
+def _unpremultiply(colours: PixelArray, alpha: PixelArray) -> PixelArray:
+    """Colours that were multiplied by alpha, as they were; black where nothing is left of them."""
+    full = largest(colours)
+    weights = alpha.astype(np.float64)[(...,) + (None,) * (colours.ndim - 2)]
+    whole = np.divide(colours * float(full), weights, out=np.zeros(colours.shape), where=weights > 0)
+    return whole.round().clip(0, full).astype(colours.dtype)
+
+
+def _as_tuple(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, tuple) else (value,)

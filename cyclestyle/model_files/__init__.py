@@ -1,0 +1,1 @@
+"""Model files of this program and of others: reading, writing, converting."""

@@ -1,0 +1,90 @@
+"""PatchGAN: a discriminator that scores overlapping patches, not the picture (Isola et al. 2017; Li and Wand 2016)."""
+
+from collections import OrderedDict
+
+from torch import Tensor, nn
+
+from cyclestyle.errors import CommandError
+from cyclestyle.networks.norm import InstanceNorm
+from cyclestyle.networks.validation import check_counts
+
+
+class PatchDiscriminator(nn.Module):
+    """(N, in_channels, H, W) in [-1, 1] -> scores (N, 1, H / 2**layers - 2, W / 2**layers - 2), unbounded, no sigmoid.
+
+    channels    width of the first convolution; it doubles up to eight times that (1 to 1024)
+    layers      convolutions of stride 2: 1, 2 and 3 judge patches of 16, 34 and 70 px (1 to 8)
+    norm        instance norm behind all convolutions but the first and the last; it divides out how strong a texture is
+
+    Raises CommandError for an argument outside these ranges. Pictures have `minimum_size` px at least.
+    """
+
+    def __init__(self, channels: int = 64, layers: int = 3, *, norm: bool = True, in_channels: int = 3) -> None:
+        super().__init__()
+        check_counts(
+            "discriminator",
+            channels=(channels, 1, 1024),
+            layers=(layers, 1, 8),
+            in_channels=(in_channels, 1, 1024),
+        )
+
+        if type(norm) is not bool:
+            raise CommandError(f"discriminator.norm is {norm!r}: expected true or false")
+
+        self.architecture: dict[str, str | int | float | bool] = {
+            "name": "patch",
+            "channels": channels,
+            "layers": layers,
+            "norm": norm,
+            "in_channels": in_channels,
+        }
+
+        widths = [channels * min(2**i, 8) for i in range(layers + 1)]
+        self.stem = nn.Sequential(
+            OrderedDict(
+                conv=nn.Conv2d(in_channels, channels, 4, stride=2, padding=1),
+                act=nn.LeakyReLU(0.2),
+            )
+        )
+        self.body = nn.Sequential(
+            *(_narrow(widths[i], widths[i + 1], 2 if i < layers - 1 else 1, norm) for i in range(layers))
+        )
+        self.head = nn.Conv2d(widths[-1], 1, 4, padding=1)
+
+    @property
+    def minimum_size(self) -> int:
+        """The smallest square picture in px that the network can judge; it gets a single score.
+
+        The last instance norm needs 2 px, the convolution of stride 1 before it one more, and those of stride 2 halve.
+        """
+        size: int = 3 * 2 ** len(self.body)
+        return size
+
+    @property
+    def receptive_field(self) -> int:
+        """Side in px of the patch behind one score."""
+        return receptive_field(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.head(self.body(self.stem(x)))
+        return scores
+
+
+def receptive_field(network: nn.Module) -> int:
+    """Side in px of the patch behind one output of a plain chain of convolutions, as both discriminators are."""
+    side, step = 1, 1  # px of the input behind one place, and between two neighbouring ones
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            side += (module.kernel_size[0] - 1) * step
+            step *= module.stride[0]
+    return side
+
+
+def _narrow(channels: int, out_channels: int, stride: int, norm: bool) -> nn.Sequential:
+    return nn.Sequential(
+        OrderedDict(
+            conv=nn.Conv2d(channels, out_channels, 4, stride=stride, padding=1),
+            norm=InstanceNorm(out_channels) if norm else nn.Identity(),
+            act=nn.LeakyReLU(0.2),
+        )
+    )

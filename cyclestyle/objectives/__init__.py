@@ -1,0 +1,1 @@
+"""Objectives: the losses of a training step, and the images that they compare."""

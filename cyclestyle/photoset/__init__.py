@@ -1,0 +1,1 @@
+"""Photo sets: inputs, plan, journal, workers, contact sheet."""

@@ -1,0 +1,1 @@
+"""The contact sheet: one HTML page that shows a translated photo set."""

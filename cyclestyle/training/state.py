@@ -1,0 +1,99 @@
+"""The state of training: resume it, start from other weights, snapshot it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cyclestyle.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from cyclestyle.checkpoints.model import Model
+    from cyclestyle.objectives.cyclegan import CycleGAN
+    from cyclestyle.run.folder import ResumePoint
+    from cyclestyle.training.trainer import Trainer
+
+
+def restore_or_init(
+    trainer: "Trainer", domains: tuple[str, str], resumed: "ResumePoint | None", *, init: str | None
+) -> None:
+    """Bring a trainer to where the run stood; else give it the weights of `init`; else leave it fresh.
+
+    Raises:
+        CheckpointError: the weights belong to other networks, or to the opposite directions.
+    """
+    from cyclestyle.checkpoints.directory import read_model
+    from cyclestyle.networks import registry
+
+    objective = trainer.objective
+    if resumed is not None:
+        checkpoint = resumed.checkpoint
+        load_networks(checkpoint.model, objective)
+        trainer.load_state_dict(checkpoint.training, checkpoint.ranks)
+        restore_average(trainer, checkpoint.model)
+    elif init is not None:
+        model = read_model(Path(init))
+        for group, theirs, ours in (
+            ("generator", model.generator, objective.generators.ab.architecture),
+            ("discriminator", model.discriminator, objective.discriminators.a.architecture),
+        ):
+            if (theirs := registry.with_defaults(theirs)) != ours:
+                raise CheckpointError(f"init={init}: its {group} is {_differences(theirs, ours)}")  # type: ignore[arg-type]
+        if model.domains == domains[::-1] and domains != domains[::-1]:
+            raise CheckpointError(
+                f"init={init}: it was trained on {model.domains[0]} and {model.domains[1]}, here they are the other "
+                f"way round: swap data.domain_a and data.domain_b, and their folders"
+            )
+        load_networks(model, objective)
+        if trainer.average is not None:
+            trainer.average.module.load_state_dict(model.weights_under("generators."))
+
+
+def load_networks(model: "Model", objective: "CycleGAN") -> None:
+    """Put a model's weights into the networks.
+
+    Raises:
+        CheckpointError: they do not fit, with what is missing, left over or of another shape.
+    """
+    from cyclestyle.checkpoints.model import state_dict_mismatch
+
+    modules: dict[str, nn.Module] = {"generators.": objective.generators, "discriminators.": objective.discriminators}
+    for prefix, module in modules.items():
+        if wrong := state_dict_mismatch(module.state_dict(), model.weights_under(prefix)):
+            fault = f"{model.path}: its weights {prefix}* do not fit the architecture that it names"
+            raise CheckpointError("\n  ".join([fault, *wrong]))
+    for prefix, module in modules.items():
+        module.load_state_dict(model.weights_under(prefix))
+
+
+def restore_average(trainer: "Trainer", model: "Model") -> None:
+    """Go on with the moving average where there was one; a newly wanted one starts from the weights of now."""
+    if trainer.average is None:
+        return
+    trainer.average.module.load_state_dict(model.weights_under("ema.") or model.weights_under("generators."))
+
+
+def snapshot_model(trainer: "Trainer", domains: tuple[str, str]) -> "Model":
+    """The networks as they are now."""
+    from cyclestyle.checkpoints.model import Model
+
+    objective = trainer.objective
+    modules: dict[str, nn.Module] = {"generators": objective.generators, "discriminators": objective.discriminators}
+    if trainer.average is not None:
+        modules["ema"] = trainer.average.module
+    return Model(
+        tensors={
+            f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()
+        },
+        generator=dict(objective.generators.ab.architecture),  # type: ignore[arg-type]
+        discriminator=dict(objective.discriminators.a.architecture),  # type: ignore[arg-type]
+        domains=domains,
+        step=trainer.step,
+        path=Path(),
+    )
+
+
+def _differences(theirs: Mapping[str, object], ours: Mapping[str, object]) -> str:
+    keys = [key for key in {**ours, **theirs} if theirs.get(key) != ours.get(key)]
+    return ", ".join(f"{key}={theirs.get(key)} where the config says {ours.get(key)}" for key in keys)

@@ -1,0 +1,1 @@
+"""Translation of images that memory cannot hold: networks computed strip by strip."""

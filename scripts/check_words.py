@@ -1,0 +1,136 @@
+"""Find words and openings that the glossary of CONTRIBUTING.md rules out, in code, configs and docs.
+
+    python scripts/check_words.py [FILE ...]     # all files of the project by default; part of `make check`
+
+Prints one line for each place and exits with 1 if there is one. Checked are docstrings, comments, strings of three
+words and more (error texts, log lines, help), names of tests, comments of YAML files, and Markdown outside of code.
+"""
+
+import argparse
+import ast
+import io
+import re
+import sys
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDERS = ("cyclestyle", "configs", "scripts", "tests", "docs")
+PAGES = ("README.md", "CONTRIBUTING.md")
+
+# What a docstring may not open with: a clause has no subject that the reader knows yet.
+OPENING = re.compile(r"(What|Who|Whom|Whoever|Whose|Of|By|As|That|Those that|Whether or not)\b")
+# A comment that hangs on the line above it, or on the code behind it.
+DANGLING = re.compile(r"(that|which|whose|whom|who|of which|of|by|as of|so that|such that)\b")
+BANNED = re.compile(
+    r"\b(told|tells?|telling|says?|said|saying|hand(?:s|ed)? on|go(?:es|ing)? on|went on|stands?|stood|anew|of which"
+    r"|as of|such that|whoever|somebody)\b",
+    re.IGNORECASE,
+)
+# `stand-alone`, `standard` and code in backticks are no sentences.
+CODE = re.compile(r"`[^`]*`|\"[^\"\s]*\"|--[\w-]+|\b\w+=\S*|https?://\S+")
+DIALECT = re.compile(r"_s_|_told\b|_told_|_tells?_|_tells?\b|_says?_|_said_|_of_which_|whoever|somebody|_anew|_goes_on")
+EXEMPT = {"scripts/check_words.py", "tests/test_check_words.py"}  # they name the words
+
+
+class Finding(NamedTuple):
+    """One place where a sentence breaks a rule."""
+
+    line: int
+    rule: str
+    text: str
+
+
+def main() -> int:
+    """Print what is found; the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="*", type=Path)
+    arguments = parser.parse_args()
+    count = 0
+    for path in arguments.files or project_files():
+        name = path.resolve().relative_to(ROOT).as_posix()
+        if name in EXEMPT:
+            continue
+        for finding in check(path):
+            count += 1
+            print(f"{name}:{finding.line}: {finding.rule}: {finding.text}")
+    if count:
+        print(f"{count} places: see the glossary in CONTRIBUTING.md", file=sys.stderr)
+    return 1 if count else 0
+
+
+def project_files() -> list[Path]:
+    """The files that are checked, in order."""
+    kinds = {".py", ".yaml", ".md"}
+    found = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*") if path.suffix in kinds]
+    return sorted(found) + [ROOT / page for page in PAGES]
+
+
+def check(path: Path) -> list[Finding]:
+    """The findings in one file, by line."""
+    text = path.read_text(encoding="utf-8")
+    checks = {".py": in_python, ".yaml": in_yaml, ".md": in_markdown}
+    return sorted(checks[path.suffix](text))
+
+
+def in_python(source: str) -> Iterator[Finding]:
+    """Findings in docstrings, comments, strings and names of tests."""
+    tree = ast.parse(source)
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    docstrings = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, documented) and node.body and isinstance(node.body[0], ast.Expr)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_") and DIALECT.search(node.name):
+            yield Finding(node.lineno, "test name", node.name)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            is_docstring = id(node) in docstrings
+            if is_docstring and OPENING.match(node.value):
+                yield Finding(node.lineno, "opening", _first_line(node.value))
+            if is_docstring or len(node.value.split()) >= 3:
+                yield from _banned(node.value, node.lineno)
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            yield from _comment(token.string, token.start[0])
+
+
+def in_yaml(text: str) -> Iterator[Finding]:
+    """Findings in comments."""
+    for number, line in enumerate(text.splitlines(), 1):
+        if match := re.search(r"(?:^|\s)#(.*)", line):
+            yield from _banned(match[1], number)
+
+
+def in_markdown(text: str) -> Iterator[Finding]:
+    """Findings in paragraphs and tables."""
+    is_code = False
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.lstrip().startswith("```"):
+            is_code = not is_code
+        elif not is_code:
+            yield from _banned(line, number)
+
+
+def _comment(comment: str, line: int) -> Iterator[Finding]:
+    words = comment.lstrip("#").strip()
+    if DANGLING.match(words):
+        yield Finding(line, "dangling comment", words)
+    yield from _banned(words, line)
+
+
+def _banned(text: str, line: int) -> Iterator[Finding]:
+    for offset, part in enumerate(text.splitlines()):
+        for match in BANNED.finditer(CODE.sub(" ", part)):
+            yield Finding(line + offset, f"`{match[0]}`", part.strip())
+
+
+def _first_line(text: str) -> str:
+    return text.strip().partition("\n")[0]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,415 @@
+"""Checkpoints: complete or absent, verified when read, and free of wrappers and code."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch.nn.parallel import DistributedDataParallel
+
+from cyclestyle.checkpoints.directory import Checkpoints, read, read_model
+from cyclestyle.checkpoints.manifest import _sha256
+from cyclestyle.checkpoints.model import Model
+from cyclestyle.distributed.world import World
+from cyclestyle.errors import CheckpointError, CommandError, DiskError
+from cyclestyle.hardware.device import Hardware
+from cyclestyle.training.state import snapshot_model
+from cyclestyle.training.trainer import Trainer
+from tests.factories import random_batch, tiny_objective, tiny_trainer
+
+FILES = ["networks.safetensors", "rank0.pt", "training.pt"]
+
+
+def model(step: int = 4, **tensors: torch.Tensor) -> Model:
+    tensors = tensors or {"generators.ab.weight": torch.arange(6.0).view(2, 3)}
+    return Model(tensors, {"name": "resnet", "channels": 4}, {"name": "patch"}, ("monet", "photo"), step, Path())
+
+
+def save(folder: Path, step: int = 4, *, keep: int = 3, training: Any = None) -> Path:
+    state = {"step": step, "recipe": {}} if training is None else training
+    return Checkpoints(folder, keep=keep).save(model(step), state, {"pools": {}}, world=World())
+
+
+def steps(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("step_*"))
+
+
+def trained(trainer: Trainer, count: int) -> Trainer:
+    while trainer.step < count:
+        trainer.train_step(random_batch([2 * trainer.step, 2 * trainer.step + 1]))
+    return trainer
+
+
+def test_what_is_saved_is_read_again(tmp_path: Path) -> None:
+    trainer = trained(tiny_trainer(batch_size=2, pool=6, ema=0.9), 3)
+    saved = snapshot_model(trainer, ("größe 🎨", "photo"))
+    state, own = trainer.state_dict(), trainer.rank_state_dict()
+    path = Checkpoints(tmp_path / "checkpoints").save(saved, state, own, world=World())
+
+    assert path == tmp_path / "checkpoints" / "step_00000003"
+    assert sorted(file.name for file in path.iterdir()) == sorted([*FILES, "manifest.json"])
+    again = read(path)
+    assert again.step == 3
+    assert again.model.domains == ("größe 🎨", "photo")
+    assert again.model.generator == trainer.objective.generators.ab.architecture
+    assert again.model.discriminator == trainer.objective.discriminators.a.architecture
+    assert again.model.tensors.keys() == saved.tensors.keys()
+    assert all(torch.equal(value, saved.tensors[name]) for name, value in again.model.tensors.items())
+    assert equal(again.training, state)
+    assert equal(again.ranks, [own])
+
+
+def equal(ours: Any, theirs: Any) -> bool:
+    """Whether nested states are the same, tensors bit for bit."""
+    if isinstance(ours, torch.Tensor):
+        return isinstance(theirs, torch.Tensor) and ours.dtype == theirs.dtype and torch.equal(ours, theirs)
+    if isinstance(ours, dict):
+        return ours.keys() == theirs.keys() and all(equal(value, theirs[key]) for key, value in ours.items())
+    if isinstance(ours, list | tuple):
+        return len(ours) == len(theirs) and all(map(equal, ours, theirs))
+    return bool(ours == theirs)
+
+
+def test_the_safetensors_header_describes_the_networks(tmp_path: Path) -> None:
+    path = save(tmp_path) / "networks.safetensors"
+    with safe_open(path, framework="pt") as opened:
+        header = json.loads(opened.metadata()["cyclestyle"])
+    assert header == {
+        "version": 1,
+        "step": 4,
+        "domains": ["monet", "photo"],
+        "generator": {"name": "resnet", "channels": 4},
+        "discriminator": {"name": "patch"},
+    }
+
+
+def test_latest_names_the_newest_and_older_ones_are_pruned(tmp_path: Path) -> None:
+    for step in (2, 4, 10):
+        save(tmp_path, step, keep=2)
+    assert steps(tmp_path) == ["step_00000004", "step_00000010"]
+    assert (tmp_path / "latest").read_text() == "step_00000010\n"
+    assert Checkpoints(tmp_path).newest() == tmp_path / "step_00000010"
+    assert Checkpoints(tmp_path).load().step == 10
+
+
+def test_the_newest_is_the_one_with_the_highest_number_beyond_eight_digits_too(tmp_path: Path) -> None:
+    for step in (99_999_999, 100_000_000):
+        save(tmp_path, step)
+    assert Checkpoints(tmp_path).load().step == 100_000_000
+
+
+def test_without_a_checkpoint_there_is_nothing_to_load(tmp_path: Path) -> None:
+    assert Checkpoints(tmp_path / "none").load() is None
+    assert Checkpoints(tmp_path).load() is None
+
+
+def test_an_interrupted_save_leaves_the_older_checkpoint_the_newest(tmp_path: Path) -> None:
+    older = save(tmp_path, 4)
+    with pytest.raises(AttributeError):
+        save(tmp_path, 6, training={"cannot be pickled": lambda: None})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step_00000004"]
+    assert Checkpoints(tmp_path).newest() == older
+    assert Checkpoints(tmp_path).load().step == 4
+    assert (tmp_path / "latest").read_text() == "step_00000004\n"
+
+    save(tmp_path, 5)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step_00000004", "step_00000005"]
+
+
+def test_what_a_killed_save_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    save(tmp_path, 4)
+    left = tmp_path / ".step_00000006.tmp"
+    left.mkdir()
+    (left / "networks.safetensors").write_bytes(b"half")
+    save(tmp_path, 5)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step_00000004", "step_00000005"]
+
+
+def test_the_newest_good_checkpoint_is_used_where_newer_ones_are_damaged(tmp_path: Path) -> None:
+    for step in (2, 4, 6, 8):
+        save(tmp_path, step, keep=4)
+    (tmp_path / "step_00000008" / "manifest.json").unlink()
+    (tmp_path / "step_00000006" / "rank0.pt").write_bytes(b"")
+    told: list[str] = []
+    assert Checkpoints(tmp_path).load(tell=told.append).step == 4
+    assert told == [
+        f"{tmp_path}/step_00000008/manifest.json is missing or malformed, using step_00000004 instead",
+        f"checksum mismatch in {tmp_path}/step_00000006/rank0.pt: the file is not what was written, "
+        "using step_00000004 instead",
+    ]
+    assert len(steps(tmp_path)) == 4  # whoever only reads changes nothing
+
+    # The run itself takes them away, so that they neither count among those to keep nor are tried again.
+    assert Checkpoints(tmp_path).load(mend=True, tell=told.append).step == 4
+    assert steps(tmp_path) == ["step_00000002", "step_00000004"]
+    save(tmp_path, 5, keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step_00000004", "step_00000005"]
+
+
+def test_a_model_of_a_run_comes_from_its_newest_good_checkpoint(tmp_path: Path) -> None:
+    for step in (2, 4):
+        save(tmp_path / "checkpoints", step)
+    damage(tmp_path / "checkpoints/step_00000004/networks.safetensors")
+    told: list[str] = []
+    assert read_model(tmp_path, tell=told.append).step == 2
+    assert len(told) == 1
+    assert "checksum mismatch" in told[0]
+    with pytest.raises(CheckpointError, match="checksum mismatch"):
+        read_model(tmp_path / "checkpoints/step_00000004")
+
+
+def damage(file: Path) -> None:
+    """Turn a bit over."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def test_a_disk_that_cannot_be_read_now_takes_no_checkpoint_away(tmp_path: Path) -> None:
+    save(tmp_path, 2)
+    file = save(tmp_path, 4) / "training.pt"
+    aside = file.rename(tmp_path / "aside")
+    file.symlink_to(file)  # an error that is none of the file's: too many levels of symbolic links
+    with pytest.raises(DiskError, match=f"cannot read {file}: too many levels.*; try again"):
+        Checkpoints(tmp_path).load(mend=True)
+    aside.replace(file)
+    assert Checkpoints(tmp_path).load(mend=True).step == 4
+
+
+def test_a_checkpoint_that_lacks_a_process_s_part_is_not_published_and_not_believed(tmp_path: Path) -> None:
+    path = save(tmp_path, 4)
+    manifest = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps({**manifest, "ranks": 2}))
+    with pytest.raises(CheckpointError, match="malformed"):
+        read(path)
+    (path / "manifest.json").unlink()
+    with pytest.raises(FileNotFoundError):
+        Checkpoints(tmp_path)._publish(path, tmp_path / "step_00000006", ranks=2)
+    (path / ".nfs0001").write_text("of the file system")
+    Checkpoints(tmp_path)._publish(path, tmp_path / "step_00000006", ranks=1)
+    assert Checkpoints(tmp_path).load().ranks == [{"pools": {}}]
+
+
+def test_steps_to_keep_for_ever_stay(tmp_path: Path) -> None:
+    for step in range(2, 14, 2):
+        Checkpoints(tmp_path, keep=2, keep_every=4).save(model(step), {}, {}, world=World())
+    assert steps(tmp_path) == [f"step_{step:08d}" for step in (4, 8, 10, 12)]
+
+
+@pytest.mark.parametrize("settings", [{"keep": 1}, {"keep": 0}, {"keep_every": 0}])
+def test_to_keep_less_than_a_second_one_is_refused(tmp_path: Path, settings: dict[str, int]) -> None:
+    with pytest.raises(CommandError, match=r"checkpoint\.keep"):
+        Checkpoints(tmp_path, **settings)
+
+
+def test_a_save_at_the_same_step_takes_the_place_of_the_first(tmp_path: Path) -> None:
+    save(tmp_path)
+    save(tmp_path, training={"second": True})
+    assert Checkpoints(tmp_path).load().training == {"second": True}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_flipped_byte_is_found_and_the_file_named(tmp_path: Path, name: str) -> None:
+    file = save(tmp_path) / name
+    damage(file)
+    with pytest.raises(CheckpointError, match=f"checksum mismatch in {file}"):
+        Checkpoints(tmp_path).load()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
+    (save(tmp_path) / name).unlink()
+    with pytest.raises(CheckpointError, match=f"{name} is missing"):
+        Checkpoints(tmp_path).load()
+
+
+def test_a_newer_version_is_refused_with_both_versions(tmp_path: Path) -> None:
+    manifest = save(tmp_path) / "manifest.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "version": 7, "files": "other"}))
+    with pytest.raises(CheckpointError, match="of version 7, this program reads up to 1: update it"):
+        Checkpoints(tmp_path).load()
+
+    file = tmp_path / "newer.safetensors"
+    save_file({"x": torch.zeros(1)}, file, metadata={"cyclestyle": '{"version": 7}'})
+    with pytest.raises(CheckpointError, match="of version 7, this program reads up to 1: update it"):
+        read_model(file)
+
+
+def test_a_file_without_our_header_is_not_ours(tmp_path: Path) -> None:
+    file = tmp_path / "other.safetensors"
+    for metadata in (None, {"format": "pt"}):
+        save_file({"x": torch.zeros(1)}, file, metadata=metadata)
+        with pytest.raises(CheckpointError, match=r"other\.safetensors is not a cyclestyle model"):
+            read_model(file)
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"domains": "one"},
+        {"domains": ["a", "b", "c"]},
+        {"domains": None},
+        {"step": None},
+        {"step": float("inf")},
+        {"generator": 3},
+        {"discriminator": "patch"},
+        {"version": None},
+        {"version": "1"},
+    ],
+)
+def test_a_header_that_lies_is_refused(tmp_path: Path, lie: dict[str, Any]) -> None:
+    truth = {"version": 1, "step": 0, "domains": ["a", "b"], "generator": {}, "discriminator": {}}
+    file = tmp_path / "model.safetensors"
+    for header in ({**truth, **lie}, {key: value for key, value in truth.items() if key not in lie}):
+        save_file({"x": torch.zeros(1)}, file, metadata={"cyclestyle": json.dumps(header)})
+        with pytest.raises(CheckpointError, match=r"model\.safetensors is not a cyclestyle model"):
+            read_model(file)
+
+
+def test_code_in_a_training_file_is_not_run(tmp_path: Path) -> None:
+    path = save(tmp_path)
+    marker = tmp_path / "ran"
+
+    class Evil:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return marker.touch, ()
+
+    torch.save({"step": Evil()}, path / "training.pt")
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["files"]["training.pt"]["sha256"] = _sha256(path / "training.pt")
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match=r"training\.pt cannot be read"):
+        read(path)
+    assert not marker.exists()
+
+
+KEYS = st.sampled_from(["version", "step", "ranks", "files", "sha256", "domains", "generator", "discriminator", *FILES])
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just(1),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS | st.text(max_size=3), inner, max_size=5),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.binary(max_size=80) | JSON.map(lambda value: json.dumps(value).encode()))
+@example(b"[" * 200_000)
+@example(b'{"version": Infinity}')
+@example(b'{"version": 1, "files": {"networks.safetensors": {}, "training.pt": {}, "rank0.pt": {}}}')
+@example(b'{"version": 1, "files": {"\\u0000": {"sha256": "x"}}}')
+def test_whatever_a_manifest_holds_it_is_a_checkpoint_error(content: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        for name in FILES:
+            (Path(folder) / name).write_bytes(b"")
+        (Path(folder) / "manifest.json").write_bytes(content)
+        with pytest.raises(CheckpointError) as caught:
+            read(Path(folder))
+        assert "\n" not in str(caught.value)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.binary(max_size=100))
+@example(b"")
+@example(b"\x08\0\0\0\0\0\0\0{       ")
+@example(b"\xff\xff\xff\xff\xff\xff\xff\x7f{}")
+def test_whatever_bytes_a_model_file_has_it_is_a_checkpoint_error(content: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "model.safetensors"
+        file.write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+            read_model(file)
+
+
+@settings(max_examples=100, deadline=None)
+@given(JSON.map(json.dumps) | st.text(max_size=20))
+@example("[" * 100_000)
+@example('{"version": 1, "step": Infinity, "domains": ["a", "b"], "generator": {}, "discriminator": {}}')
+def test_whatever_a_header_says_it_is_a_model_or_a_checkpoint_error(header: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "model.safetensors"
+        try:
+            save_file({"x": torch.zeros(1)}, file, metadata={"cyclestyle": header})
+        except UnicodeEncodeError:  # half a surrogate pair cannot be in such a file
+            return
+        try:
+            found = read_model(file)
+        except CheckpointError:
+            return
+        assert len(found.domains) == 2
+        assert isinstance(found.generator, dict)
+
+
+def test_a_model_is_found_in_a_run_its_checkpoints_one_of_them_or_a_file(tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "mine"
+    path = save(run / "checkpoints", 2)
+    newest = save(run / "checkpoints", 4)
+    for place in (run, run / "checkpoints", newest, newest / "networks.safetensors"):
+        found = read_model(place)
+        assert found.step == 4
+        assert found.path == newest / "networks.safetensors"
+    assert read_model(path).step == 2
+
+
+def test_where_no_model_is_the_place_is_named_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match=f"no checkpoint at {tmp_path}/runs/gone"):
+        read_model(Path("runs/gone"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match=f"no checkpoint in {tmp_path}/empty: is it a run folder"):
+        read_model(Path("empty"))
+
+
+def test_parts_of_a_model_lose_their_prefix() -> None:
+    whole = model(**{"ema.ab.w": torch.zeros(1), "ema.ba.w": torch.ones(1), "generators.ab.w": torch.ones(1)})
+    assert whole.weights_under("ema.ab.").keys() == {"w"}
+    assert whole.weights_under("ema.").keys() == {"ab.w", "ba.w"}
+    assert whole.weights_under("discriminators.") == {}
+
+
+@pytest.fixture
+def process_group() -> Any:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("process_group")
+def test_no_wrapper_s_name_is_in_any_key_of_a_compiled_run_of_several_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(0, 2)  # of which this process is all there is: enough to be wrapped
+    hardware = Hardware("cpu", precision="fp32", compile=True, world=world)
+    trainer = tiny_trainer(ema=0.9, batch_size=2)
+    objective = tiny_objective(prepare=hardware.wrap)
+    assert isinstance(objective._translate, DistributedDataParallel)
+    assert type(objective._translate.module).__name__ == "OptimizedModule"
+    wrapped = Trainer(
+        objective,
+        trainer.optimizers,
+        schedule=trainer.schedule,
+        samples_per_epoch=10,
+        pools=trainer.pools,
+        average=type(trainer.average)(objective.generators, 0.9),
+        hardware=hardware,
+        seed=0,
+        batch_size=2,
+        steps=10,
+    )
+    with torch.compiler.set_stance("force_eager"):
+        wrapped.train_step(random_batch([0]))
+
+    path = Checkpoints(tmp_path).save(
+        snapshot_model(wrapped, ("a", "b")), wrapped.state_dict(), wrapped.rank_state_dict(), world=World()
+    )
+    keys = read(path).model.tensors.keys()
+    assert keys == snapshot_model(trainer, ("a", "b")).tensors.keys()
+    assert not any("module." in key or "_orig_mod." in key for key in keys)
+
+    tiny_objective().generators.load_state_dict(read(path).model.weights_under("ema."))

@@ -1,0 +1,144 @@
+"""Arguments taken apart, the nearest right word, and what the YAML files say about themselves."""
+
+from pathlib import Path
+
+import pytest
+
+from cyclestyle.cli import arguments, compose
+from cyclestyle.cli import help as help_pages
+from cyclestyle.errors import CommandError, DataError
+
+CONFIGS = compose.config_dir()
+FILES = sorted(CONFIGS.rglob("*.yaml"))
+EXPERIMENTS = sorted((CONFIGS / "experiment").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("typed", ["data.a=x=y", "+data.a=x=y", "++data.a=x=y"])
+def test_pluses_are_dropped_and_only_the_first_equals_sign_separates(typed: str) -> None:
+    assert arguments.split(typed) == ("data.a", "x=y")
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("foo", "foo: expected key=value"),
+        ("=3", "=3: expected key=value"),
+        ("data.root=", "data.root= has no value"),
+        ("input=  ", "input= has no value"),
+        ("~logger.console", "logger.tensorboard=null"),
+    ],
+)
+def test_a_malformed_argument_is_named(typed: str, said: str) -> None:
+    with pytest.raises(CommandError) as caught:
+        arguments.split(typed)
+    assert said in str(caught.value)
+
+
+def test_home_is_expanded_in_paths_and_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    assert arguments.literal(arguments.split("input=~/photos/")) == "/home/ada/photos/"
+    assert arguments.literal(arguments.split("input=~")) == "/home/ada"
+    assert arguments.literal(arguments.split("input=a~/b")) == "a~/b"
+    assert arguments.literal(arguments.split("input=~nobody at all/b")) == "~nobody at all/b"
+    assert arguments.literal(arguments.split("name=~")) == "~"
+
+
+def test_flags_are_told_from_arguments() -> None:
+    flags = arguments.split_flags(["a=1", "--cfg", "job", "-m", "b=2"])
+    assert flags == (False, True, True, ["a=1", "b=2"])
+    assert arguments.split_flags(["-h"]).help
+    assert arguments.split_flags(["--cfg=job"]).print_config
+
+
+@pytest.mark.parametrize("words", [["--hlep"], ["--cfg"], ["--cfg", "hydra"], ["-x"]])
+def test_an_unknown_flag_is_named(words: list[str]) -> None:
+    with pytest.raises(CommandError, match=f"no flag {words[0]}: there are --help"):
+        arguments.split_flags(words)
+
+
+@pytest.mark.parametrize(
+    ("word", "right"),
+    [
+        ("trainer.stesp", "trainer.steps"),
+        ("steps", "trainer.steps"),
+        ("stpes", "trainer.steps"),
+        ("genrator", "generator"),
+        ("qqq", ""),
+    ],
+)
+def test_the_nearest_word_is_found_also_by_its_last_part(word: str, right: str) -> None:
+    assert arguments.closest_match(word, ["name", "generator", "trainer.steps", "trainer.epochs", "ema.decay"]) == right
+
+
+def test_a_word_far_from_all_is_answered_with_all() -> None:
+    assert (
+        str(arguments.unknown_key_error("generator", "qqq", ["resnet", "unet"]))
+        == "no generator qqq: there are resnet, unet"
+    )
+
+
+def test_an_error_is_one_line_and_at_most_five_more() -> None:
+    error = DataError("\n".join(["broken files:", *"abcdefgh"]))
+    assert arguments.report("train", error).splitlines() == ["cyclestyle train: broken files:", *"abcde"]
+
+
+def test_entries_have_dotted_keys_values_and_comments(tmp_path: Path) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text(
+        "# head\ndefaults:\n  - a: b\n\na: 1 # one\nb: # nodes\n  c: [1, 2] # two: 2\n  d: x#y\ne: http://x # z\n"
+    )
+    assert list(help_pages.yaml_entries(file)) == [
+        ("a", "1", "one"),
+        ("b", "", "nodes"),
+        ("b.c", "[1, 2]", "two: 2"),
+        ("b.d", "x#y", ""),
+        ("e", "http://x", "z"),
+    ]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(CONFIGS)))
+def test_every_key_has_a_comment_and_every_file_a_header(file: Path) -> None:
+    keys = [entry for entry in help_pages.yaml_entries(file) if entry.value]
+    assert [entry.key for entry in keys if not entry.comment and not entry.key.endswith("_target_")] == []
+    first = help_pages.header(file)[0]
+    assert first.endswith((".", "?"))
+    assert len(first) < 110
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(CONFIGS)))
+def test_the_comments_are_read_from_every_line_that_has_a_key(file: Path) -> None:
+    lines = file.read_text().splitlines()
+    keys = [line for line in lines if ":" in line.split("#")[0] and not line.lstrip().startswith(("-", "defaults:"))]
+    assert len(list(help_pages.yaml_entries(file))) == len(keys)
+
+
+@pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda file: file.stem)
+def test_every_experiment_states_command_hardware_time_and_result(file: Path) -> None:
+    head = help_pages.header(file)
+    assert f"  python -m cyclestyle.train experiment={file.stem}" in head
+    for word in ("Hardware:", "Time:", "Expected:"):
+        assert any(line.startswith(word) and line.removeprefix(word).strip() for line in head)
+
+
+@pytest.mark.parametrize("command", ["train", "translate", "evaluate"])
+def test_help_names_every_key_group_option_and_experiment_in_112_columns(command: str) -> None:
+    text = help_pages.help_text(CONFIGS, command, compose.groups(command))
+    cfg = compose.compose(command, [])
+    rows = [line.split() for line in text.splitlines()]
+    keys = [
+        key
+        for key, value in compose.walk(compose.to_plain(cfg))
+        if not isinstance(value, dict) and "_target_" not in key
+    ]
+    assert [key for key in keys if not any(row[:1] == [key] and len(row) > 2 for row in rows)] == []
+    for group in compose.groups(command):
+        for option in help_pages.options(CONFIGS / group):
+            named = option if group == "experiment" else f"{group}={option}"
+            assert any(row[:1] == [named] and len(row) > 2 for row in rows)
+    assert max(map(len, text.splitlines())) <= 120
+    assert f"python -m cyclestyle.{command} " in text
+
+
+def test_help_tells_the_keys_that_only_another_option_has() -> None:
+    assert "Keys: levels, detail." in help_pages.describe_option(CONFIGS / "generator", "unet", "resnet")
+    assert "Keys" not in help_pages.describe_option(CONFIGS / "generator", "resnet", "resnet")

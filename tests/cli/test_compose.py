@@ -1,0 +1,697 @@
+"""The config: what can be typed, what is refused and how, and that every experiment fits the parts it names."""
+
+import copy
+import functools
+import itertools
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from hypothesis import Phase, example, given, settings
+from hypothesis import strategies as st
+from omegaconf import DictConfig, OmegaConf
+
+from cyclestyle.cli import arguments as commandline
+from cyclestyle.cli import compose as config
+from cyclestyle.cli import dispatch, keys, signatures
+from cyclestyle.cli import help as help_pages
+from cyclestyle.errors import CommandError, CyclestyleError, DataError
+
+EXPERIMENTS = help_pages.options(config.config_dir() / "experiment")
+OPTIONS = [
+    [f"{group}={option}" for option in help_pages.options(config.config_dir() / group)]
+    for group in config.groups("train")
+    if group != "experiment"
+]
+CHOICES = [tuple(filter(None, chosen)) for chosen in itertools.zip_longest(*OPTIONS)]  # each option once
+
+AWKWARD = {
+    "umlaut": "/d/Müller/Größe",
+    "space": "my photos/summer 2019 ",
+    "brackets": "photos (2019)/[a]/x",
+    "comma": "a,b.jpg",
+    "equals": "a=b=c.jpg",
+    "single quote": "it's",
+    "double quote": 'the "best"',
+    "both quotes": """'"'" """,
+    "hash": "a #1",
+    "dollar": "$HOME/$x",
+    "braces": "{a: 1}",
+    "reference": "runs/${name}/${oc.env:HOME}/${",
+    "backslash": "C:\\photos\\",
+    "backslash and reference": "\\${name}\\\\${x}\\",
+    "emoji": "📷👨‍👩‍👧/🌊.jpg",
+    "percent and others": "100% @home; a&b|c!*?<>:",
+    "number": "2019",
+    "word": "true",
+    "list": "[1,2]",
+    "interpunct": "~~x",
+    "leading plus": "+x",
+}
+
+
+def said(call: Callable[[], object]) -> str:
+    """What the CommandError says, which must fit on one line."""
+    with pytest.raises(CommandError) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def composing(*overrides: str, command: str = "train") -> str:
+    return said(lambda: config.compose(command, overrides))
+
+
+# Composing
+
+
+@pytest.mark.parametrize("typed", ["experiment=monet", "+experiment=monet", "++experiment=monet"])
+def test_an_experiment_is_chosen_with_or_without_plus(typed: str) -> None:
+    cfg = config.compose("train", [typed])
+    assert (cfg.name, cfg.run_dir, cfg.data.root, cfg.data.domain_a) == (
+        "monet",
+        "runs/monet",
+        "data/monet2photo",
+        "monet",
+    )
+
+
+@pytest.mark.parametrize("typed", ["trainer.steps=7", "+trainer.steps=7", "++trainer.steps=7"])
+def test_a_key_is_set_with_or_without_plus_and_wins_over_the_experiment(typed: str) -> None:
+    assert config.compose("train", [typed, "experiment=demo"]).trainer.steps == 7
+
+
+@pytest.mark.parametrize("typed", ["generator=unet", "+generator=unet"])
+def test_a_group_option_is_chosen(typed: str) -> None:
+    assert config.compose("train", [typed]).generator._target_ == "cyclestyle.networks.UNetGenerator"
+
+
+def test_without_an_experiment_the_config_is_the_papers_recipe() -> None:
+    cfg = config.compose("train", [])
+    assert config.to_plain(cfg)["objective"] == {"cycle_a": 10.0, "cycle_b": 10.0, "identity": 0.5}
+    assert (cfg.generator.channels, cfg.generator.blocks, cfg.discriminator.channels) == (64, 9, 64)
+    assert (cfg.data.load_size, cfg.data.crop_size, cfg.data.resize) == (286, 256, "stretch")
+    assert (cfg.optimizer.lr, list(cfg.optimizer.betas), cfg.pool.size, cfg.ema.decay) == (2e-4, [0.5, 0.999], 50, 0)
+    assert (cfg.schedule.constant_epochs, cfg.schedule.decay_epochs, cfg.trainer.batch_size) == (100, 100, 1)
+
+
+@pytest.mark.parametrize("experiment", sorted(set(EXPERIMENTS) - {"demo", "smoke"}))
+def test_the_papers_experiments_change_nothing_but_the_data(experiment: str) -> None:
+    usual, cfg = config.to_plain(composed(None)), config.to_plain(composed(experiment))
+    changed = {key for key in usual if usual[key] != cfg[key]}
+    assert changed == {"name", "run_dir", "data"}
+    assert {key for key in usual["data"] if usual["data"][key] != cfg["data"][key]} == {
+        "root",
+        "domain_a",
+        "domain_b",
+        "homepage",
+    }
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_an_experiment_has_the_name_of_its_file(experiment: str) -> None:
+    assert composed(experiment).name == experiment
+
+
+@functools.cache
+def composed(experiment: str | None) -> DictConfig:
+    return config.compose("train", [f"experiment={experiment}"] if experiment else [])
+
+
+# Paths and names as typed
+
+
+@pytest.mark.parametrize("text", AWKWARD.values(), ids=AWKWARD.keys())
+def test_paths_work_as_typed_in_every_key_with_and_without_pluses(text: str) -> None:
+    for command, plus in itertools.product(config.SCHEMAS, ("", "+", "++")):
+        cfg = copy.deepcopy(defaults(command))  # what compose does, but for Hydra's part, which takes its time
+        for key in literal_keys(command):
+            config.set_key(cfg, commandline.split(f"{plus}{key}={text}"), command)
+        plain = dict(config.walk(config.to_plain(cfg)))
+        assert [k for k in literal_keys(command) if OmegaConf.select(cfg, k) != text or plain[k] != text] == []
+
+
+@functools.cache
+def defaults(command: str) -> DictConfig:
+    return config.compose(command, [])
+
+
+@functools.cache
+def literal_keys(command: str) -> list[str]:
+    """The path and text keys of a command, but for the name, which is no path."""
+    known = dict(config.walk(config.to_plain(defaults(command))))
+    return sorted(key for key in keys.TAKEN_AS_TYPED - {"name"} if not isinstance(known.get(key, {}), dict))
+
+
+def test_the_path_keys_are_those_of_the_issue() -> None:
+    data = ["data.a", "data.b", "data.domain_a", "data.domain_b", "data.root", "data.test_a", "data.test_b"]
+    assert literal_keys("train") == [*data, "init", "run_dir"]
+    assert literal_keys("translate") == ["checkpoint", "direction", "input", "output"]
+    assert literal_keys("evaluate") == ["checkpoint", "direction", "input", "target", "truth"]
+    assert literal_keys("export") == ["checkpoint", "direction", "output"]
+
+
+@pytest.mark.parametrize("text", [text.replace("/", "-") for text in AWKWARD.values()], ids=AWKWARD.keys())
+def test_a_name_works_as_typed_and_so_does_the_run_folder_made_of_it(text: str) -> None:
+    cfg = config.compose("train", [f"name={text}", f"data.root={text}"])
+    assert (cfg.name, cfg.data.root, cfg.run_dir) == (text, text, f"runs/{text}")
+    assert config.to_plain(cfg)["run_dir"] == f"runs/{text}"
+
+
+def test_escaping_gives_any_text_back() -> None:
+    rng = random.Random(0)
+    for _ in range(1000):
+        text = "".join(rng.choice("\\${}a:,'\" ") for _ in range(rng.randrange(9)))
+        cfg = OmegaConf.create({"p": commandline.escape_interpolation(text), "q": "x/${p}"})
+        assert (cfg.p, cfg.q) == (text, f"x/{text}")
+
+
+def test_a_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/käthe")
+    cfg = config.compose("train", ["data.a=~/x", "+data.b=~", "++run_dir=~/runs (old)"])
+    assert (cfg.data.a, cfg.data.b, cfg.run_dir) == ("/home/käthe/x", "/home/käthe", "/home/käthe/runs (old)")
+
+
+def test_null_for_a_path_is_none() -> None:
+    cfg = config.compose("train", ["experiment=monet", "data.root=null", "init=null"])
+    assert cfg.data.root is None
+    assert cfg.init is None
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", ".", "/x"])
+def test_a_name_that_is_no_folder_name_is_refused(name: str) -> None:
+    assert composing(f"name={name}").startswith(f"name={name} is no name for a folder")
+
+
+def test_a_part_gets_paths_as_typed_and_what_the_program_adds() -> None:
+    text = AWKWARD["backslash and reference"]
+    cfg = config.compose("train", [f"data.root={text}"])
+    network = object()
+    node = OmegaConf.create({"_target_": f"{__name__}.Part", "size": 3})
+    node.root = cfg.data._get_node("root")
+    part = config.build(node, network=network)
+    assert (part.root, part.network, part.size) == (text, network, 3)
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("trainer.stesp=3", "no key trainer.stesp: did you mean trainer.steps?"),
+        ("+trainer.stesp=3", "no key trainer.stesp: did you mean trainer.steps?"),
+        ("steps=3", "no key steps: did you mean trainer.steps?"),
+        ("sed=3", "no key sed: did you mean seed?"),
+        ("genrator=unet", "no key genrator: did you mean generator?"),
+        ("genrator.channels=3", "no key genrator.channels: did you mean generator.channels?"),
+        ("generator=resnet5", "no generator resnet5: did you mean resnet?"),
+        ("generator=vit", "no generator vit: there are resnet, unet, unet_small"),
+        ("experiment=mone", "no experiment mone: did you mean monet?"),
+        ("zzz.qqq=x", "no key zzz.qqq: --help lists the keys"),
+        ("foo", "foo: expected key=value, such as name=mine or trainer.steps=2000"),
+        ("seed=abc", "seed=abc: expected a whole number"),
+        ("seed=1.5", "seed=1.5: expected a whole number"),
+        ("seed=true", "seed=true: expected a whole number"),
+        ("name=null", "name=null: expected text"),
+        ("objective=3", "objective=3: objective holds keys, set one of them: cycle_a, cycle_b, identity"),
+        ("objective=null", "objective=null: objective holds keys, set one of them: cycle_a, cycle_b, identity"),
+        ("trainer.steps=1,2", "trainer.steps=1,2 has several values: add --multirun to train once for each"),
+        ("generator=unet,resnet", "generator=unet,resnet has several values: add --multirun to train once for each"),
+        ("experiment=monet,maps", "experiment=monet,maps has several values: add --multirun to train once for each"),
+    ],
+)
+def test_what_is_wrong_is_named_with_the_nearest_right_one(typed: str, message: str) -> None:
+    assert composing(typed) == message
+
+
+def test_a_value_that_hydra_cannot_read_is_named() -> None:
+    assert composing("trainer.steps=(3").startswith("trainer.steps=(3 cannot be read: ")
+
+
+@pytest.mark.parametrize("key", ["data.root", "trainer.steps", "generator", "experiment", "name"])
+def test_an_empty_value_is_an_error_that_names_the_key(key: str) -> None:
+    assert composing(f"{key}=").startswith(f"{key}= has no value")
+
+
+@pytest.fixture
+def own_configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the YAML files to which a test can add its own."""
+    folder = tmp_path / "cönfigs (copy)"
+    shutil.copytree(config.config_dir(), folder)
+    monkeypatch.setattr(config, "config_dir", lambda: folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [
+        ("schedul:\n  decay_epochs: 3\n", "schedul"),
+        ("seed: abc\n", "abc"),
+        ("a: [\n", "own.yaml"),
+        ("name: ${x}\n", "x"),
+    ],
+)
+def test_a_mistake_at_the_root_of_an_experiment_is_an_error(own_configs: Path, content: str, word: str) -> None:
+    (own_configs / "experiment" / "own.yaml").write_text(f"# @package _global_\n# Own.\n{content}")
+    assert word in composing("experiment=own")
+
+
+def test_a_reference_to_nothing_is_an_error() -> None:
+    assert "nothing" in composing("ema.decay=${nothing}")
+
+
+def test_a_reference_typed_for_a_number_is_followed() -> None:
+    cfg = config.compose("train", ["schedule.decay_epochs=${schedule.constant_epochs}", "schedule.constant_epochs=7"])
+    assert cfg.schedule.decay_epochs == 7
+
+
+# Binding keys to whoever takes them
+
+
+class Part:
+    """What a target looks like."""
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        rate: float = 1.0,
+        betas: tuple[float, float] = (0.5, 0.9),
+        root: Path | None = None,
+        level: Literal[1, 2] = 1,
+        flip: bool = True,
+        mode: Literal["auto", "never"] = "auto",
+        devices: int | Literal["auto"] = 1,
+        names: list[str] | None = None,
+        network: Any = None,
+    ) -> None:
+        self.size, self.root, self.network = size, root, network
+
+
+class Other:
+    def __init__(self, size: str, depth: int) -> None: ...
+
+
+class Rest:
+    def __init__(self, depth: int, **rest: object) -> None: ...
+
+
+def binds(node: dict[str, Any], *takers: Callable[..., Any]) -> None:
+    signatures.bind("part", node, takers or [Part])
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        {"size": 3, "rate": 1, "betas": [0, 0.9], "root": "x", "flip": False, "mode": "never", "devices": "auto"},
+        {"rate": 1e-3, "root": None, "devices": 2, "names": ["a"], "network": 3},
+        {},
+    ],
+)
+def test_values_that_fit_are_let_through(node: dict[str, Any]) -> None:
+    binds(node)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("size", "abc", "part.size=abc: expected a whole number"),
+        ("size", 1.5, "part.size=1.5: expected a whole number"),
+        ("size", 1.0, "part.size=1.0: expected a whole number"),
+        ("size", True, "part.size=true: expected a whole number"),
+        ("size", None, "part.size=null: expected a whole number"),
+        ("rate", "fast", "part.rate=fast: expected a number"),
+        ("rate", True, "part.rate=true: expected a number"),
+        ("betas", [0.5], "part.betas=[0.5]: expected a list of 2"),
+        ("betas", [0.5, "x"], 'part.betas=[0.5, "x"]: expected a list of 2'),
+        ("betas", 0.5, "part.betas=0.5: expected a list of 2"),
+        ("root", 3, "part.root=3: expected a path or null"),
+        ("level", True, "part.level=true: expected 1 or 2"),
+        ("flip", "yes", "part.flip=yes: expected true or false"),
+        ("flip", 1, "part.flip=1: expected true or false"),
+        ("mode", "maybe", "part.mode=maybe: expected auto or never"),
+        ("devices", "all", "part.devices=all: expected a whole number or auto"),
+        ("names", [3], "part.names=[3]: expected a list or null"),
+        ("names", "abc", "part.names=abc: expected a list or null"),
+        ("siez", 3, "no key part.siez: did you mean part.size?"),
+    ],
+)
+def test_what_does_not_fit_is_named_with_what_was_expected(key: str, value: object, expected: str) -> None:
+    assert said(lambda: binds({key: value})) == expected
+
+
+def test_one_of_several_takers_is_enough() -> None:
+    binds({"size": 3, "depth": 4}, Part, Other)
+    binds({"size": "large", "depth": 4}, Part, Other)
+    assert said(lambda: binds({"depht": 4}, Part, Other)) == "no key part.depht: did you mean part.depth?"
+
+
+def test_a_rest_is_handed_on_to_the_next_taker() -> None:
+    binds({"depth": 3, "anything": 4}, Rest)
+    binds({"depth": 3, "size": 4}, Rest, Part)
+    assert "no key part.anything" in said(lambda: binds({"depth": 3, "anything": 4}, Rest, Part))
+
+
+def test_annotations_that_cannot_be_had_are_let_through() -> None:
+    def taker(size: "Unknown") -> None: ...  # type: ignore[name-defined]  # noqa: F821
+
+    binds({"size": 3}, taker)
+    assert "no key part.sizes" in said(lambda: binds({"sizes": 3}, taker))
+
+
+def test_pick_takes_the_keys_that_the_target_has() -> None:
+    node = OmegaConf.create({"size": 3, "names": ["a"], "depth": 2})
+    assert config.arguments_for(node, Part) == {"size": 3, "names": ["a"]}
+    assert type(config.arguments_for(node, Part)["names"]) is list
+
+
+def test_build_refuses_a_key_that_the_program_sets_itself() -> None:
+    node = OmegaConf.create({"_target_": f"{__name__}.Part", "size": 3, "network": 1})
+    assert said(lambda: config.build(node, network=2)).startswith(f"network of {__name__}.Part is the program's own")
+
+
+# Checking whole configs; these need the parts of the program
+
+
+def checking(*overrides: str, command: str = "train") -> str:
+    cfg = config.compose(command, overrides)
+    return said(lambda: config.check(cfg))
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_binds(experiment: str) -> None:
+    config.check(composed(experiment))
+
+
+@pytest.mark.parametrize("chosen", CHOICES, ids=" ".join)
+def test_every_option_of_every_group_binds(chosen: tuple[str, ...]) -> None:
+    config.check(config.compose("train", chosen))
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("generator.chanels=3", "no key generator.chanels: did you mean generator.channels?"),
+        ("optimizer.lrr=3", "no key optimizer.lrr: did you mean optimizer.lr?"),
+        ("data.crop_size=abc", "data.crop_size=abc: expected a whole number"),
+        ("trainer.steps=abc", "trainer.steps=abc: expected a whole number or null"),
+        ("trainer.batch_size=1.5", "trainer.batch_size=1.5: expected a whole number"),
+        ("trainer.threads=many", "trainer.threads=many: expected a whole number or auto"),
+        ("trainer.precision=bf61", "trainer.precision=bf61: expected auto, fp32, bf16 or fp16"),
+        ("resume.mode=maybe", "resume.mode=maybe: expected auto or never"),
+        ("generator._target_=torch.nn.Nothing", "generator._target_=torch.nn.Nothing cannot be found: "),
+        ("generator._target_=nowhere.Net", "generator._target_=nowhere.Net cannot be found: No module named 'nowhere'"),
+        ("generator._target_=torch.pi", "generator._target_=torch.pi is neither a class nor a function"),
+        ("logger.console.colour=3", "no key logger.console.colour: "),
+    ],
+)
+def test_keys_and_values_are_checked_against_the_parts(typed: str, message: str) -> None:
+    assert checking(typed).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("command", "typed"),
+    [
+        ("translate", ["checkpoint=x", "input=y", "output=z"]),
+        ("evaluate", ["checkpoint=x", "input=y"]),
+        ("export", ["checkpoint=x"]),
+    ],
+)
+def test_the_commands_without_parts_are_checked_against_their_function(command: str, typed: list[str]) -> None:
+    config.check(config.compose(command, typed))
+    assert checking(*typed, "weights=best", command=command) == "weights=best: expected ema or raw"
+
+
+def test_a_key_that_the_part_takes_need_not_be_in_the_yaml() -> None:
+    cfg = config.compose("train", ["optimizer.weight_decay=0.01"])
+    config.check(cfg)
+    assert cfg.optimizer.weight_decay == 0.01
+
+
+def test_the_drawn_set_hands_on_the_keys_of_folders_and_no_others() -> None:
+    config.check(config.compose("train", ["data=scenes", "data.flip=false"]))
+    assert checking("data=scenes", "data.filp=false") == "no key data.filp: did you mean data.flip?"
+
+
+def test_a_logger_is_taken_away_with_null() -> None:
+    cfg = config.compose("train", ["logger.tensorboard=null"])
+    config.check(cfg)
+    assert cfg.logger.tensorboard is None
+
+
+def test_a_part_of_ones_own_is_checked_and_built() -> None:
+    cfg = config.compose("train", [f"adversarial._target_={__name__}.Part", "adversarial.size=3"])
+    config.check(cfg)
+    assert config.build(cfg.adversarial).size == 3
+
+
+def test_a_node_without_a_target_is_no_part(own_configs: Path) -> None:
+    (own_configs / "generator" / "own.yaml").write_text("# Own.\nchannels: 3\n")
+    assert checking("generator=own").startswith("generator.channels=3 is no part")
+
+
+@pytest.mark.parametrize(
+    ("command", "typed", "missing"),
+    [
+        ("translate", ["input=x"], ["checkpoint", "output"]),
+        ("translate", ["checkpoint=x", "output=y"], ["input"]),
+        ("evaluate", ["truth=x"], ["checkpoint", "input"]),
+        ("export", ["format=onnx"], ["checkpoint"]),
+    ],
+)
+def test_all_missing_values_are_named_in_one_line(command: str, typed: list[str], missing: list[str]) -> None:
+    message = checking(*typed, command=command)
+    assert message.startswith(f"{command} needs {missing[0]}=... (")
+    assert [word.removesuffix("=...") for word in message.split() if word.endswith("=...")] == missing
+
+
+# Launching
+
+
+@pytest.fixture
+def launch(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Launch a command as if `words` had been typed; returns the exit code, stdout and stderr."""
+
+    def launched(*words: str, command: str = "train", run: Callable[[DictConfig], int | None] | None = None) -> Any:
+        monkeypatch.setattr(sys, "argv", [command, *words])
+        with pytest.raises(SystemExit) as caught:
+            dispatch.launch(command, run or (lambda cfg: None))
+        return caught.value.code, *capsys.readouterr()
+
+    return launched
+
+
+Launch = Callable[..., tuple[int, str, str]]
+
+
+@pytest.mark.parametrize("command", ["train", "translate", "evaluate", "export"])
+def test_a_command_without_arguments_says_what_to_type(launch: Launch, command: str) -> None:
+    code, _, err = launch(command=command, run=lambda cfg: pytest.fail("ran"))
+    assert code == 2
+    assert 2 <= sum(line.startswith(f"  python -m cyclestyle.{command} ") for line in err.splitlines()) <= 5
+    assert "--help" in err
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_exits_0_without_running(launch: Launch, flag: str) -> None:
+    code, out, err = launch("experiment=monet", flag, run=lambda cfg: pytest.fail("ran"))
+    assert (code, err) == (0, "")
+    assert out.startswith("Usage: ")
+
+
+def test_the_config_that_was_typed_is_run_and_its_code_is_the_exit_code(launch: Launch) -> None:
+    ran: list[DictConfig] = []
+    assert launch("experiment=smoke", "seed=7", run=lambda cfg: ran.append(cfg))[0] == 0
+    assert (ran[0].name, ran[0].seed) == ("smoke", 7)
+    assert launch("experiment=smoke", run=lambda cfg: 75)[0] == 75
+
+
+def test_an_error_of_the_users_is_one_line_with_its_own_code(launch: Launch) -> None:
+    assert launch("trainer.stesp=3") == (2, "", "cyclestyle train: no key trainer.stesp: did you mean trainer.steps?\n")
+    assert launch("generator.chanels=3")[::2] == (
+        2,
+        "cyclestyle train: no key generator.chanels: did you mean generator.channels?\n",
+    )
+
+    def run(cfg: DictConfig) -> int:
+        raise DataError("no pictures in x")
+
+    assert launch("experiment=smoke", run=run) == (3, "", "cyclestyle train: no pictures in x\n")
+
+
+def test_ctrl_c_exits_130(launch: Launch) -> None:
+    def run(cfg: DictConfig) -> int:
+        raise KeyboardInterrupt
+
+    assert launch("experiment=smoke", run=run) == (130, "", "")
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(cfg: DictConfig) -> int:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(sys, "argv", ["train", "experiment=smoke"])
+    with pytest.raises(ZeroDivisionError):
+        dispatch.launch("train", run)
+
+
+def test_cfg_job_prints_the_config_without_references(launch: Launch) -> None:
+    code, out, _ = launch("--cfg", "job", "experiment=demo", "data.root=a ${b} ü", run=lambda cfg: pytest.fail("ran"))
+    assert code == 0
+    assert "run_dir: runs/demo\n" in out
+    assert "  root: a ${b} ü\n" in out
+
+
+def test_yaml_has_what_auto_turned_out_to_be() -> None:
+    cfg = config.compose("train", [])
+    text = config.yaml(cfg, auto={"trainer.device": "cpu", "trainer.precision": "bf16"})
+    assert "  device: cpu\n" in text
+    assert "  precision: bf16\n" in text
+    assert cfg.trainer.device == "auto"
+
+
+# Several runs
+
+
+def test_multirun_runs_every_combination_in_a_folder_of_its_own(launch: Launch) -> None:
+    ran: list[tuple[str, str, int, list[str]]] = []
+
+    def run(cfg: DictConfig) -> None:
+        ran.append((cfg.run_dir, cfg.generator._target_.rpartition(".")[2], cfg.seed, sys.argv[1:]))
+
+    code, out, _ = launch("-m", "generator=resnet,unet", "seed=1,2", "name=a,b ${c}", run=run)
+    assert code == 0
+    assert [job[:3] for job in ran] == [
+        ("runs/a,b ${c}/0", "ResNetGenerator", 1),
+        ("runs/a,b ${c}/1", "ResNetGenerator", 2),
+        ("runs/a,b ${c}/2", "UNetGenerator", 1),
+        ("runs/a,b ${c}/3", "UNetGenerator", 2),
+    ]
+    assert ran[3][3] == ["generator=unet", "seed=2", "name=a,b ${c}", "run_dir=runs/a,b ${c}/3"]
+    assert config.compose("train", ran[3][3]).run_dir == ran[3][0]
+    assert len(out.splitlines()) == 4
+
+
+def test_multirun_over_experiments(launch: Launch) -> None:
+    ran: list[str] = []
+    launch("-m", "experiment=monet,smoke", run=lambda cfg: ran.append(cfg.run_dir))
+    assert ran == ["runs/monet/0", "runs/smoke/1"]
+
+
+def test_multirun_checks_all_jobs_before_the_first(launch: Launch) -> None:
+    code, _, err = launch("-m", "trainer.steps=1,abc", run=lambda cfg: pytest.fail("ran"))
+    assert (code, err) == (2, "cyclestyle train: trainer.steps=abc: expected a whole number or null\n")
+
+
+def test_multirun_stops_at_the_first_run_that_does_not_end_well(launch: Launch) -> None:
+    ran: list[int] = []
+
+    def run(cfg: DictConfig) -> int:
+        ran.append(cfg.seed)
+        return 75 if cfg.seed == 2 else 0
+
+    assert launch("-m", "seed=1,2,3", run=run)[0] == 75
+    assert ran == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("words", "command", "world", "said"),
+    [
+        (["-m", "batch_size=1,2"], "translate", "1", "translate has no --multirun"),
+        (["-m", "seed=1,2"], "train", "2", "instead of torchrun"),
+        (["-m", "optimizer.lr=interval(0,1)"], "train", "1", "takes lists of values such as optimizer.lr=1,2,3"),
+    ],
+)
+def test_multirun_refuses_what_it_cannot_do(
+    launch: Launch, monkeypatch: pytest.MonkeyPatch, words: list[str], command: str, world: str, said: str
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", world)
+    code, _, err = launch(*words, command=command, run=lambda cfg: pytest.fail("ran"))
+    assert code == 2
+    assert said in err
+
+
+# In a process of its own
+
+
+SCRIPT = """
+import sys
+from cyclestyle.cli import dispatch
+try:
+    dispatch.launch(sys.argv.pop(1), lambda cfg: None)
+finally:
+    print("torch" in sys.modules, file=sys.stderr)
+"""
+
+
+def test_help_and_mistyped_keys_do_not_import_torch() -> None:
+    for words in (["train", "--help"], ["train", "trainer.stesp=3"], ["translate", "-h"], ["export", "-h"], ["train"]):
+        done = subprocess.run([sys.executable, "-c", SCRIPT, *words], capture_output=True, text=True, check=False)
+        assert done.stderr.splitlines()[-1] == "False"
+
+
+def test_nothing_is_written_and_any_working_directory_will_do(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(config.__file__).parents[2])}
+    for words in (["train", "-m", "experiment=smoke", "seed=1,2"], ["train", "--cfg", "job"]):
+        subprocess.run(
+            [sys.executable, "-c", SCRIPT, *words], cwd=tmp_path, env=environment, check=True, capture_output=True
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_installed_package_reads_its_own_configs(tmp_path: Path) -> None:
+    package = tmp_path / "site" / "cyclestyle"
+    shutil.copytree(Path(config.__file__).parents[1], package, ignore=shutil.ignore_patterns("__pycache__", "configs"))
+    shutil.copytree(config.config_dir(), package / "configs")
+    (package / "configs" / "experiment" / "own.yaml").write_text("# @package _global_\n# Own.\nname: installed\n")
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, "train", "--cfg", "job", "experiment=own"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(package.parent)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.startswith("name: installed\n")
+
+
+KEYS = [
+    "name", "seed", "run_dir", "init", "data.root", "data.a", "data.crop_size", "data", "generator", "generator.blocks",
+    "generator.channels", "generator._target_", "optimizer.lr", "optimizer.betas", "trainer.steps", "trainer.device",
+    "trainer.precision", "checkpoint.keep", "checkpoint.asynchronous", "logger", "logger.tensorboard", "experiment",
+    "ema.decay", "nonsense", "trainer.nonsense", "hydra.run.dir", "",
+]  # fmt: skip
+STRANGE = [
+    "null", "1", "-1", "1e400", "nan", "true", "[1,2", "{a:b}", "${oc.env:HOME}", "${name}", "${", "a=b", "demo",
+    "monet", "unet", "os.fspath", "builtins.dict", "'", '"', "\\", "~", "1_000", "0x1", "[[]]", "\ud800",
+]  # fmt: skip
+VALUES = st.text(max_size=12) | st.sampled_from(STRANGE) | st.integers().map(str) | st.floats().map(str)
+ARGUMENTS = st.text(max_size=20) | st.builds(
+    "{}{}={}".format, st.sampled_from(["", "+", "++", "~"]), st.sampled_from(KEYS), VALUES
+)
+
+
+@settings(max_examples=100, deadline=None, phases=[Phase.explicit, Phase.generate])  # to shrink would take minutes
+@given(st.lists(ARGUMENTS, max_size=3))
+@example(["generator._target_=null"])
+@example(["generator._target_=builtins.dict"])
+@example(["++nonsense.a=1"])
+def test_whatever_is_typed_composes_or_is_our_own_error_in_one_line(arguments: list[str]) -> None:
+    def compose() -> str:
+        try:
+            cfg = config.compose("train", arguments)
+            config.check(cfg)
+            config.to_plain(cfg)
+        except CyclestyleError as error:
+            return commandline.report("train", error)
+        return "composed"
+
+    assert 1 <= len(compose().splitlines()) <= 6

@@ -1,0 +1,71 @@
+"""The table of keys, and configs that earlier versions saved."""
+
+import pkgutil
+
+import pytest
+
+from cyclestyle.cli import compose
+from cyclestyle.cli.arguments import unknown_key_error
+from cyclestyle.cli.keys import KEYS, RENAMED, RENAMED_TARGETS, with_present_names
+from cyclestyle.cli.signatures import resolve_target
+from cyclestyle.errors import CommandError
+
+COMMANDS = ("train", "translate", "evaluate", "export")
+
+
+def known_keys() -> set[str]:
+    return {key for command in COMMANDS for key, _ in compose.walk(compose.to_plain(compose.compose(command, [])))}
+
+
+def test_every_key_of_the_table_exists() -> None:
+    only_in_folders = {"data.a", "data.b", "data.test_a", "data.test_b", "data.homepage"}
+    assert KEYS.keys() - only_in_folders <= known_keys()
+
+
+def test_renamed_keys_lead_to_keys_that_exist() -> None:
+    assert {renamed.key for renamed in RENAMED.values()} <= known_keys()
+    assert not RENAMED.keys() & known_keys()
+
+
+def test_renamed_targets_lead_to_parts_that_exist() -> None:
+    for target in RENAMED_TARGETS.values():
+        assert callable(pkgutil.resolve_name(target))
+
+
+def test_saved_config_gets_present_names() -> None:
+    saved = {
+        "adversarial": {"_target_": "cyclestyle.losses.Hinge"},
+        "checkpoint": {"background": True, "keep": 3},
+        "data": {"_target_": "cyclestyle.data.drawn_scenes", "small": "skip", "background": "white"},
+        "trainer": {"memory": "lean", "steps": 5},
+    }
+    assert with_present_names(saved) == {
+        "adversarial": {"_target_": "cyclestyle.objectives.adversarial.Hinge"},
+        "checkpoint": {"asynchronous": True, "keep": 3},
+        "data": {"_target_": "cyclestyle.data.drawn_scenes", "small_images": "skip", "transparent_as": "white"},
+        "trainer": {"backward": "split", "steps": 5},
+    }
+    assert with_present_names({"trainer": {"memory": "joint"}}) == {"trainer": {"backward": "joint"}}
+
+
+@pytest.mark.parametrize(
+    ("typed", "answer"),
+    [
+        ("trainer.memory=lean", "trainer.memory was renamed to trainer.backward, lean is split"),
+        ("checkpoint.background=true", "checkpoint.background was renamed to checkpoint.asynchronous"),
+        ("data.small=skip", "data.small was renamed to data.small_images"),
+        ("data.background=white", "data.background was renamed to data.transparent_as"),
+    ],
+)
+def test_renamed_key_is_answered_with_its_present_name(typed: str, answer: str) -> None:
+    with pytest.raises(CommandError) as caught:
+        compose.check(compose.compose("train", [typed]))
+    assert str(caught.value) == answer
+
+
+def test_renamed_target_is_answered_with_its_present_name() -> None:
+    with pytest.raises(
+        CommandError, match=r"adversarial\._target_=cyclestyle\.losses\.Hinge was renamed to cyclestyle\."
+    ):
+        resolve_target("cyclestyle.losses.Hinge", "adversarial")
+    assert str(unknown_key_error("key", "trainer.memory", [])).startswith("trainer.memory was renamed")

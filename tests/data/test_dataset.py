@@ -1,0 +1,496 @@
+"""Draws: a pure function of the seed and the draw number, whoever fetches them."""
+
+import multiprocessing
+import os
+import pickle
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cyclestyle.data.crop import Crop
+from cyclestyle.data.dataset import Batch, Pair, UnpairedDataset, batches
+from cyclestyle.errors import DataError
+from cyclestyle.signals import STOP_SIGNALS
+from tests.pictures import folder_of, picture
+
+SEED = 7
+ON_LINUX = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for the worker in /proc")
+
+
+@pytest.fixture
+def draws(tmp_path: Path) -> UnpairedDataset:
+    crop = Crop(resize="stretch", load_size=20, crop_size=16, flip=True)
+    return UnpairedDataset(folder_of(tmp_path / "a", 3), folder_of(tmp_path / "b", 5, first=100), crop=crop, seed=SEED)
+
+
+def fetched(draws: UnpairedDataset, **which: int) -> list[Batch]:
+    settings = {"batch_size": 4, "start": 0, "stop": 6, "rank": 0, "ranks": 1, "workers": 0} | which
+    return list(batches(draws, **settings, pin=False))
+
+
+def same(ours: list[Batch], theirs: list[Batch]) -> bool:
+    return len(ours) == len(theirs) and all(
+        one.draws == other.draws and torch.equal(one.a, other.a) and torch.equal(one.b, other.b)
+        for one, other in zip(ours, theirs, strict=True)
+    )
+
+
+def randomness(purpose: str, count: int) -> np.random.Generator:
+    """Philox under a key of 128 bits, from low to high: the seed (64), the count (32), the purpose's CRC (32)."""
+    return np.random.Generator(np.random.Philox(key=SEED + (count << 64) + (zlib.crc32(purpose.encode()) << 96)))
+
+
+def expected(file: Path, purpose: str, draw: int) -> torch.Tensor:
+    random = randomness(purpose, draw)
+    image = Image.open(file).resize((20, 20), Image.Resampling.BICUBIC)
+    left, top = int(random.integers(5)), int(random.integers(5))
+    pixels = np.asarray(image)[top : top + 16, left : left + 16]
+    if random.random() < 0.5:
+        pixels = pixels[:, ::-1]
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+
+
+def test_a_draw_follows_the_formula(draws: UnpairedDataset) -> None:
+    for n in (0, 1, 2, 3, 11, 1_000_003):
+        file_a = draws.a[randomness("a", n // 3).permutation(3)[n % 3]]
+        file_b = draws.b[randomness("b", n).integers(5)]
+        assert draws.files(n) == (file_a, file_b)
+
+        pair = draws[n]
+        assert pair.draw == n
+        assert pair.a.dtype == torch.uint8
+        assert torch.equal(pair.a, expected(file_a, "crop a", n))
+        assert torch.equal(pair.b, expected(file_b, "crop b", n))
+
+
+def test_each_of_a_comes_once_before_any_comes_twice_in_ever_new_orders(draws: UnpairedDataset) -> None:
+    rounds = [tuple(draws.files(n)[0] for n in range(start, start + 3)) for start in range(0, 90, 3)]
+    assert all(set(one) == set(draws.a) for one in rounds)
+    assert len(set(rounds)) == 6  # all the orders that there are
+
+
+def test_b_is_uniform_and_independent_of_a(draws: UnpairedDataset) -> None:
+    count = 3000
+    seen = Counter(draws.files(n) for n in range(count))
+    mean = count / 15
+    assert len(seen) == 15
+    assert sum((times - mean) ** 2 / mean for times in seen.values()) < 36.1  # chi squared, 14 degrees, p = 0.001
+
+
+def test_crops_reach_every_corner_and_half_are_mirrored(draws: UnpairedDataset) -> None:
+    crop = Crop(resize="none", load_size=1, crop_size=16, flip=True)  # of 24 x 20
+    pixels = [UnpairedDataset(draws.a, draws.b, crop=crop, seed=SEED)[n].a for n in range(300)]
+    lefts = {int(one[0].min()) // 7 for one in pixels}
+    tops = {int(one[1].min()) // 11 for one in pixels}
+    mirrored = sum(bool(one[0, 0, 0] > one[0, 0, -1]) for one in pixels)
+    assert lefts == set(range(9))
+    assert tops == set(range(5))
+    assert 110 < mirrored < 190
+
+
+def test_an_epoch_is_one_look_at_the_larger_domain(draws: UnpairedDataset) -> None:
+    assert len(draws) == 5
+
+
+def test_another_seed_draws_other_pictures(draws: UnpairedDataset) -> None:
+    other = UnpairedDataset(draws.a, draws.b, crop=draws.crop, seed=SEED + 1)
+    assert [draws.files(n) for n in range(20)] != [other.files(n) for n in range(20)]
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_the_worker_count_changes_no_pixel(draws: UnpairedDataset, workers: int) -> None:
+    assert same(fetched(draws, workers=workers), fetched(draws))
+
+
+def test_position_s_of_a_batch_belongs_to_rank_s_mod_the_ranks(draws: UnpairedDataset) -> None:
+    whole = fetched(draws)
+    shares = [fetched(draws, rank=rank, ranks=2) for rank in range(2)]
+    assert [one.draws for one in whole[:2]] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert [one.draws for one in shares[1][:2]] == [[1, 3], [5, 7]]
+    for step, batch in enumerate(whole):
+        for rank in range(2):
+            assert torch.equal(shares[rank][step].a, batch.a[rank::2])
+            assert torch.equal(shares[rank][step].b, batch.b[rank::2])
+
+
+def test_a_late_start_is_the_tail_of_an_early_one(draws: UnpairedDataset) -> None:
+    assert same(fetched(draws, start=4), fetched(draws)[4:])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_picture_is_named_in_one_line(draws: UnpairedDataset, workers: int) -> None:
+    for file in draws.a:
+        file.write_bytes(file.read_bytes()[:-30])
+    with pytest.raises(DataError) as caught:
+        fetched(draws, workers=workers)
+    assert str(draws.a[0].parent) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "Traceback" not in str(caught.value)
+
+
+def replacement(files: list[Path], bad: set[Path], purpose: str, draw: int) -> Path:
+    """The first file that is not bad among those that the draw's own random numbers name."""
+    random = randomness(purpose, draw)
+    return next(file for file in iter(lambda: files[random.integers(len(files))], None) if file not in bad)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_file_that_goes_bad_is_replaced_by_the_formula_and_counted(draws: UnpairedDataset, workers: int) -> None:
+    before = fetched(draws)
+    taken = [draws.files(n) for n in range(24)]
+    bad = {draws.a[1], draws.b[0], draws.b[3]}
+    for file in bad:
+        file.write_bytes(b"damaged")
+    lines = {f"{file}: not a picture that can be read" for file in bad}
+    told = set()
+    for step, batch in enumerate(fetched(draws, workers=workers)):
+        told |= set(batch.replaced)
+        for place, n in enumerate(batch.draws):
+            for side, files in enumerate((draws.a, draws.b)):
+                file, pixels = taken[n][side], batch[side][place]
+                if file in bad:
+                    assert f"{file}: not a picture that can be read" in batch.replaced
+                    other = replacement(files, bad, f"instead of {'ab'[side]}", n)
+                    assert torch.equal(pixels, expected(other, f"crop {'ab'[side]}", n))
+                else:
+                    assert torch.equal(pixels, before[step][side][place])
+    assert told == lines
+
+
+def test_what_was_known_to_be_bad_is_replaced_as_what_is_found_to_be(draws: UnpairedDataset) -> None:
+    draws.a[1].write_bytes(b"damaged")
+    draws.b[0].write_bytes(b"damaged")
+    knowing = UnpairedDataset(draws.a, draws.b, crop=draws.crop, seed=SEED, bad_a=frozenset({1}), bad_b=frozenset({0}))
+    found, known = fetched(draws), fetched(knowing)
+    assert same(found, known)
+    assert any(batch.replaced for batch in found)
+    assert not any(batch.replaced for batch in known)
+    assert {draws.a[1], draws.b[0]}.isdisjoint(file for n in range(50) for file in knowing.files(n))
+
+
+def test_a_file_known_to_be_bad_is_not_even_opened(draws: UnpairedDataset) -> None:
+    knowing = UnpairedDataset(draws.a, draws.b, crop=draws.crop, seed=SEED, bad_a=frozenset({1}))
+    draws.a[1].unlink()
+    assert not any(batch.replaced for batch in fetched(knowing))
+
+
+def test_replacements_are_uniform_over_the_domain(draws: UnpairedDataset) -> None:
+    knowing = UnpairedDataset(draws.a, draws.b, crop=draws.crop, seed=SEED, bad_b=frozenset({2}))
+    seen = Counter(knowing.files(n)[1] for n in range(10_000) if draws.files(n)[1] == draws.b[2])
+    mean = seen.total() / 4
+    assert set(seen) == {draws.b[slot] for slot in (0, 1, 3, 4)}
+    assert sum((times - mean) ** 2 / mean for times in seen.values()) < 16.3  # chi squared, 3 degrees, p = 0.001
+
+
+def test_who_does_not_want_replacements_gets_the_error(draws: UnpairedDataset) -> None:
+    strict = UnpairedDataset(draws.a, draws.b, crop=draws.crop, seed=SEED, replacing=False)
+    draws.a[1].write_bytes(b"damaged")
+    with pytest.raises(DataError, match=f"^{draws.a[1]}: not a picture that can be read$"):
+        fetched(strict)
+
+
+def test_a_picture_that_grew_above_the_limit_is_replaced(draws: UnpairedDataset) -> None:
+    limited = UnpairedDataset(draws.a, draws.b, crop=draws.crop, seed=SEED, max_pixels=500)
+    picture(1, 30, 30).save(draws.a[1])
+    told = {line for batch in fetched(limited) for line in batch.replaced}
+    assert told == {f"{draws.a[1]}: 30 x 30 pixels are more than 500"}
+
+
+class PickyCrop(Crop):
+    """Makes something else of pictures that are 30 px wide."""
+
+    def __init__(self, made: object) -> None:
+        super().__init__(resize="stretch", load_size=20, crop_size=16, flip=True)
+        self.made = made
+
+    def random(self, image: Image.Image, random: np.random.Generator) -> torch.Tensor:
+        if image.width == 30 and isinstance(self.made, Exception):
+            raise self.made
+        return self.made if image.width == 30 else super().random(image, random)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    ("made", "reason"),
+    [
+        (ZeroDivisionError("a part\nof the package"), "ZeroDivisionError: a part of the package"),
+        (MemoryError(), "not enough memory to decode it"),
+        (torch.zeros(3, 16, 16), "decoded to torch.float32 (3, 16, 16), not torch.uint8 (3, 16, 16)"),
+        (torch.zeros(3, 16, 8, dtype=torch.uint8), "decoded to torch.uint8 (3, 16, 8), not torch.uint8 (3, 16, 16)"),
+        (None, "AttributeError: 'NoneType' object has no attribute 'dtype'"),
+    ],
+)
+def test_whatever_goes_wrong_with_a_picture_costs_that_picture(
+    draws: UnpairedDataset, workers: int, made: object, reason: str
+) -> None:
+    knowing = UnpairedDataset(draws.a, draws.b, crop=draws.crop, seed=SEED, bad_a=frozenset({1}))
+    before = fetched(knowing)
+    picture(1, 30, 20).save(draws.a[1])
+    odd = UnpairedDataset(draws.a, draws.b, crop=PickyCrop(made), seed=SEED)
+    after = fetched(odd, workers=workers)
+    assert same(after, before)
+    assert {line for batch in after for line in batch.replaced} == {f"{draws.a[1]}: {reason}"}
+
+    strict = UnpairedDataset(draws.a, draws.b, crop=PickyCrop(made), seed=SEED, replacing=False)
+    with pytest.raises(DataError) as caught:
+        fetched(strict, workers=workers)
+    assert str(caught.value) == f"{draws.a[1]}: {reason}"
+
+
+class DrawsThat(UnpairedDataset):
+    """Does something else at draw 7."""
+
+    def __init__(self, draws: UnpairedDataset, act: Callable[[], Pair]) -> None:
+        super().__init__(draws.a, draws.b, crop=draws.crop, seed=draws.seed)
+        self.act = act
+
+    def __getitem__(self, draw: int) -> Pair:
+        return self.act() if draw == 7 else super().__getitem__(draw)
+
+
+def fails() -> Pair:
+    raise ZeroDivisionError("a bug\nof two lines")
+
+
+def cannot_be_sent() -> Pair:
+    pixels = torch.zeros(3, 16, 16, dtype=torch.uint8)
+    return Pair(pixels, pixels, 7, [lambda: None])  # type: ignore[list-item]
+
+
+def is_of_another_size() -> Pair:
+    pixels = torch.zeros(3, 8, 8, dtype=torch.uint8)
+    return Pair(pixels, pixels, 7)
+
+
+def has_no_memory() -> Pair:
+    raise MemoryError
+
+
+def leaves() -> Pair:
+    os._exit(0)
+
+
+def is_killed() -> Pair:
+    os.kill(os.getpid(), signal.SIGXCPU)  # of those that kill the one without a handler of pytest's
+    raise AssertionError
+
+
+@ON_LINUX
+@pytest.mark.parametrize(
+    ("act", "words"),
+    [
+        (fails, "(ZeroDivisionError: a bug of two lines): data.workers=0"),
+        (cannot_be_sent, "pickle"),
+        (is_of_another_size, "(RuntimeError: stack expects each tensor to be equal size"),
+        (has_no_memory, "failed at step 2 (MemoryError): data.workers=0 shows where"),
+        (leaves, "ended with code 0: find the reason with data.workers=0"),
+        (is_killed, "was killed by SIGXCPU: lower data.workers"),
+    ],
+)
+def test_a_worker_that_loses_a_batch_in_whatever_way_is_a_data_error(
+    draws: UnpairedDataset, act: Callable[[], Pair], words: str
+) -> None:
+    others, began = set(children()), time.monotonic()
+    with pytest.raises(DataError) as caught:
+        fetched(DrawsThat(draws, act), workers=1)
+    assert time.monotonic() - began < 10
+    assert str(caught.value).startswith("data worker ")
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert set(children()) <= others
+
+
+@ON_LINUX
+def test_a_request_to_stop_is_heard_while_a_batch_is_waited_for(draws: UnpairedDataset) -> None:
+    others, asked = set(children()), threading.Event()
+    hanging = DrawsThat(draws, threading.Event().wait)
+    steps = batches(
+        hanging, batch_size=1, start=0, stop=99, rank=0, ranks=1, workers=2, pin=False, stopping=asked.is_set
+    )
+    assert [next(steps).draws for _ in range(7)] == [[n] for n in range(7)]
+    timer = threading.Timer(0.3, asked.set)
+    timer.start()
+    assert next(steps, None) is None
+    timer.join()
+    assert set(children()) <= others
+
+
+@ON_LINUX
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_worker_that_is_cut_short_amid_a_batch_holds_nobody_up(
+    draws: UnpairedDataset, number: signal.Signals
+) -> None:
+    others, asked = set(children()), threading.Event()
+    large = Crop(resize="stretch", load_size=512, crop_size=512, flip=False)  # 1.5 MB a step: more than a pipe holds
+    steps = batches(
+        UnpairedDataset(draws.a, draws.b, crop=large, seed=SEED),
+        batch_size=1, start=0, stop=99, rank=0, ranks=1, workers=1, pin=False, stopping=asked.is_set,
+    )  # fmt: skip
+    next(steps)
+    (worker,) = set(children()) - others
+    until_it_waits_for_the_pipe(worker)
+    os.kill(worker, number)
+    if number == signal.SIGKILL:
+        with pytest.raises(DataError, match="killed by SIGKILL"):
+            list(steps)
+    else:
+        timer = threading.Timer(0.3, asked.set)
+        timer.start()
+        assert len(list(steps)) < 98
+        timer.join()
+    assert set(children()) <= others
+
+
+def until_it_waits_for_the_pipe(worker: int) -> None:
+    """Look until a worker sleeps, which it never does while it decodes, twenty times in a row."""
+    until, asleep = time.monotonic() + 30, 0
+    while asleep < 20:
+        assert time.monotonic() < until
+        state = Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[0]
+        asleep = asleep + 1 if state == "S" else 0
+        time.sleep(0.005)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_workers_that_are_not_forked_read_the_same(draws: UnpairedDataset, method: str, tmp_path: Path) -> None:
+    if method not in multiprocessing.get_all_start_methods():
+        pytest.skip("this system has no such way to start a process")
+    code = f"""
+import multiprocessing, pickle, sys, torch
+from cyclestyle.data import batches
+multiprocessing.set_start_method({method!r})
+draws = pickle.load(open("draws", "rb"))
+read = batches(draws, batch_size=4, start=0, stop=6, rank=0, ranks=1, workers=2, pin=False)
+torch.save([(batch.a, batch.b, batch.draws) for batch in read], "read")
+"""
+    (tmp_path / "draws").write_bytes(pickle.dumps(draws))
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert same([Batch(*one) for one in torch.load(tmp_path / "read")], fetched(draws))
+    assert done.stderr == ""
+
+
+@ON_LINUX
+def test_workers_that_cannot_be_started_are_a_data_error(draws: UnpairedDataset) -> None:
+    others, limits = set(children()), resource.getrlimit(resource.RLIMIT_NOFILE)
+    held = len(list(Path("/proc/self/fd").iterdir()))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (held + 5, limits[1]))  # enough for the first of them
+    try:
+        with pytest.raises(DataError) as caught:
+            fetched(draws, workers=3)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert "cannot start data worker" in str(caught.value)
+    assert "Too many open files: lower data.workers, or set data.workers=0" in str(caught.value)
+    assert set(children()) <= others
+
+
+@ON_LINUX
+def test_an_error_that_is_kept_keeps_no_worker(draws: UnpairedDataset) -> None:
+    others = set(children())
+    for file in draws.a:
+        file.write_bytes(b"damaged")
+    with pytest.raises(DataError) as caught:
+        fetched(draws, workers=1)
+    assert set(children()) <= others
+    assert caught.value.__traceback__ is not None
+
+
+@pytest.fixture
+def reading(draws: UnpairedDataset) -> tuple[Iterator[Batch], int]:
+    """Forty steps, of which one has been read, and the process that reads ahead."""
+    before = set(children())
+    steps = batches(draws, batch_size=1, start=0, stop=40, rank=0, ranks=1, workers=1, pin=False)
+    next(steps)
+    (worker,) = set(children()) - before
+    return steps, worker
+
+
+@ON_LINUX
+def test_a_worker_outlives_the_signals_that_stop_a_run(reading: tuple[Iterator[Batch], int]) -> None:
+    steps, worker = reading
+    for name in ("INT", "TERM"):
+        subprocess.run(["kill", "-s", name, str(worker)], check=True)  # as anyone but the trainer does
+    assert len(list(steps)) == 39
+
+
+@ON_LINUX
+def test_a_worker_left_behind_is_ended_by_its_trainer(reading: tuple[Iterator[Batch], int]) -> None:
+    steps, worker = reading
+    end(worker, signal.SIGTERM)
+    steps.close()
+
+
+def children() -> list[int]:
+    found = []
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(FileNotFoundError):  # a thread that has ended meanwhile
+            found += [int(pid) for pid in (task / "children").read_text().split()]
+    return found
+
+
+def end(worker: int, number: signal.Signals) -> None:
+    """Send a worker a signal from its trainer, and wait until it is dead."""
+    os.kill(worker, number)
+    os.waitid(os.P_PID, worker, os.WEXITED | os.WNOWAIT)  # all its threads have ended, and it can still be asked for
+
+
+@ON_LINUX
+def test_a_killed_worker_is_a_data_error_when_the_next_batch_is_asked_for_and_not_before(
+    reading: tuple[Iterator[Batch], int],
+) -> None:
+    steps, worker = reading
+    end(worker, signal.SIGKILL)  # as the system does when memory is short
+    began = time.monotonic()
+    with pytest.raises(DataError) as caught:
+        next(steps)
+    text = str(caught.value)
+    assert time.monotonic() - began < 10
+    assert text.startswith(f"data worker {worker} was killed by SIGKILL: out of memory?")
+    assert "data.workers=0" in text
+    assert "\n" not in text
+    assert caught.value.__context__ is None  # which would keep the loader
+
+
+@ON_LINUX
+def test_a_worker_killed_while_it_is_waited_for_is_a_data_error_too(draws: UnpairedDataset) -> None:
+    before = set(children())
+    steps = batches(draws, batch_size=1, start=0, stop=10**6, rank=0, ranks=1, workers=1, pin=False)
+    next(steps)
+    (worker,) = set(children()) - before
+    timer = threading.Timer(0.2, os.kill, (worker, signal.SIGKILL))
+    timer.start()
+    with pytest.raises(DataError, match="killed by SIGKILL"):
+        for _ in steps:
+            pass
+    timer.join()
+
+
+@ON_LINUX
+def test_signals_are_handled_as_before_and_no_worker_thread_or_pipe_is_left(draws: UnpairedDataset) -> None:
+    before, others = [signal.getsignal(number) for number in signal.valid_signals()], set(children())
+    threads = threading.active_count()
+    held = len(list(Path("/proc/self/fd").iterdir()))
+    steps = batches(draws, batch_size=1, start=0, stop=40, rank=0, ranks=1, workers=1, pin=False)
+    next(steps)
+    assert [signal.getsignal(number) for number in signal.valid_signals()] == before
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, []) & set(STOP_SIGNALS)
+    assert threading.active_count() > threads
+    steps.close()
+    assert set(children()) <= others
+    assert threading.active_count() == threads
+    assert len(list(Path("/proc/self/fd").iterdir())) == held

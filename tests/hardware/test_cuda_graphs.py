@@ -1,0 +1,341 @@
+"""Steps that are recorded once and replayed: they equal steps that are computed, whatever changes between them.
+
+What a CUDA graph does is done here by a recorder for CPUs: it notes every operation with the tensors that it read and
+wrote, and computes them again in the same places. Like CUDA it refuses numbers that the host reads and tensors made
+of Python's values; it cannot see copies from the CPU, since all its tensors are there.
+"""
+
+import copy
+import gc
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from cyclestyle.errors import CommandError, DivergedError
+from cyclestyle.hardware.cuda_graphs import REHEARSALS, CudaGraphCapture, Output
+from cyclestyle.hardware.device import Hardware
+from cyclestyle.training.optimization import Optimizers
+from cyclestyle.training.schedule import LinearDecay
+from cyclestyle.training.trainer import Trainer
+from tests.factories import random_batch, tiny_trainer
+
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
+STEPS = 12
+HOST = (
+    *("aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero", "aten::masked_select", "aten::equal"),
+    *("aten::_unique2", "aten::lift_fresh"),
+)
+
+
+class Operations(TorchDispatchMode):
+    """Notes all operations, and what stood where they wrote before."""
+
+    def __init__(self, limit: int | None) -> None:
+        super().__init__()
+        self.limit = limit  # operations after which nothing can be noted any more
+        self.noted: list[tuple[Any, tuple[Any, ...], dict[str, Any], Any]] = []
+        self.own: set[int] = set()
+        self.before: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.name() in HOST or len(self.noted) == self.limit:
+            raise RuntimeError(f"{func.name()} is not permitted\nwhile recording")
+        kwargs = kwargs or {}
+        for argument, value in [*zip(func._schema.arguments, args, strict=False), *self.named(func, kwargs)]:
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                for storage in storages(value):
+                    if storage.data_ptr() not in self.own | self.before.keys():
+                        self.before[storage.data_ptr()] = (storage, storage.clone())
+        made = func(*args, **kwargs)
+        given = {storage.data_ptr() for storage in storages([args, kwargs])}
+        self.own |= {storage.data_ptr() for storage in storages(made)} - given
+        self.noted.append((func, args, kwargs, made))
+        return made
+
+    @staticmethod
+    def named(func: Any, kwargs: dict[str, Any]) -> Iterator[tuple[Any, Any]]:
+        return ((argument, kwargs[argument.name]) for argument in func._schema.arguments if argument.name in kwargs)
+
+    def undo(self) -> None:
+        """As if nothing had been computed: for a GPU nothing has."""
+        for storage, before in self.before.values():
+            storage.copy_(before)
+
+    @torch.no_grad()
+    def again(self) -> None:
+        """Compute all of it, from what now stands where it was read."""
+        for func, args, kwargs, made in self.noted:
+            for old, new in zip(tree_leaves(made), tree_leaves(func(*args, **kwargs)), strict=True):
+                if isinstance(old, Tensor) and old.data_ptr() != new.data_ptr():
+                    old.copy_(new)
+
+
+def storages(value: Any) -> list[torch.UntypedStorage]:
+    return [leaf.untyped_storage() for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+class OnCpu:
+    """Records on the CPU."""
+
+    def __init__(self, limit: int | None = None) -> None:
+        self.limit, self.replays = limit, 0
+
+    def rehearse(self, run: Callable[[], Output]) -> Output:
+        return run()
+
+    def record(self, run: Callable[[], Output]) -> tuple[Callable[[], None], Output]:
+        operations = Operations(self.limit)
+        try:
+            with operations:
+                made = run()
+        except RuntimeError as error:
+            raise RuntimeError("operation failed due to a previous error during capture") from error  # as CUDA says
+        finally:
+            operations.undo()
+
+        def replay() -> None:
+            self.replays += 1
+            operations.again()
+
+        return replay, made
+
+
+class Recording(Hardware):
+    """A CPU whose operations can be recorded."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__("cpu", **{"precision": "fp32"} | settings)
+        self.on_cpu = OnCpu()
+
+    def graph_capture(self) -> OnCpu:
+        return self.on_cpu
+
+
+class Scaling(Recording):
+    """One that scales gradients, as GPUs do in fp16."""
+
+    def scaler(self) -> torch.amp.GradScaler:
+        return torch.amp.GradScaler("cpu", enabled=True)
+
+
+def trainer_of(hardware: Hardware, *, batch_size: int = 1, cuda_graphs: Any = True, **settings: Any) -> Trainer:
+    """A trainer whose rate falls at every other step."""
+    schedule = LinearDecay(constant_epochs=2, decay_epochs=8)
+    return tiny_trainer(
+        hardware=hardware,
+        batch_size=batch_size,
+        samples_per_epoch=2 * batch_size,
+        schedule=schedule,
+        pool=3 * batch_size,
+        ema=0.9,
+        cuda_graphs=cuda_graphs,
+        **settings,
+    )
+
+
+def train(trainer: Trainer, steps: int = STEPS) -> list[dict[str, Tensor]]:
+    """What each step tells, as the tensors that it told."""
+    count = trainer.batch_size
+    return [
+        trainer.train_step(random_batch(list(range(step * count, (step + 1) * count))))
+        for step in range(trainer.step, steps)
+    ]
+
+
+def assert_alike(one: Trainer, other: Trainer, told: list[Any], wanted: list[Any], **close: Any) -> None:
+    for step, (ours, theirs) in enumerate(zip(told, wanted, strict=True)):
+        assert {name: value.item() for name, value in ours.items()} == pytest.approx(
+            {name: value.item() for name, value in theirs.items()}, **close
+        ), step
+    close = {"rtol": close["rel"], "atol": 1e-9}
+    torch.testing.assert_close(one.average.module.state_dict(), other.average.module.state_dict(), **close)
+    torch.testing.assert_close(one.state_dict(), other.state_dict(), **close)
+    torch.testing.assert_close(one.rank_state_dict()["pools"], other.rank_state_dict()["pools"], **close)
+
+
+@pytest.mark.usefixtures("double_precision")
+@pytest.mark.parametrize(
+    ("batch_size", "accumulate", "backward"),
+    [(1, 1, "split"), (1, 1, "joint"), (2, 1, "split"), (4, 2, "split")],
+    ids=str,
+)
+def test_replayed_steps_equal_computed_ones(batch_size: int, accumulate: int, backward: str) -> None:
+    settings: dict[str, Any] = {"batch_size": batch_size, "accumulate": accumulate, "backward": backward}
+    recording = Recording()
+    replaying, computing = trainer_of(recording, **settings), trainer_of(Recording(), cuda_graphs=False, **settings)
+    told, wanted = train(replaying), train(computing)
+    assert recording.on_cpu.replays == 2 * (STEPS - REHEARSALS)  # generators and discriminators
+    (group,) = replaying.optimizers.generators.param_groups
+    assert group["lr"].item() == computing.optimizers.generators.param_groups[0]["lr"] < replaying.base_rate
+    assert_alike(replaying, computing, told, wanted, rel=1e-12)
+
+
+def test_replayed_steps_in_bf16_equal_computed_ones() -> None:
+    replaying, computing = (
+        trainer_of(Recording(precision="bf16"), cuda_graphs=graphs, batch_size=2) for graphs in (True, False)
+    )
+    assert_alike(replaying, computing, train(replaying), train(computing), rel=1e-4)  # the rate is a float32
+
+
+@pytest.mark.usefixtures("double_precision")
+def test_a_run_that_is_resumed_is_recorded_anew_and_goes_on_alike() -> None:
+    through, first, second = (trainer_of(Recording()) for _ in range(3))
+    wanted = train(through)
+    train(first, 6)
+    train(second, 5)  # which is forgotten
+    second.load_state_dict(copy.deepcopy(first.state_dict()), [copy.deepcopy(first.rank_state_dict())])
+    second.objective.generators.load_state_dict(first.objective.generators.state_dict())
+    second.objective.discriminators.load_state_dict(first.objective.discriminators.state_dict())
+    second.average.module.load_state_dict(first.average.module.state_dict())
+    assert_alike(second, through, train(second), wanted[6:], rel=1e-12)
+
+
+@pytest.mark.usefixtures("double_precision")
+def test_a_replayed_step_that_is_not_finite_is_noticed_with_its_number() -> None:
+    trainer = trainer_of(Recording())
+    train(trainer, 8)
+    trainer.check_finite()
+    next(trainer.objective.generators.parameters()).data.fill_(torch.nan)
+    train(trainer, 11)
+    with pytest.raises(DivergedError, match="diverged at step 9"):
+        trainer.check_finite()
+
+
+@pytest.mark.usefixtures("double_precision")
+@pytest.mark.parametrize("limit", [10, 130, 500])  # the latter within the backward pass of one of them
+def test_where_a_step_cannot_be_recorded_training_goes_on_and_says_so(
+    limit: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hardware = Recording()
+    hardware.on_cpu.limit = limit
+    trying, computing = trainer_of(hardware), trainer_of(Recording(), cuda_graphs=False)
+    told = train(trying)
+    said = [line for line in capsys.readouterr().err.splitlines() if "cuda_graphs" in line]
+    assert len(said) == 1
+    assert "is not permitted); its kernels are launched one by one" in said[0]
+    assert_alike(trying, computing, told, train(computing), rel=1e-12)
+
+
+def another(trainer: Trainer, *, optimizer: type[torch.optim.Optimizer] = torch.optim.Adam, **settings: Any) -> Trainer:
+    """A trainer of the same networks."""
+    modules = (trainer.objective.generators, trainer.objective.discriminators)
+    return Trainer(
+        trainer.objective,
+        Optimizers(*(optimizer(module.parameters(), lr=2e-4) for module in modules)),
+        schedule=trainer.schedule,
+        samples_per_epoch=10,
+        pools=trainer.pools,
+        average=None,
+        hardware=trainer.hardware,
+        seed=0,
+        **settings,
+    )
+
+
+def of_two(trainer: Trainer) -> Trainer:
+    trainer.world.size = 2
+    return trainer
+
+
+def recomputing(trainer: Trainer) -> Trainer:
+    trainer.objective.generators.ab.recompute = True
+    return trainer
+
+
+@pytest.mark.parametrize(
+    ("trainer", "settings", "reason"),
+    [
+        (lambda: tiny_trainer(), {}, "needs one of NVIDIA's GPUs, and this is CPU, fp32"),
+        (
+            lambda: of_two(tiny_trainer(hardware=Recording())),
+            {"batch_size": 2, "accumulate": 1},
+            "is for a run of one process",
+        ),
+        (lambda: tiny_trainer(hardware=Recording(compile=True)), {}, "does not go with trainer.compile=true"),
+        (
+            lambda: tiny_trainer(hardware=Recording()),
+            {"on_nonfinite": "skip"},
+            "does not go with trainer.on_nonfinite=skip",
+        ),
+        (lambda: recomputing(tiny_trainer(hardware=Recording())), {}, "does not go with trainer.recompute=true"),
+        (
+            lambda: tiny_trainer(hardware=Recording()),
+            {"optimizer": torch.optim.SGD},
+            "needs an optimizer that is capturable",
+        ),
+        (lambda: tiny_trainer(hardware=Scaling()), {}, "does not go with trainer.precision=fp16"),
+    ],
+    ids=["cpu", "processes", "compile", "skip", "recompute", "sgd", "fp16"],
+)
+def test_what_cuda_graphs_do_not_go_with_is_refused_when_asked_for_and_left_out_by_auto(
+    trainer: Callable[[], Trainer], settings: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(CommandError, match=f"^trainer.cuda_graphs=true {reason}.*: leave it out$"):
+        another(trainer(), cuda_graphs=True, **settings)
+    assert not another(trainer(), cuda_graphs="auto", **settings).replays
+    assert not another(trainer(), **settings).replays
+
+
+@pytest.mark.parametrize(("batch_size", "accumulate", "replays"), [(1, 1, True), (2, 2, True), (2, 1, False)])
+def test_auto_records_where_one_picture_is_computed_at_a_time(batch_size: int, accumulate: int, replays: bool) -> None:
+    trainer = tiny_trainer(hardware=Recording(), cuda_graphs="auto", batch_size=batch_size, accumulate=accumulate)
+    assert trainer.replays == replays
+
+
+def test_a_trainer_that_is_not_needed_any_more_is_gone() -> None:
+    gc.disable()  # which would find it later, at a moment of its own
+    try:
+        trainer = trainer_of(Recording())
+        train(trainer, 5)
+        seen = weakref.ref(trainer)
+        del trainer
+        assert seen() is None
+    finally:
+        gc.enable()
+
+
+class OnGpu(Hardware):
+    """A GPU that records, or one that does all but that."""
+
+    def __init__(self, *, records: bool, precision: Any) -> None:
+        super().__init__("cuda", precision=precision, deterministic=True)
+        self.records = records
+
+    def graph_capture(self) -> CudaGraphCapture:
+        return CudaGraphCapture(self.device) if self.records else Rehearsing(self.device)
+
+
+class Rehearsing(CudaGraphCapture):
+    def record(self, run: Callable[[], Output]) -> tuple[Callable[[], None], Output]:
+        raise RuntimeError("told not to")
+
+
+@pytest.mark.gpu
+@NO_GPU
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(("batch_size", "accumulate", "backward"), [(1, 1, "split"), (1, 1, "joint"), (2, 2, "split")])
+def test_cuda_graphs_equal_kernels_that_are_launched_one_by_one(
+    precision: str, batch_size: int, accumulate: int, backward: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings: dict[str, Any] = {"batch_size": batch_size, "accumulate": accumulate, "backward": backward}
+    switches = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    try:
+        told = {}
+        for records in (True, False):
+            trainer = trainer_of(OnGpu(records=records, precision=precision), cuda_graphs="auto", **settings)
+            told[trainer] = train(trainer, 6)
+            trainer.sample(*random_batch([0, 1])[:2])
+            trainer.check_finite()
+            told[trainer] += train(trainer)
+            assert ("told not to" in capsys.readouterr().err) is not records
+        (replaying, computing), (ours, theirs) = told, told.values()
+        assert_alike(replaying, computing, ours, theirs, rel=1e-5)
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = switches

@@ -1,0 +1,744 @@
+"""Every strange file becomes the right picture, read and written, or an error with the expected reason.
+
+What is expected is computed from the arrays that a file was made of, never by the code under test.
+"""
+
+import io
+import os
+import re
+import struct
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from cyclestyle.images import decoding, file_formats, reading, writing
+from cyclestyle.images.photo import Metadata
+from tests import profiles
+
+tifffile = pytest.importorskip("tifffile", reason="16 bits a channel need the extra `deep`")
+imagecodecs = pytest.importorskip("imagecodecs", reason="16 bits a channel need the extra `deep`")
+
+try:
+    import pillow_heif  # noqa: F401
+except ImportError:
+    HAS_HEIF = False
+else:
+    HAS_HEIF = True
+
+Make = Callable[[Path], None]
+HEIGHT, WIDTH = 24, 40
+
+# How far a smooth picture may be from what was encoded, in 255ths, by the ending of its file.
+LOSSES = {".jpg": 8, ".jpeg": 8, ".webp": 24, ".avif": 8, ".heic": 8}
+
+
+@dataclass(frozen=True)
+class Good:
+    """A file, and what must come of it."""
+
+    name: str
+    make: Make
+    pixels: np.ndarray  # (H, W, 3), uint8 or uint16, upright, sRGB
+    alpha: np.ndarray | None = None
+    near: float = 0  # how far what is read may be from them, in units of the type
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A file, and why nothing can come of it."""
+
+    name: str
+    make: Make
+    reason: str  # a pattern
+
+
+# -- the pictures in the files ----------------------------------------------------------------------------------------
+
+
+def scene(full: int = 255) -> np.ndarray:
+    """Colours that change slowly, so that lossy formats keep them, and differ in every corner."""
+    across, down = np.meshgrid(np.linspace(0, 1, WIDTH), np.linspace(0, 1, HEIGHT))
+    values = np.stack([0.1 + 0.8 * across, 0.9 - 0.7 * down, 0.2 + 0.3 * across + 0.4 * down], axis=-1)
+    return (values.astype(float) * full).round().astype(np.uint8 if full == 255 else np.uint16)
+
+
+def fading(full: int = 255) -> np.ndarray:
+    """Alpha from nothing to all."""
+    return np.linspace(0, full, WIDTH)[None].repeat(HEIGHT, 0).round().astype(np.uint8 if full == 255 else np.uint16)
+
+
+RGB, RGB16, ALPHA, ALPHA16 = scene(), scene(65535), fading(), fading(65535)
+GREY, GREY16 = RGB[..., 2], RGB16[..., 2]
+BITS = (np.indices((HEIGHT, WIDTH)).sum(0) % 3 == 0).astype(np.uint8)
+INDICES = (np.arange(HEIGHT * WIDTH).reshape(HEIGHT, WIDTH) // 7 % 6).astype(np.uint8)
+PALETTE = np.array([[10, 20, 30], [200, 100, 50], [0, 255, 0], [90, 90, 200], [255, 255, 255], [1, 2, 3]], np.uint8)
+CMYK = np.dstack([255 - RGB, RGB[..., 0] // 3])
+CMYK16 = np.dstack([65535 - RGB16, RGB16[..., 0] // 3])
+CORNERS = np.repeat(np.repeat(np.array(np.meshgrid([0, 1], [0, 1], [0, 1], [0, 1])).reshape(4, 2, 8), 8, 1), 8, 2)
+CORNERS = CORNERS.transpose(1, 2, 0).astype(np.uint8)  # (16, 64, 4): sixteen ways to print inks over one another
+
+
+def three(grey: np.ndarray) -> np.ndarray:
+    return np.repeat(grey[..., None], 3, axis=2)
+
+
+def printed(inks: np.ndarray) -> np.ndarray:
+    full = np.iinfo(inks.dtype).max
+    return ((full - inks[..., :3].astype(float)) * (full - inks[..., 3:]) / full).round().astype(inks.dtype)
+
+
+def as_numbers(values: np.ndarray, like: np.ndarray) -> np.ndarray:
+    full = np.iinfo(like.dtype).max
+    return (values.astype(float) * full).round().clip(0, full).astype(like.dtype)
+
+
+def held(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """How a camera held so stores an upright picture."""
+    turn = {
+        1: lambda a: a,
+        2: lambda a: a[:, ::-1],
+        3: lambda a: a[::-1, ::-1],
+        4: lambda a: a[::-1],
+        5: lambda a: a.swapaxes(0, 1),
+        6: lambda a: np.rot90(a),
+        7: lambda a: a.swapaxes(0, 1)[::-1, ::-1],
+        8: lambda a: np.rot90(a, -1),
+    }[orientation]
+    return np.ascontiguousarray(turn(pixels))
+
+
+# -- files of them ----------------------------------------------------------------------------------------------------
+
+
+def telling(orientation: int = 1) -> bytes:
+    """EXIF data with a camera, a place and an orientation."""
+    exif = Image.Exif()
+    exif[0x010F], exif[0x0112] = "SECRET camera", orientation
+    exif.get_ifd(0x8769)[0x9286] = b"ASCII\0\0\0SECRET comment"
+    exif.get_ifd(0x8825)[1], exif.get_ifd(0x8825)[2] = "N", (48.0, 12.0, 30.0)
+    return exif.tobytes()
+
+
+XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><SECRET/></x:xmpmeta>'
+
+
+def pillow(image: Image.Image | np.ndarray, format_name: str, **options: Any) -> Make:
+    def make(path: Path) -> None:
+        picture = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+        if "append_images" in options:  # which Pillow changes while it writes them
+            options["append_images"] = [one.copy() for one in options["append_images"]]
+        picture.save(path, format_name, **options)
+
+    return make
+
+
+def by_mode(mode: str, channels: np.ndarray) -> Image.Image:
+    return Image.frombytes(mode, channels.shape[1::-1], np.ascontiguousarray(channels).tobytes())
+
+
+def one_bit() -> Image.Image:
+    return Image.fromarray(BITS * 255).convert("1")
+
+
+def palette() -> Image.Image:
+    image = by_mode("P", INDICES)
+    image.putpalette(PALETTE.tobytes())
+    return image
+
+
+def tiff(channels: np.ndarray, **options: Any) -> Make:
+    options = {"photometric": "rgb", "metadata": None, "software": False, **options}
+
+    def make(path: Path) -> None:
+        tifffile.imwrite(path, channels, **options)
+
+    return make
+
+
+def bytes_of(content: bytes) -> Make:
+    def make(path: Path) -> None:
+        path.write_bytes(content)
+
+    return make
+
+
+def changed(make: Make, change: Callable[[bytes], bytes]) -> Make:
+    def made(path: Path) -> None:
+        make(path)
+        path.write_bytes(change(path.read_bytes()))
+
+    return made
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(
+    channels: np.ndarray, *, bits: int, kind: int, chunks: bytes = b"", size: tuple[int, int] | None = None
+) -> Make:
+    """A PNG by hand: `kind` is its colour type, several samples below 8 bits share a byte."""
+    height, width = channels.shape[:2]
+    if bits < 8:
+        ones = np.unpackbits(channels.astype(np.uint8)[..., None], axis=-1)[..., 8 - bits :]
+        rows = [np.packbits(row).tobytes() for row in ones.reshape(height, -1)]
+    else:
+        rows = [row.astype(f">u{bits // 8}").tobytes() for row in channels]
+    head = struct.pack(">IIBBBBB", *(size or (width, height)), bits, kind, 0, 0, 0)
+    pixels = zlib.compress(b"".join(b"\0" + row for row in rows))
+    parts = chunk(b"IHDR", head) + chunks + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    return bytes_of(b"\x89PNG\r\n\x1a\n" + parts)
+
+
+def moved_behind(kind: bytes) -> Callable[[bytes], bytes]:
+    """A change of a PNG: one of its chunks comes last."""
+
+    def move(data: bytes) -> bytes:
+        at = data.index(kind) - 4
+        (length,) = struct.unpack(">I", data[at : at + 4])
+        return data[:at] + data[at + length + 12 : -12] + data[at : at + length + 12] + data[-12:]
+
+    return move
+
+
+def profile_chunk(profile: bytes) -> bytes:
+    return chunk(b"iCCP", b"x\0\0" + zlib.compress(profile))
+
+
+def bmp_with_alpha(path: Path) -> None:
+    """Version 4 of the header says which bits are alpha."""
+    rows = np.dstack([RGB[..., ::-1], ALPHA])[::-1].tobytes()
+    head = struct.pack("<IiiHHIIiiII", 108, WIDTH, HEIGHT, 1, 32, 3, len(rows), 2835, 2835, 0, 0)
+    head += struct.pack("<IIIII", 0xFF0000, 0xFF00, 0xFF, 0xFF000000, 0x73524742) + bytes(48)
+    path.write_bytes(struct.pack("<2sIII", b"BM", 14 + len(head) + len(rows), 0, 14 + len(head)) + head + rows)
+
+
+def twelve_bit_grey(path: Path) -> None:
+    rows = np.packbits(np.unpackbits((GREY16 >> 4).astype(">u2")[..., None].view(np.uint8), axis=-1)[..., 4:])
+    body = rows.tobytes()
+    tags = [
+        (256, WIDTH),
+        (257, HEIGHT),
+        (258, 12),
+        (259, 1),
+        (262, 1),
+        (273, 8),
+        (277, 1),
+        (278, HEIGHT),
+        (279, len(body)),
+    ]
+    table = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    path.write_bytes(
+        b"II*\0" + struct.pack("<I", 8 + len(body)) + body + struct.pack("<H", len(tags)) + table + bytes(4)
+    )
+
+
+def multiplied(colours: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    full = np.iinfo(colours.dtype).max
+    return np.dstack([(colours * (alpha[..., None] / full)).round().astype(colours.dtype), alpha])
+
+
+HALF, HALF16 = ALPHA // 2 + 127, ALPHA16 // 2 + 32767  # opaque enough that multiplying by them loses little
+CLEAR = np.where(INDICES == 1, 0, 255).astype(np.uint8)  # one colour of the palette is transparent
+SHADES = np.array([255, 0, 128, 7, 200, 90], np.uint8)
+KEY16 = RGB16.copy()
+KEY16[3, 4] = (1, 2, 3)
+KEYED16 = np.where((KEY16 == (1, 2, 3)).all(-1), 0, 65535).astype(np.uint16)
+KEY = RGB.copy()
+KEY[3, 4] = (1, 2, 3)
+KEYED = np.where((KEY == (1, 2, 3)).all(-1), 0, 255).astype(np.uint8)
+FOUR, TWO = (GREY // 16), (GREY // 64)
+LAB = np.dstack(
+    [RGB[..., 0], (RGB[..., 1] // 10).astype(np.int8).view(np.uint8), (GREY // 10).astype(np.int8).view(np.uint8)]
+)
+LAB_VALUES = np.dstack([LAB[..., 0] / 255 * 100, LAB[..., 1].view(np.int8), LAB[..., 2].view(np.int8)])
+FRAMES = {"save_all": True, "append_images": [Image.fromarray(255 - RGB), Image.fromarray(RGB // 2)]}
+FINE = {"quality": 98, "subsampling": 0}
+EXACT = {"lossless": True, "exact": True}
+
+GIF_NOTE = "GIF is read only: another format is written"
+
+
+def eight_bits() -> list[Good]:
+    from_palette = PALETTE[INDICES]
+    return [
+        Good("grey1.png", pillow(one_bit(), "PNG"), three(BITS * 255)),
+        Good("grey2.png", png(TWO, bits=2, kind=0), three(TWO * 85)),
+        Good("grey4.png", png(FOUR, bits=4, kind=0), three(FOUR * 17)),
+        Good("grey8.png", pillow(GREY, "PNG"), three(GREY)),
+        Good(
+            "grey1key.png",
+            png(BITS, bits=1, kind=0, chunks=chunk(b"tRNS", b"\0\1")),
+            three(BITS * 255),
+            (1 - BITS) * 255,
+        ),
+        Good(
+            "grey2key.png",
+            png(TWO, bits=2, kind=0, chunks=chunk(b"tRNS", b"\0\1")),
+            three(TWO * 85),
+            np.where(TWO == 1, 0, 255).astype(np.uint8),
+        ),
+        Good(
+            "grey4key.png",
+            png(FOUR, bits=4, kind=0, chunks=chunk(b"tRNS", b"\0\5")),
+            three(FOUR * 17),
+            np.where(FOUR == 5, 0, 255).astype(np.uint8),
+        ),
+        Good(
+            "grey8key.png",
+            png(GREY, bits=8, kind=0, chunks=chunk(b"tRNS", struct.pack(">H", GREY[5, 5]))),
+            three(GREY),
+            np.where(GREY[5, 5] == GREY, 0, 255).astype(np.uint8),
+        ),
+        Good("la.png", pillow(np.dstack([GREY, ALPHA]), "PNG"), three(GREY), ALPHA),
+        Good("palette.png", pillow(palette(), "PNG"), from_palette),
+        Good("palette8.png", pillow(palette(), "PNG", bits=8), from_palette),
+        Good("palettekey.png", pillow(palette(), "PNG", transparency=1), from_palette, CLEAR),
+        Good(
+            "palettealpha.png", pillow(palette(), "PNG", transparency=SHADES.tobytes()), from_palette, SHADES[INDICES]
+        ),
+        Good("rgb.png", pillow(RGB, "PNG"), RGB),
+        Good("rgbkey.png", pillow(KEY, "PNG", transparency=(1, 2, 3)), KEY, KEYED),
+        Good("rgba.png", pillow(np.dstack([RGB, ALPHA]), "PNG"), RGB, ALPHA),
+        Good("capitals.PNG", pillow(RGB, "PNG"), RGB),
+        Good("animated.png", pillow(RGB, "PNG", **FRAMES), RGB, notes=("the first of 3 frames",)),
+        Good("grey.jpg", pillow(GREY, "JPEG", **FINE), three(GREY), near=4),
+        Good("rgb.jpg", pillow(RGB, "JPEG", **FINE), RGB, near=6),
+        Good("rgb.jpeg", pillow(RGB, "JPEG", quality=98, subsampling="4:2:0"), RGB, near=8),
+        Good("progressive.jpg", pillow(RGB, "JPEG", **FINE, progressive=True), RGB, near=6),
+        Good("cmyk.jpg", pillow(by_mode("CMYK", CMYK), "JPEG", **FINE), printed(CMYK), near=8),
+        Good("telephone.jpg", pillow(RGB, "MPO", **FINE, **FRAMES), RGB, near=6),
+        Good("lossless.webp", pillow(RGB, "WEBP", **EXACT), RGB),
+        Good("lossy.webp", pillow(RGB, "WEBP", quality=98), RGB, near=10),
+        Good("rgba.webp", pillow(np.dstack([RGB, ALPHA]), "WEBP", **EXACT), RGB, ALPHA),
+        Good("animated.webp", pillow(RGB, "WEBP", lossless=True, **FRAMES), RGB, notes=("the first of 3 frames",)),
+        Good("grey1.tif", pillow(one_bit(), "TIFF"), three(BITS * 255)),
+        Good("fax.tif", pillow(one_bit(), "TIFF", compression="group4"), three(BITS * 255)),
+        Good("grey.tif", pillow(GREY, "TIFF"), three(GREY)),
+        Good("negative.tif", tiff(255 - GREY, photometric="miniswhite"), three(GREY)),
+        Good("la.tif", pillow(np.dstack([GREY, ALPHA]), "TIFF"), three(GREY), ALPHA),
+        Good(
+            "lapremultiplied.tif",
+            tiff(
+                multiplied(GREY[..., None], HALF),
+                photometric="minisblack",
+                extrasamples=["assocalpha"],
+                planarconfig="contig",
+            ),
+            three(GREY),
+            HALF,
+            near=2,
+        ),
+        Good("palette.tif", pillow(palette(), "TIFF"), from_palette),
+        Good("rgb.tiff", pillow(RGB, "TIFF"), RGB),
+        *(Good(f"{way}.tif", pillow(RGB, "TIFF", compression=f"tiff_{way}"), RGB) for way in ("lzw", "deflate")),
+        Good("packbits.tif", pillow(RGB, "TIFF", compression="packbits"), RGB),
+        Good("jpeg.tif", pillow(RGB, "TIFF", compression="jpeg", quality=98), RGB, near=8),
+        Good("ycbcr.tif", pillow(Image.fromarray(RGB).convert("YCbCr"), "TIFF"), RGB, near=3),
+        Good("lab.tif", tiff(LAB, photometric="cielab"), as_numbers(profiles.lab_as_srgb(LAB_VALUES), RGB), near=1),
+        Good("cmyk.tif", pillow(by_mode("CMYK", CMYK), "TIFF"), printed(CMYK), near=1),
+        Good("rgba.tif", pillow(np.dstack([RGB, ALPHA]), "TIFF"), RGB, ALPHA),
+        Good("rgbx.tif", tiff(np.dstack([RGB, ALPHA]), extrasamples=["unspecified"]), RGB),
+        Good("premultiplied.tif", tiff(multiplied(RGB, HALF), extrasamples=["assocalpha"]), RGB, HALF, near=2),
+        Good("planes.tif", tiff(RGB.transpose(2, 0, 1), planarconfig="separate"), RGB),
+        Good("tiles.tif", tiff(RGB, tile=(16, 16)), RGB),
+        Good("bigendian.tif", tiff(RGB, byteorder=">"), RGB),
+        Good("big.tif", tiff(RGB, bigtiff=True), RGB),
+        Good("pages.tif", pillow(RGB, "TIFF", **FRAMES), RGB, notes=("the first of 3 pages",)),
+        Good("grey1.bmp", pillow(one_bit(), "BMP"), three(BITS * 255)),
+        Good("grey.bmp", pillow(GREY, "BMP"), three(GREY)),
+        Good("palette.bmp", pillow(palette(), "BMP"), from_palette),
+        Good("rgb.bmp", pillow(RGB, "BMP"), RGB),
+        Good("rgba.bmp", bmp_with_alpha, RGB, ALPHA),
+        Good("palette.gif", pillow(palette(), "GIF"), from_palette, notes=(GIF_NOTE,)),
+        Good("key.gif", pillow(palette(), "GIF", transparency=1), from_palette, CLEAR, notes=(GIF_NOTE,)),
+        Good("grey.gif", pillow(GREY, "GIF"), three(GREY), notes=(GIF_NOTE,)),
+        Good(
+            "animated.gif",
+            pillow(GREY, "GIF", save_all=True, append_images=[Image.fromarray(255 - GREY)]),
+            three(GREY),
+            notes=("the first of 2 frames", GIF_NOTE),
+        ),
+        Good("rgb.avif", pillow(RGB, "AVIF", quality=98, subsampling="4:4:4"), RGB, near=5),
+        Good("rgba.avif", pillow(np.dstack([RGB, ALPHA]), "AVIF", quality=98, subsampling="4:4:4"), RGB, ALPHA, near=5),
+        Good("grey.avif", pillow(GREY, "AVIF", quality=98), three(GREY), near=5),
+        Good(
+            "tenbits.avif",
+            bytes_of(imagecodecs.avif_encode(RGB16 >> 6, level=98, bitspersample=10, pixelformat="444")),
+            RGB,
+            near=6,
+            notes=("10 bits a channel became 8",),
+        ),
+        Good("png.jpg", pillow(RGB, "PNG"), RGB, notes=("PNG in spite of its name",)),
+        Good("jpeg.png", pillow(RGB, "JPEG", **FINE), RGB, near=6, notes=("JPEG in spite of its name",)),
+        Good("one.png", pillow(RGB[:1, :1], "PNG"), RGB[:1, :1]),
+        Good("thin.tif", pillow(RGB[:, :1], "TIFF"), RGB[:, :1]),
+    ]
+
+
+def heic() -> list[Good]:
+    found = [
+        Good("rgb.heic", pillow(RGB, "HEIF", quality=98, chroma=444), RGB, near=6),
+        Good("rgba.heif", pillow(np.dstack([RGB, ALPHA]), "HEIF", quality=98, chroma=444), RGB, ALPHA, near=6),
+        Good("grey.heic", pillow(GREY, "HEIF", quality=98), three(GREY), near=6),
+        Good(
+            "heic.jpg", pillow(RGB, "HEIF", quality=98, chroma=444), RGB, near=6, notes=("HEIC in spite of its name",)
+        ),
+    ]
+    for number in range(2, 9):
+        make = pillow(held(RGB, number), "HEIF", quality=98, chroma=444, exif=telling(number))
+        found.append(Good(f"held{number}.heic", make, RGB, near=6))
+    return found
+
+
+def sixteen_bits() -> list[Good]:
+    rgba = np.dstack([RGB16, ALPHA16])
+    grey = {"photometric": "minisblack"}
+    key = chunk(b"tRNS", struct.pack(">HHH", 1, 2, 3))
+    grey_key = chunk(b"tRNS", struct.pack(">H", GREY16[5, 5]))
+    with_alpha = {**grey, "extrasamples": ["unassalpha"], "planarconfig": "contig"}
+    return [
+        Good("grey16.png", pillow(GREY16, "PNG"), three(GREY16)),
+        Good(
+            "grey16key.png",
+            png(GREY16, bits=16, kind=0, chunks=grey_key),
+            three(GREY16),
+            np.where(GREY16[5, 5] == GREY16, 0, 65535).astype(np.uint16),
+        ),
+        Good("la16.png", png(np.dstack([GREY16, ALPHA16]), bits=16, kind=4), three(GREY16), ALPHA16),
+        Good("rgb16.png", png(RGB16, bits=16, kind=2), RGB16),
+        Good("rgb16key.png", png(KEY16, bits=16, kind=2, chunks=key), KEY16, KEYED16),
+        Good("rgba16.png", png(rgba, bits=16, kind=6), RGB16, ALPHA16),
+        Good("grey16.tif", pillow(GREY16, "TIFF"), three(GREY16)),
+        Good("grey16big.tif", tiff(GREY16, byteorder=">", **grey), three(GREY16)),
+        Good("negative16.tif", tiff(65535 - GREY16, photometric="miniswhite"), three(GREY16)),
+        Good("la16.tif", tiff(np.dstack([GREY16, ALPHA16]), **with_alpha), three(GREY16), ALPHA16),
+        Good("rgb16.tif", tiff(RGB16), RGB16),
+        *(Good(f"{way}16.tif", tiff(RGB16, compression=way, predictor=True), RGB16) for way in ("lzw", "zlib", "zstd")),
+        Good("lzma16.tif", tiff(RGB16, compression="lzma"), RGB16),
+        Good("packbits16.tif", tiff(RGB16, compression="packbits"), RGB16),
+        Good("rgba16.tif", tiff(rgba, extrasamples=["unassalpha"]), RGB16, ALPHA16),
+        Good("rgbx16.tif", tiff(rgba, extrasamples=["unspecified"]), RGB16),
+        Good(
+            "premultiplied16.tif", tiff(multiplied(RGB16, HALF16), extrasamples=["assocalpha"]), RGB16, HALF16, near=2
+        ),
+        Good("cmyk16.tif", tiff(CMYK16, photometric="separated"), printed(CMYK16), near=1),
+        Good("planes16.tif", tiff(RGB16.transpose(2, 0, 1), planarconfig="separate"), RGB16),
+        Good("tiles16.tif", tiff(RGB16, tile=(16, 16), compression="zlib"), RGB16),
+        Good("bigendian16.tif", tiff(RGB16, byteorder=">"), RGB16),
+        Good("big16.tif", tiff(RGB16, bigtiff=True), RGB16),
+        Good("pages16.tif", tiff(np.stack([RGB16, RGB16 // 2])), RGB16, notes=("the first of 2 pages",)),
+        Good("rgb16.jpg", png(RGB16, bits=16, kind=2), RGB16, notes=("PNG in spite of its name",)),
+    ]
+
+
+def turned() -> list[Good]:
+    """Pictures of cameras that were held in every way, which tell more than they should."""
+    found = []
+    for number in range(1, 9):
+        stored, exif = held(RGB, number), telling(number)
+        found += [
+            Good(
+                f"held{number}.jpg",
+                pillow(stored, "JPEG", **FINE, exif=exif, xmp=XMP, comment=b"SECRET"),
+                RGB,
+                near=6,
+            ),
+            Good(f"held{number}.png", pillow(stored, "PNG", exif=exif), RGB),
+            Good(f"held{number}.tif", pillow(stored, "TIFF", exif=exif, description="SECRET"), RGB),
+            Good(f"held{number}.webp", pillow(stored, "WEBP", exif=exif, xmp=XMP, **EXACT), RGB),
+            Good(
+                f"held{number}.avif",
+                pillow(stored, "AVIF", quality=98, subsampling="4:4:4", exif=exif, xmp=XMP),
+                RGB,
+                near=5,
+            ),
+        ]
+        deep = held(np.dstack([RGB16, ALPHA16]), number)
+        kept = chunk(b"eXIf", exif[6:]) + chunk(b"tEXt", b"Comment\0SECRET")
+        tags = [(274, "H", 1, number, True), (271, "s", 0, "SECRET camera", True)]
+        found += [
+            Good(f"held{number}deep.png", png(deep, bits=16, kind=6, chunks=kept), RGB16, ALPHA16),
+            Good(f"held{number}deep.tif", tiff(deep, extrasamples=["unassalpha"], extratags=tags), RGB16, ALPHA16),
+        ]
+    exif = chunk(b"eXIf", telling(6)[6:])
+    return [
+        *found,
+        Good(
+            "late.png",
+            changed(png(held(RGB, 6), bits=8, kind=2, chunks=exif), moved_behind(b"eXIf")),
+            RGB,
+        ),
+        Good(
+            "late16.png",
+            changed(png(held(RGB16, 6), bits=16, kind=2, chunks=exif), moved_behind(b"eXIf")),
+            RGB16,
+        ),
+        Good("held9.jpg", pillow(RGB, "JPEG", **FINE, exif=telling(9)), RGB, near=6),
+        Good(
+            "noexif.png",
+            pillow(RGB, "PNG", exif=b"Exif\0\0garbage!"),
+            RGB,
+            notes=("its EXIF data are damaged: left out, and the picture is taken for upright",),
+        ),
+    ]
+
+
+def coloured() -> list[Good]:
+    """Pictures with colour profiles."""
+    wide, grey, inks = profiles.wide(), profiles.linear_grey(), profiles.inks()
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    seen, seen16 = (as_numbers(profiles.wide_as_srgb(a / np.iinfo(a.dtype).max), a) for a in (RGB, RGB16))
+    bright, bright16 = (as_numbers(profiles.srgb_encoded(a / np.iinfo(a.dtype).max), a) for a in (GREY, GREY16))
+    mixed = as_numbers(profiles.odd_inks(CORNERS), RGB)
+    unreadable = ("its colour profile cannot be read: taken for sRGB",)
+    other = ("its colour profile is for another kind of colours: taken for sRGB",)
+    wide_palette = as_numbers(profiles.wide_as_srgb(PALETTE / 255), RGB)
+    rgba = np.dstack([RGB, ALPHA])
+    return [
+        Good("wide.png", pillow(RGB, "PNG", icc_profile=wide), seen, near=2),
+        Good("widepalette.png", pillow(palette(), "PNG", icc_profile=wide), wide_palette[INDICES], near=2),
+        Good("widealpha.png", pillow(rgba, "PNG", icc_profile=wide), seen, ALPHA, near=2),
+        Good("wide.jpg", pillow(RGB, "JPEG", **FINE, icc_profile=wide), seen, near=16),
+        Good("wide.tif", pillow(RGB, "TIFF", icc_profile=wide), seen, near=2),
+        Good("wide.webp", pillow(RGB, "WEBP", icc_profile=wide, **EXACT), seen, near=2),
+        Good("wide.avif", pillow(RGB, "AVIF", quality=98, subsampling="4:4:4", icc_profile=wide), seen, near=13),
+        Good("wide16.tif", tiff(RGB16, iccprofile=wide), seen16, near=150),
+        Good("wide16.png", png(RGB16, bits=16, kind=2, chunks=profile_chunk(wide)), seen16, near=150),
+        Good("wideheld.jpg", pillow(held(RGB, 6), "JPEG", **FINE, icc_profile=wide, exif=telling(6)), seen, near=16),
+        Good(
+            "widegrey.png",
+            pillow(GREY, "PNG", icc_profile=wide),
+            as_numbers(profiles.wide_as_srgb(three(GREY) / 255), RGB),
+            near=2,
+        ),
+        Good("linear.png", pillow(GREY, "PNG", icc_profile=grey), three(bright), near=2),
+        Good(
+            "linearalpha.png", pillow(np.dstack([GREY, ALPHA]), "PNG", icc_profile=grey), three(bright), ALPHA, near=2
+        ),
+        Good("linear.jpg", pillow(GREY, "JPEG", **FINE, icc_profile=grey), three(bright), near=9),
+        Good("linear16.tif", tiff(GREY16, photometric="minisblack", iccprofile=grey), three(bright16), near=60),
+        Good("linear1.tif", pillow(one_bit(), "TIFF", icc_profile=grey), three(BITS * 255)),
+        Good("srgb.png", pillow(RGB, "PNG", icc_profile=srgb), RGB),
+        Good("nearlysrgb.png", pillow(RGB, "PNG", icc_profile=profiles.nearly_srgb()), RGB),
+        Good("srgb.tif", pillow(RGB, "TIFF", icc_profile=srgb), RGB),
+        Good("srgb16.png", png(RGB16, bits=16, kind=2, chunks=profile_chunk(srgb)), RGB16),
+        Good("inks.tif", pillow(by_mode("CMYK", CORNERS * 255), "TIFF", icc_profile=inks), mixed, near=1),
+        Good("inks.jpg", pillow(by_mode("CMYK", CORNERS * 255), "JPEG", **FINE, icc_profile=inks), mixed, near=6),
+        Good(
+            "inks16.tif",
+            tiff(CORNERS.astype(np.uint16) * 65535, photometric="separated", iccprofile=inks),
+            as_numbers(profiles.odd_inks(CORNERS), RGB16),
+            near=150,
+        ),
+        Good("broken.png", pillow(RGB, "PNG", icc_profile=b"no profile" * 20), RGB, notes=unreadable),
+        Good("cut.tif", pillow(RGB, "TIFF", icc_profile=wide[:200]), RGB, notes=unreadable),
+        Good("broken16.png", png(RGB16, bits=16, kind=2, chunks=profile_chunk(b"x" * 200)), RGB16, notes=unreadable),
+        Good(
+            "brokeninks.tif",
+            pillow(by_mode("CMYK", CMYK), "TIFF", icc_profile=inks[:150]),
+            printed(CMYK),
+            near=1,
+            notes=unreadable,
+        ),
+        Good("other.png", pillow(RGB, "PNG", icc_profile=grey), RGB, notes=other),
+        Good(
+            "otherinks.tif", pillow(by_mode("CMYK", CMYK), "TIFF", icc_profile=wide), printed(CMYK), near=1, notes=other
+        ),
+    ]
+
+
+def bad() -> list[Bad]:
+    noisy = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    noisy16 = np.random.default_rng(0).integers(0, 65536, (64, 64, 3), dtype=np.uint16)
+    whole: dict[str, Make] = {
+        "jpg": pillow(noisy, "JPEG"),
+        "png": pillow(noisy, "PNG"),
+        "webp": pillow(noisy, "WEBP"),
+        "tif": pillow(noisy, "TIFF"),
+        "lzw.tif": pillow(noisy, "TIFF", compression="tiff_lzw"),
+        "bmp": pillow(noisy, "BMP"),
+        "gif": pillow(noisy[..., 0], "GIF"),
+        "avif": pillow(noisy, "AVIF"),
+        "16.png": png(noisy16, bits=16, kind=2),
+        "16.tif": tiff(noisy16),
+        "zlib16.tif": tiff(noisy16, compression="zlib"),
+        "strips16.tif": tiff(noisy16, compression="lzw", rowsperstrip=8),
+    }
+    damaged = "damaged or unreadable"
+    found = [
+        Bad(
+            f"cut{part}.{name}",
+            changed(make, lambda data, p=part: data[: len(data) * p // 4]),
+            f"{damaged}|not a picture",
+        )
+        for name, make in whole.items()
+        for part in (1, 3)
+    ]
+    found += [Bad(f"empty.{name}", bytes_of(b""), "empty, not a picture") for name in ("jpg", "png", "tif", "gif")]
+
+    def flipped(data: bytes) -> bytes:
+        return data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :]
+
+    def no_counts(data: bytes) -> bytes:  # the strips' lengths are zero, which some libraries take for black
+        at = data.index(struct.pack("<HHI", 279, 4, 1)) + 8
+        return data[:at] + bytes(4) + data[at + 4 :]
+
+    grey = {"photometric": "minisblack"}
+    return [
+        *found,
+        Bad("flipped.png", changed(whole["png"], flipped), "checksum of a part b'IDAT' is wrong"),
+        Bad("flipped16.png", changed(whole["16.png"], flipped), "checksum of a part b'IDAT' is wrong"),
+        Bad("flipped16.tif", changed(whole["zlib16.tif"], flipped), damaged),
+        Bad("nocounts16.tif", changed(whole["16.tif"], no_counts), "parts of it are missing|damaged"),
+        Bad("page.jpg", bytes_of(b"<!DOCTYPE html><p>404"), "a web page, not a picture"),
+        Bad("text.png", bytes_of(b"just words"), "^not a picture that can be read"),
+        Bad("zip.tif", bytes_of(b"PK\x03\x04" + bytes(100)), "^not a picture that can be read"),
+        Bad("start.png", bytes_of(b"\x89PNG\r\n\x1a\n"), "not a picture|damaged"),
+        Bad("start.tif", bytes_of(b"II*\0"), "not a picture|damaged"),
+        Bad("pipe.png", os.mkfifo, "not a regular file but a pipe"),
+        Bad("folder.png", Path.mkdir, "not a regular file but a folder"),
+        Bad("nowhere.png", lambda path: path.symlink_to("gone"), "No such file"),
+        Bad("device.png", lambda path: path.symlink_to("/dev/zero"), "not a regular file but a device"),
+        Bad("circle.png", lambda path: path.symlink_to(path), "symbolic links"),
+        Bad("bomb.png", png(RGB, bits=8, kind=2, size=(60_000, 60_000)), r"60,000 x 60,000 pixels are more than"),
+        Bad("bomb16.png", png(RGB16, bits=16, kind=2, size=(60_000, 60_000)), r"60,000 x 60,000 pixels are more than"),
+        Bad(
+            "bomb.bmp",
+            changed(whole["bmp"], lambda data: data[:18] + struct.pack("<ii", 50_000, 50_000) + data[26:]),
+            r"50,000 x 50,000 pixels are more than",
+        ),
+        Bad(
+            "bomb16.tif",
+            changed(
+                tiff(noisy16, byteorder=">"),
+                lambda data: re.sub(
+                    re.escape(struct.pack(">HHI", 257, 4, 1)) + b"....",
+                    struct.pack(">HHII", 257, 4, 1, 10**9),
+                    data,
+                    flags=re.DOTALL,
+                ),
+            ),
+            r"64 x 1,000,000,000 pixels are more than",
+        ),
+        Bad("float.tif", tiff(RGB.astype(np.float32) / 255), "floating-point colours are not supported"),
+        Bad("floatgrey.tif", pillow(Image.fromarray(GREY.astype(np.float32)), "TIFF"), "floating-point colours"),
+        Bad("half.tif", tiff(RGB.astype(np.float16) / 255), "floating-point colours"),
+        Bad("double.tif", tiff(GREY.astype(np.float64), **grey), "floating-point colours"),
+        Bad("signed.tif", tiff(GREY16.astype(np.int16), **grey), "signed or complex colours are not supported"),
+        Bad("integers.tif", tiff(GREY16.astype(np.uint32), **grey), "32 bits a channel are not supported"),
+        Bad("signedintegers.tif", pillow(Image.fromarray(GREY16.astype(np.int32)), "TIFF"), "signed or complex"),
+        Bad("rgb32.tif", tiff(RGB16.astype(np.uint32)), "32 bits a channel are not supported, save it with 8 or 16"),
+        Bad("long.tif", tiff(GREY16.astype(np.uint64), **grey), "64 bits a channel are not supported"),
+        Bad("twelve.tif", twelve_bit_grey, "12 bits a channel are not supported"),
+        Bad("lab16.tif", tiff(RGB16, photometric="cielab"), "neither grey, RGB nor CMYK"),
+    ]
+
+
+GOOD = [*eight_bits(), *sixteen_bits(), *turned(), *coloured()]
+BAD = bad()
+HEIC = heic() if HAS_HEIF else []
+
+
+def test_the_corpus_is_large_and_no_name_comes_twice() -> None:
+    names = [case.name for case in (*GOOD, *BAD, *HEIC)]
+    assert len(set(names)) == len(names) >= 120
+    assert len(GOOD) >= 150
+    assert len(BAD) >= 50
+
+
+@pytest.mark.parametrize("case", GOOD, ids=lambda case: case.name)
+def test_a_good_file_is_read_and_written_as_what_it_shows(tmp_path: Path, case: Good) -> None:
+    check(tmp_path, case)
+
+
+@pytest.mark.skipif(not HAS_HEIF, reason="HEIC needs the extra `heic`")
+@pytest.mark.parametrize("format_name", ["keep", "heic"])
+@pytest.mark.parametrize("case", HEIC, ids=lambda case: case.name)
+def test_a_photograph_of_a_telephone_is_read_and_written_as_what_it_shows(
+    tmp_path: Path, case: Good, format_name: file_formats.Format
+) -> None:
+    check(tmp_path, case, format_name)
+
+
+@pytest.mark.parametrize("case", BAD, ids=lambda case: case.name)
+def test_a_bad_file_is_refused_with_its_reason(tmp_path: Path, case: Bad) -> None:
+    case.make(tmp_path / case.name)
+    with pytest.raises(decoding.ImageError) as caught:
+        reading.read(tmp_path / case.name)
+    assert re.search(case.reason, caught.value.reason)
+    assert caught.value.path == tmp_path / case.name
+
+
+def check(folder: Path, case: Good, format_name: file_formats.Format = "keep") -> None:
+    case.make(folder / case.name)
+    photo = reading.read(folder / case.name)
+    assert photo.pixels.dtype == case.pixels.dtype
+    assert all(one is None or (one.flags.c_contiguous and one.flags.writeable) for one in (photo.pixels, photo.alpha))
+    assert distance(photo.pixels, case.pixels) <= case.near
+    assert photo.notes == case.notes
+    assert photo.metadata == Metadata()
+    if case.alpha is None:
+        assert photo.alpha is None
+    else:
+        assert photo.alpha is not None
+        assert photo.alpha.dtype == case.alpha.dtype
+        assert distance(photo.alpha, case.alpha) <= (4 if case.name.endswith((".avif", ".heif")) else 0)
+
+    full = np.iinfo(photo.pixels.dtype).max
+    target = folder / "out" / file_formats.target_name(Path(case.name), format_name)
+    target.parent.mkdir()
+    notes = writing.write(replace(photo, pixels=full - photo.pixels), target)
+    assert [path.name for path in target.parent.iterdir()] == [target.name]
+    written(target, full - case.pixels, case.alpha, case.near, notes)
+
+
+def written(target: Path, pixels: np.ndarray, alpha: np.ndarray | None, near: float, notes: tuple[str, ...]) -> None:
+    """Check a file that should show `pixels`, by other means than those that wrote it."""
+    ending, full = target.suffix.lower(), np.iinfo(pixels.dtype).max
+    expected, told = pixels.astype(float), []
+    if alpha is not None and ending in (".jpg", ".jpeg", ".bmp"):
+        told.append("has no transparency: laid over white")
+        expected, alpha = full - (full - expected) * (alpha[..., None] / full), None
+    deep = pixels.dtype == np.uint16 and ending in (".png", ".tif", ".tiff")
+    if pixels.dtype == np.uint16 and not deep:
+        told.append("has 8 bits a channel: 16 became 8")
+        expected, near = expected / 257, near / 257 + 0.5
+    assert [note.split(" ", 1)[1] for note in notes] == told
+
+    with Image.open(target) as image:
+        assert image.size == pixels.shape[1::-1]
+        if ending != ".bmp":
+            tagged(image.info["icc_profile"])
+        assert not image.getexif().get_ifd(0x8769)
+        assert not image.getexif().get_ifd(0x8825)
+        assert b"SECRET" not in target.read_bytes()
+        assert image.getexif().get(0x0112, 1) == 1
+        assert image.mode == ("RGB" if alpha is None else "RGBA")
+        channels = np.asarray(image)
+    if deep:
+        channels = imagecodecs.png_decode(target.read_bytes()) if ending == ".png" else tifffile.imread(target)
+        assert channels.dtype == np.uint16
+    seen = 1 if alpha is None or ending not in LOSSES else alpha[..., None] / full  # hidden colours may be anything
+    assert distance(channels[..., :3] * seen, expected * seen) <= near + LOSSES.get(ending, 0.5 if told else 0)
+    if alpha is not None:
+        assert distance(channels[..., 3], alpha) <= (8 if ending in (".avif", ".heic", ".heif") else 0)
+
+
+def tagged(profile: bytes) -> None:
+    opened = ImageCms.ImageCmsProfile(io.BytesIO(profile)).profile
+    assert opened.profile_description == "sRGB built-in"
+    assert opened.creation_date is not None
+    assert opened.creation_date.year == 2026
+
+
+def distance(a: np.ndarray, b: np.ndarray) -> float:
+    assert a.shape == b.shape
+    return float(np.abs(a.astype(float) - b.astype(float)).max())

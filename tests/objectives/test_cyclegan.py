@@ -1,0 +1,272 @@
+"""The objective against the measured numbers of the reference recipe, and against a textbook step."""
+
+import copy
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from cyclestyle.model_files.original_weights import from_reference
+from cyclestyle.networks import PatchDiscriminator, ResNetGenerator, initialize
+from cyclestyle.objectives.adversarial import BinaryCrossEntropy, LeastSquares
+from cyclestyle.objectives.cyclegan import CycleGAN, Discriminators, Generators
+from tests.factories import tiny_objective
+from tests.textbook import NAMES, Textbook
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "reference_steps.npz"
+
+
+def step(
+    objective: CycleGAN,
+    optimizers: list[torch.optim.Optimizer],
+    a: torch.Tensor,
+    b: torch.Tensor,
+    *,
+    in_parts: bool = False,
+) -> dict[str, float]:
+    """A step with the objective's own losses and nothing else around them."""
+    told, fakes = {}, {}
+    for part in objective.generator_parts if in_parts else (objective.generator_losses,):
+        losses, made = part(a, b)
+        sum(losses.values()).backward()
+        told |= losses
+        fakes |= {side: fake.detach() for side, fake in (("a", made.fake_a), ("b", made.fake_b)) if fake is not None}
+    optimizers[0].step()
+    optimizers[0].zero_grad()
+    judged, _ = objective.discriminator_losses(a, b, fakes["a"], fakes["b"])
+    sum(judged.values()).backward()
+    optimizers[1].step()
+    optimizers[1].zero_grad()
+    return {name: loss.item() for name, loss in (told | judged).items()}
+
+
+def adams(objective: CycleGAN) -> list[torch.optim.Optimizer]:
+    return [
+        torch.optim.Adam(module.parameters(), 2e-4, betas=(0.5, 0.999), fused=True)
+        for module in (objective.generators, objective.discriminators)
+    ]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["default", "channels last"])
+@pytest.mark.parametrize(
+    ("in_parts", "recompute"), [(False, False), (True, False), (True, True)], ids=["joint", "split", "recomputed"]
+)
+def test_losses_and_weights_of_the_reference_recipe_are_reproduced_in_every_mode(
+    in_parts: bool, recompute: bool, layout: torch.memory_format
+) -> None:
+    golden = np.load(GOLDEN)
+    meta = json.loads(str(golden["meta"]))
+
+    def weights(name: str) -> dict[str, torch.Tensor]:
+        prefix = f"init/{name}/"
+        return {
+            key.removeprefix(prefix): torch.from_numpy(golden[key]) for key in golden.files if key.startswith(prefix)
+        }
+
+    networks: dict[str, nn.Module] = {}
+    for name in ("G_A", "G_B", "D_A", "D_B"):
+        network = ResNetGenerator(meta["ngf"], meta["n_blocks"]) if name[0] == "G" else PatchDiscriminator(meta["ndf"])
+        network.load_state_dict(from_reference(weights(name), network))
+        networks[name] = network.double()
+        network.recompute = recompute
+    objective = CycleGAN(
+        Generators(ab=networks["G_A"], ba=networks["G_B"]),
+        Discriminators(a=networks["D_B"], b=networks["D_A"]),
+        adversarial=LeastSquares(),
+        cycle_a=meta["lambda_A"],
+        cycle_b=meta["lambda_B"],
+        identity=meta["lambda_identity"],
+    )
+    optimizers = adams(objective)
+
+    for index in range(meta["steps"]):
+        a, b = (
+            torch.from_numpy(golden[f"real_{side}"][index]).double().contiguous(memory_format=layout) for side in "AB"
+        )
+        losses = step(objective, optimizers, a, b, in_parts=in_parts)
+        assert losses.keys() == NAMES.keys()
+        for name, reference in NAMES.items():
+            assert losses[name] == pytest.approx(golden[f"loss/{reference}"][index], rel=1e-9), (index, name)
+
+    for name, network in networks.items():
+        flat = torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
+        expected = golden[f"final_checksum/{name}"]
+        assert [flat.abs().sum().item(), (flat**2).sum().item()] == pytest.approx(list(expected), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("settings", "adversarial", "mode"),
+    [
+        ({"cycle_a": 10.0, "cycle_b": 10.0, "identity": 0.5}, LeastSquares(), "lsgan"),
+        ({"cycle_a": 10.0, "cycle_b": 10.0, "identity": 0.0}, LeastSquares(), "lsgan"),
+        ({"cycle_a": 7.0, "cycle_b": 3.0, "identity": 0.3}, LeastSquares(), "lsgan"),
+        ({"cycle_a": 4.0, "cycle_b": 9.0, "identity": 1.0}, BinaryCrossEntropy(), "bce"),
+    ],
+    ids=["paper", "no identity", "unequal cycles", "bce"],
+)
+def test_joint_calls_equal_the_textbook_step(settings: dict, adversarial: object, mode: str) -> None:
+    objective = tiny_objective(double=True, adversarial=adversarial, **settings)
+    copies = copy.deepcopy((objective.generators, objective.discriminators))
+    textbook = Textbook(
+        copies[0].ab, copies[0].ba, copies[1].b, copies[1].a,
+        lambda_a=settings["cycle_a"], lambda_b=settings["cycle_b"], lambda_identity=settings["identity"], mode=mode,
+    )  # fmt: skip
+    optimizers = adams(objective)
+    random = torch.Generator().manual_seed(5)
+    for _ in range(3):
+        a, b = (torch.rand(2, 3, 48, 64, generator=random, dtype=torch.float64) * 2 - 1 for _ in "ab")
+        ours, theirs = step(objective, optimizers, a, b), textbook.step(a, b)
+        assert {NAMES[name] for name in ours} == theirs.keys()
+        for name, value in ours.items():
+            assert value == pytest.approx(theirs[NAMES[name]], rel=1e-9), name
+
+    for module, reference in zip((objective.generators, objective.discriminators), copies, strict=True):
+        for ours_parameter, theirs_parameter in zip(module.parameters(), reference.parameters(), strict=True):
+            # A bias in front of an instance norm has no effect and a gradient of nothing but rounding, about 1e-16,
+            # which Adam, dividing it by its own size + 1e-8, turns into steps of some 1e-12.
+            torch.testing.assert_close(ours_parameter, theirs_parameter, rtol=1e-9, atol=1e-9)
+
+
+class Counting(nn.Module):
+    """A network that counts the pictures that go through it."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network, self.pictures = network, 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.pictures += len(x)
+        return self.network(x)
+
+
+@pytest.mark.parametrize(
+    ("settings", "absent", "passes"),
+    [
+        ({}, set(), (3, 3)),
+        ({"identity": 0.0}, {"loss/identity_a", "loss/identity_b"}, (2, 2)),
+        ({"cycle_a": 0.0}, {"loss/cycle_a", "loss/identity_a"}, (3, 1)),
+        (
+            {"cycle_a": 0.0, "cycle_b": 0.0},
+            {"loss/cycle_a", "loss/cycle_b", "loss/identity_a", "loss/identity_b"},
+            (1, 1),
+        ),
+    ],
+)
+def test_a_term_of_weight_zero_is_absent_and_not_computed(settings: dict, absent: set, passes: tuple[int, int]) -> None:
+    ab, ba = Counting(ResNetGenerator(4, 1)), Counting(ResNetGenerator(4, 1))
+    discriminators = Discriminators(PatchDiscriminator(4, 2), PatchDiscriminator(4, 2))
+    objective = CycleGAN(Generators(ab, ba), discriminators, adversarial=LeastSquares(), **settings)
+    losses, _ = objective.generator_losses(torch.rand(1, 3, 32, 32), torch.rand(1, 3, 32, 32))
+    every = {name for name in NAMES if "discriminator" not in name}
+    assert losses.keys() == every - absent
+    assert (ab.pictures, ba.pictures) == passes
+
+
+WEIGHTS = [
+    {},
+    {"identity": 0.0},
+    {"cycle_a": 0.0},
+    {"cycle_b": 0.0},
+    {"cycle_a": 0.0, "cycle_b": 0.0},
+    {"cycle_a": 7.0, "cycle_b": 3.0, "identity": 0.3},
+]
+
+
+def gradients(objective: CycleGAN, parts: tuple) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+    """Of the generators, after all parts; each part's graph is gone before the next is made."""
+    random = torch.Generator().manual_seed(5)
+    a, b = (torch.rand(2, 3, 48, 40, generator=random, dtype=torch.float64) * 2 - 1 for _ in "ab")
+    told = {}
+    objective.generators.zero_grad()
+    for part in parts:
+        losses, _ = part(a, b)
+        sum(losses.values()).backward()
+        assert not told.keys() & losses.keys()
+        told |= {name: loss.item() for name, loss in losses.items()}
+    return told, {name: parameter.grad for name, parameter in objective.generators.named_parameters()}
+
+
+@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("weights", WEIGHTS, ids=str)
+def test_parts_one_after_the_other_have_the_losses_and_gradients_of_all_at_once(
+    weights: dict[str, float], recompute: bool
+) -> None:
+    objective = tiny_objective(double=True, **weights)
+    told, exact = gradients(objective, (objective.generator_losses,))
+    for generator in (objective.generators.ab, objective.generators.ba):
+        generator.recompute = recompute
+    parts_told, found = gradients(objective, objective.generator_parts)
+
+    assert parts_told == pytest.approx(told, rel=1e-12)
+    assert parts_told.keys() == told.keys()
+    largest = max(gradient.abs().max() for gradient in exact.values())
+    for name, gradient in exact.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-6, atol=1e-12 * largest.item(), msg=name)
+
+
+@pytest.mark.parametrize("weights", WEIGHTS, ids=str)
+def test_the_last_part_uses_every_parameter_of_both_generators(weights: dict[str, float]) -> None:
+    objective = tiny_objective(double=True, **weights)
+    _, found = gradients(objective, objective.generator_parts[-1:])
+    assert all(gradient is not None for gradient in found.values())
+
+
+def test_a_part_keeps_half_of_what_all_at_once_keep_for_the_backward_pass_and_recomputing_less() -> None:
+    objective = tiny_objective()
+    a, b = torch.rand(1, 3, 64, 64), torch.rand(1, 3, 64, 64)
+
+    def kept(losses_of: object) -> int:
+        """Bytes of the tensors that a forward pass keeps, each storage counted once, parameters left out."""
+        own = {parameter.untyped_storage().data_ptr() for parameter in objective.generators.parameters()}
+        own |= {parameter.untyped_storage().data_ptr() for parameter in objective.discriminators.parameters()}
+        sizes: dict[int, int] = {}
+        holding = []  # so that no address is used twice
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            sizes[storage.data_ptr()] = storage.nbytes()
+            holding.append(tensor)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            losses_of(a, b)
+        return sum(size for address, size in sizes.items() if address not in own)
+
+    whole, parts = kept(objective.generator_losses), [kept(part) for part in objective.generator_parts]
+    for generator in (objective.generators.ab, objective.generators.ba):
+        generator.recompute = True
+    again = [kept(part) for part in objective.generator_parts]
+    assert max(parts) < 0.52 * whole
+    assert max(again) < 0.9 * max(parts)  # two of nine blocks' worth here: full size and half size are kept
+
+
+def test_each_step_leaves_the_other_networks_gradients_alone() -> None:
+    objective = tiny_objective()
+    a, b = torch.rand(1, 3, 32, 32), torch.rand(1, 3, 32, 32)
+    losses, made = objective.generator_losses(a, b)
+    sum(losses.values()).backward()
+    assert all(parameter.grad is None for parameter in objective.discriminators.parameters())
+    assert all(parameter.requires_grad for parameter in objective.discriminators.parameters())
+    before = [parameter.grad.clone() for parameter in objective.generators.parameters()]
+    judged, _ = objective.discriminator_losses(a, b, made.fake_a.detach(), made.fake_b.detach())
+    sum(judged.values()).backward()
+    assert all(
+        torch.equal(old, parameter.grad)
+        for old, parameter in zip(before, objective.generators.parameters(), strict=True)
+    )
+    assert all(parameter.grad is not None for parameter in objective.discriminators.parameters())
+
+
+def test_initial_weights_follow_from_the_seed_alone() -> None:
+    first, again, other = (tiny_objective(seed=seed) for seed in (1, 1, 2))
+    torch.rand(100)  # what the global generator did in between does not matter
+    same = [
+        torch.equal(x, y) for x, y in zip(first.generators.parameters(), again.generators.parameters(), strict=True)
+    ]
+    assert all(same)
+    assert not torch.equal(first.generators.ab.stem.conv.weight, other.generators.ab.stem.conv.weight)
+    assert not torch.equal(first.generators.ab.stem.conv.weight, first.generators.ba.stem.conv.weight)
+    initialize(first.generators, generator=torch.Generator().manual_seed(1))

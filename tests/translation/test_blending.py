@@ -1,0 +1,246 @@
+"""Strength and what is kept, measured in Oklab by another implementation: numpy, float64, pixel by pixel in rows."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from cyclestyle.errors import CommandError
+from cyclestyle.translation import blending as module
+from cyclestyle.translation.blending import blend, check
+
+STEPS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
+
+
+def to_oklab(picture: Tensor) -> np.ndarray:
+    """(H, W, 3); the code and numbers that Ottosson published, transposed for rows."""
+    encoded = (picture.double().movedim(0, -1).numpy() + 1) / 2
+    linear = np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
+    r, g, b = np.moveaxis(linear, -1, 0)
+    cone_l = np.cbrt(0.4122214708 * r + 0.5363325363 * g + 0.0514459929 * b)
+    cone_m = np.cbrt(0.2119034982 * r + 0.6806995451 * g + 0.1073969566 * b)
+    cone_s = np.cbrt(0.0883024619 * r + 0.2817188376 * g + 0.6299787005 * b)
+    return np.stack(
+        [
+            0.2104542553 * cone_l + 0.7936177850 * cone_m - 0.0040720468 * cone_s,
+            1.9779984951 * cone_l - 2.4285922050 * cone_m + 0.4505937099 * cone_s,
+            0.0259040371 * cone_l + 0.7827717662 * cone_m - 0.8086757660 * cone_s,
+        ],
+        axis=-1,
+    )
+
+
+def from_oklab(oklab: np.ndarray) -> np.ndarray:
+    """Linear light (H, W, 3), beyond [0, 1] where sRGB has no such colour; Ottosson's inverse matrices."""
+    light, a, b = np.moveaxis(oklab, -1, 0)
+    cone_l = (light + 0.3963377774 * a + 0.2158037573 * b) ** 3
+    cone_m = (light - 0.1055613458 * a - 0.0638541728 * b) ** 3
+    cone_s = (light - 0.0894841775 * a - 1.2914855480 * b) ** 3
+    return np.stack(
+        [
+            4.0767416621 * cone_l - 3.3077115913 * cone_m + 0.2309699292 * cone_s,
+            -1.2684380046 * cone_l + 2.6097574011 * cone_m - 0.3413193965 * cone_s,
+            -0.0041960863 * cone_l - 0.7034186147 * cone_m + 1.7076147010 * cone_s,
+        ],
+        axis=-1,
+    )
+
+
+def fits(oklab: np.ndarray, margin: float = 1e-4) -> np.ndarray:
+    linear = from_oklab(oklab)
+    return ((linear > margin) & (linear < 1 - margin)).all(-1)
+
+
+def chroma(oklab: np.ndarray) -> np.ndarray:
+    return np.hypot(oklab[..., 1], oklab[..., 2])
+
+
+def colours(seed: int, *, least: float = -1.0, most: float = 1.0, size: tuple[int, int] = (40, 50)) -> Tensor:
+    """Random colours as a picture, float64 (3, H, W)."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(3, *size, generator=generator, dtype=torch.float64) * (most - least) + least
+
+
+def flat(red: float, green: float, blue: float) -> Tensor:
+    """One colour of channels in [0, 1] as a picture."""
+    return torch.tensor([red, green, blue], dtype=torch.float64)[:, None, None] * 2 - 1
+
+
+@pytest.mark.parametrize("keep", ["none", "colour", "luminance"])
+def test_strength_0_is_the_photo_and_1_the_translation_bit_for_bit(keep) -> None:
+    photo, translation = colours(0).float(), colours(1).float()
+    assert torch.equal(blend(photo, translation, strength=0, keep=keep), photo)
+    assert torch.equal(blend(photo, translation), translation)
+
+
+@pytest.mark.parametrize("strength", [0.25, 0.5, 0.9])
+def test_between_the_two_colours_lie_on_a_straight_line_in_oklab(strength: float) -> None:
+    photo, translation = colours(0), colours(1)
+    line = to_oklab(photo) * (1 - strength) + to_oklab(translation) * strength
+    within = fits(line)
+    assert within.mean() > 0.9
+
+    np.testing.assert_allclose(to_oklab(blend(photo, translation, strength=strength))[within], line[within], atol=1e-6)
+    in_float32 = blend(photo.float(), translation.float(), strength=strength)
+    assert in_float32.dtype == torch.float32
+    np.testing.assert_allclose(to_oklab(in_float32)[within], line[within], atol=1e-4)
+
+
+def test_each_step_of_strength_goes_on_in_the_same_direction_and_the_last_ones_are_shorter() -> None:
+    photo, translation = colours(0, least=-0.3, most=0.3), colours(1, least=-0.3, most=0.3)
+    seen = np.stack([to_oklab(blend(photo, translation, strength=step)) for step in STEPS])
+    light = np.diff(seen[..., 0], axis=0) * np.sign(seen[4, ..., 0] - seen[0, ..., 0])
+    assert (light > 0).all()
+    np.testing.assert_allclose(light[:4], light[:4].mean(axis=0, keepdims=True).repeat(4, 0), atol=1e-6)
+    assert (light[4] < light[3]).all()
+    assert (light[5] < light[4]).all()
+
+
+def test_above_1_light_and_the_distance_to_white_shrink_by_the_same_ratio_again() -> None:
+    darker = to_oklab(blend(flat(0.6, 0.6, 0.6), flat(0.3, 0.3, 0.3), strength=1.5))[0, 0, 0]
+    start, end = (to_oklab(flat(value, value, value))[0, 0, 0] for value in (0.6, 0.3))
+    assert darker == pytest.approx(end * (end / start) ** 0.5, abs=1e-6)
+
+    brighter = to_oklab(blend(flat(0.6, 0.6, 0.6), flat(0.9, 0.9, 0.9), strength=1.5))[0, 0, 0]
+    end = to_oklab(flat(0.9, 0.9, 0.9))[0, 0, 0]
+    assert 1 - brighter == pytest.approx((1 - end) * ((1 - end) / (1 - start)) ** 0.5, abs=1e-6)
+
+
+def test_above_1_what_the_translation_made_grey_does_not_get_the_complementary_colour() -> None:
+    photo = colours(0)
+    grey = colours(1)[:1].expand(3, -1, -1)
+    assert chroma(to_oklab(photo)).mean() > 0.1
+    assert chroma(to_oklab(blend(photo, grey, strength=1.5))).max() < 1e-5
+
+    faded = blend(flat(0.8, 0.3, 0.3), flat(0.65, 0.55, 0.55), strength=1.5)
+    red, green, _ = faded[:, 0, 0].tolist()
+    assert red > green
+
+
+def test_just_above_1_a_picture_is_hardly_different_from_just_below() -> None:
+    photo, translation = colours(0), colours(1)
+    below, above = (to_oklab(blend(photo, translation, strength=step)) for step in (1 - 1e-4, 1 + 1e-4))
+    assert np.abs(above - below).max() < 1e-3
+
+
+@pytest.mark.parametrize("keep", ["none", "colour", "luminance"])
+@pytest.mark.parametrize("strength", [0.5, 1.0, 1.5])
+def test_neutral_greys_stay_neutral(keep, strength: float) -> None:
+    levels = torch.linspace(-1, 1, 256)[None, None].expand(3, 16, 256)
+    seen = blend(levels, levels.flip(-1), strength=strength, keep=keep)
+    assert (seen.amax(0) - seen.amin(0)).max() < 2 / 65535
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("keep", ["none", "colour", "luminance"])
+@pytest.mark.parametrize("strength", [0.3, 1.0, 1.5])
+def test_every_result_is_a_colour_that_a_screen_shows(dtype: torch.dtype, keep, strength: float) -> None:
+    corners = torch.tensor([-1.0, 1.0]).repeat(32)
+    photo = torch.cat([colours(0), torch.cartesian_prod(*[corners[:8]] * 3).T[:, None, :50].expand(-1, 4, -1)], 1)
+    translation = torch.cat([colours(1), colours(2).round()[:, :4]], 1)
+    seen = blend(photo.to(dtype), translation.to(dtype), strength=strength, keep=keep)
+    assert seen.dtype == dtype
+    assert seen.isfinite().all()
+    assert seen.abs().max() <= 1
+
+
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+def test_kept_colours_have_their_hue_and_fall_with_the_light_but_do_not_rise_with_it(strength: float) -> None:
+    photo, translation = colours(0), colours(1)
+    before, after = to_oklab(photo), to_oklab(translation)
+    light = before[..., :1] * (1 - strength) + after[..., :1] * strength
+    wanted = np.concatenate([light, before[..., 1:] * np.minimum(light / before[..., :1], 1)], -1)
+
+    seen = to_oklab(blend(photo, translation, strength=strength, keep="colour"))
+    np.testing.assert_allclose(seen[..., :1], light, atol=2e-5)
+    within = fits(wanted)
+    assert within.mean() > 0.8
+    np.testing.assert_allclose(seen[within], wanted[within], atol=1e-6)
+
+
+@pytest.mark.parametrize("strength", [0.5, 1.0, 1.5])
+def test_kept_luminance_is_the_photo_s(strength: float) -> None:
+    photo, translation = colours(0), colours(1)
+    seen = to_oklab(blend(photo, translation, strength=strength, keep="luminance"))
+    np.testing.assert_allclose(seen[..., 0], to_oklab(photo)[..., 0], atol=2e-5)
+
+
+def test_kept_luminance_has_the_translation_s_colours() -> None:
+    photo, translation = colours(0), colours(1)
+    before, after = to_oklab(photo), to_oklab(translation)
+    wanted = np.concatenate([before[..., :1], after[..., 1:] * np.minimum(before[..., :1] / after[..., :1], 1)], -1)
+    within = fits(wanted)
+    seen = to_oklab(blend(photo, translation, keep="luminance"))
+    np.testing.assert_allclose(seen[within], wanted[within], atol=1e-6)
+
+
+def test_colours_beyond_the_gamut_lose_chroma_only_and_no_more_than_they_must() -> None:
+    photo, translation = colours(0), colours(1)
+    before, after = to_oklab(photo), to_oklab(translation)
+    wanted = np.concatenate([before[..., :1], after[..., 1:] * np.minimum(before[..., :1] / after[..., :1], 1)], -1)
+    outside = ~fits(wanted, margin=-1e-5)
+    assert outside.mean() > 0.05
+
+    seen = to_oklab(blend(photo, translation, keep="luminance"))[outside]
+    wanted = wanted[outside]
+    np.testing.assert_allclose(seen[:, 0], wanted[:, 0], atol=2e-5)
+    across = seen[:, 1] * wanted[:, 2] - seen[:, 2] * wanted[:, 1]
+    assert np.abs(across / chroma(wanted)).max() < 2e-5  # distance from the line of its hue
+    assert (chroma(seen) < chroma(wanted)).all()
+
+    more = np.concatenate([seen[:, :1], seen[:, 1:] * (1 + 1e-3 / chroma(seen)[:, None])], -1)
+    assert not fits(more, margin=0).any()
+
+
+def test_results_do_not_depend_on_how_many_rows_are_computed_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    photo, translation = colours(0), colours(1)
+    whole = blend(photo, translation, strength=1.3)
+    for strip in (1, 3 * photo.shape[-1], 7 * photo.shape[-1] + 1):
+        monkeypatch.setattr(module, "STRIP", strip)
+        assert torch.allclose(blend(photo, translation, strength=1.3), whole, atol=1e-9)
+
+
+def test_no_more_than_a_strip_is_converted_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    convert = module._to_oklab
+    monkeypatch.setattr(
+        module, "_to_oklab", lambda pixels: asked.append(pixels[..., 0, :, :].numel()) or convert(pixels)
+    )
+    monkeypatch.setattr(module, "STRIP", 1000)
+    blend(colours(0, size=(333, 50)), colours(1, size=(333, 50)), strength=0.5)
+    assert max(asked) == 1000
+    assert sum(asked) == 2 * 333 * 50
+
+
+def test_a_batch_is_its_pictures() -> None:
+    photos, translations = torch.stack([colours(0), colours(2)]), torch.stack([colours(1), colours(3)])
+    together = blend(photos, translations, strength=1.2, keep="colour")
+    for index in range(2):
+        alone = blend(photos[index], translations[index], strength=1.2, keep="colour")
+        assert torch.allclose(together[index], alone, atol=1e-12)
+
+
+def test_inputs_are_left_alone() -> None:
+    photo, translation = colours(0), colours(1)
+    copies = photo.clone(), translation.clone()
+    for keep in ("none", "colour", "luminance"):
+        blend(photo, translation, strength=1.4, keep=keep)
+    assert torch.equal(photo, copies[0])
+    assert torch.equal(translation, copies[1])
+
+
+@pytest.mark.parametrize(
+    ("strength", "keep", "said"),
+    [
+        (-0.1, "none", "strength=-0.1 is out of range"),
+        (1.51, "none", "1.5 the most"),
+        (float("nan"), "none", "strength=nan is out of range"),
+        (1, "color", "keep=color is unknown: none, colour or luminance"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_line(strength: float, keep, said: str) -> None:
+    with pytest.raises(CommandError, match=said) as caught:
+        check(strength, keep)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(CommandError, match=said):
+        blend(colours(0), colours(1), strength=strength, keep=keep)
