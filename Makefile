@@ -34,10 +34,11 @@ test: $(STAMP)  ## run the whole test suite, a process for each core
 test-slow: $(STAMP)  ## run the tests that take minutes: kill -9 at random moments, fifty times and more
 	$(BIN)/python -m pytest -s -m slow
 
-check: $(STAMP)  ## format check, lint, types
+check: $(STAMP)  ## format check, lint, types, plain words
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python scripts/check_words.py
 
 bench: $(STAMP)  ## print every ratio that has a goal, fail if one is missed by more than 10 % (8 to 10 minutes on 2 cores)
 	@failed=0; \

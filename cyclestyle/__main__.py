@@ -1,16 +1,16 @@
-"""`python -m cyclestyle`: what there is to type."""
+"""List of the commands, printed by `python -m cyclestyle`."""
 
 import sys
 
 print(
-    """cyclestyle trains CycleGANs on two folders of pictures and translates photo sets with them.
+    """cyclestyle trains CycleGANs on two folders of images and translates photo sets with them.
 
-  python -m cyclestyle.train +experiment=demo     train; the demo draws its own pictures
-  python -m cyclestyle.translate checkpoint=...   a folder of pictures in, the same folder translated out
-  python -m cyclestyle.evaluate checkpoint=...    how good are the translations?
-  python -m cyclestyle.export checkpoint=...      the model as files for this program, the reference's or others
+  python -m cyclestyle.train +experiment=demo     train a model; the demo draws its own images
+  python -m cyclestyle.translate checkpoint=...   translate a folder of photos
+  python -m cyclestyle.evaluate checkpoint=...    score the translations
+  python -m cyclestyle.export checkpoint=...      convert a model for cyclestyle or other programs
 
-Each lists its keys with --help.""",
+Each command lists its keys with --help.""",
     file=sys.stderr,
 )
 sys.exit(2)

@@ -1,46 +1,46 @@
-"""What can go wrong by no fault of the program, and the exit code that each kind has."""
+"""Exceptions for expected failures, each with the exit code of the command."""
 
 import contextlib
 import sys
 
 
 class CyclestyleError(Exception):
-    """An error for the user: one line that says what was wrong, where, and what to do.
+    """Error shown to the user: a message with cause, place and remedy.
 
-    Entries print the message without a traceback and exit with `code`; every other exception is a bug.
+    Commands print the message without a traceback and exit with `code`. Any other exception is a bug.
     """
 
     code = 1
 
 
 class CommandError(CyclestyleError):
-    """A wrong command line or config."""
+    """Invalid command line or config."""
 
     code = 2
 
 
 class DataError(CyclestyleError):
-    """Pictures that are missing or cannot be used."""
+    """Missing or unusable images or folders."""
 
     code = 3
 
 
 class CheckpointError(CyclestyleError):
-    """A checkpoint or model file that is missing, damaged or of another architecture."""
+    """Missing or damaged checkpoint or model file, or one of another architecture."""
 
     code = 4
 
 
 class DamagedError(CheckpointError):
-    """A checkpoint whose files are not what was written; an older one may be whole."""
+    """Checkpoint whose files differ from its manifest; an older checkpoint may be intact."""
 
 
 class DivergedError(CyclestyleError):
-    """Training whose losses or gradients are no numbers any more.
+    """Training diverged: a loss or a gradient became infinite or NaN.
 
     Args:
-        message: says so.
-        step: steps done before the one that went wrong, where there was one.
+        message: one line for the user.
+        step: number of completed steps before the failed step; None if the failed step is unknown.
     """
 
     code = 5
@@ -51,22 +51,22 @@ class DivergedError(CyclestyleError):
 
 
 class ResourceError(CyclestyleError):
-    """Memory that ran out, or a device that was lost."""
+    """Exhausted memory or a lost device."""
 
     code = 7
 
 
 class DiskError(CyclestyleError):
-    """A folder that cannot be written."""
+    """Folder or file that cannot be written."""
 
     code = 74
 
 
 class LostProcessError(CyclestyleError):
-    """Another process of the run that ended or does not answer."""
+    """Another process of the run has exited or does not respond."""
 
 
 def warn(message: str) -> None:
-    """Tell the user something that does not end the program, in one line on standard error if that can be written."""
+    """Print a one-line warning to standard error, or nothing if standard error is closed."""
     with contextlib.suppress(OSError):
         print(f"cyclestyle: {message}", file=sys.stderr, flush=True)

@@ -32,22 +32,25 @@ def evaluate(
     backend: Literal["auto", "torch", "onnx"] = "auto",
     weights: Literal["ema", "raw"] = "ema",
 ) -> int:
-    """Translate a folder in memory and print how like the truth, the target domain and the photos the results are.
+    """Translate a folder in memory and print scores of the results.
+
+    The scores compare the results with ground truth, target domain and input photos.
 
     Args:
         checkpoint, direction, device, precision, backend, weights: see `Translator.load`.
-        input, truth, target: see `evaluation.evaluate`.
-        batch_size: pictures of one size that are translated together, at most.
+        input, truth, target: see `evaluator.evaluate`.
+        batch_size: largest number of photos of one size that are translated together.
 
     Returns:
         The exit code 0.
     """
-    from cyclestyle.evaluation import evaluator  # torch takes seconds; --help and typing errors need none
+    # importing torch takes seconds; --help and mistyped keys do not need it
+    from cyclestyle.evaluation import evaluator
     from cyclestyle.translation import Translator
 
     truths, targets = (None if folder is None else Path(folder) for folder in (truth, target))
-    how = {"direction": direction, "device": device, "precision": precision, "weights": weights, "backend": backend}
-    translator = Translator.load(checkpoint, **how)  # type: ignore[arg-type]
+    options = {"direction": direction, "device": device, "precision": precision, "weights": weights, "backend": backend}
+    translator = Translator.load(checkpoint, **options)  # type: ignore[arg-type]
 
     print(translator, flush=True)
     report = evaluator.evaluate(translator.batch, Path(input), truth=truths, target=targets, batch_size=batch_size)

@@ -1,4 +1,4 @@
-"""Write a model's directions as files to hand on: `python -m cyclestyle.export checkpoint=... format=onnx`."""
+"""Export each direction of a model as one file: `python -m cyclestyle.export checkpoint=... format=onnx`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -29,33 +29,35 @@ def export(
     weights: Literal["ema", "raw"] = "ema",
     existing: Literal["error", "overwrite"] = "error",
 ) -> int:
-    """Write one file for each direction, and print what each is.
+    """Write one file for each direction, and print its name, size and notes.
 
     Args:
-        checkpoint: a run's folder, a checkpoint's folder, a safetensors file or a reference file.
-        format: see `formats.FORMATS`.
-        output: a folder; None is `exported` in the run's folder, or the one that the file lies in.
-        direction: such as `photo2monet`; None is every direction that there is.
-        weights: see `Translator.load`.
-        existing: what happens to files that are there: they are an error, or replaced.
+        checkpoint: a run folder, a checkpoint folder, a safetensors file, or a `.pth` file of the 2017 implementation.
+        format: `safetensors`, `onnx`, or `reference`, which writes `.pth` files for the 2017 implementation.
+        output: output folder; None selects `exported` in the run or model folder. The default for a single model file
+            outside of a run is the folder of that file.
+        direction: direction to export, such as `photo2monet`; None exports all directions.
+        weights: `ema` exports the moving average if the model has one, `raw` the weights of the last step.
+        existing: `error` rejects existing output files, `overwrite` replaces them.
 
     Returns:
         The exit code 0.
 
     Raises:
-        CommandError: no such direction, or files that are in the way.
-        CheckpointError: no model there, or one that the format cannot hold; nothing has been written.
-        DiskError: the files cannot be written; none is half there.
+        CommandError: `direction` is unknown, or an output file exists already.
+        CheckpointError: the model is missing, damaged, or not supported by the format; no file has been written.
+        DiskError: a file cannot be written; no incomplete file is left.
     """
-    from cyclestyle.filesystem.atomic import megabytes  # torch takes seconds; --help and typing errors need none
+    # Imports here, not above: --help does not need torch, which takes seconds to import.
+    from cyclestyle.filesystem.atomic import megabytes
     from cyclestyle.filesystem.listing import printable
-    from cyclestyle.model_files import export_formats
-    from cyclestyle.model_files import generator_file as source
+    from cyclestyle.model_files import export_formats, generator_file
 
-    sources = with_history(source.read(Path(checkpoint), weights=weights))
+    sources = with_training_summary(generator_file.read(Path(checkpoint), weights=weights))
     folder = destination(Path(checkpoint), sources.path) if output is None else Path(output)
     targets = [folder / name for name in export_formats.names(sources, format=format, direction=direction)]
-    check_free(targets, sources.path, may_replace=existing == "overwrite")  # before minutes go by with ONNX
+    # Check before encoding, since an ONNX export takes minutes.
+    check_free(targets, sources.path, may_replace=existing == "overwrite")
 
     for file, target in zip(export_formats.files(sources, format=format, direction=direction), targets, strict=True):
         write(file, target)
@@ -63,22 +65,22 @@ def export(
     return 0
 
 
-def with_history(sources: "GeneratorFiles") -> "GeneratorFiles":
-    """The sources, with what their run tells of how they were trained."""
+def with_training_summary(sources: "GeneratorFiles") -> "GeneratorFiles":
+    """Add a training summary to generators from a run folder; return generators from other files unchanged."""
     from cyclestyle.model_files import provenance
 
     run = provenance.run_folder(sources.path)
     if run is None:
         return sources
-    found = {
+    by_side = {
         side: source._replace(training=provenance.training_summary(run, step=source.step or 0))
-        for side, source in sources.found.items()
+        for side, source in sources.by_side.items()
     }
-    return sources._replace(found=found)
+    return sources._replace(by_side=by_side)
 
 
 def destination(checkpoint: Path, model: Path) -> Path:
-    """Where the files of a model go unless they are told where."""
+    """Return the default output folder for the exported files of a model."""
     from cyclestyle.model_files import provenance
 
     if checkpoint.is_file() and provenance.run_folder(model) is None:
@@ -87,7 +89,7 @@ def destination(checkpoint: Path, model: Path) -> Path:
 
 
 def check_free(targets: list[Path], model: Path, *, may_replace: bool) -> None:
-    """Raise a CommandError if a file is in the way, or is the model itself."""
+    """Raise a CommandError if a target is the model file, exists and may not be replaced, or lies below a file."""
     from cyclestyle.errors import CommandError
     from cyclestyle.filesystem.listing import printable
 
@@ -99,11 +101,11 @@ def check_free(targets: list[Path], model: Path, *, may_replace: bool) -> None:
                 f"{printable(target)} is the checkpoint itself, which is never overwritten: give output="
             )
         if target.is_dir() or (target.exists() and not may_replace):
-            raise CommandError(f"{printable(target)} is there already: give existing=overwrite or another output=")
+            raise CommandError(f"{printable(target)} exists already: give existing=overwrite or another output=")
 
 
 def write(file: "File", target: Path) -> None:
-    """Write one file, whole or not at all; a DiskError if that cannot be done."""
+    """Write one file atomically; raise a DiskError on failure."""
     from cyclestyle.filesystem.atomic import atomic_write, disk_error, free_space
 
     free: int | None = None
@@ -113,8 +115,8 @@ def write(file: "File", target: Path) -> None:
         with atomic_write(target) as stream:
             stream.write(file.content)
     except OSError as error:
-        what = f"cannot write {target.name}"
-        raise disk_error(what, error, target.parent, need=len(file.content), free=free) from None
+        message = f"cannot write {target.name}"
+        raise disk_error(message, error, target.parent, need=len(file.content), free=free) from None
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How far a job with many pictures is: a bar on a terminal, a line now and then in a log."""
+"""Progress display for many images: a bar on a terminal, else a printed line from time to time."""
 
 import time
 from datetime import timedelta
@@ -8,29 +8,29 @@ from typing import Protocol
 from rich import progress
 from rich.console import Console
 
-LINE_EVERY_S = 5.0  # at most; and only when another tenth is done, or a minute has passed
+LINE_EVERY_S = 5.0  # minimum seconds between two lines, see `Counter._line_is_due`
 
 
 class Progress(Protocol):
-    """Whoever wants to know how far a job is."""
+    """Interface of an object that receives progress: finished images, and the finished fraction of an image."""
 
     def advance(self) -> None: ...
-    def partial(self, share: float) -> None: ...
+    def partial(self, fraction: float) -> None: ...
 
 
 class Counter:
-    """Counts pictures and shows it, with their pace and the time left.
+    """Context manager: display the number of finished images, images per second and the time left.
 
     Args:
-        total: pictures to count.
-        what: what is being done to them.
+        total: number of images.
+        what: label of the display: the action in progress.
     """
 
     def __init__(self, total: int, *, what: str = "translating") -> None:
         self.total, self.what, self.done = total, what, 0
-        self._began = self._told = time.perf_counter()
+        self._began = self._printed = time.perf_counter()
         self._tenths = 0
-        self._share = 0.0  # of the next one
+        self._fraction = 0.0  # finished fraction of the image in progress
         self._bar: progress.Progress | None = None
         console = Console()
         if console.is_terminal:
@@ -41,7 +41,7 @@ class Counter:
                 progress.TextColumn("{task.fields[pace]}"),
                 progress.TimeRemainingColumn(),
                 console=console,
-                transient=True,  # what comes after it says the same
+                transient=True,  # removed at the end: the command then prints a summary with these numbers
             )
             self._task = self._bar.add_task(what, total=total, pace="")
 
@@ -62,38 +62,39 @@ class Counter:
 
     @property
     def pace(self) -> str:
-        """Pictures a second since the start."""
+        """Average number of images per second since the start, as text."""
         return f"{self.done / max(self.elapsed_s, 1e-9):.1f} photos/s"
 
     def advance(self) -> None:
-        """One more is done."""
+        """Add 1 to the number of finished images."""
         self.set_done(self.done + 1)
 
     def set_done(self, done: int) -> None:
-        """So many are done, by whomever."""
-        self.done, self._share = done, 0.0
+        """Set the number of images that all processes together have finished."""
+        self.done, self._fraction = done, 0.0
         self._show()
 
-    def partial(self, share: float) -> None:
-        """This share of the next one is done, where one takes long."""
-        self._share = share
+    def partial(self, fraction: float) -> None:
+        """Set the finished fraction in [0, 1] of the image in progress, for images that take long."""
+        self._fraction = fraction
         self._show()
 
     def _show(self) -> None:
-        position = self.done + self._share
+        position = self.done + self._fraction
         if self._bar is not None:
             self._bar.update(self._task, completed=position, pace=self.pace)
         elif self._line_is_due():
-            left = "" if not position else f"  {self._left(position)} left"
-            of_one = f" and {self._share:.0%} of the next" if self._share else ""
-            print(f"{self.what} {self.done}/{self.total}{of_one}  {self.pace}{left}", flush=True)
-            self._told, self._tenths = time.perf_counter(), 10 * self.done // self.total
+            remaining = "" if not position else f"  {self._time_left(position)} left"
+            partial = f" and {self._fraction:.0%} of the next" if self._fraction else ""
+            print(f"{self.what} {self.done}/{self.total}{partial}  {self.pace}{remaining}", flush=True)
+            self._printed, self._tenths = time.perf_counter(), 10 * self.done // self.total
 
-    def _left(self, position: float) -> timedelta:
+    def _time_left(self, position: float) -> timedelta:
         return timedelta(seconds=round(self.elapsed_s / position * (self.total - position)))
 
     def _line_is_due(self) -> bool:
-        since = time.perf_counter() - self._told
+        """Return whether to print a line: at each tenth of the images, or after 60 s (20 s within an image)."""
+        since = time.perf_counter() - self._printed
         if self.done == self.total or since < LINE_EVERY_S:
             return False
-        return 10 * self.done // self.total > self._tenths or since >= (60 if not self._share else 20)
+        return 10 * self.done // self.total > self._tenths or since >= (60 if not self._fraction else 20)

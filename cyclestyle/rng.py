@@ -1,7 +1,7 @@
-"""Randomness with an owner: every random decision is a function of the run's seed, a purpose and a count.
+"""Stateless random numbers: each random decision is a function of the run's seed, a purpose and a count.
 
-Nothing here has state, so that nothing needs saving: draw 1,000,003 decides the same whether or not the
-million draws before it were made by this process.
+No generator state has to be saved: sample index 1,000,003 gets the same crop whether or not this process has drawn the
+crops of the million sample indices before it.
 """
 
 import zlib
@@ -10,7 +10,7 @@ import numpy as np
 
 
 def rng_for(seed: int, purpose: str, count: int = 0) -> np.random.Generator:
-    """The random numbers that belong to one purpose (`"crop"`, `"pool a"`) at one count (a draw, a step)."""
-    # Of a list that mixes large and small integers numpy makes floats, whose last bits, the count, are gone.
+    """Return the random generator of a purpose, such as `"crop a"`, at a count: a sample index or a step."""
+    # The dtype is explicit: numpy would convert a mix of large and small integers to floats and lose bits of the count.
     key = np.array([seed % 2**64, (zlib.crc32(purpose.encode()) << 32) ^ count], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key))

@@ -1,4 +1,4 @@
-"""Stopping a run politely: the step is finished and saved, then the program leaves."""
+"""Stop signals: on one of them, the run finishes its current step, saves a checkpoint and exits."""
 
 import os
 import signal
@@ -8,15 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-STOPPED = 75  # exit code of a run that was asked to stop and can go on
+STOPPED = 75  # exit code of a stopped run that can be resumed
 INTERRUPTED = 130  # exit code after a second Ctrl-C
 
-# Ctrl-C, schedulers and `kill`, SLURM's --signal=USR1. Windows has no SIGUSR1.
+# SIGINT: Ctrl-C. SIGTERM: schedulers and `kill`. SIGUSR1: SLURM's --signal=USR1, absent on Windows.
 STOP_SIGNALS = [signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 
 
 def terminate_with_parent() -> None:
-    """Have the system ask this process to stop when the one that started it is killed: nobody would watch over it."""
+    """Make Linux send SIGTERM to this process when its parent process ends; no effect on other systems."""
     if sys.platform != "linux":
         return
     import ctypes
@@ -26,45 +26,52 @@ def terminate_with_parent() -> None:
 
 
 class StopRequest:
-    """Remembers that somebody asked the program to stop; use it as a context, in the main thread.
+    """Context manager for the main thread: record requests to stop the run, made by a signal or by a file.
 
-    The handler only sets a flag, which the trainer asks for before every step. A second Ctrl-C leaves at once; under
-    torchrun one Ctrl-C arrives twice, from the terminal and from torchrun, so that there the echo is not counted.
+    The signal handler only sets a flag, which the trainer checks before each step. A second Ctrl-C ends the process
+    immediately.
+
+    Args:
+        echo_s: seconds after the first Ctrl-C in which a second Ctrl-C is ignored; under torchrun each Ctrl-C arrives
+            twice, from the terminal and from torchrun.
+
+    Attributes:
+        reason: name of the signal or of the file that requested the stop; None without a request.
     """
 
     def __init__(self, *, echo_s: float = 0.0) -> None:
         self.reason: str | None = None
         self._echo_s = echo_s
-        self._interrupted: float | None = None  # when the first Ctrl-C came
+        self._interrupted: float | None = None  # time of the first Ctrl-C
         self._file: Path | None = None
-        self._last_word: Callable[[], object] | None = None
-        self._before: dict[signal.Signals, object] = {}
+        self._abort_callback: Callable[[], object] | None = None
+        self._previous: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> "StopRequest":
         for number in STOP_SIGNALS:
-            self._before[number] = signal.signal(number, self._remember)
+            self._previous[number] = signal.signal(number, self._remember)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def __call__(self) -> bool:
-        """Whether to stop."""
+        """Return whether a stop was requested."""
         if self.reason is None and self._file is not None and self._file.exists():
             self.reason = f"the file {self._file}"
         return self.reason is not None
 
     def watch(self, file: Path) -> None:
-        """From now on the appearance of this file asks for a stop too."""
+        """Also treat the existence of `file` as a request to stop."""
         self._file = file
 
-    def on_second_interrupt(self, last_word: Callable[[], object]) -> None:
-        """What to do, quickly, when a second Ctrl-C ends the program."""
-        self._last_word = last_word
+    def on_second_interrupt(self, callback: Callable[[], object]) -> None:
+        """Register a quick callback that runs on a second Ctrl-C, just before the process ends."""
+        self._abort_callback = callback
 
     def clear(self) -> None:
-        """The program leaves as it was asked to: the next start is not to find the file."""
+        """Delete the watched file after the run has ended, so that the file does not stop the next start of the run."""
         if self._file is not None:
             self._file.unlink(missing_ok=True)
 
@@ -73,8 +80,8 @@ class StopRequest:
             self._interrupted = time.monotonic()
         elif number == signal.SIGINT and time.monotonic() - (self._interrupted or 0.0) > self._echo_s:
             try:
-                if self._last_word is not None:
-                    self._last_word()
+                if self._abort_callback is not None:
+                    self._abort_callback()
             finally:
                 os._exit(INTERRUPTED)
         if self.reason is None:

@@ -1,4 +1,4 @@
-"""`python -m cyclestyle.train`: train a CycleGAN from a config, and go on with it when called again."""
+"""`python -m cyclestyle.train`: train a CycleGAN from a config, or resume an earlier run."""
 
 import contextlib
 import functools
@@ -6,24 +6,24 @@ import inspect
 import os
 import pkgutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from cyclestyle.cli import compose, dispatch
 from cyclestyle.distributed.launch import close_streams, relaunch, will_be_restarted, write_exit_code, write_pid
-from cyclestyle.errors import CheckpointError, CommandError, DivergedError, warn
+from cyclestyle.errors import CheckpointError, CommandError, DivergedError
 from cyclestyle.hardware.threads import (
     Choice,
     Look,
     Watch,
     check,
     choose,
-    here,
     look,
     resume,
     spin_briefly,
     threads_of_each,
+    usable_threads,
     use,
     usual_threads,
 )
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from cyclestyle.checkpoints.writer import CheckpointWriter
-    from cyclestyle.data import Batch, UnpairedFolders
+    from cyclestyle.data import UnpairedFolders
     from cyclestyle.distributed.world import World
     from cyclestyle.hardware.device import Hardware
     from cyclestyle.monitor.logger import Logger
@@ -54,14 +54,14 @@ if TYPE_CHECKING:
     from cyclestyle.run.folder import ResumePoint, RunFolder
     from cyclestyle.training.trainer import Trainer
 
-PROBES = 4  # pictures of each domain in the grids
+PROBES = 4  # number of probe images per domain
 
 
 def main() -> None:
-    """The command."""
+    """Run the train command and exit with its exit code."""
     try:
-        # From here on a request to stop is remembered, whatever the program is doing. Under torchrun one Ctrl-C comes
-        # twice, from the terminal and from torchrun.
+        # Stop requests are recorded from here on, even during the slow imports. Under torchrun one Ctrl-C arrives
+        # twice: from the terminal and from torchrun.
         torchrun = "LOCAL_RANK" in os.environ
         with StopRequest(echo_s=3.0 if torchrun else 0.0) as stop:
             if torchrun:
@@ -69,8 +69,8 @@ def main() -> None:
             write_pid()
             spin_briefly()
             dispatch.launch("train", functools.partial(run, stop=stop, since=look()))
-    except SystemExit as leaving:
-        code = int(leaving.code or 0)
+    except SystemExit as exiting:
+        code = int(exiting.code or 0)
         write_exit_code(code)
         if code == STOPPED and will_be_restarted():
             sys.exit(0)
@@ -80,21 +80,21 @@ def main() -> None:
 
 
 def run(cfg: "DictConfig", *, stop: StopRequest, since: Look) -> int:
-    """Relaunch over several devices if asked to; else train in this process.
+    """Train in this process, or relaunch the command as several ranks if the config asks for several devices.
 
     Args:
-        since: the moment from which on the use that other processes make of the processor counts.
+        since: processor times at the start of the program.
 
     Returns:
-        The exit code: 0 finished, 75 stopped on request.
+        Exit code: 0 if training finished, 75 if it was stopped on request.
     """
+    check(cfg.trainer.threads, key="trainer.threads")
     from cyclestyle.distributed.world import launched, session
     from cyclestyle.hardware.device import device_type, process_count
     from cyclestyle.run.failure import FailureReport
     from cyclestyle.run.folder import RunFolder
     from cyclestyle.training.optimization import check_batch
 
-    check(cfg.trainer.threads, key="trainer.threads")
     if not launched():
         processes = process_count(cfg.trainer.devices, cfg.trainer.device)
         if processes > 1:
@@ -104,46 +104,51 @@ def run(cfg: "DictConfig", *, stop: StopRequest, since: Look) -> int:
             abandoned = functools.partial(record_all_abandoned, folder)
             return relaunch(processes, threads=threads, stop=stop, abandoned=abandoned)
     device = device_type(cfg.trainer.device)
-    with session(device, timeout_s=cfg.trainer.timeout_s) as world, FailureReport(world) as ending:
-        return train(cfg, world, stop, ending, since=since)
+    with session(device, timeout_s=cfg.trainer.timeout_s) as world, FailureReport(world) as failure_report:
+        return train(cfg, world, stop, failure_report, since=since)
 
 
-def train(cfg: "DictConfig", world: "World", stop: StopRequest, ending: "FailureReport", *, since: Look) -> int:
-    """Build everything that the config names, then train until the end or until asked to stop.
+def train(cfg: "DictConfig", world: "World", stop: StopRequest, failure_report: "FailureReport", *, since: Look) -> int:
+    """Build everything that the config names, then train to the end or until a stop is requested.
 
     Args:
-        since: see `run`.
+        since: processor times at the start of the program.
+
+    Returns:
+        Exit code: 0 if training finished, 75 if it was stopped on request.
     """
     from cyclestyle.checkpoints.writer import CheckpointWriter
     from cyclestyle.hardware.device import Hardware
     from cyclestyle.training.optimization import check_batch
 
-    # What can be wrong is found first: the folder, the data, the networks. Then what the folder holds.
-    say: PrintLine = print_line if world.is_main else no_output
+    # Folder, data and networks come first, so that a mistake there ends the command before a checkpoint is read.
+    report: PrintLine = print_line if world.is_main else no_output
     check_batch(cfg.trainer.batch_size, ranks=world.size, accumulate=cfg.trainer.accumulate)
-    folder = lock_run_folder(cfg, world, stop, ending)
-    data = find_images(cfg, folder, world, stop, say)
+    folder = lock_run_folder(cfg, world, stop, failure_report)
+    data = find_images(cfg, folder, world, stop, report)
     if data is None:
-        return report_stopped(folder, world, stop, say, saved=None)
+        return report_stopped(folder, world, stop, report, saved=None)
     hardware = Hardware(**compose.arguments_for(cfg.trainer, Hardware), one_size=True, world=world)
     objective = build_objective(cfg, hardware)
     check_crop(cfg.data.crop_size, objective)
 
     recipe = compose.to_plain(cfg)
     with world.main_first():
-        resumed = folder.resume_point(recipe, data.files, bad=data.bad, mend=world.is_main)
+        resumed = folder.resume_point(recipe, data.files, bad=data.bad, repair=world.is_main)
     chosen = choose_threads(resumed, hardware, since=since, **compose.arguments_for(cfg.trainer, choose_threads))
     use(chosen.threads)
     trainer = build_trainer(cfg, objective, data, hardware)
     restore_or_init(trainer, data.domains, resumed, init=cfg.init)
     if not world.all_equal(trainer.step):
         raise CheckpointError(
-            f"{folder.path}: process {world.rank} found step {trainer.step}, another one another: do all see it?"
+            f"{folder.path}: process {world.rank} found step {trainer.step}, another process found another step: "
+            f"check that all processes see the same folder"
         )
     folder.read_step_from(lambda: trainer.step)
-    told = world.any(world.is_main and folder.has_finished(), patient=True)
-    if resumed is not None and trainer.step >= trainer.total and told:  # else its last log or pictures may be missing
-        say(f"{folder.path} finished at step {trainer.step}; set trainer.epochs or trainer.steps higher to continue")
+    # Unless the status is "finished", the last log or samples may be missing although the last step was saved.
+    has_finished = world.any(world.is_main and folder.has_finished(), no_timeout=True)
+    if resumed is not None and trainer.step >= trainer.total and has_finished:
+        report(f"{folder.path} finished at step {trainer.step}; set trainer.epochs or trainer.steps higher to continue")
         return 0
 
     if world.is_main:
@@ -154,24 +159,29 @@ def train(cfg: "DictConfig", world: "World", stop: StopRequest, ending: "Failure
         }
         folder.write_config(compose.yaml(cfg, auto=auto))
         folder.write_status("running")
-    announce(say, folder, data, trainer, resumed, chosen)
-    saving = CheckpointWriter(
+    announce(report, folder, data, trainer, resumed, chosen)
+    writer = CheckpointWriter(
         folder.checkpoints,
         world=world,
         saved=lambda path: folder.write_status("running") if world.is_main else None,
         **compose.arguments_for(cfg.checkpoint, CheckpointWriter),
     )
     shared = {"recipe": recipe, "files": data.files, "threads": chosen.threads}
-    finished = fit(cfg, trainer, data, saving, folder, stop, shared=shared)
-    return report_finished(folder, data.domains, trainer, stop, say, finished=finished)
+    finished = fit(cfg, trainer, data, writer, folder, stop, shared=shared)
+    return report_finished(folder, data.domains, trainer, stop, report, finished=finished)
 
 
-def lock_run_folder(cfg: "DictConfig", world: "World", stop: StopRequest, ending: "FailureReport") -> "RunFolder":
-    """The run's folder, which this job alone has from now on; rank 0 answers for it.
+def lock_run_folder(
+    cfg: "DictConfig", world: "World", stop: StopRequest, failure_report: "FailureReport"
+) -> "RunFolder":
+    """Create and lock the run folder, on rank 0 only.
+
+    From then on, a failure or a second Ctrl-C is recorded in the folder's status.json, and a file named `stop` in the
+    folder stops the run.
 
     Raises:
-        CommandError: another job has it, or it holds a run and resume.mode is never.
-        DiskError: it cannot be written.
+        CommandError: another process uses the folder, or the folder holds a run and `resume.mode` is `never`.
+        DiskError: the folder cannot be written.
     """
     from cyclestyle.run.folder import RunFolder
 
@@ -180,26 +190,26 @@ def lock_run_folder(cfg: "DictConfig", world: "World", stop: StopRequest, ending
         **compose.arguments_for(cfg.checkpoint, RunFolder),
         **compose.arguments_for(cfg.resume, RunFolder),
     )
-    with world.all_or_none(patient=True):
+    with world.all_or_none(no_timeout=True):
         if world.is_main:
             folder.acquire()
     if world.is_main:
-        ending.folder = folder
+        failure_report.folder = folder
         stop.watch(folder.path / "stop")
         stop.on_second_interrupt(functools.partial(record_abandoned, folder))
     return folder
 
 
 def find_images(
-    cfg: "DictConfig", folder: "RunFolder", world: "World", stop: StopRequest, say: PrintLine
+    cfg: "DictConfig", folder: "RunFolder", world: "World", stop: StopRequest, report: PrintLine
 ) -> "UnpairedFolders | None":
-    """The training pictures, all of them looked at once; processes on one host share what the first one found.
+    """Find and inspect the training images; ranks on the host of rank 0 reuse its cached results.
 
     Returns:
-        None if any process was asked to stop.
+        Image folders of both domains; None if a stop was requested on any rank.
 
     Raises:
-        DataError: pictures that are missing, or too many that cannot be used.
+        DataError: images are missing, or too many images are unusable.
     """
     from cyclestyle.run.folder import write_bad_files
 
@@ -210,57 +220,46 @@ def find_images(
                 inspect_with_progress(data, stop)
             finally:
                 write_bad_files(folder, data.bad)
-    if world.any(stop(), patient=True):
+    if world.any(stop(), no_timeout=True):
         return None
     if not world.is_main:
         inspect_with_progress(data, stop)
     for note in data.notes:
-        say(note)
+        report(note)
     return data
 
 
 def inspect_with_progress(data: "UnpairedFolders", stop: StopRequest) -> None:
-    """Inspect the pictures, with progress where that takes a while."""
+    """Inspect the training images, and show progress if images have to be decoded."""
     from cyclestyle.progress import Counter
 
-    with contextlib.ExitStack() as opened:
+    with contextlib.ExitStack() as exit_stack:
         counters: list[Counter] = []
 
-        def tell(done: int, total: int) -> None:
+        def on_progress(done: int, total: int) -> None:
             if not counters:
-                counters.append(opened.enter_context(Counter(total, what="looking at pictures")))
+                counters.append(exit_stack.enter_context(Counter(total, what="inspecting pictures")))
             counters[0].advance()
 
-        data.inspect(tell=tell, stopping=stop)
-
-
-def told_once(batches: Iterable["Batch"]) -> Iterator["Batch"]:
-    """The batches; files that went bad since they were inspected are told as they are met, once each."""
-    seen: set[str] = set()
-    for batch in batches:
-        for line in batch.replaced:
-            if line not in seen:
-                warn(f"{line}; another picture takes its place")
-        seen.update(batch.replaced)
-        yield batch
+        data.inspect(on_progress=on_progress, stopping=stop)
 
 
 @contextlib.contextmanager
 def opened_loggers(
     cfg: "DictConfig", folder: "RunFolder", trainer: "Trainer", domains: tuple[str, str], *, watch: Callable[[], object]
 ) -> Iterator[Sequence["Logger"]]:
-    """The loggers that the config names, for rank 0; closed at the end.
+    """Context manager: open the config's loggers on rank 0, and close them at the end; no loggers on other ranks.
 
     Args:
-        watch: looks for other processes that use the processor.
+        watch: called after each step on a CPU; warns if other processes occupy the same cores.
     """
     from cyclestyle.monitor import FaultTolerantLogger, Waiting
 
     loggers: list[Logger] = []
     if trainer.world.is_main:
-        about = {"folder": folder.path, "domains": domains, "start": trainer.step, "total": trainer.total}
+        run_values = {"folder": folder.path, "domains": domains, "start": trainer.step, "total": trainer.total}
         loggers = [
-            FaultTolerantLogger(functools.partial(compose.build, node, **about), name=f"logger.{name}")
+            FaultTolerantLogger(functools.partial(compose.build, node, **run_values), name=f"logger.{name}")
             for name, node in cfg.logger.items()
             if node is not None
         ]
@@ -275,31 +274,34 @@ def opened_loggers(
 
 
 def profilers(folder: "RunFolder", trainer: "Trainer", /, *, profile: bool) -> "list[Logger]":
-    """Who looks at where the time goes, if somebody is to."""
+    """Return a list with the profiler if `profile` is true, else an empty list."""
     from cyclestyle.monitor import FaultTolerantLogger, Profile
     from cyclestyle.monitor.logger import Phase
 
-    look = functools.partial(Profile, folder.path, parts=list(Phase), device=trainer.hardware.device.type)
-    return [FaultTolerantLogger(look, name="trainer.profile")] if profile else []
+    build = functools.partial(Profile, folder.path, phases=list(Phase), device=trainer.hardware.device.type)
+    return [FaultTolerantLogger(build, name="trainer.profile")] if profile else []
 
 
 def fit(
     cfg: "DictConfig",
     trainer: "Trainer",
     data: "UnpairedFolders",
-    saving: "CheckpointWriter",
+    writer: "CheckpointWriter",
     folder: "RunFolder",
     stop: StopRequest,
     *,
     shared: Mapping[str, Any],
 ) -> bool:
-    """Train; returns whether the end was reached.
+    """Train with data, loggers and checkpoints; return whether the last step was reached.
 
     Args:
-        shared: what checkpoints hold besides the trainer's own state.
+        shared: values to store in each checkpoint in addition to the trainer's state.
+
+    Raises:
+        DivergedError: a loss or gradient was not finite; the error names the images of that step.
     """
     from cyclestyle.checkpoints.writer import Snapshot
-    from cyclestyle.data import batches
+    from cyclestyle.data.loader import batches, warn_once
 
     def snapshot() -> Snapshot:
         return Snapshot(
@@ -307,7 +309,7 @@ def fit(
         )
 
     draws = data.draws(cfg.seed)
-    share = batches(
+    rank_batches = batches(
         draws,
         batch_size=trainer.batch_size,
         start=trainer.step,
@@ -319,11 +321,11 @@ def fit(
         stopping=stop,
     )
     watch = Watch(shared["threads"], key="trainer.threads")
-    with contextlib.closing(share), opened_loggers(cfg, folder, trainer, data.domains, watch=watch) as loggers:
+    with contextlib.closing(rank_batches), opened_loggers(cfg, folder, trainer, data.domains, watch=watch) as loggers:
         try:
             return trainer.fit(
-                told_once(share),
-                save=functools.partial(saving.save, snapshot),
+                warn_once(rank_batches),
+                save=functools.partial(writer.save, snapshot),
                 loggers=loggers,
                 probes=data.probes(PROBES) if loggers else None,
                 stop_requested=stop,
@@ -331,14 +333,14 @@ def fit(
         except DivergedError as error:
             raise name_images_in_error(error, draws, trainer.batch_size) from None
         finally:
-            saving.finish()
+            writer.finish()
 
 
 def build_objective(cfg: "DictConfig", hardware: "Hardware") -> "CycleGAN":
-    """Networks, freshly initialised from the seed alone, and their losses.
+    """Build the networks, initialised from the seed alone, and their losses.
 
     Raises:
-        CommandError: a network outside the table, with which nobody could translate later.
+        CommandError: the class of a network is not in the registry, so its checkpoints could not be loaded.
     """
     import torch
 
@@ -356,9 +358,9 @@ def build_objective(cfg: "DictConfig", hardware: "Hardware") -> "CycleGAN":
         if type(network) not in table.values():
             raise CommandError(
                 f"{group}: {type(network).__name__} is not in the table of cyclestyle/networks/registry.py, "
-                f"so that nothing could read its checkpoints: add it there"
+                f"without which its checkpoints cannot be loaded: add it there"
             )
-    save_memory(generators, recompute=cfg.trainer.recompute)
+    enable_recompute(generators, recompute=cfg.trainer.recompute)
     for module in (generators, discriminators):
         networks.initialize(module, generator=random)
         hardware.to_device(module, training=True)
@@ -379,18 +381,22 @@ def choose_threads(
     threads: int | Literal["auto"] = "auto",
     since: Look | None = None,
 ) -> Choice:
-    """How many threads a run computes with: those that it began with, since another number rounds differently."""
+    """Choose the number of threads of a run.
+
+    With `auto`, a resumed run takes the number that it was started with, since another number changes the rounding.
+    """
     if resumed is None:
         return choose(threads, key="trainer.threads", since=since if hardware.device.type == "cpu" else None)
-    # Checkpoints did not always hold it: those that do not are of runs with as many as PyTorch takes.
-    return resume(threads, saved=resumed.checkpoint.training.get("threads", usual_threads()), most=here())
+    # Older checkpoints lack the number of threads; their runs used PyTorch's default.
+    saved = resumed.checkpoint.training.get("threads", usual_threads())
+    return resume(threads, saved=saved, available=usable_threads())
 
 
-def save_memory(generators: "Generators", *, recompute: bool) -> None:
-    """Have the generators compute their residual blocks again in the backward pass, if asked to.
+def enable_recompute(generators: "Generators", *, recompute: bool) -> None:
+    """If `recompute` is true, let the generators recompute their residual blocks in the backward pass to save memory.
 
     Raises:
-        CommandError: they have none.
+        CommandError: `recompute` is true, but the generators have no residual blocks.
     """
     from cyclestyle.networks import ResNetGenerator
 
@@ -401,7 +407,12 @@ def save_memory(generators: "Generators", *, recompute: bool) -> None:
 
 
 def build_trainer(cfg: "DictConfig", objective: "CycleGAN", data: "UnpairedFolders", hardware: "Hardware") -> "Trainer":
-    """The trainer, at step 0."""
+    """Build the trainer at step 0.
+
+    Raises:
+        CommandError: settings are impossible (see `Trainer`), or `trainer.cuda_graphs` and `trainer.profile` are both
+            true.
+    """
     from cyclestyle.objectives.image_pool import ImagePool
     from cyclestyle.training.ema import make_ema
     from cyclestyle.training.optimization import Optimizers
@@ -423,7 +434,7 @@ def build_trainer(cfg: "DictConfig", objective: "CycleGAN", data: "UnpairedFolde
         )
     )
     settings = compose.arguments_for(cfg.trainer, Trainer)
-    if cfg.trainer.profile:  # which cannot tell the parts of a step apart whose kernels are launched together
+    if cfg.trainer.profile:  # the profiler cannot attribute kernels inside one CUDA graph
         if settings["cuda_graphs"] is True:
             raise CommandError("trainer.cuda_graphs=true does not go with trainer.profile=true: leave one of them out")
         settings["cuda_graphs"] = False
@@ -441,7 +452,7 @@ def build_trainer(cfg: "DictConfig", objective: "CycleGAN", data: "UnpairedFolde
 
 
 def check_crop(crop_size: int, objective: "CycleGAN") -> None:
-    """Raise a CommandError unless the discriminators can judge a crop."""
+    """Raise a CommandError if a crop is too small for the discriminators to return a score."""
     smallest = int(objective.discriminators.a.minimum_size)  # type: ignore[arg-type]
     if crop_size < smallest:
         field = objective.discriminators.a.receptive_field

@@ -1,4 +1,4 @@
-"""Translate one picture or a whole photo set: `python -m cyclestyle.translate checkpoint=... input=... output=...`."""
+"""Translate one photo or a whole photo set: `python -m cyclestyle.translate checkpoint=... input=... output=...`."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -61,51 +61,58 @@ def translate(
     weights: Literal["ema", "raw"] = "ema",
     since: Look | None = None,
 ) -> int:
-    """Translate a picture or a set of pictures, and print what was done.
+    """Translate a photo or a set of photos, and print a summary.
 
     Args:
         checkpoint, direction, device, precision, weights, backend, compile: see `Translator.load`.
         input: see `inputs.find`.
-        output: a folder; for one picture also a file name with a picture's ending.
+        output: a folder; for one photo also a file name with the suffix of an image format.
         strength, keep, tile, memory: see `TranslationPipeline`.
-        format, quality, resize, metadata, max_pixels: see `photos`.
-        existing: what happens to files that are there, see `planning.plan`.
-        sheet: write index.html, a page to look at photos and translations.
-        batch_size: pictures of one size that are translated together, at most.
-        workers: processes that read and write; with `engine="ray"` models that compute.
-        threads: that compute, in each process on a CPU; see `threads.choose`.
-        engine: `local` is this process, or those that torchrun started; `ray` the actors of a cluster.
-        since: the moment from which on the use that other processes make of the processor counts; None is now.
+        format: file format of the translations; `keep` keeps that of the photo (HEIC becomes JPEG, GIF becomes PNG).
+        quality: quality of lossy formats, 1 to 100.
+        resize: longest side in px that larger photos are shrunk to; None leaves them unchanged.
+        metadata: `keep` copies the photos' metadata, `drop` does not.
+        max_pixels: largest number of pixels that a photo may have.
+        existing: treatment of existing files, see `plan.plan`.
+        sheet: write the contact sheet index.html.
+        batch_size: largest number of photos of one size that are translated together.
+        workers: number of processes that read and write; with `engine="ray"` the number of models that compute.
+        threads: number of threads that compute in each process on a CPU; see `threads.choose`.
+        engine: `local` computes in this process, or in the processes started by torchrun; `ray` in actors of a cluster.
+        since: counters from which the processor time of other processes is measured; None reads them now.
 
     Returns:
-        The exit code: 0, or 6 if pictures failed.
+        The exit code: 0, or 6 if photos failed.
     """
     check_threads(threads, key="threads")
     since = since or look()
-    # torch takes seconds; --help and typing errors need none
+    # importing torch takes seconds; --help and mistyped keys do not need it
     from cyclestyle.distributed.world import session
     from cyclestyle.hardware.device import device_type
     from cyclestyle.hardware.memory import TRANSLATING
-    from cyclestyle.photoset import plan as planning
     from cyclestyle.photoset import ray_engine, runner
+    from cyclestyle.photoset.plan import heic_as_jpeg, make_jobs, make_plan
     from cyclestyle.photoset.worker_tasks import Reading, Writing
     from cyclestyle.run.failure import FailureReport
-    from cyclestyle.translation import pipeline
+    from cyclestyle.translation.pipeline import TranslationPipeline, as_strengths, strength_folders
 
     check(quality=quality, resize=resize, max_pixels=max_pixels)
     runner.check(batch_size=batch_size, workers=workers)
-    strengths = pipeline.as_strengths(strength)
+    strengths = as_strengths(strength)
     with session(device_type(device)) as world, FailureReport(world, advice=TRANSLATING):
         check_processes(world, engine=engine, input=str(input), threads=threads)
         if engine == "ray":
             ray_engine.library()
-            checkpoint, output = Path(checkpoint).absolute(), Path(output).absolute()  # its processes run elsewhere
-        jobs = planning.jobs(str(input), Path(output), format=format, folders=pipeline.strength_folders(strengths))
+            checkpoint, output = (
+                Path(checkpoint).absolute(),
+                Path(output).absolute(),
+            )  # actors have other working folders
+        jobs = make_jobs(str(input), Path(output), format=format, folders=strength_folders(strengths))
         on_cpu = device_type(device) == "cpu" and engine == "local"
         chosen = choose(threads, key="threads", since=since if on_cpu else None)
         use(chosen.threads)
-        make = functools.partial(
-            pipeline.TranslationPipeline.load,
+        load_pipeline = functools.partial(
+            TranslationPipeline.load,
             checkpoint,
             direction=direction,
             device=device,
@@ -119,21 +126,21 @@ def translate(
             memory=memory,
             folder=jobs.hidden or jobs.folder,
         )
-        treat = make(world=world)
+        pipeline = load_pipeline(world=world)
         settings = runner.Settings(
             Reading(resize, metadata=metadata == "keep", max_pixels=max_pixels),
             Writing(jobs.folder, quality, sheet=jobs.hidden / "thumbnails" if jobs.hidden and sheet else None),
-            treat.fingerprint(quality=quality, resize=resize, metadata=metadata),
+            pipeline.fingerprint(quality=quality, resize=resize, metadata=metadata),
         )
-        plan = planning.plan(jobs, existing=existing, settings=settings.fingerprint, world=world)
+        plan = make_plan(jobs, existing=existing, settings=settings.fingerprint, world=world)
         if world.is_main:
-            passed = (
-                f" ({jobs.skipped_own_outputs:,} translations of earlier commands passed over)"
+            skipped = (
+                f" ({jobs.skipped_own_outputs:,} translations of earlier commands skipped)"
                 if jobs.skipped_own_outputs
                 else ""
             )
-            print(f"{treat}: {len(plan.todo):,} to translate{passed}", flush=True)
-            if changed := planning.heic_as_jpeg(plan.todo):
+            print(f"{pipeline}: {len(plan.todo):,} to translate{skipped}", flush=True)
+            if changed := heic_as_jpeg(plan.todo):
                 print(
                     f"HEIC photos that become JPEG (quality={quality}): {changed:,}; format=heic keeps HEIC", flush=True
                 )
@@ -141,33 +148,33 @@ def translate(
                 print(chosen.note, flush=True)
 
         if engine == "ray":
-            outcome = ray_engine.run_plan(plan, make, settings, workers=workers)
+            outcome = ray_engine.run_plan(plan, load_pipeline, settings, workers=workers)
         else:
             watch = Watch(chosen.threads if on_cpu and world.is_main else 1, key="threads")
-            watched = Watched(treat, watch)
+            watched = Watched(pipeline, watch)
             outcome = runner.run_plan(plan, watched, settings, world=world, workers=workers, batch_size=batch_size)
 
         if world.is_main:
             runner.complete_sheet(plan, outcome, settings, workers)
-            close(plan, outcome, settings, facts=treat.facts, labels=treat.labels)
-        world.any(False, patient=True)  # the last to leave is the one that writes the report
+            close(plan, outcome, settings, facts=pipeline.facts, labels=pipeline.labels)
+        world.any(False, no_timeout=True)  # other ranks wait until rank 0 has written the report
     return FINISHED_WITH_FAILURES if outcome.failures else 0
 
 
 class Watched:
-    """A treatment after each batch of which somebody looks whether other processes keep its threads waiting."""
+    """A pipeline that calls `watch` after each batch, to detect other processes that compete for its threads."""
 
-    def __init__(self, treat: "Pipeline", watch: Callable[[], object]) -> None:
-        self.max_batch, self._treat, self._watch = treat.max_batch, treat, watch
+    def __init__(self, pipeline: "Pipeline", watch: Callable[[], object]) -> None:
+        self.max_batch, self._pipeline, self._watch = pipeline.max_batch, pipeline, watch
 
     def __call__(self, pixels: "Tensor", *, advance: Callable[[float], object] | None = None) -> "list[Tensor]":
-        made = self._treat(pixels, advance=advance)
+        translations = self._pipeline(pixels, advance=advance)
         self._watch()
-        return made
+        return translations
 
 
 def check(*, quality: int, resize: int | None, max_pixels: int) -> None:
-    """Raise a CommandError for values that no picture can have."""
+    """Raise a CommandError for values out of range."""
     if not 1 <= quality <= 100:
         raise CommandError(f"quality={quality}: give a number from 1 to 100")
     if resize is not None and resize < 1:
@@ -177,11 +184,11 @@ def check(*, quality: int, resize: int | None, max_pixels: int) -> None:
 
 
 def check_processes(world: "World", *, engine: str, input: str, threads: int | str) -> None:  # noqa: A002
-    """Raise a CommandError for what only one process can do."""
+    """Raise a CommandError for a setting that several processes, or this engine, do not support."""
     if world.size > 1 and engine != "local":
-        raise CommandError(f"engine={engine} spreads the work itself: start it without torchrun")
+        raise CommandError(f"engine={engine} distributes the photos itself: start it without torchrun")
     if engine != "local" and threads != "auto":
-        raise CommandError(f"threads={threads} is for engine=local: {engine} gives its processes their cores itself")
+        raise CommandError(f"threads={threads} is for engine=local: {engine} assigns the cores itself")
     if world.size > 1 and input == "-":
         raise CommandError("input=- can be read by one process only: put the paths into a .txt file")
 
@@ -189,7 +196,7 @@ def check_processes(world: "World", *, engine: str, input: str, threads: int | s
 def close(
     plan: "Plan", outcome: "JobResult", settings: "Settings", *, facts: Sequence[str], labels: Sequence[str]
 ) -> None:
-    """Write the report and the page, and tell how the command fared."""
+    """Write the report and the contact sheet, and print the summary."""
     from cyclestyle.photoset import runner
     from cyclestyle.photoset.contact_sheet import cards
 

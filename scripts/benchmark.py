@@ -1,11 +1,11 @@
-"""Time and memory of a training step, and start-up, against a textbook's; every ratio that has a goal.
+"""Measure start-up time, and time and memory of a training step relative to a baseline step; compare them with goals.
 
     python scripts/benchmark.py                                      # print the goals (part of `make bench`)
     python scripts/benchmark.py --full --write docs/benchmarks.md    # every table (part of `make bench-full`)
 
-Exits with 1 when a goal is missed by more than 10 %. The textbook step is tests/textbook.py: six separate generator
-calls, float32, plain Adam, PyTorch's own modules. All ways take turns in one run; memory is that of processes of their
-own.
+Exits with 1 when a goal is missed by more than 10 %. The baseline step ("textbook" in the tables) is tests/textbook.py:
+six separate generator calls, float32, plain Adam, PyTorch's own modules. All variants are timed in turn in one process;
+memory is measured in a separate process for each variant.
 """
 
 import argparse
@@ -51,7 +51,7 @@ WAYS: dict[str, Callable[[int, int], Step]] = {
     OURS: our_step,
     COMPILED: lambda size, batch: our_step(size, batch, compile=True),
 }
-HELD: dict[str, Callable[[int], Step]] = {
+MEMORY_WAYS: dict[str, Callable[[int], Step]] = {
     "textbook, fp32": textbook_step,
     "fp32, trainer.backward=joint": lambda size: our_step(size, precision="fp32", backward="joint"),
     "fp32": lambda size: our_step(size, precision="fp32"),
@@ -62,18 +62,18 @@ HELD: dict[str, Callable[[int], Step]] = {
 
 
 class Setting(NamedTuple):
-    """Pictures of one size in batches of one size, and how long to look at them."""
+    """Image size, batch size, and the number of timed runs."""
 
     size: int  # px
     batch: int
     runs: int
-    warm: int = 1
+    warm: int = 1  # number of warm-up runs, which are not timed
 
 
 def main() -> int:
-    """Measure, print, perhaps write; the exit code."""
+    """Measure and print, optionally write; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--full", action="store_true", help="all sizes, batches and ways: over an hour on 2 cores")
+    parser.add_argument("--full", action="store_true", help="all sizes, batches and variants: over an hour on 2 cores")
     parser.add_argument("--only", choices=SECTIONS, help="one section")
     parser.add_argument("--write", type=Path, help="a Markdown file to write the tables into")
     parser.add_argument("--peak", nargs=2, metavar=("WAY", "PX"), help=argparse.SUPPRESS)
@@ -84,11 +84,13 @@ def main() -> int:
 
     goals: list[Goal] = []
     for title, section in SECTIONS.items():
-        left_out = section in (loading, losses) and not (arguments.full or arguments.only)  # they take their time
-        if arguments.only not in (None, title) or left_out:
+        is_omitted = section in (loading, losses) and not (
+            arguments.full or arguments.only
+        )  # these sections take minutes
+        if arguments.only not in (None, title) or is_omitted:
             continue
-        text, found = section(full=arguments.full)
-        goals += found
+        text, section_goals = section(full=arguments.full)
+        goals += section_goals
         print(f"\n{text}\n")
         if arguments.write:
             write_section(arguments.write, title, text)
@@ -97,7 +99,7 @@ def main() -> int:
 
 
 def speed(*, full: bool) -> tuple[str, list[Goal]]:
-    """A step's time, and how near it comes to what the machine can multiply."""
+    """Section on the time of a step and its share of the machine's multiplication rate, and its goals."""
     settings = [Setting(128, 1, runs=9, warm=2)]
     if full:
         settings += [Setting(256, 1, runs=7), Setting(128, 4, runs=7), Setting(256, 4, runs=3)]
@@ -106,7 +108,7 @@ def speed(*, full: bool) -> tuple[str, list[Goal]]:
     goals: list[Goal] = []
     timed: list[tuple[Setting, list[Row]]] = []
     for setting in settings:
-        measure_rates(rates)  # again and again: the machine changes its speed
+        measure_rates(rates)  # repeated, since the machine's speed changes
         names = [TEXTBOOK, FP32, OURS, *([COMPILED] if full and setting == settings[0] else [])]
         rows = interleaved(
             {name: WAYS[name](setting.size, setting.batch) for name in names}, runs=setting.runs, warm=setting.warm
@@ -160,24 +162,24 @@ def speed(*, full: bool) -> tuple[str, list[Goal]]:
 
 
 def speed_on_gpu(*, full: bool) -> tuple[str, list[Goal]]:
-    """The same on a GPU, where there is one, and how long the paper's schedule for horse2zebra would take."""
+    """Section on the time of a step on a GPU and the hours of the paper's schedule for horse2zebra, and its goals."""
     if not torch.cuda.is_available():
         return f"Not measured: PyTorch finds no GPU here. Where it does, `{command_line(full)}` writes this table.", []
-    found = [gpu_tables.measured(gpu_tables.WAYS, batch) for batch in ((1, 8) if full else (1,))]
+    ways = [gpu_tables.measured(gpu_tables.WAYS, batch) for batch in ((1, 8) if full else (1,))]
     rate, flops = gpu_tables.matrix_rate("cuda"), floating_point_operations(gpu_tables.SIZE, device="cuda")
-    goals = gpu_tables.goals(found, rate, flops)
-    text = gpu_tables.section(found, rate, flops, command=command_line(full))
+    goals = gpu_tables.goals(ways, rate, flops)
+    text = gpu_tables.section(ways, rate, flops, command=command_line(full))
     return f"{text}\n\n{listed(goals)}", goals
 
 
 def measure_rates(rates: dict[str, float]) -> None:
-    """Raise the rates to what the machine reaches now."""
+    """Measure the rates in operations/s; replace each rate in `rates` that is exceeded."""
     for name, dtype in (("fp32", torch.float32), ("auto", torch.bfloat16)):
         rates[name] = max(rates[name], conv_rate(dtype))
 
 
 def conv_rate(dtype: torch.dtype) -> float:
-    """Floating point operations a second of the trunk's convolution, the fastest of twenty."""
+    """Floating point operations/s of the convolution in residual blocks, from the fastest of twenty runs."""
     x = torch.randn(1, 256, 66, 66, dtype=dtype).contiguous(memory_format=torch.channels_last)
     weight = torch.randn(256, 256, 3, 3, dtype=dtype)
     seconds = []
@@ -190,39 +192,39 @@ def conv_rate(dtype: torch.dtype) -> float:
 
 
 def memory(*, full: bool) -> tuple[str, list[Goal]]:
-    """The most memory that a process holds which makes three steps, above what it holds after its imports."""
+    """Section on the peak memory of three steps, above the process's memory after its imports, and its goals."""
     sizes = [128, 256, 512, 1024] if full else [256]
-    wanted = list(HELD) if full else ["textbook, fp32", "defaults", "trainer.recompute=true"]
+    names = list(MEMORY_WAYS) if full else ["textbook, fp32", "defaults", "trainer.recompute=true"]
     peaks: dict[tuple[str, int], int | None] = {}
-    for name in wanted:
+    for name in names:
         for size in sizes:
             peaks[name, size] = peak(name, size, peaks)
     rows = interleaved(
-        {name: HELD[name](256) for name in ("trainer.backward=joint", "defaults", "trainer.recompute=true")},
+        {name: MEMORY_WAYS[name](256) for name in ("trainer.backward=joint", "defaults", "trainer.recompute=true")},
         runs=7 if full else 5,
         warm=1,
     )
     times = [(row.name, f"{row.median:.2f}", row.spread, f"{row.median / rows[0].median:.2f}") for row in rows]
     base = peaks["textbook, fp32", 256]
-    lean, again = peaks["defaults", 256], peaks["trainer.recompute=true", 256]
+    default, recompute = peaks["defaults", 256], peaks["trainer.recompute=true", 256]
     assert base
-    assert lean
-    assert again
+    assert default
+    assert recompute
     goals = [
-        Goal("256 px, memory of the textbook's step, defaults", lean / base, 0.5),
-        Goal("256 px, memory of the textbook's step, trainer.recompute=true", again / base, 0.4),
+        Goal("256 px, memory of the textbook's step, defaults", default / base, 0.5),
+        Goal("256 px, memory of the textbook's step, trainer.recompute=true", recompute / base, 0.4),
         Goal("256 px, time of trainer.backward=joint, defaults", rows[1].median / rows[0].median, 1.1),
     ]
     about = filled(
         f"""Resident memory at its peak over three steps (two at 1024 px) at batch 1, each in a process of its own,
         above what the process held after its imports; in brackets the share of the textbook's.
-        {forecast(peaks, wanted) if full else ""}"""
+        {forecast(peaks, names) if full else ""}"""
     )
     text = f"""{about}
 
 {circumstances(command_line(full))}
 
-{memory_table(peaks, wanted, sizes)}
+{memory_table(peaks, names, sizes)}
 
 Time of the same steps at 256 px, taking turns in one process:
 
@@ -235,7 +237,7 @@ On a GPU: not measured."""
 
 
 def memory_table(peaks: dict[tuple[str, int], int | None], names: list[str], sizes: list[int]) -> str:
-    """Markdown; where more than one size was measured, with the line through two of them."""
+    """Markdown table of peaks; with several sizes, it has a forecast: the line through two of them."""
     lines: list[tuple[object, ...]] = []
     for name in names:
         cells = []
@@ -253,7 +255,7 @@ def memory_table(peaks: dict[tuple[str, int], int | None], names: list[str], siz
 
 
 def forecast(peaks: dict[tuple[str, int], int | None], names: list[str]) -> str:
-    """What the column says, and how far it may be trusted."""
+    """Explanation of the forecast column, and its accuracy at 1024 px."""
     shares = []
     for name in names:
         small, large, held = (peaks[name, size] for size in (128, 512, 1024))
@@ -266,7 +268,7 @@ def forecast(peaks: dict[tuple[str, int], int | None], names: list[str]) -> str:
 
 
 def peak(name: str, size: int, before: dict[tuple[str, int], int | None]) -> int | None:
-    """Bytes, measured in a process of its own; None if that would need more than the machine has."""
+    """Peak memory in bytes, measured in a new process; None if the machine has too little memory."""
     smaller = before.get((name, size // 2))
     if (name, size // 2) in before and (smaller is None or 4 * smaller > 0.9 * memory_of_machine()):
         return None
@@ -276,9 +278,9 @@ def peak(name: str, size: int, before: dict[tuple[str, int], int | None]) -> int
 
 
 def peak_here(name: str, size: int) -> int:
-    """Bytes that three steps add to what this process holds now."""
+    """Peak memory in bytes of three steps (two from 1024 px on), above this process's memory before the steps."""
     before = resident_peak()
-    step = HELD[name](size)
+    step = MEMORY_WAYS[name](size)
     for run in range(3 if size < 1024 else 2):
         step(run)
     return resident_peak() - before
@@ -289,7 +291,7 @@ def memory_of_machine() -> int:
 
 
 def start_up(*, full: bool) -> tuple[str, list[Goal]]:
-    """What somebody waits for before anything happens."""
+    """Section on the time of imports, of --help, and of the shortest training, and its goals."""
     python, turns = sys.executable, 7 if full else 3
     commands: dict[str, list[str]] = {
         "import torch": [python, "-c", "import torch"],
@@ -301,8 +303,8 @@ def start_up(*, full: bool) -> tuple[str, list[Goal]]:
     }
     with tempfile.TemporaryDirectory(prefix="start-up-") as name:
         run = [f"run_dir={name}/run", f"data.root={name}/scenes", "trainer.steps=1", "trainer.device=cpu"]
-        whole = "train +experiment=smoke trainer.steps=1, from nothing to its end"
-        commands[whole] = [python, "-m", "cyclestyle.train", "+experiment=smoke", *run]
+        train = "train +experiment=smoke trainer.steps=1, from nothing to its end"
+        commands[train] = [python, "-m", "cyclestyle.train", "+experiment=smoke", *run]
         rows = [Row(name, []) for name in commands]
         for turn in track(range(turns + 1), description="start-up"):
             for row, command in zip(rows, commands.values(), strict=True):
@@ -313,7 +315,7 @@ def start_up(*, full: bool) -> tuple[str, list[Goal]]:
                     row.seconds.append(time.perf_counter() - since)
     over = statistics.median(
         ours - alone for alone, ours in zip(rows[0].seconds, rows[1].seconds, strict=True)
-    )  # pair by pair: the machine may change its speed
+    )  # difference within each pair of runs, since the machine's speed changes
     slowest = max(rows[2:-1], key=lambda row: row.median)
     goals = [
         Goal("import cyclestyle over import torch", max(over, 0.0), 0.3, unit=" s"),
@@ -331,7 +333,7 @@ def start_up(*, full: bool) -> tuple[str, list[Goal]]:
 
 
 def loading(*, full: bool) -> tuple[str, list[Goal]]:
-    """How fast pictures come from the disk; without a goal, since a step takes far longer here."""
+    """Section on the rate of loading images; it has no goal, since a training step on a CPU takes far longer."""
     count = 400 if full else 100
     with tempfile.TemporaryDirectory(prefix="loading-") as name:
         data = drawn_scenes(
@@ -359,28 +361,28 @@ def loading(*, full: bool) -> tuple[str, list[Goal]]:
 
 
 def losses(*, full: bool) -> tuple[str, list[Goal]]:
-    """What bf16 changes of the losses, beside what as little as bf16's rounding of the first weights changes."""
+    """Section on the effect of bf16 on the losses, compared with the effect of rounding the initial weights to bf16."""
     count, size = 50, 128
     exact, rough = our_trainer("fp32"), our_trainer("bf16")
     shaken = [shake(our_trainer("fp32"), seed) for seed in range(1, 4)]
-    told: list[list[dict[str, float]]] = [[] for _ in (exact, rough, *shaken)]
+    histories: list[list[dict[str, float]]] = [[] for _ in (exact, rough, *shaken)]
     with tempfile.TemporaryDirectory(prefix="losses-") as name:
         data = drawn_scenes(
             f"{name}/scenes", train=count, test=2, size=size, resize="stretch", load_size=size, crop_size=size
         )
-        shown = batches(data.draws(0), batch_size=1, start=0, stop=count, rank=0, ranks=1, workers=0, pin=False)
-        for batch in track(shown, total=count, description="losses"):
-            for trainer, steps in zip((exact, rough, *shaken), told, strict=True):
+        pairs = batches(data.draws(0), batch_size=1, start=0, stop=count, rank=0, ranks=1, workers=0, pin=False)
+        for batch in track(pairs, total=count, description="losses"):
+            for trainer, steps in zip((exact, rough, *shaken), histories, strict=True):
                 steps.append({key: value.item() for key, value in trainer.train_step(batch).items()})
     lines: list[tuple[object, ...]] = []
     goals: list[Goal] = []
-    for loss in (key for key in told[0][0] if key.startswith("loss/")):
-        mean, *others = (statistics.mean(step[loss] for step in steps) for steps in told)
-        ours, *theirs = (abs(other / mean - 1) for other in others)
-        spread = f"{min(theirs):.2%} to {max(theirs):.2%}"
-        lines.append((loss.removeprefix("loss/"), f"{mean:.3f}", f"{ours:.2%}", spread))
+    for loss in (key for key in histories[0][0] if key.startswith("loss/")):
+        mean, *others = (statistics.mean(step[loss] for step in steps) for steps in histories)
+        bf16, *perturbed = (abs(other / mean - 1) for other in others)
+        spread = f"{min(perturbed):.2%} to {max(perturbed):.2%}"
+        lines.append((loss.removeprefix("loss/"), f"{mean:.3f}", f"{bf16:.2%}", spread))
         bound = 0.05 if loss.startswith(("loss/cycle", "loss/identity")) else 0.1
-        goals.append(Goal(f"{loss} over {count} steps in bf16, apart from fp32", ours, bound))
+        goals.append(Goal(f"{loss} over {count} steps in bf16, apart from fp32", bf16, bound))
     about = filled(
         f"""The mean of each loss over the first {count} steps on drawn landscapes of {size} px (ResNet-9, 64 channels,
         batch 1, seed 0) in float32, and how far the same run in bf16 is apart from that. Training amplifies the least

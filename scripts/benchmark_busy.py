@@ -1,11 +1,11 @@
-"""Time training and translating on a machine that does other things, beside a load that this command makes itself.
+"""Time training and translating beside other processes, which this command starts itself.
 
     python scripts/benchmark_busy.py                              # print: about two minutes
-    python scripts/benchmark_busy.py --write docs/benchmarks.md   # and keep (part of `make bench-full`)
+    python scripts/benchmark_busy.py --write docs/benchmarks.md   # also write the table (part of `make bench-full`)
 
-The demo's training step, and a few photos, from JPEG to JPEG, through the paper's generator. Each way computes in a
-process of its own, which waits while another one's turn is timed; quiet turns and turns beside two processes that never
-rest alternate. Exits with 1 when a goal is missed by more than 10 %.
+The command times the demo's training step, and the translation of a few photos from JPEG to JPEG by the paper's
+generator. Each variant runs in its own process, which sleeps while other variants are timed. Turns without load
+alternate with turns beside two busy processes. Exits with 1 when a goal is missed by more than 10 %.
 """
 
 import argparse
@@ -21,21 +21,21 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-BUSY = 2  # processes beside which the goals hold
-QUIET_SHARE = 0.97  # of the speed with PyTorch's own settings
-SLOWER, FLOOR = 3.0, 4.0  # times slower beside the load, at most: the goal, and what must not be exceeded
-LONGEST_S = 300  # in which a process that makes load ends by itself, whatever becomes of this command
+BUSY = 2  # number of busy processes during turns with load
+QUIET_SHARE = 0.97  # goal without load: smallest ratio to the speed with PyTorch's own settings
+SLOWER, FLOOR = 3.0, 4.0  # largest slowdown factor with load: the goal, and the bound above which the command fails
+LONGEST_S = 300  # time after which a busy process ends by itself, even if this command was killed
 SPIN = f"import time\nend = time.monotonic() + {LONGEST_S}\nprint(flush=True)\nwhile time.monotonic() < end: pass"
-TURN_S = 1.5  # a turn ends with the first piece of work after that
+TURN_S = 1.5  # shortest duration of a turn; a turn ends when the work in progress is finished
 WORKS = {"training": "the demo's step, images/s", "translate": "256 px photos, photos/s"}
 
 
 class Way(NamedTuple):
-    """Settings that work is timed with."""
+    """Settings of a timed variant."""
 
     name: str
-    threads: str  # as a user sets it: auto, a number; PyTorch's own number where it is empty
-    variables: dict[str, str]  # of the environment
+    threads: str  # value of the key: auto or a number; empty for PyTorch's own number
+    variables: dict[str, str]  # environment variables
 
 
 TORCH, DEFAULT, ONE = "PyTorch's own settings", "cyclestyle, threads=auto", "cyclestyle, threads=1"
@@ -43,13 +43,13 @@ WAYS = (Way(TORCH, "", {"GOMP_SPINCOUNT": "300000"}), Way(DEFAULT, "auto", {}), 
 
 
 class Timed(NamedTuple):
-    """The speeds of one way, turn by turn."""
+    """Speeds of one variant, turn by turn."""
 
     work: str
     way: str
-    busy: int
+    busy: int  # number of busy processes at the same time
     threads: int
-    speeds: list[float]
+    speeds: list[float]  # images/s or photos/s
 
     @property
     def median(self) -> float:
@@ -57,9 +57,9 @@ class Timed(NamedTuple):
 
 
 def main() -> int:
-    """Measure, print, perhaps write; the exit code."""
+    """Measure and print, optionally write; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--turns", type=int, default=3, help="turns of each way and load (default 3)")
+    parser.add_argument("--turns", type=int, default=3, help="turns of each variant and load (default 3)")
     parser.add_argument("--write", type=Path, help="a Markdown file to write the table into")
     parser.add_argument("--worker", nargs=2, metavar=("WORK", "THREADS"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -69,8 +69,8 @@ def main() -> int:
     from measuring import write_section
 
     others: list[float] = []
-    found = [one for work in WORKS for one in measured(work, arguments.turns, others)]
-    text, missed = page(found, arguments.turns, others=statistics.median(others))
+    results = [timed for work in WORKS for timed in measured(work, arguments.turns, others)]
+    text, missed = page(results, arguments.turns, others=statistics.median(others))
     print(f"\n{text}")
     if arguments.write:
         write_section(arguments.write, "Beside other processes", text)
@@ -78,55 +78,55 @@ def main() -> int:
 
 
 def measured(work: str, turns: int, others: list[float]) -> list[Timed]:
-    """All ways in turn, quiet and beside the load.
+    """Time all variants in turn, without and with load.
 
     Args:
-        others: takes down how many cores processes used in quiet turns that are none of this command's.
+        others: list to which each turn without load appends the number of cores that other processes used.
     """
     from rich.progress import track
 
-    found: dict[tuple[str, int], Timed] = {}
-    with contextlib.ExitStack() as opened:
-        folder = opened.enter_context(tempfile.TemporaryDirectory(prefix="busy-"))
-        children = {way.name: opened.enter_context(started(work, way, folder)) for way in WAYS}
+    results: dict[tuple[str, int], Timed] = {}
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="busy-"))
+        children = {way.name: stack.enter_context(started(work, way, folder)) for way in WAYS}
         for busy in (0, BUSY):
             for name, child in children.items():
-                found[name, busy] = Timed(work, name, busy, child.threads, [])
+                results[name, busy] = Timed(work, name, busy, child.threads, [])
         for _ in track(range(turns), description=work):
             for busy in (0, BUSY):
                 with load(busy):
                     for way in WAYS:
-                        speed, beside = children[way.name].turn()
-                        found[way.name, busy].speeds.append(speed)
-                        others += [] if busy else [beside]
-    return list(found.values())
+                        speed, cores = children[way.name].turn()
+                        results[way.name, busy].speeds.append(speed)
+                        others += [] if busy else [cores]
+    return list(results.values())
 
 
 class Child:
-    """A process that computes when it is asked to."""
+    """A process that computes on request."""
 
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         self._process = process
         self.threads = int(self._answer())
 
     def turn(self) -> tuple[float, float]:
-        """The speed of one turn, and how many cores others used meanwhile."""
+        """Compute for one turn; return its speed, and the number of cores that other processes used."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"{TURN_S}\n")
         self._process.stdin.flush()
-        speed, beside = map(float, self._answer().split())
-        return speed, beside
+        speed, cores = map(float, self._answer().split())
+        return speed, cores
 
     def _answer(self) -> str:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
-        assert line, "a process that was to compute has ended"
+        assert line, "the computing process has ended"
         return line
 
 
 @contextlib.contextmanager
 def started(work: str, way: Way, folder: str) -> Iterator[Child]:
-    """A process that is ready to compute, in a folder, having warmed up; ended at the end."""
+    """Context manager: start a computing process in `folder` and wait for the end of its warm-up; end it on exit."""
     unset = {"OMP_NUM_THREADS", "MKL_NUM_THREADS", "GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}
     environment = {key: value for key, value in os.environ.items() if key not in unset} | way.variables
     command = [sys.executable, str(Path(__file__).resolve()), "--worker", work, way.threads]
@@ -142,14 +142,14 @@ def started(work: str, way: Way, folder: str) -> Iterator[Child]:
 
 @contextlib.contextmanager
 def load(processes: int) -> Iterator[None]:
-    """So many processes that never rest; ended in any case, by themselves if need be."""
+    """Context manager: keep this number of busy processes running; end them on exit."""
     running: list[subprocess.Popen[bytes]] = []
     try:
-        for _ in range(processes):  # one by one: those that have begun are ended if the next one cannot be
+        for _ in range(processes):  # one by one: if one fails to start, the earlier ones are ended
             running += [subprocess.Popen([sys.executable, "-c", SPIN], stdout=subprocess.PIPE)]
         for process in running:
             assert process.stdout is not None
-            process.stdout.readline()  # it has begun
+            process.stdout.readline()  # wait until it is running
         yield
     finally:
         for process in running:
@@ -157,10 +157,10 @@ def load(processes: int) -> Iterator[None]:
             process.communicate()
 
 
-def worker(work: str, wanted: str) -> int:
-    """Compute for as long as each line of standard input wants, and answer with the speed."""
+def worker(work: str, setting: str) -> int:
+    """For each line of standard input, compute for that many seconds; print the speed, and the cores used by others."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what the work itself prints is no answer
+    os.dup2(2, 1)  # output of the timed work must not mix with the printed results
     root = Path(__file__).resolve().parent.parent
     sys.path.insert(0, str(root))
     from cyclestyle.hardware import threads
@@ -168,10 +168,10 @@ def worker(work: str, wanted: str) -> int:
     threads.spin_briefly()
     since = threads.look()
     unit, images = {"training": training, "translate": translating}[work]()
-    if wanted:
-        chosen = threads.choose("auto" if wanted == "auto" else int(wanted), key="threads", since=since)
+    if setting:
+        chosen = threads.choose("auto" if setting == "auto" else int(setting), key="threads", since=since)
         threads.use(chosen.threads)
-    count = threads.usual_threads() if not wanted else chosen.threads
+    count = threads.usual_threads() if not setting else chosen.threads
     unit()
     print(count, file=answers, flush=True)
     for line in sys.stdin:
@@ -185,7 +185,7 @@ def worker(work: str, wanted: str) -> int:
 
 
 def training() -> tuple[Callable[[], object], int]:
-    """The demo's step, and the pictures that it takes."""
+    """The demo's training step, and the number of images in it."""
     import torch
 
     from cyclestyle import train
@@ -209,14 +209,14 @@ def training() -> tuple[Callable[[], object], int]:
 
 
 class Set:
-    """As many training pictures as the demo has; none is read."""
+    """Placeholder for the demo's data set: its number of sample indices, without images."""
 
     def draws(self, seed: int) -> Sequence[int]:
         return range(300)
 
 
 def translating() -> tuple[Callable[[], object], int]:
-    """A set of photos as the command translates it, and how many they are; files go to the working directory."""
+    """The translation of a photo set in the working directory, and the number of its photos."""
     from benchmark_translate import Kind, ours, photos, write_model
 
     folder = Path(tempfile.mkdtemp(dir="."))
@@ -228,22 +228,22 @@ def translating() -> tuple[Callable[[], object], int]:
     return lambda: translate(source, folder / f"out {next(outputs)}"), kind.photos
 
 
-def page(found: Sequence[Timed], turns: int, *, others: float) -> tuple[str, bool]:
-    """What docs/benchmarks.md has of it, and whether a goal is missed widely."""
+def page(results: Sequence[Timed], turns: int, *, others: float) -> tuple[str, bool]:
+    """Section of docs/benchmarks.md, and whether a goal is missed by more than 10 % or a bound is exceeded."""
     from measuring import Goal, circumstances, filled, table
 
     rows: list[tuple[object, ...]] = []
     goals: list[Goal] = []
     floors: list[Goal] = []
-    for work, what in WORKS.items():
-        of_work = {(one.way, one.busy): one for one in found if one.work == work}
-        quiet = of_work[TORCH, 0]
-        for (way, busy), one in of_work.items():
-            spread = f"{min(one.speeds):.2f} to {max(one.speeds):.2f}"
-            numbers = (f"{one.median:.2f}", spread, f"{one.median / quiet.median:.2f}")
-            rows.append((what, busy or "none", way, one.threads, *numbers))
-        share = of_work[DEFAULT, 0].median / quiet.median
-        suggested = quiet.median / of_work[ONE, BUSY].median
+    for work, description in WORKS.items():
+        by_way = {(timed.way, timed.busy): timed for timed in results if timed.work == work}
+        quiet = by_way[TORCH, 0]
+        for (way, busy), timed in by_way.items():
+            spread = f"{min(timed.speeds):.2f} to {max(timed.speeds):.2f}"
+            numbers = (f"{timed.median:.2f}", spread, f"{timed.median / quiet.median:.2f}")
+            rows.append((description, busy or "none", way, timed.threads, *numbers))
+        share = by_way[DEFAULT, 0].median / quiet.median
+        suggested = quiet.median / by_way[ONE, BUSY].median
         goals.append(Goal(f"{work}, quiet, times the speed of PyTorch's settings", share, QUIET_SHARE, at_least=True))
         beside = f"with the threads=1 that it suggests beside {BUSY} busy processes, times slower than quiet"
         goals.append(Goal(f"{work}, {beside}", suggested, SLOWER, unit="x"))

@@ -1,11 +1,11 @@
-"""Time how long saving holds training up, at once and in the background, and write down what was measured.
+"""Time the delay of training by synchronous saves and by saves in the background.
 
     python scripts/benchmark_saves.py                               # print
-    python scripts/benchmark_saves.py --write docs/benchmarks.md    # and keep (`make bench`)
+    python scripts/benchmark_saves.py --write docs/benchmarks.md    # also write the table (part of `make bench-full`)
 
-Full-size networks (ResNet-9, 64 channels), batch 1, 256 px, image pools of 50 that are full. Everything runs in turn in
-one process: a fresh clone of the state, a step, a save in the background and the step beside it, a save at once. Exits
-with 1 when a goal is missed.
+Full-size networks (ResNet-9, 64 channels), batch 1, 256 px, full image pools of 50. One process times in turn: a clone
+of the state, a step, a save in the background and the step beside it, and a synchronous save. Exits with 1 when the
+goal is missed.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import circumstances, our_trainer, pictures, write_section
+from measuring import circumstances, our_trainer, random_batch, write_section
 from rich.progress import track
 from torch import Tensor
 
@@ -28,19 +28,19 @@ from cyclestyle.checkpoints.writer import CheckpointWriter, Snapshot
 from cyclestyle.distributed.world import World
 from cyclestyle.training.state import snapshot_model
 
-GOAL = 1.5  # times a fresh clone of the state may a save in the background hold training up
+GOAL = 1.5  # longest delay by a save in the background, as a multiple of the time to clone the state
 SIZE = 256  # px
 
 
 def main() -> int:
-    """Measure, print, perhaps write; the exit code."""
+    """Measure and print, optionally write; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=7, help="counted rounds, 7 or more (default 7)")
-    parser.add_argument("--folder", type=Path, help="where to save (default: a temporary folder)")
+    parser.add_argument("--folder", type=Path, help="folder to save in (default: a temporary folder)")
     parser.add_argument("--write", type=Path, help="a Markdown file to write the table into")
     arguments = parser.parse_args()
     if arguments.runs < 7:
-        parser.error("--runs: a median of fewer than 7 says little")
+        parser.error(f"--runs {arguments.runs}: give 7 or more, the median of fewer runs is not reliable")
 
     folder = Path(tempfile.mkdtemp(prefix="saves-", dir=arguments.folder))
     try:
@@ -76,55 +76,55 @@ one that warms up. "Held up" is the time between two steps; `checkpoint.asynchro
 
 
 def measured(folder: Path, runs: int) -> tuple[dict[str, list[float]], int]:
-    """Seconds of everything, round by round, and the bytes of the state."""
+    """Measure the seconds of each table row in every round, and the size of the state in bytes."""
     trainer = our_trainer("auto")
     for pool in trainer.pools:
         pool.stored = {0: [torch.rand(3, SIZE, SIZE) * 2 - 1 for _ in range(pool.slots)]}
-    asynchronous, at_once = (
+    asynchronous, synchronous = (
         CheckpointWriter(Checkpoints(folder / name, keep=2), world=World(), asynchronous=name == "background")
         for name in ("background", "at-once")
     )
 
-    def take() -> Snapshot:
+    def snapshot() -> Snapshot:
         return Snapshot(snapshot_model(trainer, ("a", "b")), trainer.state_dict(), trainer.rank_state_dict())
 
     def step() -> None:
-        losses = trainer.train_step(pictures(SIZE, trainer.step))
+        losses = trainer.train_step(random_batch(SIZE, trainer.step))
         torch.stack(list(losses.values())).tolist()
 
     def state() -> list[Tensor]:
-        model, training, _ = take()
+        model, training, _ = snapshot()
         return [*tensors(model.tensors), *tensors(training), *(t for p in trainer.pools for t in p.stored[0])]
 
     times: dict[str, list[float]] = {}
     for run in track(range(runs + 1), description="saving"):
-        held = state() if run else []
+        present = state() if run else []
         for name, work in (
-            ("a fresh clone of the state", lambda held=held: [tensor.clone() for tensor in held]),
+            ("a fresh clone of the state", lambda present=present: [tensor.clone() for tensor in present]),
             ("a step", step),
-            ("training held up by a save in the background", lambda: asynchronous.save(take)),
+            ("training held up by a save in the background", lambda: asynchronous.save(snapshot)),
             ("a step while a checkpoint is written", step),
             ("(waiting)", asynchronous.finish),
-            ("training held up by a save at once", lambda: at_once.save(take)),
+            ("training held up by a save at once", lambda: synchronous.save(snapshot)),
         ):
             elapsed_s = timed(work)
             if run and name != "(waiting)":
                 times.setdefault(name, []).append(elapsed_s)
-        del held
+        del present
     return times, sum(tensor.nbytes for tensor in state())
 
 
 def timed(work: Callable[[], Any]) -> float:
-    """Seconds that it takes; what it makes is kept until the clock has been read."""
+    """Seconds that a call takes, without the time of freeing its result."""
     since = time.perf_counter()
-    made = work()
+    result = work()
     elapsed_s = time.perf_counter() - since
-    del made
+    del result
     return elapsed_s
 
 
 def tensors(nested: Any) -> Iterator[Tensor]:
-    """All tensors in a nested state."""
+    """Yield all tensors of a nested state."""
     if isinstance(nested, Tensor):
         yield nested
     elif isinstance(nested, dict):

@@ -1,9 +1,9 @@
-"""Time what it costs that two processes train as one, and work out on paper what that makes of 8 and of 64 GPUs.
+"""Measure the overhead of training with two processes, and estimate the scaling to 8 and 64 GPUs from it.
 
     python scripts/benchmark_scaling.py                          # print
-    python scripts/benchmark_scaling.py --write docs/scaling.md  # and keep
+    python scripts/benchmark_scaling.py --write docs/scaling.md  # also write the tables
 
-Two processes of one thread each are started by torchrun; where one alone is timed, the other sleeps.
+torchrun starts two processes of one thread each; while one process is timed alone, the other sleeps.
 """
 
 import argparse
@@ -34,7 +34,7 @@ GIGABIT = 1e9 / 8  # bytes
 
 
 class Network(NamedTuple):
-    """What GPUs talk over; the bandwidth is an assumption, of the slowest link that a ring of them passes."""
+    """Connection between GPUs; the bandwidth is an assumption for the slowest link in a ring of these GPUs."""
 
     name: str
     gpus: int
@@ -48,18 +48,18 @@ NETWORKS = (
     Network("8 x 8, 100 Gbit/s", 64, 100 * GIGABIT),
     Network("8 x 8, 10 Gbit/s", 64, 10 * GIGABIT),
 )
-STEPS_MS = (20, 50, 100, 200)  # assumed, of one GPU that computes its share of a step
+STEPS_MS = (20, 50, 100, 200)  # assumed times of one GPU for its share of a step
 
 
 class Bucket(NamedTuple):
-    """Gradients that are sent together, and how long before the end of the backward pass they are ready to be."""
+    """Gradients that are sent together, and the time between their completion and the end of the backward pass."""
 
     bytes: int
-    lead: float  # s of the processor, or a share of a step
+    lead: float  # processor time in s, or a share of a step
 
 
 class LocalWorld(World):
-    """Gradients add up in each process and are never averaged."""
+    """A world that adds up gradients in each process and never averages them."""
 
     @contextmanager
     def accumulating(self, *, more_to_come: bool) -> Iterator[None]:
@@ -68,10 +68,10 @@ class LocalWorld(World):
 
 
 class CopyingWorld(World):
-    """Averages are copied out of the buckets that they were sent from."""
+    """A world whose averaged gradients are copies of the buckets' contents instead of views."""
 
     def synchronize(self, module: nn.Module, device: torch.device) -> nn.Module:
-        with warnings.catch_warnings():  # as in World.synchronize
+        with warnings.catch_warnings():  # same warning as in World.synchronize
             warnings.simplefilter("ignore", FutureWarning)
             wrapped = DistributedDataParallel(module, broadcast_buffers=False)
         self._wrapped.append(wrapped)
@@ -79,20 +79,20 @@ class CopyingWorld(World):
 
 
 class SilentWorld(World):
-    """Gradients are put into buckets, and it is noted when they are ready, but nothing is sent.
+    """A world that fills buckets with gradients and records when they are ready, but sends nothing.
 
-    The clock is the processor's, since nothing is waited for and other work on the machine changes it less.
+    Times are processor times: nothing waits here, and other work on the machine affects them less.
     """
 
     def __init__(self, rank: int, size: int) -> None:
         super().__init__(rank, size)
-        self.passes: list[list[Bucket]] = []  # of every averaged backward pass
+        self.passes: list[list[Bucket]] = []  # buckets of each averaged backward pass
         self._ready: list[tuple[int, float]] = []
 
     def synchronize(self, module: nn.Module, device: torch.device) -> nn.Module:
         wrapped = super().synchronize(module, device)
         assert isinstance(wrapped, DistributedDataParallel)
-        wrapped.register_comm_hook(self, SilentWorld._note)
+        wrapped.register_comm_hook(self, SilentWorld._record)
         return wrapped
 
     @contextmanager
@@ -104,7 +104,7 @@ class SilentWorld(World):
             self.passes.append([Bucket(size, end - ready) for size, ready in self._ready])
             self._ready.clear()
 
-    def _note(self, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:  # type: ignore[name-defined]
+    def _record(self, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:  # type: ignore[name-defined]
         gradients = bucket.buffer()
         self._ready.append((gradients.nbytes, time.process_time()))
         done: torch.futures.Future[torch.Tensor] = torch.futures.Future()
@@ -113,15 +113,15 @@ class SilentWorld(World):
 
 
 class Measured(NamedTuple):
-    """What came out, in seconds, round by round where it is a list; the slower process counts."""
+    """Results in seconds, from the slower of the two processes; lists have one entry per round."""
 
     rows: dict[str, list[float]]
-    cpu: dict[str, list[float]]  # of the same rows: the processor's time of one process, sending included
-    gradients: dict[str, int]  # bytes by network pair, from the parameters
-    buckets: dict[str, list[list[Bucket]]]  # of a step's two averaged passes, by trainer.backward; leads are medians
-    beat_s: float
+    cpu: dict[str, list[float]]  # processor time of one process for the same rows, including the time of sending
+    gradients: dict[str, int]  # bytes by pair of networks, counted from the parameters
+    buckets: dict[str, list[list[Bucket]]]  # trainer.backward -> a step's two averaged passes, with median leads
+    heartbeat_s: float
     agreement_s: float
-    load: float  # runnable processes of the machine before the first of ours, the mean of a minute
+    load: float  # runnable processes of the machine before the measurement, mean of one minute
 
 
 ALONE, ALONE_2 = "one process, batch 1", "one process, batch 2"
@@ -131,11 +131,13 @@ IN_VIEWS, COPIED = "gradients of nothing, averaged", "the same without bucket vi
 
 
 def main() -> int:
-    """Start the processes, or be one of them; the exit code."""
+    """Start the two processes, or measure as one of them; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=7, help="counted rounds (default 7)")
-    parser.add_argument("--size", type=int, default=64, help="px, height and width (default 64)")
-    parser.add_argument("--channels", type=int, default=64, help="of generators and discriminators (default 64)")
+    parser.add_argument("--size", type=int, default=64, help="height and width of images in px (default 64)")
+    parser.add_argument(
+        "--channels", type=int, default=64, help="channels of generators and discriminators (default 64)"
+    )
     parser.add_argument("--write", type=Path, help="a Markdown file to write the tables into")
     arguments = parser.parse_args()
     if not launched():
@@ -158,11 +160,11 @@ def main() -> int:
 
 
 def measure(world: World, runs: int, *, size: int, channels: int) -> Measured:
-    """Time all kinds of step in turn, so that a machine that changes its speed changes it for all."""
+    """Time all kinds of step in turn, so that changes of the machine's speed affect all of them."""
 
-    def stepping(of: World, batch_size: int, backward: Any = "split") -> Callable[[int], Any]:
-        trainer = our_trainer(batch=batch_size, backward=backward, channels=channels, world=of)
-        return lambda run: trainer.train_step(share(of, batch_size, size, run))
+    def stepping(ranks: World, batch_size: int, backward: Any = "split") -> Callable[[int], Any]:
+        trainer = our_trainer(batch=batch_size, backward=backward, channels=channels, world=ranks)
+        return lambda run: trainer.train_step(share(ranks, batch_size, size, run))
 
     load = os.getloadavg()[0]
     silent, silent_joint = SilentWorld(world.rank, world.size), SilentWorld(world.rank, world.size)
@@ -180,7 +182,7 @@ def measure(world: World, runs: int, *, size: int, channels: int) -> Measured:
         alone = {ALONE: stepping(World(), 1), ALONE_2: stepping(World(), 2)}
     rows: dict[str, list[float]] = {}
     cpu: dict[str, list[float]] = {}
-    for run in range(runs + 2):  # the second one has DDP's final buckets
+    for run in range(runs + 2):  # DDP has its final buckets from the second round on
         for name in (ALONE, ALONE_2, *together):
             elapsed_s, cpu_s = timed(together.get(name) or alone.get(name), run)
             if run >= 2:
@@ -193,7 +195,7 @@ def measure(world: World, runs: int, *, size: int, channels: int) -> Measured:
         cpu,
         gradients={name: gradient_bytes(module) for name, module in zip(PAIRS, networks(channels), strict=True)},
         buckets={"split": median_step(silent.passes[4:]), "joint": median_step(silent_joint.passes[4:])},
-        beat_s=repeated(lambda: beat(world), 200),
+        heartbeat_s=repeated(lambda: heartbeat(world), 200),
         agreement_s=repeated(lambda: world.any(False), 200),
         load=load,
     )
@@ -203,7 +205,10 @@ PAIRS = ("generators", "discriminators")
 
 
 def timed(step: Callable[[int], Any] | None, run: int) -> tuple[float, float]:
-    """Seconds until every process that has something to do has done it, and the most that one's processor worked."""
+    """Time a step until all processes have finished it; return the seconds, and the largest processor time of one.
+
+    A process without a step only waits for the others.
+    """
     dist.barrier()
     since, cpu_since = time.perf_counter(), time.process_time()
     if step is not None:
@@ -216,7 +221,7 @@ def timed(step: Callable[[int], Any] | None, run: int) -> tuple[float, float]:
 
 
 def networks(channels: int) -> tuple[Generators, Discriminators]:
-    """The paper's networks at 256 px, of a width to choose, and their initial weights."""
+    """The paper's networks for 256 px with this number of channels and newly initialized weights."""
     generators = Generators(ResNetGenerator(channels), ResNetGenerator(channels))
     discriminators = Discriminators(PatchDiscriminator(channels), PatchDiscriminator(channels))
     random = torch.Generator().manual_seed(0)
@@ -226,7 +231,7 @@ def networks(channels: int) -> tuple[Generators, Discriminators]:
 
 
 def share(world: World, batch_size: int, size: int, run: int) -> Batch:
-    """A process's part of a batch of random pictures, others in every run."""
+    """A rank's share of a batch of random images, which differ in each run."""
     draws = list(range(run * batch_size + world.rank, (run + 1) * batch_size, world.size))
     random = torch.Generator().manual_seed(draws[0])
     shape = (len(draws), 3, size, size)
@@ -235,11 +240,11 @@ def share(world: World, batch_size: int, size: int, run: int) -> Batch:
 
 
 def sending(world: SilentWorld) -> Callable[[int], None]:
-    """All-reduce what a step would send, one bucket behind the other, with nothing else to do."""
+    """Return a function that all-reduces the buckets of a step one after the other, without computing anything."""
     buffers: list[torch.Tensor] = []
 
     def send(run: int) -> None:
-        if run < 2:  # buckets are divided anew after the first step
+        if run < 2:  # DDP divides the buckets again after the first step
             buffers[:] = [torch.zeros(bucket.bytes // 4) for step in world.passes[-2:] for bucket in step]
         for work in [dist.all_reduce(buffer, async_op=True) for buffer in buffers]:
             work.wait()
@@ -248,7 +253,7 @@ def sending(world: SilentWorld) -> Callable[[int], None]:
 
 
 class Sums(nn.Module):
-    """The sum of a module's parameters, whose gradients take no time to compute."""
+    """Module that returns the sum of another module's parameters: a loss with gradients that take almost no time."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -259,7 +264,7 @@ class Sums(nn.Module):
 
 
 def averaging(world: World, channels: int) -> Callable[[int], None]:
-    """Average gradients as large as a step's, and forget them."""
+    """Return a function that averages gradients as large as the gradients of a step, and discards them."""
     modules = [Sums(module) for module in networks(channels)]
     calls = [world.synchronize(module, torch.device("cpu")) for module in modules]
 
@@ -271,14 +276,14 @@ def averaging(world: World, channels: int) -> Callable[[int], None]:
     return average
 
 
-def beat(world: World) -> None:
-    """What a process leaves in the store before it meets the others."""
+def heartbeat(world: World) -> None:
+    """Post the heartbeat that a rank writes to the store before each collective call."""
     with world.accumulating(more_to_come=True):
         pass
 
 
 def repeated(action: Callable[[], object], times: int) -> float:
-    """Seconds that one takes in the mean."""
+    """Mean duration of `times` calls of `action`, in seconds."""
     since = time.perf_counter()
     for _ in range(times):
         action()
@@ -286,7 +291,7 @@ def repeated(action: Callable[[], object], times: int) -> float:
 
 
 def gradient_bytes(module: nn.Module) -> int:
-    """Of one step: float32."""
+    """Bytes of a module's gradients in float32."""
     return 4 * sum(parameter.numel() for parameter in module.parameters())
 
 
@@ -294,20 +299,20 @@ def median_step(passes: list[list[Bucket]]) -> list[list[Bucket]]:
     """The buckets of a step's two averaged passes, each with the median of its leads over all steps."""
     return [
         [
-            Bucket(same[0].bytes, statistics.median(bucket.lead for bucket in same))
-            for same in zip(*passes[pair::2], strict=True)
+            Bucket(group[0].bytes, statistics.median(bucket.lead for bucket in group))
+            for group in zip(*passes[pair::2], strict=True)
         ]
         for pair in range(2)
     ]
 
 
 def measured_section(measured: Measured, arguments: argparse.Namespace) -> str:
-    """What docs/scaling.md says of this machine."""
+    """Section of docs/scaling.md with the measurements on this machine."""
     rows, counted = measured.rows, [sum(b.bytes for b in step) for step in measured.buckets["split"]]
-    assert counted == list(measured.gradients.values()), "what is sent is not what the parameters have"
+    assert counted == list(measured.gradients.values()), "the bytes sent differ from the bytes of the parameters"
     computed = ", ".join(f"{size / 1e6:.1f} MB of the {name}" for name, size in measured.gradients.items())
-    cost, cpu_cost = (difference(of[AVERAGED], of[LOCAL]) for of in (rows, measured.cpu))
-    copying, cpu_copying = (difference(of[COPIED], of[IN_VIEWS]) for of in (rows, measured.cpu))
+    cost, cpu_cost = (difference(times[AVERAGED], times[LOCAL]) for times in (rows, measured.cpu))
+    copying, cpu_copying = (difference(times[COPIED], times[IN_VIEWS]) for times in (rows, measured.cpu))
     cpu_weak, cpu_strong = (ratio(measured.cpu[alone], measured.cpu[AVERAGED]) for alone in (ALONE, ALONE_2))
     filling = difference(measured.cpu[SILENT], measured.cpu[LOCAL])
     sending_s = statistics.median(rows[SENT])
@@ -338,8 +343,8 @@ counts. "Processor" is the time that the threads of one process worked, which ot
   {1000 * sending_s:.0f} ms, {rate:.2f} GB/s; {hidden(cost, sending_s)}
 * **Without bucket views** averaging takes {milliseconds(copying)} longer, {milliseconds(cpu_copying)}
   of the processor.
-* **Leaving word in the store** takes {1e6 * measured.beat_s:.0f} µs, three times a step; **agreeing whether to stop**
-  {1e6 * measured.agreement_s:.0f} µs, once.
+* **Leaving word in the store** takes {1e6 * measured.heartbeat_s:.0f} µs, three times a step;
+  **agreeing whether to stop** {1e6 * measured.agreement_s:.0f} µs, once.
 * **When buckets are ready**, in % of a step before the end of their backward pass (of the processor's time),
   generators / discriminators:
   {leads(measured, "split")} with `trainer.backward=split`, {leads(measured, "joint")} with `joint`.
@@ -347,32 +352,32 @@ counts. "Processor" is the time that the threads of one process worked, which ot
 
 
 def table(measured: Measured) -> str:
-    """Markdown."""
+    """A Markdown table of all rows."""
     lines = ["| what | median ms | min ms | max ms | processor ms |", "|---|---|---|---|---|"]
     for name, seconds in measured.rows.items():
         values = statistics.median(seconds), min(seconds), max(seconds), statistics.median(measured.cpu[name])
-        told = " | ".join(f"{1000 * value:.0f}" for value in values)
-        lines.append(f"| {name} | {told} |")
+        cells = " | ".join(f"{1000 * value:.0f}" for value in values)
+        lines.append(f"| {name} | {cells} |")
     return "\n".join(lines)
 
 
 def difference(longer: list[float], shorter: list[float]) -> list[float]:
-    """Round by round."""
-    return [ours - theirs for ours, theirs in zip(longer, shorter, strict=True)]
+    """Differences round by round."""
+    return [one - other for one, other in zip(longer, shorter, strict=True)]
 
 
-def ratios(rows: dict[str, list[float]], ours: str, theirs: str) -> str:
-    """Of medians, and of the least times, which other work on the machine lengthens least."""
-    return f"{ratio(rows[ours], rows[theirs]):.2f} ({min(rows[ours]) / min(rows[theirs]):.2f} of the least times)"
+def ratios(rows: dict[str, list[float]], one: str, other: str) -> str:
+    """Ratio of medians, and ratio of minima, which other work on the machine affects least."""
+    return f"{ratio(rows[one], rows[other]):.2f} ({min(rows[one]) / min(rows[other]):.2f} of the least times)"
 
 
-def ratio(ours: list[float], theirs: list[float]) -> float:
-    """Of medians."""
-    return statistics.median(ours) / statistics.median(theirs)
+def ratio(one: list[float], other: list[float]) -> float:
+    """Ratio of medians."""
+    return statistics.median(one) / statistics.median(other)
 
 
 def hidden(cost: list[float], sending_s: float) -> str:
-    """How much of the time of sending a step does not show, if that can be told."""
+    """Sentence on the share of the sending time that the backward pass hides, if the measurement shows it."""
     if min(cost) <= 0:
         return "other work on the machine leaves open how much of\n  that the backward pass hides."
     share = max(0.0, 1 - statistics.median(cost) / sending_s)
@@ -380,40 +385,42 @@ def hidden(cost: list[float], sending_s: float) -> str:
 
 
 def milliseconds(seconds: list[float]) -> str:
-    """Median and range."""
+    """Median and range as text, in ms."""
     return f"{1000 * statistics.median(seconds):.0f} ms ({1000 * min(seconds):.0f} to {1000 * max(seconds):.0f})"
 
 
 def leads(measured: Measured, backward: str) -> str:
-    """When the buckets of a step are ready."""
+    """Leads of the buckets of a step as text, in % of the step."""
     return " / ".join(
         ", ".join(f"{100 * bucket.lead:.0f}" for bucket in step) for step in shares_of_a_step(measured, backward)
     )
 
 
 def shares_of_a_step(measured: Measured, backward: str) -> list[list[Bucket]]:
-    """The buckets, with leads as shares of the step that they were measured in."""
+    """Buckets of a step, with leads as shares of its time."""
     step_s = statistics.median(measured.cpu[{"split": SILENT, "joint": SILENT_JOINT}[backward]])
     return [[Bucket(b.bytes, b.lead / step_s) for b in step] for step in measured.buckets[backward]]
 
 
 def exposed_s(buckets: list[Bucket], step_s: float, network: Network) -> float:
-    """How long a ring goes on sending after the backward pass has ended.
+    """Seconds that a ring of GPUs still sends after the end of the backward pass.
 
-    Buckets are sent one after the other, each once it is ready, and each of W GPUs passes on 2 (W - 1) / W of it.
+    Buckets are sent one after the other, not before they are ready. For each bucket, each of the W GPUs sends
+    2 (W - 1) / W times the bytes of the bucket.
 
     Args:
-        buckets: of one backward pass, in the order they are sent; leads are shares of `step_s`.
+        buckets: buckets of one backward pass, in the order of sending; leads are shares of `step_s`.
+        step_s: time of a step without sending.
     """
-    passed_on = 2 * (network.gpus - 1) / network.gpus
-    done_s = -math.inf  # 0 is when the backward pass ends
+    forwarded = 2 * (network.gpus - 1) / network.gpus
+    done_s = -math.inf  # relative to the end of the backward pass
     for bucket in buckets:
-        done_s = max(done_s, -bucket.lead * step_s) + passed_on * bucket.bytes / network.bytes_per_s
+        done_s = max(done_s, -bucket.lead * step_s) + forwarded * bucket.bytes / network.bytes_per_s
     return max(0.0, done_s)
 
 
 def paper_section(measured: Measured) -> str:
-    """What docs/scaling.md says of machines that nobody has tried."""
+    """Section of docs/scaling.md on larger machines, computed and not measured."""
     steps = shares_of_a_step(measured, "split")
     sizes = sum(bucket.bytes for step in steps for bucket in step)
     header = "".join(f" {network.name} |" for network in NETWORKS)
@@ -442,7 +449,7 @@ bandwidth. Each host is assumed to have one network card, which a ring passes on
 
 
 def ring_s(size: int, network: Network) -> float:
-    """Seconds of an all-reduce that nothing hides."""
+    """Seconds of a ring all-reduce without overlap."""
     return 2 * (network.gpus - 1) / network.gpus * size / network.bytes_per_s
 
 

@@ -1,9 +1,10 @@
-"""Measure pictures computed in pieces against whole passes, each in a fresh process, and write down what came out.
+"""Compare tiled passes with full (untiled) passes in time, peak memory and result, each case in a new process.
 
     python scripts/benchmark_tiles.py                            # print
-    python scripts/benchmark_tiles.py --write docs/tiling.md     # and keep
+    python scripts/benchmark_tiles.py --write docs/tiling.md     # also write the table
 
-Takes 12 GB of memory and, on two cores, half an hour or more. Exits with 1 when a result is too far from a whole pass.
+Needs 12 GB of memory and, on two cores, half an hour or more. Exits with 1 when a result differs too much from a full
+pass.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F  # noqa: N812  PyTorch's own name for it
+import torch.nn.functional as F  # noqa: N812  PyTorch's usual alias
 from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,30 +33,30 @@ from cyclestyle.networks import ResNetGenerator, initialize  # noqa: E402
 from cyclestyle.translation.tiled.layers import NormStatistics  # noqa: E402
 from cyclestyle.translation.tiled.tiling import parse_memory, run_tiled  # noqa: E402
 
-GOAL = {"fp32": 1e-4, "bf16": 0.25}  # the largest difference to a whole pass, of values in [-1, 1]
-CROP, MARGIN = 256, 96  # px; the network sees 90 px around a pixel at most
+GOAL = {"fp32": 1e-4, "bf16": 0.25}  # largest difference to a full pass, for values in [-1, 1]
+CROP, MARGIN = 256, 96  # px; the receptive field is at most 90 px around a pixel
 
 
 class Case(NamedTuple):
-    """One picture, computed in one way."""
+    """An image size, and the memory limit and precision of the pass over it."""
 
-    width: int  # px, as of `height`
-    height: int
-    memory: str  # `whole` is a whole pass
+    width: int  # px
+    height: int  # px
+    memory: str  # `whole` for a full pass
     precision: Any = "fp32"
 
 
 class Row(NamedTuple):
-    """What a case took."""
+    """Time, memory and difference of a case."""
 
     seconds: float
-    processor_seconds: float  # of all threads
-    peak: int  # bytes, of the whole process: PyTorch, the picture and its translation are in it
-    difference: float | None  # the largest one to a whole pass; None for whole passes themselves
-    compared: str = ""
+    processor_seconds: float  # processor time of all threads
+    peak: int  # bytes of the process, including PyTorch, the image and its translation
+    difference: float | None  # largest difference to a full pass; None for a full pass
+    compared: str = ""  # pixels that were compared
 
 
-CASES = [  # whole passes before what is compared with them
+CASES = [  # a full pass precedes the cases that are compared with it
     Case(1224, 816, "whole"),
     Case(1224, 816, "4GB"),
     Case(6000, 4000, "4GB"),
@@ -69,11 +70,13 @@ CASES = [  # whole passes before what is compared with them
 
 
 def main() -> int:
-    """Measure, print, perhaps write; the exit code."""
+    """Measure and print, optionally write; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", type=Path, help="a Markdown file to write the table into")
-    parser.add_argument("--folder", type=Path, help="for pictures and results meanwhile (default: temporary)")
-    parser.add_argument("--case", type=int, help=argparse.SUPPRESS)  # measured by this very process
+    parser.add_argument(
+        "--folder", type=Path, help="parent folder for temporary images and results (default: the system's)"
+    )
+    parser.add_argument("--case", type=int, help=argparse.SUPPRESS)  # used by the child processes
     arguments = parser.parse_args()
     if arguments.case is not None:
         print(json.dumps(measured(CASES[arguments.case], arguments.folder)))
@@ -82,60 +85,60 @@ def main() -> int:
     rows: dict[Case, Row] = {}
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         for number, case in enumerate(CASES):
-            picture_file = _file(folder, "picture", case)
-            if not picture_file.exists():
-                torch.save(photo_like(case.height, case.width), picture_file)
+            image_file = _file(folder, "image", case)
+            if not image_file.exists():
+                torch.save(photo_like(case.height, case.width), image_file)
             command = [sys.executable, __file__, "--case", str(number), "--folder", folder]
-            said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-            rows[case] = Row(*json.loads(said.splitlines()[-1]))
+            output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+            rows[case] = Row(*json.loads(output.splitlines()[-1]))
             print(as_table({case: rows[case]}).splitlines()[-1], flush=True)
-            if arguments.write:  # after each: a table that is half an hour's work is not lost with the last row
+            if arguments.write:  # after each row, since all of them take half an hour
                 write_section(arguments.write, "Measured", page(as_table(rows)))
     print(f"\n{as_table(rows)}")
     return int(any((row.difference or 0) > GOAL[case.precision] for case, row in rows.items()))
 
 
 def measured(case: Case, folder: Path) -> Row:
-    """One case in this process, which should have done nothing else before."""
+    """Measure one case in this process, which must be new because its peak memory is measured."""
     generator = ResNetGenerator()
     initialize(generator, generator=torch.Generator().manual_seed(0))
     generator.eval().requires_grad_(False)
     hardware = Hardware("cpu", precision=case.precision)
-    picture = torch.load(_file(folder, "picture", case))
+    image = torch.load(_file(folder, "image", case))
     statistics: dict[nn.Module, NormStatistics] = {}
 
     since, processor_since = time.perf_counter(), time.process_time()
     if case.memory == "whole":
         with torch.inference_mode():
-            translated: Tensor = hardware.autocast(generator)(picture)
+            translated: Tensor = hardware.autocast(generator)(image)
     else:
         memory = parse_memory(case.memory)
         translated = run_tiled(
             generator,
-            picture,
+            image,
             hardware=hardware,
             rows=None,
             memory=memory,
             folder=folder,
             observe=statistics.__setitem__,
         )
-    took = time.perf_counter() - since, time.process_time() - processor_since
+    elapsed_s = time.perf_counter() - since, time.process_time() - processor_since
     peak = resident_peak()
 
     whole_file = _file(folder, "whole", case)
     if case.memory == "whole":
         torch.save(translated, whole_file)
-        return Row(*took, peak, None)
+        return Row(*elapsed_s, peak, None)
     if whole_file.exists():
-        return Row(*took, peak, _difference(translated, torch.load(whole_file)), "every pixel")
+        return Row(*elapsed_s, peak, _difference(translated, torch.load(whole_file)), "every pixel")
     crops = _crops(case)
-    calm = with_statistics(generator, statistics)
-    differences = [_difference_of_crop(calm, hardware, picture, translated, *crop) for crop in crops]
-    return Row(*took, peak, max(differences), f"{len(crops)} crops of {CROP} px")
+    fixed = with_statistics(generator, statistics)
+    differences = [_difference_of_crop(fixed, hardware, image, translated, *crop) for crop in crops]
+    return Row(*elapsed_s, peak, max(differences), f"{len(crops)} crops of {CROP} px")
 
 
 def with_statistics(generator: nn.Module, statistics: dict[nn.Module, NormStatistics]) -> nn.Module:
-    """A copy of a generator whose norms take the given statistics in place of their input's own."""
+    """Copy a generator; the copy's instance norms use `statistics` instead of the statistics of their input."""
     memo: dict[int, Any] = {}
     for layer, (mean, variance) in statistics.items():
         fixed = nn.BatchNorm2d(len(mean), affine=False, eps=getattr(layer, "eps", 1e-5))
@@ -145,19 +148,19 @@ def with_statistics(generator: nn.Module, statistics: dict[nn.Module, NormStatis
 
 
 def photo_like(height: int, width: int) -> Tensor:
-    """Random (1, 3, H, W) in [-1, 1] with structure of all sizes, and a smooth sky above."""
+    """A random image, (1, 3, H, W) in [-1, 1], with structure of all sizes and a smooth sky at the top."""
     random = torch.Generator().manual_seed(0)
-    picture = torch.zeros(1, 3, height, width)
+    image = torch.zeros(1, 3, height, width)
     for cells in (3, 9, 27, 81, 243, 729):
         coarse = torch.randn(1, 3, cells, -(-cells * width // height), generator=random)
-        picture += F.interpolate(coarse, (height, width), mode="bilinear") / cells**0.5
-    picture += 0.02 * torch.randn(picture.shape, generator=random)
-    picture[:, :, : height // 4] = torch.linspace(0.2, 0.8, height // 4).reshape(1, 1, -1, 1)
-    return picture.clamp_(-1, 1)
+        image += F.interpolate(coarse, (height, width), mode="bilinear") / cells**0.5
+    image += 0.02 * torch.randn(image.shape, generator=random)
+    image[:, :, : height // 4] = torch.linspace(0.2, 0.8, height // 4).reshape(1, 1, -1, 1)
+    return image.clamp_(-1, 1)
 
 
 def as_table(rows: dict[Case, Row]) -> str:
-    """Markdown, by size."""
+    """A Markdown table, sorted by size."""
     lines = [
         "| megapixels | px | precision | computed | s | processor s | peak, GB | largest difference | compared |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -165,16 +168,16 @@ def as_table(rows: dict[Case, Row]) -> str:
     for case in sorted(rows, key=lambda case: (case.width, case.precision != "fp32", case.memory != "whole")):
         row = rows[case]
         how = "whole" if case.memory == "whole" else f"in pieces, memory={case.memory}"
-        far = "" if row.difference is None else f"{row.difference:.1e}"
+        difference = "" if row.difference is None else f"{row.difference:.1e}"
         lines.append(
             f"| {case.width * case.height / 1e6:.0f} | {case.width} x {case.height} | {case.precision} | {how} | "
-            f"{row.seconds:.0f} | {row.processor_seconds:.0f} | {row.peak / 1e9:.2f} | {far} | {row.compared} |"
+            f"{row.seconds:.0f} | {row.processor_seconds:.0f} | {row.peak / 1e9:.2f} | {difference} | {row.compared} |"
         )
     return "\n".join(lines)
 
 
 def page(table: str) -> str:
-    """What docs/tiling.md says of it."""
+    """Section of docs/tiling.md with this table."""
     return f"""ResNet-9 with 64 channels and random weights on a drawn picture; every row in a process of its own, whose
 peak also holds PyTorch (about 0.5 GB), the picture and its translation (24 bytes a pixel). Differences are of values in
 [-1, 1]. Where a whole pass does not fit, {CROP} px crops are computed whole with {MARGIN} px around them and the
@@ -189,7 +192,10 @@ of all threads together.
 
 
 def _crops(case: Case) -> list[tuple[int, int]]:
-    """Top and left of crops: the corners, and eight at random; multiples of 4 as the network halves sizes twice."""
+    """(top, left) of the compared crops in px: the corners and eight random places, at multiples of 4.
+
+    Places must be multiples of 4 because the network halves the size twice.
+    """
     random = torch.Generator().manual_seed(1)
     bottom, right = case.height - CROP, case.width - CROP
     anywhere = [
@@ -204,11 +210,11 @@ def _crops(case: Case) -> list[tuple[int, int]]:
 
 @torch.inference_mode()
 def _difference_of_crop(
-    calm: nn.Module, hardware: Hardware, picture: Tensor, translated: Tensor, top: int, left: int
+    fixed: nn.Module, hardware: Hardware, image: Tensor, translated: Tensor, top: int, left: int
 ) -> float:
     above, before = min(top, MARGIN), min(left, MARGIN)
-    around = picture[..., top - above : top + CROP + MARGIN, left - before : left + CROP + MARGIN]
-    whole = hardware.autocast(calm)(around)[..., above : above + CROP, before : before + CROP]
+    around = image[..., top - above : top + CROP + MARGIN, left - before : left + CROP + MARGIN]
+    whole = hardware.autocast(fixed)(around)[..., above : above + CROP, before : before + CROP]
     return _difference(translated[..., top : top + CROP, left : left + CROP], whole)
 
 

@@ -1,11 +1,12 @@
-"""Time photo sets against a textbook loop, the first photo, and memory; write down what was measured.
+"""Measure the translation of photo sets: speed relative to a baseline loop, time to the first photo, and peak memory.
 
     python scripts/benchmark_translate.py                                      # 256 px (part of `make bench`)
     python scripts/benchmark_translate.py --full --write docs/benchmarks.md    # all (part of `make bench-full`)
 
-The model is the paper's (ResNet-9, 64 channels, random weights); photos are drawn. 200 photos of 256 px and 40 of
-1024x768, JPEG to JPEG, in rounds: the textbook's loop, ours with the defaults, ours with compile=true. Exits with 1
-when a goal is missed by more than 10 %.
+The model is the paper's generator (ResNet-9, 64 channels) with random weights; photos are synthetic. 200 photos of
+256 px and 40 of 1024x768 are translated in rounds, from JPEG to JPEG: by the baseline loop ("textbook" in the tables),
+by the package with its defaults, and by the package with compile=true. Exits with 1 when a goal is missed by more than
+10 %.
 """
 
 import argparse
@@ -33,27 +34,27 @@ from cyclestyle.checkpoints.model import write_model as write_networks
 from cyclestyle.data.scenes import drawing
 from cyclestyle.distributed.world import World
 from cyclestyle.networks import registry
-from cyclestyle.photoset import plan as planning
 from cyclestyle.photoset import runner
 from cyclestyle.photoset.journal import FOLDER
+from cyclestyle.photoset.plan import make_jobs, make_plan
 from cyclestyle.photoset.worker_tasks import Reading, Writing
 from cyclestyle.signals import STOPPED
 from cyclestyle.translation.pipeline import TranslationPipeline
 
-GOAL = 1.7  # times the textbook's photos a second, at least
-FIRST_S = 5.0  # until the first photo is out, at most
-GROWTH = 1.1  # of the peak memory, from 200 photos to 2,000, at most
+GOAL = 1.7  # lowest speed, as a multiple of the baseline loop's speed
+FIRST_S = 5.0  # longest time to the first translation, in seconds
+GROWTH = 1.1  # largest ratio of the peak memory for 2,000 photos to the peak memory for 200
 
 Loop = Callable[[Path, Path], None]
 
 
 class Kind(NamedTuple):
-    """Photos of a size."""
+    """Photos of one size."""
 
     name: str
     width: int
     height: int
-    photos: int  # in a round
+    photos: int  # number of photos in a round
 
 
 KINDS = (Kind("256 px", 256, 256, 40), Kind("1024x768", 1024, 768, 8))
@@ -61,7 +62,7 @@ ROUNDS = 5
 
 
 class Speed(NamedTuple):
-    """One way of translating, and the seconds that its rounds took."""
+    """A timed variant of translating, and the seconds of each of its rounds."""
 
     name: str
     kind: Kind
@@ -73,7 +74,7 @@ class Speed(NamedTuple):
 
 
 def main() -> int:
-    """Measure, print, perhaps write; the exit code."""
+    """Measure and print, optionally write; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="both sizes, compile=true, memory: 22 minutes")
     parser.add_argument("--write", type=Path, help="a Markdown file to write the tables into")
@@ -97,7 +98,7 @@ def main() -> int:
 
 
 def measured(kind: Kind, model: Path, folder: Path, *, whole: bool) -> list[Speed]:
-    """The ways in turn, each on other photos in every round; a few photos beforehand warm up."""
+    """Time all variants in turn, after a warm-up; each round has new photos."""
     ways: dict[str, Loop] = {"textbook": textbook(model), "cyclestyle": ours(model, compile=False)}
     if whole:
         ways["cyclestyle, compile=true"] = ours(model, compile=True)
@@ -119,7 +120,7 @@ def measured(kind: Kind, model: Path, folder: Path, *, whole: bool) -> list[Spee
 
 
 def textbook(path: Path) -> Loop:
-    """One picture at a time, float32: decode, compute, encode, one after the other."""
+    """Baseline loop: decode, translate and encode one photo after the other in float32."""
     generator = loaded(path)
 
     @torch.no_grad()
@@ -129,22 +130,20 @@ def textbook(path: Path) -> Loop:
             with Image.open(file) as image:
                 pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None]
             values = generator(pixels.float() / 127.5 - 1)
-            made = ((values[0] + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0)
-            Image.fromarray(made.numpy()).save(output / file.name, quality=95, subsampling=0)
+            output_pixels = ((values[0] + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0)
+            Image.fromarray(output_pixels.numpy()).save(output / file.name, quality=95, subsampling=0)
 
     return loop
 
 
 def ours(path: Path, *, compile: bool) -> Loop:  # noqa: A002
-    """What the command does once the model is loaded: plan, translate, journal, thumbnails, report."""
-    treatment = TranslationPipeline.load(path, direction="a2b", device="cpu", compile=compile)
+    """The package's loop: all work of the command after loading the model, from the plan to the report."""
+    pipeline = TranslationPipeline.load(path, direction="a2b", device="cpu", compile=compile)
 
     def loop(source: Path, output: Path) -> None:
-        how = runner.Settings(Reading(), Writing(output, sheet=output / FOLDER / "thumbnails"), "settings")
-        plan = planning.plan(
-            planning.jobs(str(source), output), existing="skip", settings=how.fingerprint, world=World()
-        )
-        outcome = runner.run_plan(plan, treatment, how)
+        settings = runner.Settings(Reading(), Writing(output, sheet=output / FOLDER / "thumbnails"), "settings")
+        plan = make_plan(make_jobs(str(source), output), existing="skip", settings=settings.fingerprint, world=World())
+        outcome = runner.run_plan(plan, pipeline, settings)
         assert plan.journal is not None
         plan.journal.report(outcome.lines)
         plan.journal.release()
@@ -153,7 +152,7 @@ def ours(path: Path, *, compile: bool) -> Loop:  # noqa: A002
 
 
 def first_photo(model: Path, folder: Path) -> float:
-    """Seconds from the command to the first translation in its place, with the defaults."""
+    """Seconds from starting the command to the first complete translation, with the defaults."""
     kind = Kind("first", 256, 256, 40)
     source = photos(folder / "first", kind, seed=7)
     output = folder / "first out"
@@ -163,40 +162,40 @@ def first_photo(model: Path, folder: Path) -> float:
         time.sleep(0.005)
     elapsed = time.perf_counter() - since
     child.terminate()
-    _, wrong = child.communicate()  # which says that it was stopped
-    assert child.returncode in (0, STOPPED), wrong.decode()
-    assert any(output.glob("*.jpg")), "it ended without a photo"
+    _, errors = child.communicate()
+    assert child.returncode in (0, STOPPED), errors.decode()
+    assert any(output.glob("*.jpg")), "the command ended without a translation"
     shutil.rmtree(output)
     shutil.rmtree(source)
     return elapsed
 
 
 def peak_bytes(model: Path, folder: Path, count: int) -> int:
-    """The most memory that a command over so many photos of 64 px held, in its own process."""
+    """Peak memory in bytes of a command that translates `count` photos of 64 px."""
     source = photos(folder / f"many {count}", Kind("many", 64, 64, count), seed=3)
-    told = folder / "peak"
+    peak_file = folder / "peak"
     code = f"""
 import runpy
 from pathlib import Path
-from cyclestyle.hardware.memory import resident_peak  # noqa: E402
+from cyclestyle.hardware.memory import resident_peak
 try:
     runpy.run_module("cyclestyle.translate", run_name="__main__")
 finally:
-    Path({os.fspath(told)!r}).write_text(str(resident_peak()))
+    Path({os.fspath(peak_file)!r}).write_text(str(resident_peak()))
 """
     arguments = command(model, source, folder / f"many out {count}", "workers=0")[3:]
     subprocess.run([sys.executable, "-c", code, *arguments], check=True, stdout=subprocess.DEVNULL)
-    return int(told.read_text())
+    return int(peak_file.read_text())
 
 
 def command(model: Path, source: Path, output: Path, *more: str) -> list[str]:
-    """The command line that translates a folder."""
+    """Command line of a process that translates a folder."""
     arguments = [f"checkpoint={model}", f"input={source}", f"output={output}", "direction=a2b", "device=cpu", *more]
     return [sys.executable, "-m", "cyclestyle.translate", *arguments]
 
 
 def write_model(path: Path, *, channels: int, blocks: int) -> None:
-    """A model file with random weights."""
+    """Write a model file with random weights."""
     torch.manual_seed(0)
     generator = networks.ResNetGenerator(channels, blocks)
     networks.initialize(generator, generator=torch.Generator().manual_seed(0))
@@ -209,7 +208,7 @@ def write_model(path: Path, *, channels: int, blocks: int) -> None:
 
 
 def loaded(path: Path) -> torch.nn.Module:
-    """The bare generator of a model file."""
+    """Load the generator of a model file as a plain module in eval mode."""
     model = directory.read_model(path)
     generator = registry.build(model.generator)
     generator.load_state_dict(model.weights_under("generators.ab."))
@@ -217,25 +216,25 @@ def loaded(path: Path) -> torch.nn.Module:
 
 
 def photos(folder: Path, kind: Kind, *, seed: int) -> Path:
-    """Drawn landscapes as JPEG; each is one of a few, moved sideways."""
+    """Write synthetic landscapes as JPEG files, made of four images shifted sideways; return the folder."""
     folder.mkdir()
     side = min(256, max(kind.width, kind.height))
-    few = [drawing.photograph(number, size=side, seed=seed) for number in range(min(4, kind.photos))]
+    originals = [drawing.photograph(number, size=side, seed=seed) for number in range(min(4, kind.photos))]
     for number in range(kind.photos):
-        pixels = np.roll(few[number % len(few)], 7 * number, axis=1)
+        pixels = np.roll(originals[number % len(originals)], 7 * number, axis=1)
         image = Image.fromarray(pixels).resize((kind.width, kind.height), Image.Resampling.BICUBIC)
         image.save(folder / f"{number:04}.jpg", quality=92)
     return folder
 
 
 def page(speeds: list[Speed], first: list[float], peaks: dict[int, int], *, whole: bool) -> tuple[str, list[Goal]]:
-    """What docs/benchmarks.md says of it, and the goals."""
+    """Section of docs/benchmarks.md, and the goals."""
     lines: list[tuple[object, ...]] = []
     goals: list[Goal] = []
     for speed in speeds:
-        base = next(one for one in speeds if one.kind == speed.kind)
+        base = next(other for other in speeds if other.kind == speed.kind)
         ratio = speed.photos_per_s / base.photos_per_s
-        low, high = (one / speed.kind.photos for one in (min(speed.seconds), max(speed.seconds)))
+        low, high = (seconds / speed.kind.photos for seconds in (min(speed.seconds), max(speed.seconds)))
         numbers = (f"{speed.photos_per_s:.2f}", f"{low:.2f} to {high:.2f}", f"{ratio:.2f}")
         lines.append((speed.kind.name, speed.name, len(speed.seconds) * speed.kind.photos, *numbers))
         if speed.name == "cyclestyle":
@@ -254,9 +253,9 @@ def page(speeds: list[Speed], first: list[float], peaks: dict[int, int], *, whol
         by the median round. The first photo is timed from the command, with the defaults; the memory is that of
         the command's main process, with workers=0, over photos of 64 px. On a GPU: not measured."""
     )
-    how = circumstances(f"python scripts/benchmark_translate.py{' --full' if whole else ''}")
+    conditions = circumstances(f"python scripts/benchmark_translate.py{' --full' if whole else ''}")
     rows = table("photos | how | counted | photos/s | seconds a photo, min to max | times the textbook's", lines)
-    return "\n\n".join([about, how, rows, "\n".join(f"* {goal}" for goal in goals)]), goals
+    return "\n\n".join([about, conditions, rows, "\n".join(f"* {goal}" for goal in goals)]), goals
 
 
 if __name__ == "__main__":

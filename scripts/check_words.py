@@ -2,8 +2,8 @@
 
     python scripts/check_words.py [FILE ...]     # all files of the project by default; part of `make check`
 
-Prints one line for each place and exits with 1 if there is one. Checked are docstrings, comments, strings of three
-words and more (error texts, log lines, help), names of tests, comments of YAML files, and Markdown outside of code.
+Prints one line for each finding and exits with 1 if there is one. The check covers docstrings, comments, strings of
+three words and more (error texts, log lines, help), test names, comments of YAML files, and Markdown outside of code.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import io
 import re
 import sys
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,19 +20,19 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("cyclestyle", "configs", "scripts", "tests", "docs")
 PAGES = ("README.md", "CONTRIBUTING.md")
 
-# What a docstring may not open with: a clause has no subject that the reader knows yet.
-OPENING = re.compile(r"(What|Who|Whom|Whoever|Whose|Of|By|As|That|Those that|Whether or not)\b")
-# A comment that hangs on the line above it, or on the code behind it.
+# Forbidden first words of a docstring: the clause that they open has no subject.
+OPENING = re.compile(r"(What|Who|Whom|Whoever|Whose|Of|By|As|That|Those that)\b")
+# Forbidden first words of a comment: it would continue the line above it or the code before it.
 DANGLING = re.compile(r"(that|which|whose|whom|who|of which|of|by|as of|so that|such that)\b")
 BANNED = re.compile(
     r"\b(told|tells?|telling|says?|said|saying|hand(?:s|ed)? on|go(?:es|ing)? on|went on|stands?|stood|anew|of which"
     r"|as of|such that|whoever|somebody)\b",
     re.IGNORECASE,
 )
-# `stand-alone`, `standard` and code in backticks are no sentences.
+# Code, options, assignments and addresses are not checked.
 CODE = re.compile(r"`[^`]*`|\"[^\"\s]*\"|--[\w-]+|\b\w+=\S*|https?://\S+")
 DIALECT = re.compile(r"_s_|_told\b|_told_|_tells?_|_tells?\b|_says?_|_said_|_of_which_|whoever|somebody|_anew|_goes_on")
-EXEMPT = {"scripts/check_words.py", "tests/test_check_words.py"}  # they name the words
+EXEMPT = {"scripts/check_words.py", "tests/test_check_words.py"}  # these files contain the forbidden words
 
 
 class Finding(NamedTuple):
@@ -44,10 +44,13 @@ class Finding(NamedTuple):
 
 
 def main() -> int:
-    """Print what is found; the exit code."""
+    """Check the files and print the findings; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", type=Path)
     arguments = parser.parse_args()
+    for path in arguments.files:
+        if path.suffix not in CHECKS:
+            parser.error(f"{path}: only {', '.join(CHECKS)} files can be checked")
     count = 0
     for path in arguments.files or project_files():
         name = path.resolve().relative_to(ROOT).as_posix()
@@ -62,21 +65,18 @@ def main() -> int:
 
 
 def project_files() -> list[Path]:
-    """The files that are checked, in order."""
-    kinds = {".py", ".yaml", ".md"}
-    found = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*") if path.suffix in kinds]
+    """Files that are checked by default, sorted."""
+    found = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*") if path.suffix in CHECKS]
     return sorted(found) + [ROOT / page for page in PAGES]
 
 
 def check(path: Path) -> list[Finding]:
-    """The findings in one file, by line."""
-    text = path.read_text(encoding="utf-8")
-    checks = {".py": in_python, ".yaml": in_yaml, ".md": in_markdown}
-    return sorted(checks[path.suffix](text))
+    """Findings in one file, sorted by line."""
+    return sorted(CHECKS[path.suffix](path.read_text(encoding="utf-8")))
 
 
 def in_python(source: str) -> Iterator[Finding]:
-    """Findings in docstrings, comments, strings and names of tests."""
+    """Yield the findings in docstrings, comments, strings and names of tests."""
     tree = ast.parse(source)
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     docstrings = {
@@ -99,20 +99,23 @@ def in_python(source: str) -> Iterator[Finding]:
 
 
 def in_yaml(text: str) -> Iterator[Finding]:
-    """Findings in comments."""
+    """Yield the findings in comments."""
     for number, line in enumerate(text.splitlines(), 1):
         if match := re.search(r"(?:^|\s)#(.*)", line):
             yield from _banned(match[1], number)
 
 
 def in_markdown(text: str) -> Iterator[Finding]:
-    """Findings in paragraphs and tables."""
+    """Yield the findings in paragraphs and tables."""
     is_code = False
     for number, line in enumerate(text.splitlines(), 1):
         if line.lstrip().startswith("```"):
             is_code = not is_code
         elif not is_code:
             yield from _banned(line, number)
+
+
+CHECKS: dict[str, Callable[[str], Iterator[Finding]]] = {".py": in_python, ".yaml": in_yaml, ".md": in_markdown}
 
 
 def _comment(comment: str, line: int) -> Iterator[Finding]:

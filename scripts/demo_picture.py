@@ -1,4 +1,4 @@
-"""Make docs/demo.png of what `make demo` left: photographs, translations and the true paintings, at 100 %.
+"""Make docs/demo.png from the results of `make demo`: synthetic photos, their translations and the true paintings.
 
 python scripts/demo_picture.py --scenes 3 7 12 20 26 31
 """
@@ -8,17 +8,17 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-COLUMNS = 2  # groups beside each other
+COLUMNS = 2  # number of groups in a row; a group is a photo, its translation and the true painting
 GAP, HEADER, PAPER, INK = 6, 24, (255, 255, 255), (60, 60, 60)
 
 
 def main() -> None:
-    """Paste the groups and save them."""
+    """Paste the groups into one image and save it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("data/scenes"))
     parser.add_argument("--translated", type=Path, default=Path("runs/demo/translated"))
     parser.add_argument("--output", type=Path, default=Path("docs/demo.png"))
-    parser.add_argument("--scenes", type=int, nargs="+", required=True, help="numbers of test pictures")
+    parser.add_argument("--scenes", type=int, nargs="+", required=True, help="numbers of test images")
     arguments = parser.parse_args()
 
     folders = {
@@ -38,8 +38,8 @@ def main() -> None:
             left = GAP + column * (group + 3 * GAP) + place * (side + 2)
             if row == 0:
                 pen.text((left, HEADER // 2), title, fill=INK, font=font, anchor="lm")
-            with Image.open(folder / f"{scene:04}.png") as picture:
-                sheet.paste(picture, (left, HEADER + row * (side + GAP)))
+            with Image.open(folder / f"{scene:04}.png") as image:
+                sheet.paste(image, (left, HEADER + row * (side + GAP)))
     sheet.save(arguments.output, optimize=True)
     print(f"{arguments.output}: {sheet.width} x {sheet.height}")
 

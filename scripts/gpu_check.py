@@ -1,13 +1,13 @@
-"""Run all that waits for a GPU, as one command of a few minutes; docs/gpu.md has how to bring it to a bare machine.
+"""Check all claims that need a GPU, in a few minutes; docs/gpu.md explains its installation on a new machine.
 
     python scripts/gpu_check.py                  # on a machine with a GPU
-    python scripts/gpu_check.py --data horses/   # its last part trains on trainA and trainB in there
-    python scripts/gpu_check.py --rehearse       # on a CPU, tiny: can all this run?
+    python scripts/gpu_check.py --data horses/   # the last part trains on horses/trainA and trainB
+    python scripts/gpu_check.py --rehearse       # dry run of all parts on a CPU, with tiny networks
 
-Every part runs in a process of its own and writes what it finds at once: OUT/PART.json, OUT/PART.log, and OUT/gpu.md
-with all tables and pictures. The same command again does only what is missing; --again repeats what is there.
+Each part runs in its own process and writes each finding immediately: to OUT/PART.json, to OUT/PART.log, and to
+OUT/gpu.md with all tables and images. A second call runs only the missing parts; --again repeats finished parts.
 
-Exits with 0 if every part passed, with 1 otherwise, and with 2 where there is no GPU.
+Exits with 0 if every part passed, with 1 otherwise, and with 2 if there is no GPU.
 """
 
 import argparse
@@ -32,9 +32,9 @@ from cyclestyle.filesystem.atomic import write_text  # noqa: E402
 
 
 class Part(NamedTuple):
-    """Something to find out; it is not begun with less than `least_s` seconds, and stopped after `most_s`."""
+    """A part of the check; it starts only if `least_s` seconds are left, and is stopped after `most_s` seconds."""
 
-    name: str  # of the function in gpu_parts.py
+    name: str  # name of the function in gpu_parts.py
     claim: str
     least_s: float
     most_s: float
@@ -42,30 +42,32 @@ class Part(NamedTuple):
 
 PARTS = (
     Part("tests", "The tests marked `gpu` pass.", 20, 100),
-    Part("fp32", "A step in fp32 has a CPU's losses and gradients.", 15, 60),
-    Part("precisions", "bf16 and fp16 have losses near those of fp32.", 20, 90),
+    Part("fp32", "In fp32, a step has the same losses and gradients as on a CPU.", 15, 60),
+    Part("precisions", "In bf16 and fp16, losses are close to the losses in fp32.", 20, 90),
     Part("resume", "A deterministic run resumes bit for bit.", 20, 90),
-    Part("ranks", "Training over NCCL has the losses of training without.", 20, 90),
-    Part("graphs", "CUDA graphs have the losses of plain steps, and are faster.", 20, 90),
-    Part("tables", "Time and memory of a step, beside the textbook's.", 45, 180),
-    Part("training", "A real training learns, stops when asked to, and translates.", 60, 300),
+    Part("ranks", "Training over NCCL has the same losses as training without NCCL.", 20, 90),
+    Part("graphs", "Steps with CUDA graphs have the same losses as eager steps, and are faster.", 20, 90),
+    Part("tables", "Time and memory of a step, compared with the baseline step.", 45, 180),
+    Part("training", "A real training lowers its losses, stops on request, and translates.", 60, 300),
 )
 Command = Callable[[Part, float], list[str]]
 
 
 def main() -> int:
-    """Run what is missing; the exit code."""
+    """Run the missing parts; return the exit code."""
     since = time.monotonic()
     arguments = parsed()
     if arguments.part:
-        return be_a_part(arguments)
+        return run_part(arguments)
     device = device_name(rehearse=arguments.rehearse)
     if device is None:
-        print("gpu_check.py: PyTorch finds no GPU here; --rehearse runs all parts on the CPU, tiny", file=sys.stderr)
+        print("gpu_check.py: PyTorch finds no GPU here; try --rehearse, a dry run on the CPU", file=sys.stderr)
         return 2
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that no part is left behind
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
+    )  # SystemExit runs the `finally` clauses, which kill the running part
     code = code_version(ROOT)
-    records = carry_out(
+    records = run_parts(
         PARTS,
         arguments.out,
         only=arguments.only,
@@ -82,25 +84,23 @@ def main() -> int:
 
 
 def parsed() -> argparse.Namespace:
-    """The command line, checked."""
+    """Parse and check the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         epilog="parts, in this order:\n" + "\n".join(f"  {part.name:11} {part.claim}" for part in PARTS),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     names = [part.name for part in PARTS]
+    parser.add_argument("--out", type=Path, help="folder for results (default: runs/gpu-check, or runs/gpu-rehearsal)")
     parser.add_argument(
-        "--out", type=Path, help="folder for what is found (default: runs/gpu-check, or runs/gpu-rehearsal)"
+        "--minutes", type=float, default=8, help="time for all parts; parts without time left are not run (default: 8)"
     )
     parser.add_argument(
-        "--minutes", type=float, default=8, help="for all parts; what does not fit is left (default: 8)"
+        "--data", type=Path, help="folder with trainA and trainB for the real training (default: synthetic)"
     )
-    parser.add_argument(
-        "--data", type=Path, help="folder with trainA and trainB for the real training (default: drawn)"
-    )
-    parser.add_argument("--only", nargs="+", choices=names, metavar="PART", help="these parts alone")
-    parser.add_argument("--again", action="store_true", help="repeat what an earlier call has finished")
-    parser.add_argument("--rehearse", action="store_true", help="run everything on the CPU, with tiny networks")
+    parser.add_argument("--only", nargs="+", choices=names, metavar="PART", help="run only these parts")
+    parser.add_argument("--again", action="store_true", help="repeat parts that an earlier call has finished")
+    parser.add_argument("--rehearse", action="store_true", help="dry run of all parts on the CPU, with tiny networks")
     for name in ("part", "code", "device"):
         parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
     parser.add_argument("--seconds", type=float, help=argparse.SUPPRESS)
@@ -108,12 +108,12 @@ def parsed() -> argparse.Namespace:
     if arguments.out is None:
         arguments.out = ROOT / "runs" / ("gpu-rehearsal" if arguments.rehearse else "gpu-check")
     if arguments.data is not None and not all((arguments.data / name).is_dir() for name in ("trainA", "trainB")):
-        parser.error(f"--data {arguments.data}: there are no folders trainA and trainB in it")
+        parser.error(f"--data {arguments.data}: has no folders trainA and trainB")
     return arguments
 
 
 def device_name(*, rehearse: bool) -> str | None:
-    """The device that parts run on, with PyTorch's version; None where there is no GPU."""
+    """Name of the device that parts run on, and PyTorch's version; None without a GPU, except in a dry run."""
     import torch
 
     if rehearse:
@@ -124,21 +124,21 @@ def device_name(*, rehearse: bool) -> str | None:
 
 
 def code_version(root: Path) -> str:
-    """A fingerprint of all code and configs, as there may be no git where this runs."""
-    found = hashlib.sha256()
+    """Hash of all code and configs; git is not used, since the machine may lack it."""
+    digest = hashlib.sha256()
     for folder in ("cyclestyle", "configs", "scripts", "tests"):
         for file in sorted((root / folder).rglob("*")):
             if file.suffix in (".py", ".yaml"):
-                found.update(f"{file.relative_to(root).as_posix()}\0".encode() + file.read_bytes() + b"\0")
-    return found.hexdigest()[:16]
+                digest.update(f"{file.relative_to(root).as_posix()}\0".encode() + file.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
 
 
 def key_of(part: str, code: str, device: str, data: Path | None) -> dict[str, str]:
-    """All that a part's result depends on."""
+    """Everything that a part's result depends on."""
     return {"code": code, "device": device, **({"data": str(data or "drawn")} if part == "training" else {})}
 
 
-def be_a_part(arguments: argparse.Namespace) -> int:
+def run_part(arguments: argparse.Namespace) -> int:
     """Run one part in this process."""
     import gpu_parts
     import gpu_scale
@@ -151,7 +151,7 @@ def be_a_part(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def carry_out(
+def run_parts(
     parts: Sequence[Part],
     folder: Path,
     *,
@@ -161,32 +161,34 @@ def carry_out(
     only: Sequence[str] | None = None,
     again: bool = False,
 ) -> list[Record]:
-    """Run parts one after the other, whatever becomes of each; their records are in the folder at every moment.
+    """Run parts one after the other, and continue after a failed part; write each record immediately.
 
     Args:
-        keys: what the result of each part depends on; an earlier one with the same is kept.
-        until: when all has to be over, in seconds of `time.monotonic`.
-        command: that runs a part, given the seconds that it has.
-        only: the names of the parts to run, else all.
-        again: repeat what is finished.
+        parts: all parts, in order.
+        folder: folder for records, logs and the page.
+        keys: everything that the result of each part depends on; a finished result with the same key is reused.
+        until: end of the time for all parts, in seconds of `time.monotonic`.
+        command: returns the command that runs a part, given its time limit in s.
+        only: names of the parts to run; None for all.
+        again: repeat finished parts.
 
     Returns:
-        The records of the parts that were to be run.
+        The records of the selected parts.
     """
-    chosen = [part for part in parts if only is None or part.name in only]
+    selected = [part for part in parts if only is None or part.name in only]
     records: list[Record] = []
-    for number, part in enumerate(chosen, 1):
-        left, key = until - time.monotonic(), keys[part.name]
+    for number, part in enumerate(selected, 1):
+        remaining_s, key = until - time.monotonic(), keys[part.name]
         before = Record.read(folder, part.name)
-        print(f"[{number}/{len(chosen)}] {part.name}: {part.claim}", flush=True)
+        print(f"[{number}/{len(selected)}] {part.name}: {part.claim}", flush=True)
         if before is not None and before.is_finished and before.key == key and not again:
             record = before
             print(f"    {record.outcome}, by an earlier call", flush=True)
-        elif left < part.least_s:
+        elif remaining_s < part.least_s:
             record = Record(part.name, key, NOT_RUN, "out of time")
-            print(f"    not run: {max(left, 0):.0f} s are left, it needs {part.least_s:g}", flush=True)
+            print(f"    not run: {max(remaining_s, 0):.0f} s are left, it needs {part.least_s:g}", flush=True)
         else:
-            seconds = min(left, part.most_s)
+            seconds = min(remaining_s, part.most_s)
             record = run_child(part, folder, key=key, seconds=seconds, command=command(part, seconds))
             print(f"    {record.outcome} in {record.seconds:.0f} s {record.reason}".rstrip(), flush=True)
         record.write(folder)
@@ -196,16 +198,16 @@ def carry_out(
 
 
 def write_page(parts: Sequence[Part], folder: Path, keys: Mapping[str, dict[str, str]]) -> None:
-    """Gather what is known of all parts in gpu.md."""
-    known = [record for part in parts if (record := Record.read(folder, part.name)) and record.key == keys[part.name]]
-    write_text(folder / "gpu.md", markdown(known, {part.name: part.claim for part in parts}))
+    """Write gpu.md from the current records of all parts."""
+    current = [record for part in parts if (record := Record.read(folder, part.name)) and record.key == keys[part.name]]
+    write_text(folder / "gpu.md", markdown(current, {part.name: part.claim for part in parts}))
 
 
 def run_child(part: Part, folder: Path, *, key: dict[str, str], seconds: float, command: Sequence[str]) -> Record:
-    """Run a part in a process of its own, and end that with all that it started when its time is up.
+    """Run a part in a new process; after `seconds`, kill the process and all its children.
 
     Returns:
-        What the part has written; where it did not come to its end, as a failure with the reason.
+        The record that the part has written; if the part did not finish, a failure with the reason.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{part.name}.json").unlink(missing_ok=True)
@@ -217,12 +219,12 @@ def run_child(part: Part, folder: Path, *, key: dict[str, str], seconds: float, 
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},  # a line is shown when it is printed
-            start_new_session=True,  # so that it can be ended with all that it started
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},  # Python then does not buffer the printed lines
+            start_new_session=True,  # a process group of its own, which can be killed as a whole
         )
         assert child.stdout is not None
         lines: list[str] = []
-        reader = threading.Thread(target=pass_on, args=(child.stdout, log, lines), daemon=True)
+        reader = threading.Thread(target=copy_output, args=(child.stdout, log, lines), daemon=True)
         reader.start()
         reason = ""
         try:
@@ -243,23 +245,23 @@ def run_child(part: Part, folder: Path, *, key: dict[str, str], seconds: float, 
     return record._replace(seconds=time.monotonic() - since)
 
 
-def pass_on(stream: Iterable[str], log: IO[str], lines: list[str]) -> None:
-    """Show what a part prints, line by line, and keep it."""
+def copy_output(stream: Iterable[str], log: IO[str], lines: list[str]) -> None:
+    """Print the output of a part line by line, write it to the log and append it to `lines`."""
     for line in stream:
         lines.append(line)
         print(f"    {line}", end="", flush=True)
-        with contextlib.suppress(ValueError):  # closed, as something that the part started has outlived it
+        with contextlib.suppress(ValueError):  # the log is closed if a child of the part outlives it
             log.write(line)
             log.flush()
 
 
 def summary(records: Sequence[Record]) -> str:
-    """A line for each part."""
+    """One line for each part: outcome, name, and the reason or missed bounds."""
     lines = []
     for record in records:
         missed = [check.name for check in record.checks if not check.passed]
-        why = record.reason or "; ".join(missed)
-        lines.append(f"{record.outcome:8} {record.part:11} {why}".rstrip())
+        reason = record.reason or "; ".join(missed)
+        lines.append(f"{record.outcome:8} {record.part:11} {reason}".rstrip())
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""The parts of the check on a GPU by name: each is a claim with its bound, and can be rehearsed on a CPU."""
+"""Table of the functions of the GPU check: each checks a claim, on a GPU or in a dry run on a CPU."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Parts of the check on a GPU that start processes: the tests, training over NCCL, and a real training."""
+"""Parts of the GPU check that start processes: the tests, training over NCCL, and a real training."""
 
 import contextlib
 import importlib.util
@@ -18,10 +18,10 @@ from pathlib import Path
 
 import gpu_scale
 import torch
-from gpu_numbers import exact, loss_difference, read_out
+from gpu_numbers import exact, loss_difference, to_numbers
 from gpu_report import Report
 from gpu_scale import Device, Scale
-from measuring import ROOT, our_trainer, pictures
+from measuring import ROOT, our_trainer, random_batch
 from PIL import Image
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -51,13 +51,15 @@ def tests(report: Report, scale: Scale) -> None:
 
 
 def ranks(report: Report, scale: Scale) -> None:
-    """Train over NCCL (a CPU: gloo) with one process and, where there are two GPUs, with two: in fp32 the losses of
-    three steps are within 1e-4 of those of one process without.
+    """Train over NCCL (on a CPU: gloo) with one rank and, if there are two GPUs, with two.
+
+    In fp32 the losses of three steps are within 1e-4 of the losses without a process group.
     """
-    wanted = together(World(), scale)
+    expected = three_steps(World(), scale)
     for size in scale.ranks:
-        found = in_one_process(scale) if size == 1 else in_processes(size, scale, report)
-        report.check(f"{size} of {size} ranks, {BACKENDS[scale.device]}, losses", loss_difference(found, wanted), 1e-4)
+        actual = in_one_process(scale) if size == 1 else in_processes(size, scale, report)
+        difference = loss_difference(actual, expected)
+        report.check(f"{size} of {size} ranks, {BACKENDS[scale.device]}, losses", difference, 1e-4)
     if len(scale.ranks) == 1:
         report.text("Two ranks: not run, there is one GPU.")
 
@@ -65,13 +67,13 @@ def ranks(report: Report, scale: Scale) -> None:
 BACKENDS = {"cuda": "NCCL", "cpu": "gloo"}
 
 
-class Wrapping(World):
-    """Averages gradients over its processes even if there is just one."""
+class WrappingWorld(World):
+    """A world that averages gradients over its ranks even if there is only one."""
 
     def synchronize(self, module: nn.Module, device: torch.device) -> nn.Module:
         if self.size > 1:
             return super().synchronize(module, device)
-        with warnings.catch_warnings():  # as in World.synchronize
+        with warnings.catch_warnings():  # same warning as in World.synchronize
             warnings.simplefilter("ignore", FutureWarning)
             devices = [device] if device.type == "cuda" else None
             wrapped = DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
@@ -79,55 +81,55 @@ class Wrapping(World):
         return wrapped
 
 
-def together(world: World, scale: Scale) -> list[dict[str, float]]:
-    """The losses of three steps of two pairs each, shared by the processes of a world."""
+def three_steps(world: World, scale: Scale) -> list[dict[str, float]]:
+    """Losses of three steps; in each step, the ranks share a batch of two pairs."""
     try:
         hardware = exact(scale.device, world=world, deterministic=True)
         trainer = our_trainer(hardware=hardware, channels=scale.channels, batch=2)
         losses = []
         for step in range(3):
-            whole = pictures(scale.size, step, 2)
-            mine = slice(world.rank, None, world.size)
-            found = trainer.train_step(Batch(whole.a[mine], whole.b[mine], whole.draws[mine]))
-            losses.append(read_out({name: world.mean(value.clone()) for name, value in found.items()}))
+            batch = random_batch(scale.size, step, 2)
+            share = slice(world.rank, None, world.size)
+            local = trainer.train_step(Batch(batch.a[share], batch.b[share], batch.draws[share]))
+            losses.append(to_numbers({name: world.mean(value.clone()) for name, value in local.items()}))
         return losses
     finally:
         torch.use_deterministic_algorithms(False)
 
 
 def in_one_process(scale: Scale) -> list[dict[str, float]]:
-    """The same through a process group of one, which is this process."""
+    """Losses of the three steps in this process, over a process group of one rank."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     alone = {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     with environment(alone), session(scale.device, timeout_s=60) as world:
-        return together(Wrapping(local_rank=world.local_rank), scale)
+        return three_steps(WrappingWorld(local_rank=world.local_rank), scale)
 
 
 def in_processes(size: int, scale: Scale, report: Report) -> list[dict[str, float]]:
-    """The same in processes of their own, a GPU for each."""
+    """Losses of the three steps in `size` new processes, with a GPU for each."""
     path = report.folder / "ranks-losses.json"
     path.unlink(missing_ok=True)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={size}"]
     subprocess.run([*torchrun, __file__, str(path), scale.device], check=True)
-    found: list[dict[str, float]] = json.loads(path.read_text(encoding="utf-8"))
+    losses: list[dict[str, float]] = json.loads(path.read_text(encoding="utf-8"))
     path.unlink()
-    return found
+    return losses
 
 
-def be_a_rank(path: Path, device: Device) -> None:
-    """One of the processes that `in_processes` starts; the first writes what all have found."""
+def run_rank(path: Path, device: Device) -> None:
+    """Run one of the processes of `in_processes`; rank 0 writes the mean losses."""
     scale = gpu_scale.rehearsal() if device == "cpu" else gpu_scale.gpu(data=None)
     with session(device, timeout_s=60) as world:
-        losses = together(world, scale)
+        losses = three_steps(world, scale)
         if world.is_main:
             path.write_text(json.dumps(losses), encoding="utf-8")
 
 
 @contextlib.contextmanager
 def environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Have this process see other variables for a while."""
+    """Context manager: set environment variables of this process; restore them on exit."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
@@ -140,12 +142,13 @@ def environment(variables: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-AFTERWARDS_S = 30  # for the last save, and for translating
+AFTERWARDS_S = 30  # time reserved for the last save and for translating, in seconds
 
 
 def training(report: Report, scale: Scale) -> None:
-    """Train by the real command until it is asked to stop: it leaves with 75, its losses are finite, its cycles end
-    better than they began, and its generator translates test pictures.
+    """Train by the real command, request a stop, and translate test images.
+
+    The command exits with 75, its losses are finite, and the cycle losses at the end are lower than at the start.
     """
     run, log = report.folder / "run", report.folder / "train.log"
     shutil.rmtree(run, ignore_errors=True)
@@ -165,13 +168,13 @@ def training(report: Report, scale: Scale) -> None:
             process.kill()
     print(log.read_text(encoding="utf-8"), flush=True)
     report.equal("exit code, 75 for stopped on request", code, 75)
-    look_at_log(report, scale, run)
+    check_log(report, scale, run)
     root = next(argument.partition("=")[2] for argument in arguments if argument.startswith("data.root="))
     translate(report, scale, run, Path(root))
 
 
 def stop_after(process: "subprocess.Popen[bytes]", run: Path, *, seconds: float, report: Report) -> None:
-    """Let a run train for some seconds, from its first log on if that comes in time, then ask it to stop."""
+    """Request a stop of a run `seconds` after its first log line, or earlier if the part runs out of time."""
     latest = time.monotonic() + report.left_s - AFTERWARDS_S
     until = latest
     while process.poll() is None and time.monotonic() < min(until, latest):
@@ -182,22 +185,22 @@ def stop_after(process: "subprocess.Popen[bytes]", run: Path, *, seconds: float,
         (run / "stop").touch()
 
 
-def look_at_log(report: Report, scale: Scale, run: Path) -> None:
-    """Compare the last line of the run's numbers with the first."""
+def check_log(report: Report, scale: Scale, run: Path) -> None:
+    """Check the losses in the run's metrics, and compare the last line with the first."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     losses = [value for line in lines for name, value in line.items() if name.startswith("loss/")]
-    report.equal("losses in its log that are not finite", sum(not math.isfinite(value) for value in losses), 0)
+    report.equal("non-finite losses in the log", sum(not math.isfinite(value) for value in losses), 0)
     first, last = (sum(line[f"loss/cycle_{side}"] for side in "ab") for line in (lines[0], lines[-1]))
     if scale.learns:
-        report.check("cycle losses at its end, of those in its first log", last / first, 0.9)
+        report.check("cycle losses at the end, share of those in the first log line", last / first, 0.9)
     steps, speed = lines[-1]["step"], statistics.median(line["speed/images_per_s"] for line in lines)
     report.text(
-        f"{steps} steps, {speed:.0f} pictures/s by the log's median; cycle losses {first:.3f}, at the end {last:.3f}."
+        f"{steps} steps, {speed:.0f} images/s by the log's median; cycle losses {first:.3f}, at the end {last:.3f}."
     )
 
 
 def translate(report: Report, scale: Scale, run: Path, root: Path) -> None:
-    """Write test pictures beside their translations, as small JPEG files."""
+    """Write small JPEG files of test images beside their translations."""
     from cyclestyle.translation import Translator
 
     translator = Translator.load(run, direction="a2b", device=scale.device)
@@ -207,14 +210,14 @@ def translate(report: Report, scale: Scale, run: Path, root: Path) -> None:
         photo = decoding.read(folder / path)
         photo.thumbnail((256, 256))
         translated = translator(photo)
-        both = Image.new("RGB", (2 * photo.width, photo.height))
-        both.paste(photo, (0, 0))
-        both.paste(translated, (photo.width, 0))
+        pair = Image.new("RGB", (2 * photo.width, photo.height))
+        pair.paste(photo, (0, 0))
+        pair.paste(translated, (photo.width, 0))
         name = f"translated-{index}.jpg"
-        both.save(report.folder / name, quality=85)
+        pair.save(report.folder / name, quality=85)
         report.picture(name)
-    report.check("pictures translated", len(photos), 1, at_least=True)
+    report.check("images translated", len(photos), 1, at_least=True)
 
 
 if __name__ == "__main__":
-    be_a_rank(Path(sys.argv[1]), "cpu" if sys.argv[2] == "cpu" else "cuda")
+    run_rank(Path(sys.argv[1]), "cpu" if sys.argv[2] == "cpu" else "cuda")

@@ -1,4 +1,4 @@
-"""Findings of the parts of the check on a GPU: written down after every finding, as JSON and as Markdown."""
+"""Records of the parts of the GPU check as JSON, rewritten after each finding, and as a Markdown page."""
 
 import json
 import math
@@ -13,7 +13,7 @@ PASSED, FAILED, NOT_RUN, UNFINISHED = "passed", "failed", "not run", "unfinished
 
 
 class Check(NamedTuple):
-    """A figure and its bound."""
+    """A measured figure and its bound, as text."""
 
     name: str
     found: str
@@ -22,7 +22,7 @@ class Check(NamedTuple):
 
 
 class Record(NamedTuple):
-    """All that is known of a part; `key` has what it depends on, by which an earlier result is known to hold still."""
+    """Findings of a part; `key` has everything that they depend on, so a record with an equal key is still valid."""
 
     part: str
     key: dict[str, str]
@@ -30,23 +30,23 @@ class Record(NamedTuple):
     reason: str = ""
     seconds: float = 0.0
     checks: tuple[Check, ...] = ()
-    texts: tuple[str, ...] = ()  # Markdown: tables, and what has no bound
-    pictures: tuple[str, ...] = ()  # names of files beside the record
+    texts: tuple[str, ...] = ()  # Markdown: tables, and findings without a bound
+    pictures: tuple[str, ...] = ()  # names of image files beside the record
 
     @property
     def is_finished(self) -> bool:
-        """Whether the part reached its end and had something to look at, so that a second run would find the same."""
+        """True if the part ran to its end, so that repeating it would give the same result."""
         return self.outcome in (PASSED, FAILED) and not self.reason
 
     def write(self, folder: Path) -> None:
-        """Write `folder/PART.json`, whole or not at all."""
+        """Write `folder/PART.json` atomically."""
         folder.mkdir(parents=True, exist_ok=True)
         content = {**self._asdict(), "checks": [check._asdict() for check in self.checks]}
         write_text(folder / f"{self.part}.json", json.dumps(content, indent=1) + "\n")
 
     @classmethod
     def read(cls, folder: Path, part: str) -> "Record | None":
-        """The record of a part in a folder; None where there is nothing, or nothing that can be read."""
+        """Read the record of a part in a folder; None if it is missing, damaged or of another version."""
         try:
             content = json.loads((folder / f"{part}.json").read_text(encoding="utf-8"))
             content["checks"] = tuple(Check(**check) for check in content["checks"])
@@ -58,13 +58,13 @@ class Record(NamedTuple):
 
 
 class Report:
-    """Takes the findings of a part; each of them is on the disk at once.
+    """Collects the findings of a part, and writes each finding to disk immediately.
 
     Args:
-        folder: for the record and for whatever else the part writes.
-        part: its name.
-        key: what its result depends on.
-        seconds: that the part may take.
+        folder: folder for the record and for other files of the part.
+        part: name of the part.
+        key: everything that the part's result depends on.
+        seconds: time limit of the part.
     """
 
     def __init__(self, folder: Path, part: str, *, key: dict[str, str] | None = None, seconds: float = math.inf):
@@ -80,34 +80,36 @@ class Report:
         return self._until - time.monotonic()
 
     def check(self, name: str, found: float, bound: float, *, at_least: bool = False) -> bool:
-        """Note a figure that is to be at most (or at least) the bound; whether it is. What is no number is neither."""
+        """Record a figure that must be at most (or at least) the bound; return whether it is. NaN always misses it."""
         passed = found >= bound if at_least else found <= bound
-        return self._note(Check(name, f"{found:.4g}", f"at {'least' if at_least else 'most'} {bound:.4g}", passed))
+        return self._record_check(
+            Check(name, f"{found:.4g}", f"at {'least' if at_least else 'most'} {bound:.4g}", passed)
+        )
 
-    def equal(self, name: str, found: int, wanted: int) -> bool:
-        """Note a count that is to be this one; whether it is."""
-        return self._note(Check(name, str(found), str(wanted), found == wanted))
+    def equal(self, name: str, found: int, expected: int) -> bool:
+        """Record the count `found`, which must equal `expected`; return whether it does."""
+        return self._record_check(Check(name, str(found), str(expected), found == expected))
 
     def text(self, markdown: str) -> None:
-        """Note a table, or something that has no bound."""
+        """Record a table, or a finding without a bound."""
         self._add(texts=(*self.record.texts, markdown))
         print(markdown, flush=True)
 
     def picture(self, name: str) -> None:
-        """Note a picture that was written into the folder."""
+        """Record an image file that was written into the folder."""
         self._add(pictures=(*self.record.pictures, name))
 
     def not_run(self, reason: str) -> None:
-        """Note that the part cannot be run here."""
+        """Record that the part cannot be run on this machine."""
         self._add(outcome=NOT_RUN, reason=reason)
 
     def end(self) -> None:
-        """Note that the part has reached its end: it has passed if it looked at something and all was within bounds."""
+        """Record the end of the part. It has passed if at least one figure was checked and none missed its bound."""
         if self.record.outcome == UNFINISHED:
             passed = bool(self.record.checks) and all(check.passed for check in self.record.checks)
             self._add(outcome=PASSED if passed else FAILED)
 
-    def _note(self, check: Check) -> bool:
+    def _record_check(self, check: Check) -> bool:
         self._add(checks=(*self.record.checks, check))
         print(
             f"{'ok    ' if check.passed else 'FAILED'} {check.name}: {check.found} ({check.bound})",
@@ -115,8 +117,8 @@ class Report:
         )
         return check.passed
 
-    def _add(self, **more: Any) -> None:
-        self.record = self.record._replace(seconds=time.monotonic() - self._since, **more)
+    def _add(self, **changes: Any) -> None:
+        self.record = self.record._replace(seconds=time.monotonic() - self._since, **changes)
         self._write()
 
     def _write(self) -> None:
@@ -124,10 +126,11 @@ class Report:
 
 
 def markdown(records: Sequence[Record], claims: dict[str, str]) -> str:
-    """A page of all parts: a table with a line for each, then what each of them found.
+    """A page of all parts: a table with a row for each, then the findings of each.
 
     Args:
-        claims: what each part is to show.
+        records: records of the parts, in order.
+        claims: claim of each part, by its name.
     """
     lines = ["# Check on a GPU", ""]
     keys = {f"{name} {value}" for record in records for name, value in record.key.items() if value}

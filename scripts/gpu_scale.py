@@ -1,4 +1,4 @@
-"""Sizes of the parts of the check on a GPU: there, and in the rehearsal."""
+"""Sizes of the parts of the GPU check, on a GPU and in the dry run on a CPU."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,28 +12,28 @@ Device = Literal["cpu", "cuda"]
 
 
 class Scale(NamedTuple):
-    """Sizes and lengths of everything that parts do."""
+    """Sizes and durations of all parts."""
 
     device: Device
-    marker: str  # of the tests to run
-    tests: Sequence[str]  # files that have them
-    channels: int  # of generators and discriminators
-    size: int  # px, of pictures that checks look at
-    full_size: int  # px, of pictures that are timed
-    steps: int  # in each precision
-    runs: int  # timed
-    ways: Sequence[str]  # of gpu_tables, to be timed
-    batches: Sequence[int]
-    matrix: int  # rows and columns
-    ranks: Sequence[int]  # processes that train together
-    training: Sequence[str]  # what the real training is given
-    training_s: float  # how long it takes, from its first step on
-    shown: int  # test pictures to be translated
-    learns: bool  # whether so short a training has to make its cycles better
+    marker: str  # pytest marker of the tests to run
+    tests: Sequence[str]  # files with these tests
+    channels: int  # channels of generators and discriminators
+    size: int  # px, images of checks
+    full_size: int  # px, images of timed steps
+    steps: int  # number of steps in each precision
+    runs: int  # number of timed runs
+    ways: Sequence[str]  # timed variants of gpu_tables
+    batches: Sequence[int]  # timed batch sizes
+    matrix: int  # rows and columns of the multiplied matrices
+    ranks: Sequence[int]  # numbers of ranks to train with
+    training: Sequence[str]  # arguments of the real training
+    training_s: float  # duration of the real training from its first step
+    shown: int  # number of test images to translate
+    learns: bool  # whether the part fails if the cycle losses do not fall within `training_s`
 
 
 def gpu(*, data: Path | None) -> Scale:
-    """A GPU and the paper's networks, on pictures of two folders trainA and trainB or on drawn ones."""
+    """Sizes on a GPU: the paper's networks, and images from `data`/trainA and `data`/trainB, or synthetic images."""
     drawn = ("data=scenes", "data.train=80", "data.test=8", "data.size=286", f"data.crop_size={gpu_tables.SIZE}")
     return Scale(
         device="cuda",
@@ -56,7 +56,7 @@ def gpu(*, data: Path | None) -> Scale:
 
 
 def rehearsal() -> Scale:
-    """The same on a CPU and tiny: whether all this can run, not what it finds on a GPU."""
+    """Sizes of the dry run on a CPU; it shows that the parts run, but not their results on a GPU."""
     return Scale(
         device="cpu",
         marker="not gpu",
@@ -78,7 +78,7 @@ def rehearsal() -> Scale:
 
 
 def gpu_test_files() -> list[str]:
-    """The test files in which anything is marked `gpu`."""
+    """The test files with tests that are marked `gpu`."""
     mark = "pytest.mark." + "gpu"
     return sorted(
         str(file.relative_to(ROOT))

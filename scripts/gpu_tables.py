@@ -10,9 +10,9 @@ import torch
 from measuring import Goal, Step, circumstances, filled, interleaved, our_step, table, textbook_step
 from torch.utils.flop_counter import FlopCounterMode
 
-HORSE2ZEBRA = 1334  # draws of an epoch: as many as there are zebras, of which there are more than horses
+HORSE2ZEBRA = 1334  # pairs of an epoch: the number of zebras, the larger domain
 SIZE = 256  # px
-MATRIX = 8192  # rows and columns
+MATRIX = 8192  # rows and columns of the multiplied matrices
 
 TEXTBOOK, EXACT_TEXTBOOK = "textbook, PyTorch's defaults (TF32 in convolutions)", "textbook, TF32 off"
 OURS, GRAPHS, COMPILED = "cyclestyle", "cyclestyle, cuda_graphs=true", "cyclestyle, compile=true"
@@ -20,19 +20,19 @@ WAYS = (TEXTBOOK, EXACT_TEXTBOOK, OURS, GRAPHS, COMPILED)
 
 
 class Memory(NamedTuple):
-    """Bytes of the GPU's memory."""
+    """GPU memory in bytes."""
 
-    allocated: int  # of tensors
-    reserved: int  # that the process has taken from the GPU for them
+    allocated: int  # memory of tensors
+    reserved: int  # memory that the process reserves on the GPU for tensors
 
 
 class Way(NamedTuple):
-    """A step that was timed, and what it took of the GPU's memory at most."""
+    """A timed variant of the step, and its peak of GPU memory."""
 
     name: str
     batch: int
     seconds: list[float]
-    peak: Memory  # above what others held
+    peak: Memory  # without the memory of other variants
 
     @property
     def is_ours(self) -> bool:
@@ -53,7 +53,7 @@ def measured(
     runs: int = 30,
     warm: int = 8,
 ) -> list[Way]:
-    """Time some of `WAYS`, taking turns; each has made its first steps and shown its peak of memory before."""
+    """Time the variants `names` in turn; their peak memory is measured beforehand, during the warm-up of each."""
     steps: dict[str, Step] = {}
     peaks: dict[str, Memory] = {}
     for name in names:
@@ -67,7 +67,7 @@ def measured(
 
 
 def make(name: str, size: int, batch: int, *, device: str, channels: int) -> Step:
-    """One of `WAYS`, with the switches of PyTorch that it would find in a process of its own."""
+    """Create the step of the variant `name`; each call sets PyTorch's global switches for this variant."""
 
     def switched(step: Step, *, tf32: bool, search: bool) -> Step:
         def switched_step(run: int) -> object:
@@ -86,7 +86,7 @@ def make(name: str, size: int, batch: int, *, device: str, channels: int) -> Ste
 
 
 def memory_now(device: str) -> Memory:
-    """Memory held now, from where the next peak counts; nothing on a CPU, where PyTorch does not count."""
+    """Reset the peak, and return the present GPU memory; zero on a CPU, where PyTorch does not count memory."""
     if device != "cuda":
         return Memory(0, 0)
     torch.cuda.empty_cache()
@@ -95,7 +95,7 @@ def memory_now(device: str) -> Memory:
 
 
 def peak_since(before: Memory, device: str) -> Memory:
-    """The peak above what was held before."""
+    """Peak of GPU memory above the memory `before`."""
     if device != "cuda":
         return Memory(0, 0)
     return Memory(
@@ -104,48 +104,48 @@ def peak_since(before: Memory, device: str) -> Memory:
 
 
 def matrix_rate(device: str, size: int = MATRIX) -> float:
-    """Floating point operations a second of a product of matrices in bf16, the fastest of twenty."""
+    """Floating point operations/s of a matrix product in bf16, from the fastest of twenty."""
     one, other = (torch.randn(size, size, dtype=torch.bfloat16, device=device) for _ in range(2))
     seconds = []
     for _ in range(20):
         since = time.perf_counter()
-        (one @ other)[0, 0].item()  # which waits for it
+        (one @ other)[0, 0].item()  # waits for the device
         seconds.append(time.perf_counter() - since)
     return 2 * size**3 / min(seconds)
 
 
 @functools.cache
 def floating_point_operations(size: int, *, device: str = "cpu", channels: int = 64) -> int:
-    """Operations of the textbook's step on one pair of pictures."""
+    """Number of floating point operations of the baseline step on one pair of images."""
     with FlopCounterMode(display=False) as counter:
         textbook_step(size, device=device, channels=channels)(0)
     return int(counter.get_total_flops())
 
 
-def goals(found: Sequence[Sequence[Way]], rate: float, flops: int) -> list[Goal]:
-    """At batch 1 the textbook's speed several times over, with more pictures a share of what the GPU can multiply.
+def goals(results: Sequence[Sequence[Way]], rate: float, flops: int) -> list[Goal]:
+    """Goals: a multiple of the baseline step's speed at batch 1, a share of the matrix rate at larger batches.
 
     Args:
-        found: of each batch.
-        rate: of `matrix_rate`.
-        flops: of a pair of pictures.
+        results: timed variants of each batch size, the baseline step first.
+        rate: result of `matrix_rate`.
+        flops: floating point operations for one pair.
     """
-    wanted = []
-    for ways in found:
+    batch_goals = []
+    for ways in results:
         textbook, best, batch = ways[0], min(way.median for way in ways if way.is_ours), ways[0].batch
         assert textbook.name == TEXTBOOK
         if batch == 1:
-            wanted.append(Goal("GPU, batch 1, times the textbook's speed", textbook.median / best, 5.0, True, "x"))
+            batch_goals.append(Goal("GPU, batch 1, times the textbook's speed", textbook.median / best, 5.0, True, "x"))
         else:
             share = flops * batch / best / rate
-            wanted.append(Goal(f"GPU, batch {batch}, share of the bf16 matrix rate", share, 0.4, at_least=True))
-    return wanted
+            batch_goals.append(Goal(f"GPU, batch {batch}, share of the bf16 matrix rate", share, 0.4, at_least=True))
+    return batch_goals
 
 
 def section(
-    found: Sequence[Sequence[Way]], rate: float, flops: int, *, command: str, size: int = SIZE, matrix: int = MATRIX
+    results: Sequence[Sequence[Way]], rate: float, flops: int, *, command: str, size: int = SIZE, matrix: int = MATRIX
 ) -> str:
-    """The section `A training step on a GPU` of docs/benchmarks.md but for its goals; arguments as in `goals`."""
+    """Section `A training step on a GPU` of docs/benchmarks.md without its goals; arguments as in `goals`."""
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU, a rehearsal"
     about = filled(
         f"""The step of the table above at {size} px on {name}, which multiplies two matrices of {matrix}x{matrix}
@@ -154,7 +154,7 @@ def section(
         domains. The last column is 200 epochs of {HORSE2ZEBRA:,} draws, horse2zebra's full schedule, as far as steps
         alone go."""
     )
-    lines = [line(way, ways[0], rate, flops) for ways in found for way in ways]
+    lines = [line(way, ways[0], rate, flops) for ways in results for way in ways]
     head = (
         "batch | step | median ms | min to max ms | times the textbook's speed | pictures/s | share | memory, MB | "
         "hours of the schedule"
@@ -163,7 +163,7 @@ def section(
 
 
 def line(way: Way, textbook: Way, rate: float, flops: int) -> tuple[object, ...]:
-    """A row of the table, as its columns."""
+    """Columns of a row of the table."""
     return (
         *(way.batch, way.name, f"{1000 * way.median:.1f}"),
         f"{1000 * min(way.seconds):.1f} to {1000 * max(way.seconds):.1f}",

@@ -1,4 +1,4 @@
-"""What the benchmarks share: the textbook's step and ours, taking turns, and Markdown sections with goals."""
+"""Shared code of the benchmarks: the baseline step and the package's step, goals, and Markdown sections."""
 
 import math
 import os
@@ -34,11 +34,11 @@ from tests.textbook import Textbook  # noqa: E402
 
 Step = Callable[[int], Any]
 
-SLACK = 0.1  # of a goal: by so much it may be missed on a busy machine without failing the command
+SLACK = 0.1  # a goal may be missed by this share without failing the command, since the machine may be busy
 
 
 class Row(NamedTuple):
-    """One way of doing something, and the seconds that it took, run by run."""
+    """A timed variant: its name, and the seconds of each run."""
 
     name: str
     seconds: list[float]
@@ -53,33 +53,37 @@ class Row(NamedTuple):
 
 
 class Goal(NamedTuple):
-    """A measured figure and where it should stand."""
+    """A measured figure and its bound."""
 
     name: str
-    found: float
-    wanted: float
-    at_least: bool = False  # else at most
+    value: float
+    bound: float
+    at_least: bool = False  # whether `bound` is the smallest accepted value; otherwise it is the largest
     unit: str = ""
 
     @property
     def is_met(self) -> bool:
-        return self.found >= self.wanted if self.at_least else self.found <= self.wanted
+        return self.value >= self.bound if self.at_least else self.value <= self.bound
 
     @property
     def is_missed_widely(self) -> bool:
-        """By more than 10 %."""
+        """True if the goal is missed by more than 10 %."""
         if self.at_least:
-            return self.found < self.wanted * (1 - SLACK)
-        return self.found > self.wanted * (1 + SLACK)
+            return self.value < self.bound * (1 - SLACK)
+        return self.value > self.bound * (1 + SLACK)
 
     def __str__(self) -> str:
         verdict = "met" if self.is_met else "MISSED" if self.is_missed_widely else "missed by less than 10 %"
-        bound = "at least" if self.at_least else "at most"
-        return f"{self.name}: {self.found:.2f}{self.unit} (goal: {bound} {self.wanted:g}{self.unit}), {verdict}"
+        relation = "at least" if self.at_least else "at most"
+        return f"{self.name}: {self.value:.2f}{self.unit} (goal: {relation} {self.bound:g}{self.unit}), {verdict}"
 
 
 def interleaved(steps: dict[str, Step], *, runs: int, warm: int = 2) -> list[Row]:
-    """Time every step in turn, so that a machine that changes its speed changes it for all; the first runs warm up."""
+    """Time all steps in turn, so that changes of the machine's speed affect all of them.
+
+    Args:
+        warm: number of warm-up runs, which are not counted.
+    """
     rows = [Row(name, []) for name in steps]
     for run in track(range(runs + warm), description="timing steps"):
         for row, step in zip(rows, steps.values(), strict=True):
@@ -92,7 +96,7 @@ def interleaved(steps: dict[str, Step], *, runs: int, warm: int = 2) -> list[Row
 
 
 def textbook_step(size: int, batch: int = 1, *, device: str = "cpu", channels: int = 64) -> Step:
-    """A step of the paper's networks as a textbook writes it, out of PyTorch's own modules alone."""
+    """The baseline step (tests/textbook.py) of the paper's networks, made of PyTorch's own modules."""
     random = torch.Generator().manual_seed(0)
     textbook = Textbook(
         ReferenceResNet(channels).to(device),
@@ -104,14 +108,14 @@ def textbook_step(size: int, batch: int = 1, *, device: str = "cpu", channels: i
         initialize(network, generator=random)
 
     def step(run: int) -> Any:
-        shown = pictures(size, run, batch)
-        return textbook.step(to_float(shown.a.to(device)), to_float(shown.b.to(device)))
+        images = random_batch(size, run, batch)
+        return textbook.step(to_float(images.a.to(device)), to_float(images.b.to(device)))
 
     return step
 
 
 def plain_patch(channels: int = 64) -> nn.Module:
-    """The 70x70 PatchGAN as a flat sequence."""
+    """The 70x70 PatchGAN discriminator as one flat sequence of PyTorch's modules."""
     layers: list[nn.Module] = [nn.Conv2d(3, channels, 4, 2, 1), nn.LeakyReLU(0.2, True)]
     for width, stride in ((channels, 2), (2 * channels, 2), (4 * channels, 1)):
         layers += [nn.Conv2d(width, 2 * width, 4, stride, 1), nn.InstanceNorm2d(2 * width), nn.LeakyReLU(0.2, True)]
@@ -119,12 +123,12 @@ def plain_patch(channels: int = 64) -> nn.Module:
 
 
 def our_step(size: int, batch: int = 1, **settings: Any) -> Step:
-    """The trainer's step with the same networks; reading out the losses is part of it, as in the textbook's."""
+    """The trainer's step of the same networks; like the baseline step, it ends with reading the losses."""
     trainer = our_trainer(batch=batch, **settings)
 
     def step(run: int) -> Any:
-        told = trainer.train_step(pictures(size, run, batch))
-        return dict(zip(told, torch.stack(list(told.values())).tolist(), strict=True))
+        losses = trainer.train_step(random_batch(size, run, batch))
+        return dict(zip(losses, torch.stack(list(losses.values())).tolist(), strict=True))
 
     return step
 
@@ -146,8 +150,8 @@ def our_trainer(
     """A trainer of the paper's networks.
 
     Args:
-        batch: of all processes.
-        hardware: in place of `precision`, `device`, `compile` and `world`.
+        batch: batch size over all ranks.
+        hardware: used in place of `precision`, `device`, `compile` and `world`.
     """
     hardware = hardware or Hardware(device, precision=precision, compile=compile, one_size=True, world=world)
     generators = Generators(ResNetGenerator(channels), ResNetGenerator(channels))
@@ -180,7 +184,7 @@ def our_trainer(
 
 
 def shake(trainer: Trainer, seed: int) -> Trainer:
-    """Put the generators' weights off by up to 2^-9 of their size, as far as bf16 rounds."""
+    """Perturb the generators' weights by up to 2^-9 of their size, the rounding error of bf16; return the trainer."""
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in trainer.objective.generators.parameters():
@@ -189,27 +193,27 @@ def shake(trainer: Trainer, seed: int) -> Trainer:
     return trainer
 
 
-def pictures(size: int, run: int, batch: int = 1) -> Batch:
-    """Random pictures, others in every run."""
+def random_batch(size: int, run: int, batch: int = 1) -> Batch:
+    """Random images of both domains, (batch, 3, size, size) uint8, which differ in each run."""
     random = torch.Generator().manual_seed(run)
     a, b = (torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8, generator=random) for _ in "ab")
     return Batch(a, b, list(range(run * batch, (run + 1) * batch)))
 
 
 def table(head: str, rows: Sequence[tuple[object, ...]]) -> str:
-    """Markdown; `head` has the columns' names between bars."""
+    """Format a Markdown table; `head` has the names of the columns, separated by bars."""
     columns = head.count("|") + 1
     lines = [f"| {head} |", "|---" * columns + "|"]
     return "\n".join([*lines, *("| " + " | ".join(map(str, row)) + " |" for row in rows)])
 
 
 def filled(text: str) -> str:
-    """A paragraph in lines of Markdown."""
+    """Wrap a paragraph to lines of 118 characters."""
     return textwrap.fill(" ".join(text.split()), 118, break_long_words=False, break_on_hyphens=False)
 
 
 def circumstances(command: str) -> str:
-    """Under which a table was made."""
+    """Markdown list of the command, machine, load and versions that a table was measured with."""
     busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else math.nan
     return f"""* command: `{command}`
 * machine: {processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {platform.system()}
@@ -218,9 +222,9 @@ def circumstances(command: str) -> str:
 
 
 def write_section(path: Path, title: str, text: str) -> None:
-    """Put a section into a Markdown file, in the place of the one of that title."""
-    found = path.read_text(encoding="utf-8") if path.exists() else "# Benchmarks\n"
-    head, *sections = found.split("\n## ")
+    """Write a section into a Markdown file; replace the section of this title if it exists."""
+    content = path.read_text(encoding="utf-8") if path.exists() else "# Benchmarks\n"
+    head, *sections = content.split("\n## ")
     sections = [section.strip("\n") for section in sections if section.partition("\n")[0] != title]
     sections = sorted([*sections, f"{title}\n\n{text.strip()}"])
     path.parent.mkdir(exist_ok=True)
@@ -229,7 +233,7 @@ def write_section(path: Path, title: str, text: str) -> None:
 
 
 def processor() -> str:
-    """The processor's name, with what matters for bf16."""
+    """Name of the processor, and whether it has bf16 instructions."""
     capabilities = torch.cpu.get_capabilities()
     native = " with AVX-512 BF16" if capabilities.get("avx512_bf16") else ""
     return f"{capabilities.get('cpu_name', platform.processor())}{native}"

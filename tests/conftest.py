@@ -1,10 +1,10 @@
-"""What holds for all tests: one thread a process, since networks here are tiny, and no network."""
+"""Fixtures of all tests: one thread per process, no internet access, a separate cache."""
 
 import os
 import socket
 from collections.abc import Iterator
 
-os.environ["OMP_NUM_THREADS"] = "1"  # for this process and for those that tests start
+os.environ["OMP_NUM_THREADS"] = "1"  # inherited by processes that tests start; the networks are tiny
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only this machine can be reached, so that a test that needs more fails everywhere and not only offline."""
+    """Reject connections to other machines, so that a test that needs a connection always fails."""
     connect = socket.socket.connect
 
     def local_only(self: socket.socket, address: object) -> None:
@@ -27,13 +27,13 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """What is remembered of inspected pictures stays among the files of the tests."""
+    """Keep the cache of inspected images in the temporary folder of the tests."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
 @pytest.fixture
 def double_precision() -> Iterator[None]:
-    """Networks, pictures and losses in float64, where what is equal on paper is equal to many digits."""
+    """Compute networks, images and losses in float64, so that mathematically equal values agree to many digits."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     yield

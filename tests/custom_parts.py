@@ -1,4 +1,4 @@
-"""Parts that a user might write."""
+"""Custom components, as a user might write them, for the configs of tests."""
 
 import math
 from pathlib import Path
@@ -10,14 +10,14 @@ from cyclestyle.objectives.adversarial import LeastSquares
 
 
 class OwnGenerator(ResNetGenerator):
-    """Trains like any other, and has no name in model files, being outside the table of networks."""
+    """A generator that is not in the registry of networks, so that model files have no name for it."""
 
 
 class NotANumber(LeastSquares):
-    """Least squares, but for one step whose losses are no numbers.
+    """Least-squares loss that is NaN in one step.
 
     Args:
-        step: of the process that computes it, counted from 1.
+        step: number of the step with NaN losses, counted from 1 in each process.
     """
 
     def __init__(self, step: int) -> None:
@@ -29,7 +29,7 @@ class NotANumber(LeastSquares):
 
 
 class Vandal:
-    """A logger that damages a picture while training goes on."""
+    """A logger that truncates an image file at a step of training."""
 
     def __init__(self, folder: Path, *, picture: str, step: int, **about: object) -> None:
         self.picture, self.step = Path(picture), step

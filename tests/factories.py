@@ -1,4 +1,4 @@
-"""Small real objects that many tests need."""
+"""Factories of small real objects that many tests need."""
 
 import torch
 from torch import nn
@@ -17,7 +17,7 @@ from cyclestyle.training.trainer import Pools, Trainer
 
 
 def tiny_objective(*, seed: int = 0, double: bool = False, prepare=None, **weights) -> CycleGAN:
-    """Generators of 4 channels and 2 blocks, discriminators of 4 channels and 2 layers."""
+    """A CycleGAN objective; generators have 4 channels and 2 blocks, discriminators 4 channels and 2 layers."""
     generators = Generators(ResNetGenerator(4, 2), ResNetGenerator(4, 2))
     discriminators = Discriminators(PatchDiscriminator(4, 2), PatchDiscriminator(4, 2))
     random = torch.Generator().manual_seed(seed)
@@ -46,7 +46,7 @@ def tiny_trainer(
     schedule: LinearDecay | None = None,
     **settings,
 ) -> Trainer:
-    """A trainer of `tiny_objective` in this process, at step 0; `hardware` stands for `world` and `precision`."""
+    """A trainer of `tiny_objective` in this process, at step 0; `hardware` replaces `world` and `precision`."""
     hardware = hardware or Hardware("cpu", precision=precision, world=world)
     objective = tiny_objective(seed=seed, prepare=hardware.wrap)
     for module in (objective.generators, objective.discriminators):
@@ -67,9 +67,9 @@ def tiny_trainer(
 
 
 def random_batch(draws: list[int], *, size: int = 32) -> Batch:
-    """Pictures that depend on the draw alone."""
+    """Random images, (N, 3, size, size) uint8, one per sample index in `draws`; they depend on the index only."""
 
-    def pictures(purpose: int) -> torch.Tensor:
+    def images(domain: int) -> torch.Tensor:
         return torch.stack(
             [
                 torch.randint(
@@ -77,10 +77,10 @@ def random_batch(draws: list[int], *, size: int = 32) -> Batch:
                     256,
                     (3, size, size),
                     dtype=torch.uint8,
-                    generator=torch.Generator().manual_seed(2 * draw + purpose),
+                    generator=torch.Generator().manual_seed(2 * draw + domain),
                 )
                 for draw in draws
             ]
         )
 
-    return Batch(pictures(0), pictures(1), draws)
+    return Batch(images(0), images(1), draws)

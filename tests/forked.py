@@ -1,4 +1,4 @@
-"""Functions run in a process of their own: as another user, or where they might hang."""
+"""Run a function in a child process: as another user, or with a time limit."""
 
 import os
 import pickle
@@ -10,10 +10,11 @@ NOBODY = 65534
 
 
 def in_a_child(function: Callable[[], Any], *, uid: int | None = None, seconds: int = 30) -> Any:
-    """What `function` returns, or raises, in a copy of this process that is killed after some seconds.
+    """Call a function in a fork of this process; return its result or raise its error.
 
     Args:
-        uid: the user who it runs as, from then on.
+        uid: user id of the child process; None keeps the present one.
+        seconds: time limit, after which the child is killed.
     """
     reading, writing = os.pipe()
     child = os.fork()
@@ -21,25 +22,25 @@ def in_a_child(function: Callable[[], Any], *, uid: int | None = None, seconds: 
         _run(function, writing, uid=uid, seconds=seconds)
     os.close(writing)
     with os.fdopen(reading, "rb") as stream:
-        told = stream.read()
+        message = stream.read()
     _, status = os.waitpid(child, 0)
     assert status == 0, f"the child ended with {os.waitstatus_to_exitcode(status)}"
-    result, error = pickle.loads(told)
+    result, error = pickle.loads(message)
     if error is not None:
         raise error
     return result
 
 
 def _run(function: Callable[[], Any], writing: int, *, uid: int | None, seconds: int) -> None:
-    """Of no return: what pytest would do at its end is the parent's to do."""
+    """Call the function, write its outcome and exit immediately, so that pytest cleans up in the parent only."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(seconds)
     try:
         if uid is not None:
             os.setuid(uid)
-        told: tuple[Any, Exception | None] = (function(), None)
+        outcome: tuple[Any, Exception | None] = (function(), None)
     except Exception as error:
-        told = (None, error)
+        outcome = (None, error)
     with os.fdopen(writing, "wb") as stream:
-        stream.write(pickle.dumps(told))
+        stream.write(pickle.dumps(outcome))
     os._exit(0)

@@ -1,4 +1,4 @@
-"""Colour profiles made by hand from numbers, and what they mean, computed without a colour management library."""
+"""ICC profiles for tests, and conversions of their colours to sRGB without a colour management library."""
 
 import struct
 
@@ -6,7 +6,7 @@ import numpy as np
 
 D50 = np.array([0.9642, 1.0, 0.8249])
 
-# Columns are red, green and blue as XYZ under D50.
+# Columns: XYZ of red, green and blue under D50.
 SRGB = np.array(
     [[0.4360747, 0.3850649, 0.1430804], [0.2225045, 0.7168786, 0.0606169], [0.0139322, 0.0971045, 0.7141733]]
 )
@@ -15,7 +15,7 @@ GAMMA = 563 / 256
 
 
 def srgb_encoded(linear: np.ndarray) -> np.ndarray:
-    """Light in [0, 1] as sRGB values in [0, 1]; what sRGB cannot show is clipped."""
+    """Encode linear light as sRGB values in [0, 1]; light beyond [0, 1] is clipped."""
     linear = linear.clip(0, 1)
     return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
 
@@ -25,7 +25,7 @@ def srgb_decoded(values: np.ndarray) -> np.ndarray:
 
 
 def wide_as_srgb(values: np.ndarray) -> np.ndarray:
-    """Values (..., 3) in [0, 1] of the wide-gamut profile as sRGB values in [0, 1]."""
+    """Convert values (..., 3) in [0, 1] of the wide-gamut profile to sRGB values in [0, 1]."""
     return srgb_encoded(values**GAMMA @ WIDE.T @ np.linalg.inv(SRGB).T)
 
 
@@ -38,7 +38,7 @@ def lab(xyz: np.ndarray) -> np.ndarray:
 
 
 def lab_as_srgb(values: np.ndarray) -> np.ndarray:
-    """CIELAB under D50 (..., 3) as sRGB values in [0, 1]."""
+    """Convert CIELAB under D50 (..., 3) to sRGB values in [0, 1]."""
     middle = (values[..., 0] + 16) / 116
     root = np.stack([middle + values[..., 1] / 500, middle, middle - values[..., 2] / 200], axis=-1)
     ratio = np.where(root**3 > 216 / 24389, root**3, (116 * root - 16) * 27 / 24389)
@@ -46,14 +46,14 @@ def lab_as_srgb(values: np.ndarray) -> np.ndarray:
 
 
 def wide() -> bytes:
-    """RGB by a matrix and a curve."""
+    """Wide-gamut RGB profile: a matrix and a curve."""
     tags = {f"{name}TRC".encode(): _curve(GAMMA) for name in "rgb"}
     tags |= {f"{name}XYZ".encode(): _xyz(WIDE[:, number]) for number, name in enumerate("rgb")}
     return _profile(b"mntr", b"RGB ", b"XYZ ", tags)
 
 
 def nearly_srgb() -> bytes:
-    """RGB that is sRGB but for 0.6 % less light, one step of 255 in the brightest colours."""
+    """RGB profile of sRGB with 0.6 % less light: the brightest colours differ by 1 of 255."""
     light = (srgb_decoded(np.linspace(0, 1, 1024)) * 0.994 * 65535).round().astype(">u2")
     tags = {f"{name}TRC".encode(): struct.pack(">4s4xI", b"curv", 1024) + light.tobytes() for name in "rgb"}
     tags |= {f"{name}XYZ".encode(): _xyz(SRGB[:, number]) for number, name in enumerate("rgb")}
@@ -61,17 +61,17 @@ def nearly_srgb() -> bytes:
 
 
 def linear_grey() -> bytes:
-    """Grey whose values are light."""
+    """Grey profile with linear values."""
     return _profile(b"mntr", b"GRAY", b"XYZ ", {b"kTRC": _curve(1.0)})
 
 
 def odd_inks(cmyk: np.ndarray) -> np.ndarray:
-    """sRGB values in [0, 1] of inks in {0, 1}: unlike with real ones, the first takes away the blue, and so on."""
+    """Convert inks in {0, 1} to sRGB values in [0, 1]; unlike real inks, the first absorbs blue, the second red."""
     return (1 - cmyk[..., [1, 2, 0]]) * (1 - cmyk[..., 3:])
 
 
 def inks() -> bytes:
-    """CMYK by a table of all sixteen ways to print inks over one another: `odd_inks`."""
+    """CMYK profile: a table of all 16 combinations of inks, with the colours of `odd_inks`."""
     corners = np.stack(np.meshgrid(*[[0.0, 1.0]] * 4, indexing="ij"), axis=-1).reshape(16, 4)
     values = lab(srgb_decoded(odd_inks(corners)) @ SRGB.T)
     coded = np.concatenate([values[:, :1] * 652.8, (values[:, 1:] + 128) * 256], axis=1).round().clip(0, 65535)

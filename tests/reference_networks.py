@@ -1,5 +1,7 @@
-"""The reference's two generators, written apart from the package, so that their files have the names and numbers that
-people's files have: one flat sequence for the ResNet, levels nested in levels for the U-Net, activations in place.
+"""The two generators of the original implementation, independent of the package.
+
+Their weight files have the parameter names of published ones: the ResNet is one flat sequence, the levels of the U-Net
+are nested, and activations work in place.
 """
 
 import functools
@@ -10,12 +12,12 @@ from torch import Tensor, nn
 
 Norm = Callable[[int], nn.Module]
 INSTANCE: Norm = nn.InstanceNorm2d
-RUNNING: Norm = functools.partial(nn.InstanceNorm2d, track_running_stats=True)  # as old files have it
+RUNNING: Norm = functools.partial(nn.InstanceNorm2d, track_running_stats=True)  # norm of old weight files
 BATCH: Norm = nn.BatchNorm2d
 
 
 class Block(nn.Module):
-    """A residual block; a dropout stands between its halves and moves the second convolution by one place."""
+    """A residual block; dropout between its halves shifts the index of the second convolution by one."""
 
     def __init__(self, channels: int, norm: Norm, dropout: bool, bias: bool) -> None:
         super().__init__()
@@ -57,9 +59,9 @@ class ReferenceResNet(nn.Module):
 
 
 class Level(nn.Module):
-    """One level of the U-Net and all inside it; `inside` is None in the innermost one.
+    """One level of the U-Net, including all levels inside it; `inside` is None in the innermost level.
 
-    Its first activation works in place, on the very tensor that then goes around: what goes around is activated too.
+    The first activation works in place on the tensor of the skip connection, which is therefore activated too.
     """
 
     def __init__(
@@ -102,7 +104,7 @@ class ReferenceUNet(nn.Module):
 
 
 def randomized(network: nn.Module, *, seed: int = 0) -> nn.Module:
-    """With weights large enough that every layer shows in the output."""
+    """Set random weights, so large that every layer affects the output; return the network in eval mode."""
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in network.parameters():

@@ -1,4 +1,4 @@
-"""Import rules by folder: a room imports only rooms below it, in functions too."""
+"""Tests of the import rules between the rooms (folders) of the package, including imports in functions."""
 
 import ast
 from collections.abc import Iterator
@@ -9,7 +9,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "cyclestyle"
 
-# From top to bottom; a room is a folder of the package, or a module beside them. Rooms of one level are strangers.
+# Rooms by level, from the top level to the bottom level. A room is a folder of the package, or a module beside these
+# folders. Rooms of the same level do not import each other.
 LEVELS: list[set[str]] = [
     {"__main__", "train", "translate", "evaluate", "export"},
     {"evaluation"},
@@ -27,7 +28,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
 def imported(source: str, module: str) -> Iterator[str]:
-    """The dotted names that a module imports, anywhere in it: `from x import y` gives x.y."""
+    """Yield the dotted names that a module imports, also in functions: `from x import y` yields x.y."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -82,7 +83,7 @@ def test_every_room_has_a_level() -> None:
 
 
 @pytest.mark.parametrize("file", MODULES, ids=name_of)
-def test_imports_point_down(file: Path) -> None:
+def test_rooms_import_only_lower_levels(file: Path) -> None:
     if room(file) == "__init__":
         assert rooms_imported(file) == set()
         return
@@ -100,12 +101,12 @@ def test_init_files_define_nothing(file: Path) -> None:
 
 
 @pytest.mark.parametrize("file", MODULES, ids=name_of)
-def test_only_entries_and_cli_know_hydra(file: Path) -> None:
+def test_only_entries_and_cli_import_hydra(file: Path) -> None:
     if libraries(file) & CONFIG_LIBRARIES:
         assert room(file) in ENTRIES | {"cli"}
 
 
-def test_parts_are_instantiated_in_one_place() -> None:
+def test_components_are_instantiated_in_one_place() -> None:
     for file in MODULES:
         if room(file) in ENTRIES:
             assert "hydra" not in libraries(file)

@@ -1,4 +1,4 @@
-"""The check of words: what it finds, and what it leaves alone."""
+"""Tests of scripts/check_words.py: texts that it reports, and texts that it accepts."""
 
 import sys
 from pathlib import Path
@@ -63,6 +63,6 @@ def test_findings_are_printed_with_file_and_line(capsys: pytest.CaptureFixture[s
         file.unlink()
 
 
-def test_every_kind_of_file_is_among_those_checked() -> None:
+def test_project_files_include_every_checked_file_type() -> None:
     names = {path.relative_to(ROOT).as_posix() for path in check_words.project_files()}
     assert {"cyclestyle/train.py", "configs/train.yaml", "docs/gpu.md", "README.md", "tests/test_train.py"} <= names

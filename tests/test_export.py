@@ -1,4 +1,4 @@
-"""Models as files to hand on: what goes out comes back the same, and other programs can use it."""
+"""Tests of exported models: round trips through each format, and use by other programs."""
 
 import json
 import re
@@ -38,13 +38,13 @@ ODD = [(1, 39), (39, 1), (8, 12), *((height, 5 * height % 41) for height in rang
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run of four steps."""
-    place = tmp_path_factory.mktemp("trained")
+    """Folder of a run of four steps."""
+    folder = tmp_path_factory.mktemp("trained")
     options = ["data.root=scenes", "trainer.device=cpu", "logger.tensorboard=null", "generator.blocks=6",
                "ema.decay=0.5", "data.domain_b=monet", "name=mine"]  # fmt: skip
-    done = command("train", "+experiment=smoke", *options, cwd=place)
-    assert done.returncode == 0, done.stderr
-    return place / "runs" / "mine"
+    completed = command("train", "+experiment=smoke", *options, cwd=folder)
+    assert completed.returncode == 0, completed.stderr
+    return folder / "runs" / "mine"
 
 
 def command(name: str, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -57,7 +57,7 @@ def load(path: Path, direction: str | None = None, **options: Any) -> Translator
     return Translator.load(path, direction=direction, device="cpu", precision="fp32", **options)
 
 
-def pictures(*shape: int) -> Tensor:
+def images(*shape: int) -> Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(sum(shape))) * 2 - 1
 
 
@@ -73,36 +73,36 @@ def header(path: Path) -> dict[str, Any]:
 # Safetensors
 
 
-def test_a_run_goes_out_as_one_file_for_each_direction_and_comes_back_the_same(trained: Path, tmp_path: Path) -> None:
+def test_safetensors_export_round_trip(trained: Path, tmp_path: Path) -> None:
     assert export(trained, output=tmp_path) == 0
     assert names(tmp_path) == {"photo2monet.safetensors", "monet2photo.safetensors"}
     for direction in BOTH:
         alone, whole = load(tmp_path / f"{direction}.safetensors"), load(trained, direction)
         assert (alone.direction, alone.directions, alone.step, alone.weights) == (direction, (direction,), 4, "ema")
         assert alone.fingerprint == whole.fingerprint
-        x = pictures(2, 3, 13, 18)
+        x = images(2, 3, 13, 18)
         assert torch.equal(alone.values(x), whole.values(x))
 
 
-def test_the_header_says_what_the_model_is_and_how_it_was_trained(trained: Path, tmp_path: Path) -> None:
+def test_header_describes_model_and_training(trained: Path, tmp_path: Path) -> None:
     export(trained, output=tmp_path, direction="a2b")
     assert names(tmp_path) == {"photo2monet.safetensors"}
-    about = header(tmp_path / "photo2monet.safetensors")
-    assert about["domains"] == ["photo", "monet"]
-    assert about["generator"] == registry.build(RESNET6).architecture
-    told = about["export"]
-    assert (told["direction"], told["weights"], told["step"]) == ("photo2monet", "ema", 4)
+    fields = header(tmp_path / "photo2monet.safetensors")
+    assert fields["domains"] == ["photo", "monet"]
+    assert fields["generator"] == registry.build(RESNET6).architecture
+    exported = fields["export"]
+    assert (exported["direction"], exported["weights"], exported["step"]) == ("photo2monet", "ema", 4)
 
     last = json.loads((trained / "metrics.jsonl").read_text().splitlines()[-1])
-    assert told["training"]["name"] == "mine"
-    assert told["training"]["steps"] == last["step"] == 4
-    assert told["training"]["losses"] == {key[5:]: value for key, value in last.items() if key.startswith("loss/")}
-    assert len(told["training"]["losses"]) == 8
+    assert exported["training"]["name"] == "mine"
+    assert exported["training"]["steps"] == last["step"] == 4
+    assert exported["training"]["losses"] == {key[5:]: value for key, value in last.items() if key.startswith("loss/")}
+    assert len(exported["training"]["losses"]) == 8
     recipe = {"data.crop_size": 32, "objective.cycle_a": 10.0, "ema.decay": 0.5, "adversarial": "LeastSquares"}
-    assert recipe.items() <= told["training"]["recipe"].items()
+    assert recipe.items() <= exported["training"]["recipe"].items()
 
 
-def test_an_older_checkpoint_tells_the_losses_of_its_own_time(trained: Path, tmp_path: Path) -> None:
+def test_older_checkpoint_exports_the_losses_of_its_step(trained: Path, tmp_path: Path) -> None:
     export(trained / "checkpoints" / "step_00000002", output=tmp_path, direction="a2b")
     training = header(tmp_path / "photo2monet.safetensors")["export"]["training"]
     line = json.loads((trained / "metrics.jsonl").read_text().splitlines()[1])
@@ -111,9 +111,11 @@ def test_an_older_checkpoint_tells_the_losses_of_its_own_time(trained: Path, tmp
 
 
 @pytest.mark.parametrize(
-    "config", ["", "[1, 2", "- a\n- b\n", "a: &a [*a]\n", "generator: {_target_: os.putenv}", "\0", CODE]
-)
-def test_a_garbled_run_folder_costs_the_summary_alone(trained: Path, tmp_path: Path, config: str) -> None:
+    "config",
+    ["", "[1, 2", "- a\n- b\n", "a: &a [*a]\n", "a: &a {b: *a}\n", "generator: {_target_: os.putenv}", "\0", CODE,
+     "adversarial: {_target_: [a]}", "trainer: {memory: [a]}"],
+)  # fmt: skip
+def test_damaged_run_folder_only_shortens_training_summary(trained: Path, tmp_path: Path, config: str) -> None:
     shutil.copytree(trained, tmp_path / "run")
     (tmp_path / "run" / "config.yaml").write_text(config)
     (tmp_path / "run" / "metrics.jsonl").write_bytes(
@@ -124,32 +126,32 @@ def test_a_garbled_run_folder_costs_the_summary_alone(trained: Path, tmp_path: P
     assert training == {"name": "run", "steps": 4, "recipe": {}, "losses": {"y": 1}}
 
 
-def test_the_commands_take_an_exported_file_as_their_checkpoint(
+def test_translate_and_evaluate_accept_exported_files(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    done = command("export", f"checkpoint={trained}", f"output={tmp_path / 'Müller, exported'}")
-    assert done.returncode == 0, done.stderr
-    assert [line.partition(": ")[0] for line in done.stdout.splitlines()] == [
+    completed = command("export", f"checkpoint={trained}", f"output={tmp_path / 'Müller, exported'}")
+    assert completed.returncode == 0, completed.stderr
+    assert [line.partition(": ")[0] for line in completed.stdout.splitlines()] == [
         str(tmp_path / "Müller, exported" / f"{direction}.safetensors") for direction in BOTH
     ]
     write_picture(tmp_path / "in" / "x.png", size=(15, 11))
     file = tmp_path / "Müller, exported" / "photo2monet.safetensors"
     options = [f"input={tmp_path / 'in'}", f"output={tmp_path / 'out'}", "device=cpu", "precision=fp32"]
-    done = command("translate", f"checkpoint={file}", *options)
-    assert done.returncode == 0, done.stderr
-    with Image.open(tmp_path / "in" / "x.png") as picture:
-        expected = load(trained, "photo2monet")(picture)
+    completed = command("translate", f"checkpoint={file}", *options)
+    assert completed.returncode == 0, completed.stderr
+    with Image.open(tmp_path / "in" / "x.png") as image:
+        expected = load(trained, "photo2monet")(image)
     assert np.array_equal(pixels_of(tmp_path / "out" / "x.png"), np.asarray(expected))
     assert evaluate(file, tmp_path / "in", truth=tmp_path / "in", device="cpu") == 0
     assert "PSNR" in capsys.readouterr().out
 
 
-def test_an_exported_file_has_one_direction_and_its_kind_of_weights(tmp_path: Path) -> None:
+def test_exported_file_holds_one_direction(tmp_path: Path) -> None:
     export(write_model(tmp_path / "model"), output=tmp_path)
     file = tmp_path / "monet2photo.safetensors"
     assert load(file, "b2a").direction == load(file, "monet2photo").direction == "monet2photo"
-    told = f"direction=a2b: {file} holds one direction only, monet2photo: leave direction= out"
-    with pytest.raises(CommandError, match=f"^{re.escape(told)}$"):
+    message = f"direction=a2b: {file} holds one direction only, monet2photo: leave direction= out"
+    with pytest.raises(CommandError, match=f"^{re.escape(message)}$"):
         load(file, "a2b")
     with pytest.raises(CommandError, match=r"^weights=raw: .* holds the moving average only, leave weights= out$"):
         load(file, weights="raw")
@@ -160,7 +162,7 @@ def test_an_exported_file_has_one_direction_and_its_kind_of_weights(tmp_path: Pa
     assert raw.fingerprint == load(tmp_path / "model", "b2a", weights="raw").fingerprint != load(file).fingerprint
 
 
-def test_an_exported_file_can_be_exported_on(trained: Path, tmp_path: Path) -> None:
+def test_exported_file_can_be_exported_again(trained: Path, tmp_path: Path) -> None:
     export(trained, output=tmp_path, direction="b2a")
     file = tmp_path / "monet2photo.safetensors"
     export(file, output=tmp_path / "again")
@@ -170,19 +172,17 @@ def test_an_exported_file_can_be_exported_on(trained: Path, tmp_path: Path) -> N
     assert names(tmp_path / "reference") == {"latest_net_G_B.pth"}
 
 
-# Reference files
+# Original .pth files (format=reference)
 
 
-def test_a_run_goes_out_to_the_reference_and_comes_back_with_the_same_pictures(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_original_pth_export_round_trip(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     export(trained, output=tmp_path, format="reference")
     assert names(tmp_path) == {"latest_net_G_A.pth", "latest_net_G_B.pth"}
-    said = "the reference tools load it with --netG resnet_6blocks --ngf 4 --norm instance --no_dropout"
-    assert capsys.readouterr().out.count(said) == 2
+    note = "the reference tools load it with --netG resnet_6blocks --ngf 4 --norm instance --no_dropout"
+    assert capsys.readouterr().out.count(note) == 2
     for letter, direction in zip("AB", BOTH, strict=True):
         back, original = load(tmp_path / f"latest_net_G_{letter}.pth"), load(trained, direction)
-        x = pictures(1, 3, 17, 30)
+        x = images(1, 3, 17, 30)
         assert torch.equal(back.values(x), original.values(x))
         assert back.fingerprint == original.fingerprint
 
@@ -196,16 +196,16 @@ def test_a_run_goes_out_to_the_reference_and_comes_back_with_the_same_pictures(
     ],
     ids=["resnet", "dropout", "unet"],
 )
-def test_the_references_networks_load_our_files_and_compute_the_same(
+def test_original_networks_load_exported_pth_files(
     tmp_path: Path, architecture: dict[str, Any], network: nn.Module, size: int
 ) -> None:
     model = write_model(tmp_path / "model", architecture=architecture)
     export(model, output=tmp_path, format="reference", direction="a2b")
     network.load_state_dict(torch.load(tmp_path / "latest_net_G_A.pth", weights_only=True), strict=True)
-    x = pictures(1, 3, size, size)
+    x = images(1, 3, size, size)
     with torch.no_grad():
         torch.testing.assert_close(network.eval()(x), load(model, "a2b").values(x), rtol=0, atol=1e-5)
-    back = load(tmp_path / "latest_net_G_A.pth")  # which cannot say how much dropout there was
+    back = load(tmp_path / "latest_net_G_A.pth")  # a .pth file does not contain the dropout rate
     assert back.fingerprint == load(model, "a2b").fingerprint
 
 
@@ -218,9 +218,7 @@ def test_the_references_networks_load_our_files_and_compute_the_same(
         (UNET7 | {"levels": 3}, "8 and 7 levels, this one has 3"),
     ],
 )
-def test_what_the_reference_cannot_hold_is_refused_in_one_line_and_nothing_is_written(
-    tmp_path: Path, architecture: dict[str, Any], reason: str
-) -> None:
+def test_unsupported_pth_export_writes_no_file(tmp_path: Path, architecture: dict[str, Any], reason: str) -> None:
     model = write_model(tmp_path / "model", architecture=architecture)
     with pytest.raises(CheckpointError, match=f"^{model}: .*{reason}.*$"):
         export(model, output=tmp_path / "out", format="reference")
@@ -230,7 +228,7 @@ def test_what_the_reference_cannot_hold_is_refused_in_one_line_and_nothing_is_wr
 @pytest.mark.parametrize(
     ("name", "direction"), [("latest_net_G_A.pth", "a2b"), ("latest_net_G_B.pth", "b2a"), ("horse2zebra.pth", None)]
 )
-def test_a_reference_file_becomes_one_of_ours(tmp_path: Path, name: str, direction: str | None) -> None:
+def test_original_pth_file_exports_to_safetensors(tmp_path: Path, name: str, direction: str | None) -> None:
     shutil.copy(GOLDEN / "resnet9_dataparallel.pth", tmp_path / name)
     export(tmp_path / name)
     file = (tmp_path / name).with_suffix(".safetensors")
@@ -245,12 +243,12 @@ def test_a_reference_file_becomes_one_of_ours(tmp_path: Path, name: str, directi
             load(file, "a2b")
 
 
-# Onnx
+# ONNX
 
 
 @pytest.fixture(scope="module")
 def onnx_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The a2b of a tiny model, which lies in `model` beside it."""
+    """ONNX file of direction a2b, exported from the tiny model in the folder `model` beside the file."""
     pytest.importorskip("onnxscript", reason="needs the extra `export`")
     pytest.importorskip("onnxruntime", reason="needs the extra `export`")
     folder = tmp_path_factory.mktemp("onnx")
@@ -269,64 +267,67 @@ def onnx_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
     ids=["resnet", "resized resnet", "unet", "resized unet", "unet with detail"],
 )
-def test_onnx_pictures_are_pytorchs_at_every_size(
+def test_onnx_matches_pytorch_at_every_size(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], architecture: dict[str, Any]
 ) -> None:
     pytest.importorskip("onnxscript", reason="needs the extra `export`")
     pytest.importorskip("onnxruntime", reason="needs the extra `export`")
     model = write_model(tmp_path / "model", architecture=architecture)
     export(model, format="onnx", output=tmp_path, direction="photo2monet")
-    said, wrong = capfd.readouterr()
-    assert wrong == ""
-    first, difference, other = said.splitlines()
+    out, err = capfd.readouterr()
+    assert err == ""
+    first, difference, other = out.splitlines()
     assert first.startswith(f"{tmp_path / 'photo2monet.onnx'}: ")
     assert len(re.findall(r"\d\.\de-0\d at \d x 3 x \d+ x \d+", difference)) == 3
     assert "multiples of" in other
-    assert names(tmp_path) == {"model", "photo2monet.onnx"}  # no second file for the weights
+    assert names(tmp_path) == {"model", "photo2monet.onnx"}  # no separate file of weights
 
     ours, pytorch = load(tmp_path / "photo2monet.onnx"), load(model, "photo2monet")
     assert (ours.backend, ours.direction, ours.generator) == ("onnx", "photo2monet", None)
     for number, (height, width) in enumerate(ODD):
-        x = pictures(1 + number % 3, 3, height, width)
-        made, expected = ours.values(x), pytorch.values(x)
-        assert made.shape == x.shape
-        torch.testing.assert_close(made, expected, rtol=0, atol=1e-4)
+        x = images(1 + number % 3, 3, height, width)
+        output, expected = ours.values(x), pytorch.values(x)
+        assert output.shape == x.shape
+        torch.testing.assert_close(output, expected, rtol=0, atol=1e-4)
     assert expected.std() > 0.01
 
-    # All of one colour: instance norm divides rounding errors by next to nothing, in either program.
-    assert ours.values(pictures(1, 3, 1, 1)).shape == (1, 3, 1, 1)
+    # Values at 1 x 1 px are not compared: all pixels of the padded image are equal, so instance norm magnifies
+    # rounding errors.
+    assert ours.values(images(1, 3, 1, 1)).shape == (1, 3, 1, 1)
 
 
 def test_translate_runs_an_onnx_file(tmp_path: Path, onnx_file: Path) -> None:
     for number, size in enumerate([(9, 7), (9, 7), (30, 41)]):
         write_picture(tmp_path / "in" / f"{number}.png", size=size, seed=number)
-    done = command("translate", f"checkpoint={onnx_file}", f"input={tmp_path / 'in'}", f"output={tmp_path / 'out'}")
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    first = done.stdout.splitlines()[0]
+    completed = command(
+        "translate", f"checkpoint={onnx_file}", f"input={tmp_path / 'in'}", f"output={tmp_path / 'out'}"
+    )
+    assert completed.returncode == 0, completed.stderr
+    assert completed.stderr == ""
+    first = completed.stdout.splitlines()[0]
     assert first == f"{onnx_file} (step 42), photo2monet, ema weights, on onnxruntime CPU, fp32: 3 to translate"
     for number, translator in enumerate([load(onnx_file.parent / "model", "a2b")] * 3):
-        with Image.open(tmp_path / "in" / f"{number}.png") as picture:
-            expected = np.asarray(translator(picture)).astype(int)
+        with Image.open(tmp_path / "in" / f"{number}.png") as image:
+            expected = np.asarray(translator(image)).astype(int)
         assert np.abs(pixels_of(tmp_path / "out" / f"{number}.png") - expected).max() <= 1
 
 
-def test_an_onnx_file_tells_other_programs_what_it_takes_and_nothing_about_this_machine(onnx_file: Path) -> None:
+def test_onnx_header_has_sizes_and_no_local_paths(onnx_file: Path) -> None:
     import onnx
 
     model = onnx.load(onnx_file)
     onnx.checker.check_model(model)
-    (about,) = (json.loads(entry.value) for entry in model.metadata_props if entry.key == "cyclestyle")
-    assert (about["multiple"], about["minimum"], about["domains"]) == (4, 8, ["photo", "monet"])
-    assert about["direction"] == "photo2monet"
-    assert about["generator"]["name"] == "resnet"
+    (fields,) = (json.loads(entry.value) for entry in model.metadata_props if entry.key == "cyclestyle")
+    assert (fields["multiple"], fields["minimum"], fields["domains"]) == (4, 8, ["photo", "monet"])
+    assert fields["direction"] == "photo2monet"
+    assert fields["generator"]["name"] == "resnet"
     sizes = model.graph.input[0].type.tensor_type.shape.dim
     assert [bool(size.dim_param) for size in sizes] == [True, False, True, True]
     assert b"site-packages" not in onnx_file.read_bytes()
     assert str(Path(__file__).parents[1]).encode() not in onnx_file.read_bytes()
 
 
-def test_an_onnx_file_has_the_fingerprint_of_its_bytes(tmp_path: Path, onnx_file: Path) -> None:
+def test_onnx_fingerprint_depends_on_file_contents_only(tmp_path: Path, onnx_file: Path) -> None:
     moved = shutil.copy(onnx_file, tmp_path / "other.onnx")
     assert load(moved).fingerprint == load(onnx_file).fingerprint
     assert load(moved).fingerprint != load(onnx_file.parent / "model", "a2b").fingerprint
@@ -336,36 +337,36 @@ def test_an_onnx_file_has_the_fingerprint_of_its_bytes(tmp_path: Path, onnx_file
     ("options", "reason"),
     [
         ({"precision": "bf16"}, "^precision=bf16: .* computes in fp32"),
-        ({"device": "mps"}, "^device=mps: onnxruntime has none here, it would run on "),
+        ({"device": "mps"}, "^device=mps: this onnxruntime does not support it, it would run on "),
         ({"compile": True}, "^compile=true is for PyTorch"),
         ({"direction": "monet2photo"}, "holds one direction only, photo2monet: leave direction= out$"),
         ({"backend": "torch"}, "^backend=torch: .* leave backend= out$"),
     ],
 )
-def test_what_onnxruntime_does_not_do_is_refused_by_name(onnx_file: Path, options: dict[str, Any], reason: str) -> None:
+def test_options_unsupported_by_onnx_are_rejected(onnx_file: Path, options: dict[str, Any], reason: str) -> None:
     with pytest.raises(CommandError, match=reason):
         Translator.load(onnx_file, **options)
     assert Translator.load(onnx_file, device="cpu", backend="onnx", direction="a2b").backend == "onnx"
 
 
-def test_cuda_is_refused_where_onnxruntime_has_none(onnx_file: Path) -> None:
+def test_cuda_is_rejected_without_onnxruntime_cuda(onnx_file: Path) -> None:
     import onnxruntime
 
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this onnxruntime has CUDA")
-    with pytest.raises(CommandError, match=r"^device=cuda: onnxruntime has none here, it would run on cpu$"):
+    with pytest.raises(CommandError, match=r"^device=cuda: this onnxruntime does not support it, it would run on cpu$"):
         Translator.load(onnx_file, device="cuda")
 
 
-def test_an_onnx_file_is_not_exported_again(onnx_file: Path) -> None:
+def test_onnx_file_cannot_be_exported_again(onnx_file: Path) -> None:
     with pytest.raises(
-        CheckpointError, match=r"photo2monet\.onnx is an \.onnx file, .* give what it was exported from"
+        CheckpointError, match=r"photo2monet\.onnx is an \.onnx file, .* give the checkpoint that it was exported from"
     ):
         export(onnx_file, format="safetensors")
 
 
 class Drifting(nn.Module):
-    """A network whose graph is not what it computes."""
+    """Network whose forward pass differs from its exported graph by `by`, for batches of two images."""
 
     multiple = minimum = 4
 
@@ -381,54 +382,52 @@ class Drifting(nn.Module):
 
 
 @pytest.mark.parametrize(("by", "fails"), [(0.0005, False), (0.002, True), (float("nan"), True)])
-def test_a_graph_that_computes_something_else_is_no_file(by: float, fails: bool) -> None:
+def test_onnx_export_rejects_graph_with_different_outputs(by: float, fails: bool) -> None:
     pytest.importorskip("onnxscript", reason="needs the extra `export`")
     pytest.importorskip("onnxruntime", reason="needs the extra `export`")
     from cyclestyle.model_files import onnx
     from cyclestyle.model_files.generator_file import GeneratorFile
 
-    about = GeneratorFile({"name": "drifting"}, {}, "ab", ("a", "b"), "raw", Path("x.safetensors"), 1)
+    source = GeneratorFile({"name": "drifting"}, {}, "ab", ("a", "b"), "raw", Path("x.safetensors"), 1)
     if not fails:
-        largest = [difference.largest for difference in onnx.export(Drifting(by), about).differences]
+        largest = [difference.largest for difference in onnx.export(Drifting(by), source).differences]
         assert largest == pytest.approx([0, by, 0], abs=1e-6)
         return
-    with pytest.raises(CheckpointError, match=r"^x\.safetensors: as onnx its pictures differ by .* at \d x 3 x "):
-        onnx.export(Drifting(by), about)
+    with pytest.raises(CheckpointError, match=r"^x\.safetensors: as onnx its images differ by .* at \d x 3 x "):
+        onnx.export(Drifting(by), source)
 
 
-# Where files go
+# Output files
 
 
-def test_files_of_a_run_go_into_its_folder_and_others_beside_what_they_are_made_of(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_default_output_folder_for_each_kind_of_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = write_model(tmp_path / "alone")
     run = tmp_path / "run"
     path = Checkpoints(run / "checkpoints").save(read_model(file), {}, {}, world=World())
     (run / "config.yaml").write_text("name: run\n")
-    for given, expected in [
+    for checkpoint, expected in [
         (file, tmp_path / "alone"),
         (tmp_path / "alone", tmp_path / "alone" / "exported"),
         (run, run / "exported"),
         (path, run / "exported"),
         (path / "networks.safetensors", run / "exported"),
     ]:
-        export(given, existing="overwrite")
+        export(checkpoint, existing="overwrite")
         assert (expected / "photo2monet.safetensors").is_file()
         assert names(path) == {"networks.safetensors", "training.pt", "rank0.pt", "manifest.json"}
 
 
-def test_files_that_are_there_stay_unless_asked(tmp_path: Path) -> None:
+def test_existing_output_files_are_preserved_by_default(tmp_path: Path) -> None:
     model = write_model(tmp_path / "model")
     (tmp_path / "monet2photo.safetensors").write_text("mine")
-    with pytest.raises(CommandError, match=r"monet2photo\.safetensors is there already: give existing=overwrite or "):
+    with pytest.raises(CommandError, match=r"monet2photo\.safetensors exists already: give existing=overwrite or "):
         export(model, output=tmp_path)
     assert names(tmp_path) == {"model", "monet2photo.safetensors"}
     export(model, output=tmp_path, existing="overwrite")
     assert load(tmp_path / "monet2photo.safetensors").step == 42
 
 
-def test_the_checkpoint_itself_is_never_overwritten(tmp_path: Path) -> None:
+def test_source_checkpoint_is_never_overwritten(tmp_path: Path) -> None:
     file = tmp_path / "latest_net_G_A.pth"
     shutil.copy(GOLDEN / "resnet9_legacy.pth", file)
     before = file.read_bytes()
@@ -437,7 +436,7 @@ def test_the_checkpoint_itself_is_never_overwritten(tmp_path: Path) -> None:
     assert file.read_bytes() == before
 
 
-def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
+def test_output_folder_that_is_a_file_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("mine")
     with pytest.raises(CommandError, match=r"^output=.*out is a file: give a folder$"):
         export(write_model(tmp_path / "model"), output=tmp_path / "out")
@@ -453,15 +452,13 @@ def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
         (("Höhe\n", "b" * 999), {f"Höhe_2{'b' * 60}", f"{'b' * 60}2Höhe_"}),
     ],
 )
-def test_whatever_domains_are_called_each_direction_has_a_file_of_its_own_in_the_folder(
-    tmp_path: Path, domains: tuple[str, str], expected: set[str]
-) -> None:
+def test_file_names_are_safe_for_any_domain_names(tmp_path: Path, domains: tuple[str, str], expected: set[str]) -> None:
     export(write_model(tmp_path / "model", domains=domains), output=tmp_path / "out")
     assert names(tmp_path / "out") == {f"{name}.safetensors" for name in expected}
     assert names(tmp_path) == {"model", "out"}
 
 
-def test_a_full_disk_is_an_error_of_the_disk_and_leaves_nothing(tmp_path: Path) -> None:
+def test_full_disk_leaves_no_files(tmp_path: Path) -> None:
     model = write_model(tmp_path / "model")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
@@ -473,14 +470,14 @@ def test_a_full_disk_is_an_error_of_the_disk_and_leaves_nothing(tmp_path: Path) 
     assert names(tmp_path / "out") == set()
 
 
-def test_a_wrong_direction_is_answered_with_those_there_are(tmp_path: Path) -> None:
+def test_unknown_direction_error_lists_known_directions(tmp_path: Path) -> None:
     model = write_model(tmp_path / "model")
     with pytest.raises(CommandError, match=r"^direction=photo2cezanne is unknown: .* photo2monet or monet2photo$"):
         export(model, output=tmp_path / "out", direction="photo2cezanne")
     assert not (tmp_path / "out").exists()
 
 
-def test_half_a_model_is_exported_as_the_half_that_it_is(tmp_path: Path) -> None:
+def test_model_with_one_direction_is_exported(tmp_path: Path) -> None:
     path = write_model(tmp_path / "model", ema=False)
     model = read_model(path)
     write(model._replace(tensors={key: value for key, value in model.tensors.items() if ".ba." in key}), path)
@@ -489,6 +486,6 @@ def test_half_a_model_is_exported_as_the_half_that_it_is(tmp_path: Path) -> None
     assert load(tmp_path / "out" / "monet2photo.safetensors")(Image.fromarray(noise(5, 5))).size == (5, 5)
 
 
-def test_the_command_starts_without_torch() -> None:
+def test_export_command_starts_without_importing_torch() -> None:
     code = "import sys, cyclestyle.export; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

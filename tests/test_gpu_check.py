@@ -1,4 +1,4 @@
-"""The check on a GPU: rehearsed on the CPU, and what becomes of parts that fail, hang or find no time."""
+"""Tests of the GPU check: its dry run on the CPU, and parts that fail, hang or have no time left."""
 
 import math
 import re
@@ -19,15 +19,15 @@ import gpu_check  # noqa: E402
 import gpu_numbers  # noqa: E402
 import gpu_parts  # noqa: E402
 import gpu_scale  # noqa: E402
-from gpu_check import Part, carry_out, code_version  # noqa: E402
+from gpu_check import Part, code_version, run_parts  # noqa: E402
 from gpu_report import FAILED, NOT_RUN, PASSED, UNFINISHED, Record, Report, markdown  # noqa: E402
-from measuring import our_trainer, pictures  # noqa: E402
+from measuring import our_trainer, random_batch  # noqa: E402
 
 from cyclestyle.training.trainer import Trainer  # noqa: E402
 
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 KEY = {"code": "1", "device": "none"}
-# What a part of these tests runs: none needs PyTorch.
+# Program that starts each part of these tests; it does not import PyTorch.
 REPORT = (
     f"import os, sys, time; sys.path[:0] = [{str(ROOT / 'scripts')!r}, {str(ROOT)!r}]\n"
     "from pathlib import Path; from gpu_report import Report\n"
@@ -43,7 +43,7 @@ HANGS = "report.check('figure', 1, 2)\nprint('waiting')\ntime.sleep(600)"
 
 @pytest.fixture(autouse=True)
 def _switches() -> Iterator[None]:
-    """Set back the switches that parts set for the whole process."""
+    """Restore the global switches of PyTorch that parts set."""
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     yield
     torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
@@ -51,20 +51,20 @@ def _switches() -> Iterator[None]:
 
 
 def run(folder: Path, programs: dict[str, str], *, seconds: float = 60, most_s: float = 60, **settings) -> list[Record]:
-    """Carry out parts that run these programs after `REPORT`."""
+    """Run a part for each of `programs`, by name; a part executes `REPORT` and then its program."""
     folder.mkdir(exist_ok=True)
     parts = [Part(name, f"{name} is shown.", 1, most_s) for name in programs]
     keys = {name: settings.get("key", KEY) for name in programs}
-    return carry_out(
+    return run_parts(
         parts,
         folder,
         keys=keys,
         until=time.monotonic() + seconds,
         only=settings.get("only"),
         again=settings.get("again", False),
-        command=lambda part, left: [
+        command=lambda part, seconds: [
             *(sys.executable, "-c", REPORT + programs[part.name]),
-            *(str(folder), part.name, str(left)),
+            *(str(folder), part.name, str(seconds)),
         ],
     )
 
@@ -73,35 +73,35 @@ def ran(folder: Path) -> list[str]:
     return (folder / "ran").read_text().split()
 
 
-# ------------------------------------------------------------------------------------------------------ the rehearsal
+# -------------------------------------------------------------------------------------------------- dry run on a CPU
 
 
 @pytest.fixture(scope="module")
 def rehearse(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Record]:
-    """Run a part in this process, once."""
+    """Function that runs a part on the CPU in this process; each part runs only once."""
     folder = tmp_path_factory.mktemp("rehearsal")
-    scale = gpu_scale.rehearsal()._replace(ranks=(1,))  # two are for the slow test
-    found: dict[str, Record] = {}
+    scale = gpu_scale.rehearsal()._replace(ranks=(1,))  # the slow test runs two ranks
+    records: dict[str, Record] = {}
 
-    def once(part: str) -> Record:
-        if part not in found:
+    def rehearse_once(part: str) -> Record:
+        if part not in records:
             report = Report(folder, part, key=KEY)
             gpu_parts.PARTS[part](report, scale)
             report.end()
-            found[part] = report.record
-        return found[part]
+            records[part] = report.record
+        return records[part]
 
-    return once
+    return rehearse_once
 
 
 @pytest.mark.parametrize("part", [part.name for part in gpu_check.PARTS])
-def test_part_passes_its_rehearsal(part: str, rehearse: Callable[[str], Record]) -> None:
+def test_part_passes_dry_run_on_cpu(part: str, rehearse: Callable[[str], Record]) -> None:
     record = rehearse(part)
     assert [check for check in record.checks if not check.passed] == []
     assert record.outcome == PASSED
 
 
-def test_precisions_have_a_check_for_every_loss_and_the_scale_s_course(rehearse: Callable[[str], Record]) -> None:
+def test_precisions_check_every_loss_and_report_scale(rehearse: Callable[[str], Record]) -> None:
     record = rehearse("precisions")
     names = "\n".join(check.name for check in record.checks)
     for precision in ("bf16", "fp32, scaled"):
@@ -109,13 +109,13 @@ def test_precisions_have_a_check_for_every_loss_and_the_scale_s_course(rehearse:
     assert "65536 after step 1" in record.texts[-1]
 
 
-def test_tables_have_a_line_for_every_way_and_batch(rehearse: Callable[[str], Record]) -> None:
+def test_tables_have_row_for_every_variant_and_batch_size(rehearse: Callable[[str], Record]) -> None:
     text = "\n".join(rehearse("tables").texts)
     for way in gpu_scale.rehearsal().ways:
         assert len(re.findall(rf"\| \d \| {re.escape(way)} \|", text)) == 2
 
 
-def test_training_is_stopped_on_request_and_shows_photo_beside_translation(rehearse: Callable[[str], Record]) -> None:
+def test_training_stops_on_request_and_shows_translations(rehearse: Callable[[str], Record]) -> None:
     record = rehearse("training")
     assert {check.name: check.found for check in record.checks}["exit code, 75 for stopped on request"] == "75"
     assert record.pictures == ("translated-0.jpg", "translated-1.jpg")
@@ -123,39 +123,41 @@ def test_training_is_stopped_on_request_and_shows_photo_beside_translation(rehea
 
 
 @pytest.mark.slow
-def test_whole_rehearsal_passes_and_is_not_repeated(tmp_path: Path) -> None:
+def test_dry_run_of_all_parts_passes_and_is_not_repeated(tmp_path: Path) -> None:
     command = [sys.executable, "scripts/gpu_check.py", "--rehearse", "--out", str(tmp_path / "out")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    first = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert first.returncode == 0, first.stdout + first.stderr
     assert "2 of 2 ranks" in (tmp_path / "out" / "gpu.md").read_text()
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.log")}
-    assert len(before) == len(gpu_check.PARTS) + 1  # the training has a log of its own
+    assert len(before) == len(gpu_check.PARTS) + 1  # the training writes a second log
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert again.returncode == 0
     assert again.stdout.count("by an earlier call") == len(gpu_check.PARTS)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.log")} == before
 
 
-# ----------------------------------------------------------------------------------- what parts compare can be unequal
+# ----------------------------------------------------------------------------------- comparisons detect differences
 
 
-def test_weights_that_are_rounded_as_tf32_rounds_are_outside_the_bounds_of_fp32() -> None:
+def test_tf32_rounding_exceeds_fp32_bounds() -> None:
     exact, rounded = (our_trainer("fp32", channels=8) for _ in range(2))
     with torch.no_grad():
         for module in (rounded.objective.generators, rounded.objective.discriminators):
             for weight in module.parameters():
                 bits = weight.view(torch.int32)
                 weight.copy_(((bits + 0x1000) & ~0x1FFF).view(torch.float32))
-    ours, theirs = (gpu_numbers.first_step(trainer, pictures(32, 0)) for trainer in (rounded, exact))
-    assert gpu_numbers.loss_difference([ours.losses], [theirs.losses]) > 1e-4
-    assert gpu_numbers.gradient_difference(ours.gradients["generators"], theirs.gradients["generators"]) > 0.02
-    assert theirs.gradients.keys() == {"generators", "discriminators"}
+    actual, expected = (gpu_numbers.first_step(trainer, random_batch(32, 0)) for trainer in (rounded, exact))
+    assert gpu_numbers.loss_difference([actual.losses], [expected.losses]) > 1e-4
+    assert gpu_numbers.gradient_difference(actual.gradients["generators"], expected.gradients["generators"]) > 0.02
+    assert expected.gradients.keys() == {"generators", "discriminators"}
 
 
-def test_what_is_not_finite_is_within_no_bound(tmp_path: Path) -> None:
+def test_nan_misses_every_bound(tmp_path: Path) -> None:
     report = Report(tmp_path, "part")
-    fine = {"loss/x": 1.0}
-    assert not report.check("losses", gpu_numbers.loss_difference([fine, {"loss/x": math.nan}], [fine, fine]), 1.0)
+    finite = {"loss/x": 1.0}
+    assert not report.check(
+        "losses", gpu_numbers.loss_difference([finite, {"loss/x": math.nan}], [finite, finite]), 1.0
+    )
     weight = {"weight": torch.ones(2)}
     assert not report.check("gradients", gpu_numbers.gradient_difference({"weight": weight["weight"] / 0}, weight), 1.0)
     assert not report.check("speed", math.nan, 1.0, at_least=True)
@@ -163,7 +165,7 @@ def test_what_is_not_finite_is_within_no_bound(tmp_path: Path) -> None:
     assert report.record.outcome == FAILED
 
 
-def test_a_single_bit_makes_states_unequal() -> None:
+def test_states_differing_in_one_bit_are_unequal() -> None:
     one, other = (gpu_numbers.state(our_trainer("fp32", channels=2, pool=2)) for _ in range(2))
     differing, compared = gpu_numbers.unequal(one, other)
     assert differing == 0
@@ -173,19 +175,19 @@ def test_a_single_bit_makes_states_unequal() -> None:
     assert gpu_numbers.unequal(one, other) == (1, compared)
 
 
-def test_losses_that_are_not_finite_are_counted_and_scales_are_put_into_words() -> None:
+def test_nonfinite_losses_are_counted_and_scales_described() -> None:
     trainer: Trainer = our_trainer("fp32", channels=2)
-    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)  # overflows in what float32 can hold
-    course = gpu_numbers.course(trainer, [pictures(32, step) for step in range(3)])
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)  # overflows in float32
+    course = gpu_numbers.course(trainer, [random_batch(32, step) for step in range(3)])
     assert course.finite_steps == 3
     assert course.scales == [2.0**126, 2.0**125, 2.0**124]
     assert gpu_numbers.changes([4, 4, 2, 2, 4]) == "4 after step 1, 2 after step 3, 4 after step 5, 5 steps in all"
     with torch.no_grad():
         next(trainer.objective.generators.parameters()).fill_(math.nan)
-    assert gpu_numbers.course(trainer, [pictures(32, 3)]).finite_steps < 1
+    assert gpu_numbers.course(trainer, [random_batch(32, 3)]).finite_steps < 1
 
 
-def test_all_files_with_tests_for_gpus_are_found() -> None:
+def test_gpu_test_files_are_found() -> None:
     files = gpu_scale.gpu_test_files()
     assert {
         "tests/hardware/test_cuda_graphs.py",
@@ -195,7 +197,7 @@ def test_all_files_with_tests_for_gpus_are_found() -> None:
     assert "tests/test_gpu_check.py" not in files
 
 
-# ------------------------------------------------------------------------------------------- parts among one another
+# ------------------------------------------------------------------------------------------- parts are independent
 
 
 @pytest.mark.parametrize(
@@ -208,24 +210,24 @@ def test_all_files_with_tests_for_gpus_are_found() -> None:
     ],
     ids=["crash", "vanish", "kill", "hang"],
 )
-def test_a_part_that_fails_costs_itself_alone(program: str, reason: str, tmp_path: Path) -> None:
+def test_failed_part_does_not_affect_others(program: str, reason: str, tmp_path: Path) -> None:
     first, bad, last = run(tmp_path, {"first": PASSES, "bad": program, "last": PASSES}, most_s=3)
     assert (first.outcome, bad.outcome, last.outcome) == (PASSED, FAILED, PASSED)
     assert bad.reason == reason
     assert Record.read(tmp_path, "bad") == bad
     if "figure" in program:
-        assert [check.name for check in bad.checks] == ["figure"]  # what it had found before
+        assert [check.name for check in bad.checks] == ["figure"]  # the finding that was recorded before the failure
     assert f"| bad | failed | {bad.seconds:.0f} | {reason} |" in (tmp_path / "gpu.md").read_text()
 
 
-def test_a_bound_that_is_missed_fails_the_part(tmp_path: Path) -> None:
+def test_missed_bound_fails_part(tmp_path: Path) -> None:
     missed, empty = run(tmp_path, {"missed": MISSES, "empty": "report.end()"})
     assert (missed.outcome, empty.outcome) == (FAILED, FAILED)
     assert "| figure | 3 | at most 2 | FAILED |" in (tmp_path / "gpu.md").read_text()
     assert "failed   missed      figure" in gpu_check.summary([missed, empty])
 
 
-def test_a_part_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
+def test_timeout_kills_part_and_its_children(tmp_path: Path) -> None:
     program = (
         "import subprocess\nchild = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
         "(folder / 'pid').write_text(str(child.pid))\ntime.sleep(600)"
@@ -240,14 +242,14 @@ def test_a_part_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
 
 
 def is_running(pid: int) -> bool:
-    """Whether there is such a process and it is not merely waiting to be forgotten."""
+    """Return whether a process exists and is not a zombie."""
     try:
         return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     except FileNotFoundError:
         return False
 
 
-def test_results_are_written_at_once(tmp_path: Path) -> None:
+def test_results_are_written_immediately(tmp_path: Path) -> None:
     second = (
         "assert 'first' in (folder / 'first.json').read_text()\n"
         "assert '| first | passed |' in (folder / 'gpu.md').read_text()\n"
@@ -263,14 +265,14 @@ def test_finished_parts_are_skipped_until_code_or_device_change(tmp_path: Path) 
     programs = {"passes": PASSES, "misses": MISSES, "crashes": CRASHES}
     before = run(tmp_path, programs)
     after = run(tmp_path, programs)
-    assert ran(tmp_path) == ["passes", "misses", "crashes", "crashes"]  # what did not come to its end is tried again
+    assert ran(tmp_path) == ["passes", "misses", "crashes", "crashes"]  # an unfinished part is run again
     assert after[:2] == before[:2]
     run(tmp_path, {"passes": PASSES}, again=True)
     run(tmp_path, {"passes": PASSES}, key={**KEY, "code": "2"})
     assert ran(tmp_path)[4:] == ["passes", "passes"]
 
 
-def test_the_page_keeps_parts_that_were_run_before(tmp_path: Path) -> None:
+def test_page_keeps_results_of_earlier_calls(tmp_path: Path) -> None:
     programs = {"first": PASSES, "second": PASSES}
     run(tmp_path, programs)
     (record,) = run(tmp_path, programs, only=["second"], again=True)
@@ -279,7 +281,7 @@ def test_the_page_keeps_parts_that_were_run_before(tmp_path: Path) -> None:
     assert re.findall(r"^\| (\w+) \| passed", (tmp_path / "gpu.md").read_text(), re.MULTILINE) == ["first", "second"]
 
 
-def test_parts_that_do_not_fit_into_the_time_are_not_run(tmp_path: Path) -> None:
+def test_parts_without_time_left_are_not_run(tmp_path: Path) -> None:
     since = time.monotonic()
     slow, late = run(tmp_path, {"slow": HANGS, "late": PASSES}, seconds=3)
     assert time.monotonic() - since < 10
@@ -287,10 +289,10 @@ def test_parts_that_do_not_fit_into_the_time_are_not_run(tmp_path: Path) -> None
     assert (late.outcome, late.reason) == (NOT_RUN, "out of time")
     assert ran(tmp_path) == ["slow"]
     (late,) = run(tmp_path, {"late": PASSES})
-    assert late.outcome == PASSED  # by a later call
+    assert late.outcome == PASSED  # a later call has time left and runs the part
 
 
-def test_a_report_that_is_damaged_or_of_another_version_is_none(tmp_path: Path) -> None:
+def test_damaged_or_outdated_record_reads_as_none(tmp_path: Path) -> None:
     report = Report(tmp_path, "part", key=KEY)
     assert Record.read(tmp_path, "part") == report.record
     assert report.record.outcome == UNFINISHED
@@ -299,7 +301,7 @@ def test_a_report_that_is_damaged_or_of_another_version_is_none(tmp_path: Path) 
         assert Record.read(tmp_path, "part") is None
 
 
-def test_code_version_is_that_of_code_and_configs_alone(tmp_path: Path) -> None:
+def test_code_version_depends_on_code_and_configs_only(tmp_path: Path) -> None:
     for folder in ("cyclestyle", "configs", "scripts", "tests"):
         (tmp_path / folder).mkdir()
     file = tmp_path / "cyclestyle" / "part.py"
@@ -316,7 +318,7 @@ def test_code_version_is_that_of_code_and_configs_alone(tmp_path: Path) -> None:
 
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., int]]:
-    """Call the script in this process; returns the exit code."""
+    """Function that runs the script in this process and returns its exit code."""
     before = signal.getsignal(signal.SIGTERM)
 
     def call(*arguments: str) -> int:
@@ -327,7 +329,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
     signal.signal(signal.SIGTERM, before)
 
 
-def test_nothing_begins_without_time_and_the_exit_code_is_1(
+def test_check_without_time_runs_no_part_and_exits_1(
     command: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command("--rehearse", "--minutes", "0.1") == 1
@@ -339,15 +341,15 @@ def test_nothing_begins_without_time_and_the_exit_code_is_1(
         assert record.outcome == NOT_RUN
 
 
-def test_the_exit_code_is_0_if_every_part_passed(command: Callable[..., int], tmp_path: Path) -> None:
+def test_exit_code_is_0_if_all_parts_passed(command: Callable[..., int], tmp_path: Path) -> None:
     assert command("--rehearse", "--only", "fp32") == 0
-    assert command("--rehearse", "--only", "fp32", "--minutes", "0.01") == 0  # finished before
+    assert command("--rehearse", "--only", "fp32", "--minutes", "0.01") == 0  # finished by the earlier call
     assert command("--rehearse", "--only", "fp32", "tests", "--minutes", "0.01") == 1
     assert command("--rehearse", "--only", "fp32", "--minutes", "0.01", "--again") == 1
 
 
 @NO_GPU
-def test_a_machine_without_gpu_is_refused_in_a_line(
+def test_missing_gpu_gives_one_line_error(
     command: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command() == 2
@@ -358,10 +360,10 @@ def test_a_machine_without_gpu_is_refused_in_a_line(
     assert not (tmp_path / "out").exists()
 
 
-def test_data_without_two_folders_is_refused(
+def test_data_without_both_folders_is_rejected(
     command: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as leaving:
+    with pytest.raises(SystemExit) as exit_info:
         command("--data", str(tmp_path))
-    assert leaving.value.code == 2
+    assert exit_info.value.code == 2
     assert "trainA" in capsys.readouterr().err

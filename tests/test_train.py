@@ -1,4 +1,4 @@
-"""The command that trains: what it writes, how it goes on, and how it leaves."""
+"""Tests of the train command: the files it writes, resume, errors, exit codes, threads."""
 
 import gzip
 import hashlib
@@ -33,13 +33,13 @@ from tests.checkpoints.test_directory import equal
 from tests.pictures import two_domains
 
 REPOSITORY = Path(__file__).parent.parent
-DEADLINE_S = 120  # for what takes seconds on a quiet machine
+DEADLINE_S = 120  # limit for work that takes seconds on an idle machine
 Command = Callable[..., int]
 
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The pictures of +experiment=smoke, drawn once."""
+    """Folder of the images of +experiment=smoke, generated once."""
     root = tmp_path_factory.mktemp("data") / "scenes"
     draw(root, train=8, test=2, size=32)
     return root
@@ -47,123 +47,135 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def smoke(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
-    """Run `cyclestyle.train +experiment=smoke ...` in this process, from an empty folder; returns the exit code."""
+    """Function that runs `cyclestyle.train +experiment=smoke ...` in this process and returns the exit code.
+
+    The working directory is an empty folder.
+    """
     monkeypatch.chdir(tmp_path)
 
     def command(*arguments: str) -> int:
-        return leave("+experiment=smoke", f"data.root={scenes}", "trainer.device=cpu", *arguments)
+        return run("+experiment=smoke", f"data.root={scenes}", "trainer.device=cpu", *arguments)
 
     return command
 
 
-def leave(*arguments: str) -> int:
+def run(*arguments: str) -> int:
+    """Run `cyclestyle.train` in this process; return the exit code."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["train", *arguments])
-        with pytest.raises(SystemExit) as leaving:
+        with pytest.raises(SystemExit) as exiting:
             train.main()
-    assert isinstance(leaving.value.code, int)
-    return leaving.value.code
+    assert isinstance(exiting.value.code, int)
+    return exiting.value.code
 
 
-def newest(run: str | Path) -> Checkpoint:
-    found = Checkpoints(Path(run) / "checkpoints").load()
-    assert found is not None
-    return found
+def newest(folder: str | Path) -> Checkpoint:
+    checkpoint = Checkpoints(Path(folder) / "checkpoints").load()
+    assert checkpoint is not None
+    return checkpoint
 
 
-def same(ours: Checkpoint, theirs: Checkpoint) -> bool:
-    """Whether two checkpoints hold the same weights, optimizers, pools and counts, bit for bit."""
-    one, other = ({**checkpoint.training, "recipe": None} for checkpoint in (ours, theirs))
+def same(first: Checkpoint, second: Checkpoint) -> bool:
+    """Return whether two checkpoints hold the same weights, optimizer states, pools and counts, bit for bit."""
+    states = [{**checkpoint.training, "recipe": None} for checkpoint in (first, second)]
     return (
-        ours.step == theirs.step
-        and equal(ours.model.tensors, theirs.model.tensors)
-        and equal(one, other)
-        and equal(ours.ranks, theirs.ranks)
+        first.step == second.step
+        and equal(first.model.tensors, second.model.tensors)
+        and equal(*states)
+        and equal(first.ranks, second.ranks)
     )
 
 
-def status(run: str | Path) -> dict[str, Any]:
-    return dict(json.loads((Path(run) / "status.json").read_text()))
+def status(folder: str | Path) -> dict[str, Any]:
+    return dict(json.loads((Path(folder) / "status.json").read_text()))
 
 
-def log(run: str | Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
+def log(folder: str | Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
 
 
-def events(run: str | Path) -> EventAccumulator:
-    return EventAccumulator(str(run), size_guidance={"scalars": 0, "images": 0}).Reload()
+def events(folder: str | Path) -> EventAccumulator:
+    return EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0}).Reload()
 
 
-def everything(folder: Path, *, but: str = "") -> dict[str, tuple[int, bytes]]:
+def snapshot(folder: Path, *, but: str = "") -> dict[str, tuple[int, bytes]]:
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != but]
     return {str(file): (file.stat().st_mtime_ns, file.read_bytes()) for file in files}
 
 
-# -------------------------------------------------------------------------------------------------- what it writes
+# -------------------------------------------------------------------------------------------------- files
 
 
-def test_a_run_writes_its_folder_and_nothing_else_and_the_same_command_touches_nothing(
+def test_run_writes_only_its_folder_and_repeated_command_writes_nothing(
     smoke: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert smoke("ema.decay=0.9") == 0
-    run = tmp_path / "runs" / "smoke"
-    said = capsys.readouterr().out
-    assert "8 photo, 8 painting" in said
-    assert "global batch 1, CPU" in said
-    assert "direction=photo2painting" in said
+    folder = tmp_path / "runs" / "smoke"
+    output = capsys.readouterr().out
+    assert "8 photo, 8 painting" in output
+    assert "global batch 1, CPU" in output
+    assert "direction=photo2painting" in output
 
     assert [path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_dir()] != []
     assert {path.name for path in tmp_path.iterdir()} == {"runs"}
-    assert {path.name.partition(".")[0] for path in run.iterdir()} == {
+    assert {path.name.partition(".")[0] for path in folder.iterdir()} == {
         "config", "status", "metrics", "events", "samples", "checkpoints", "lock",
     }  # fmt: skip
-    config = OmegaConf.load(run / "config.yaml")
+    config = OmegaConf.load(folder / "config.yaml")
     assert config.trainer.device == "cpu"
-    assert config.trainer.precision in ("fp32", "bf16")  # what auto came to
+    assert config.trainer.precision in ("fp32", "bf16")  # value that auto was resolved to
     assert config.run_dir == "runs/smoke"
-    assert "${" not in (run / "config.yaml").read_text()
-    assert {key: status(run)[key] for key in ("state", "code", "step")} == {"state": "finished", "code": 0, "step": 4}
-    assert [line["step"] for line in log(run)] == [1, 2, 3, 4]
-    assert sorted(path.name for path in (run / "samples").iterdir()) == [
+    assert "${" not in (folder / "config.yaml").read_text()
+    assert {key: status(folder)[key] for key in ("state", "code", "step")} == {
+        "state": "finished",
+        "code": 0,
+        "step": 4,
+    }
+    assert [line["step"] for line in log(folder)] == [1, 2, 3, 4]
+    assert sorted(path.name for path in (folder / "samples").iterdir()) == [
         f"step_0000000{step}_{direction}.png"
         for step in (0, 2, 4)
         for direction in ("painting2photo", "photo2painting")
     ]
-    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["latest", "step_00000002", "step_00000004"]
-    model = read_model(run)
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == [
+        "latest",
+        "step_00000002",
+        "step_00000004",
+    ]
+    model = read_model(folder)
     assert model.domains == ("photo", "painting")
     assert model.generator["name"] == "resnet"
     assert {key.split(".")[0] for key in model.tensors} == {"generators", "discriminators", "ema"}
 
-    seen = events(run)
+    written = events(folder)
     terms = ["gan_ab", "gan_ba", "cycle_a", "cycle_b", "identity_a", "identity_b", "discriminator_a", "discriminator_b"]
     scores = ["real_a", "fake_a", "real_b", "fake_b"]
-    wanted = {*(f"loss/{term}" for term in terms), *(f"score/{score}" for score in scores), "lr"}
-    wanted |= {"speed/images_per_s", "speed/waiting_for_data"}
-    assert wanted <= set(seen.Tags()["scalars"])
-    assert [point.step for point in seen.Scalars("loss/gan_ab")] == [1, 2, 3, 4]
-    assert seen.Scalars("lr")[0].value == pytest.approx(0.0002)
-    assert set(seen.Tags()["images"]) == {"photo2painting", "painting2photo"}
+    expected = {*(f"loss/{term}" for term in terms), *(f"score/{score}" for score in scores), "lr"}
+    expected |= {"speed/images_per_s", "speed/waiting_for_data"}
+    assert expected <= set(written.Tags()["scalars"])
+    assert [point.step for point in written.Scalars("loss/gan_ab")] == [1, 2, 3, 4]
+    assert written.Scalars("lr")[0].value == pytest.approx(0.0002)
+    assert set(written.Tags()["images"]) == {"photo2painting", "painting2photo"}
 
-    before = everything(tmp_path)
+    before = snapshot(tmp_path)
     assert smoke("ema.decay=0.9") == 0
     assert "finished at step 4; set trainer.epochs or trainer.steps higher" in capsys.readouterr().out
-    assert everything(tmp_path) == before
+    assert snapshot(tmp_path) == before
 
 
-def test_steps_are_the_first_n_draws_and_epochs_convert_once(smoke: Command, tmp_path: Path) -> None:
+def test_epochs_are_converted_to_steps(smoke: Command, tmp_path: Path) -> None:
     assert smoke("trainer.steps=null", "trainer.epochs=2", "trainer.batch_size=4", "logger.tensorboard=null") == 0
-    assert newest("runs/smoke").training["draws"] == 16  # 8 pictures a domain, twice
+    assert newest("runs/smoke").training["draws"] == 16  # 2 epochs of 8 images
     assert log("runs/smoke")[-1]["epoch"] == 2.0
     assert not list((tmp_path / "runs/smoke").glob("events*"))
 
 
-# -------------------------------------------------------------------------------------------------- going on
+# -------------------------------------------------------------------------------------------------- resume
 
 RESUMED = ("trainer.batch_size=2", "pool.size=3", "ema.decay=0.9", "logger.tensorboard=null")
 
 
-def test_going_on_equals_going_straight_bit_for_bit_whatever_the_workers(smoke: Command) -> None:
+def test_resume_is_bit_exact_with_any_number_of_workers(smoke: Command) -> None:
     assert smoke(*RESUMED, "name=straight", "trainer.steps=8") == 0
     assert smoke(*RESUMED, "name=twice", "trainer.steps=4", "data.workers=0") == 0
     assert smoke(*RESUMED, "name=twice", "trainer.steps=8", "data.workers=1") == 0
@@ -174,66 +186,67 @@ def test_going_on_equals_going_straight_bit_for_bit_whatever_the_workers(smoke: 
     assert len(twice.ranks[0]["pools"]["a"]) == 2
     assert any(key.startswith("ema.") for key in twice.model.tensors)
     speeds = {"speed/images_per_s", "speed/waiting_for_data"}
-    for ours, theirs in zip(log("runs/twice"), log("runs/straight"), strict=True):
-        assert {key: ours[key] for key in ours.keys() - speeds} == {key: theirs[key] for key in ours.keys() - speeds}
+    for resumed, expected in zip(log("runs/twice"), log("runs/straight"), strict=True):
+        keys = resumed.keys() - speeds
+        assert {key: resumed[key] for key in keys} == {key: expected[key] for key in keys}
 
 
-@pytest.mark.parametrize("left", [4, 0])
-def test_a_run_set_back_to_an_older_checkpoint_or_none_tells_no_step_twice(smoke: Command, left: int) -> None:
+@pytest.mark.parametrize("last", [4, 0])
+def test_resume_from_older_checkpoint_logs_each_step_once(smoke: Command, last: int) -> None:
     assert smoke("trainer.steps=6") == 0
     checkpoints = Path("runs/smoke/checkpoints")
-    for folder in checkpoints.glob("step_*"):  # as if it had been killed before it wrote them
-        if int(folder.name[5:]) > left:
+    for folder in checkpoints.glob("step_*"):  # simulates a kill before these checkpoints were written
+        if int(folder.name[5:]) > last:
             folder.rename(checkpoints / f"gone {folder.name}")
     assert smoke("trainer.steps=8") == 0
 
     assert [line["step"] for line in log("runs/smoke")] == [1, 2, 3, 4, 5, 6, 7, 8]
-    seen = events("runs/smoke")
-    for tag in seen.Tags()["scalars"]:
-        assert [point.step for point in seen.Scalars(tag)] == [1, 2, 3, 4, 5, 6, 7, 8], tag
-    for tag in seen.Tags()["images"]:
-        assert [picture.step for picture in seen.Images(tag)] == [0, 2, 4, 6, 8], tag
-    for line, point in zip(log("runs/smoke"), seen.Scalars("loss/cycle_a"), strict=True):
+    written = events("runs/smoke")
+    for tag in written.Tags()["scalars"]:
+        assert [point.step for point in written.Scalars(tag)] == [1, 2, 3, 4, 5, 6, 7, 8], tag
+    for tag in written.Tags()["images"]:
+        assert [image.step for image in written.Images(tag)] == [0, 2, 4, 6, 8], tag
+    for line, point in zip(log("runs/smoke"), written.Scalars("loss/cycle_a"), strict=True):
         assert line["loss/cycle_a"] == pytest.approx(point.value)
 
 
-def test_another_recipe_in_the_same_folder_is_refused_and_can_be_insisted_on(
+def test_changed_recipe_is_rejected_unless_allowed(
     smoke: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert smoke("logger.tensorboard=null") == 0
-    before = everything(tmp_path, but="status.json")
+    before = snapshot(tmp_path, but="status.json")
     capsys.readouterr()
 
     assert smoke("optimizer.lr=0.001", "pool.size=7", "trainer.steps=6") == 2
     first, *rest = capsys.readouterr().err.splitlines()
     assert "runs/smoke was started with another recipe" in first
     assert rest == ["  optimizer.lr: 0.0002 -> 0.001", "  pool.size: 50 -> 7"]
-    refused = status("runs/smoke")
-    assert (refused["state"], refused["code"], refused["reason"]) == (
+    failed = status("runs/smoke")
+    assert (failed["state"], failed["code"], failed["reason"]) == (
         "failed",
         2,
         first.removeprefix("cyclestyle train: "),
     )
-    assert (refused["step"], refused["checkpoint"]) == (4, "step_00000004")
+    assert (failed["step"], failed["checkpoint"]) == (4, "step_00000004")
 
     assert smoke("generator.channels=8", "trainer.steps=6") == 4
     assert "  generator.channels: 4 -> 8" in capsys.readouterr().err.splitlines()
 
     assert smoke("trainer.steps=6", "resume.mode=never") == 2
-    assert smoke("resume.mode=never") == 2  # though it has finished
+    assert smoke("resume.mode=never") == 2  # rejected although the run has finished
     assert "not empty" in capsys.readouterr().err
-    assert everything(tmp_path, but="status.json") == before
+    assert snapshot(tmp_path, but="status.json") == before
 
     capsys.readouterr()
     assert smoke("optimizer.lr=0.001", "trainer.steps=6", "resume.allow_changed=true", "logger.tensorboard=null") == 0
-    said = capsys.readouterr().out
-    assert "changed since the last start: optimizer.lr: 0.0002 -> 0.001" in said
-    assert "changed since the last start: trainer.steps: 4 -> 6" in said
+    output = capsys.readouterr().out
+    assert "changed since the last start: optimizer.lr: 0.0002 -> 0.001" in output
+    assert "changed since the last start: trainer.steps: 4 -> 6" in output
     assert log("runs/smoke")[-1]["lr"] == 0.001
     assert newest("runs/smoke").step == 6
 
 
-def test_init_starts_at_step_0_from_another_run_s_weights(smoke: Command, capsys: pytest.CaptureFixture[str]) -> None:
+def test_init_starts_at_step_0_from_weights_of_another_run(smoke: Command, capsys: pytest.CaptureFixture[str]) -> None:
     quick = ("logger.tensorboard=null", "trainer.sample_every=100")
     assert smoke("name=first", *quick) == 0
     assert smoke("name=second", "init=runs/first", "trainer.steps=1", "optimizer.lr=0", "ema.decay=0.5", *quick) == 0
@@ -241,19 +254,21 @@ def test_init_starts_at_step_0_from_another_run_s_weights(smoke: Command, capsys
     assert second.step == 1
     for key, value in newest("runs/first").model.tensors.items():
         assert torch.equal(second.model.tensors[key], value)
-        if key.startswith("generators."):  # and so does the average
+        if key.startswith("generators."):  # the moving average starts from the same weights
             torch.testing.assert_close(second.model.tensors[key.replace("generators", "ema", 1)], value)
     assert smoke("name=second", "init=gone", "trainer.steps=1", "optimizer.lr=0", "ema.decay=0.5", *quick) == 0
-    assert "finished" in capsys.readouterr().out  # what is there counts, and init no longer
+    assert "finished" in capsys.readouterr().out  # a resumed run ignores init
 
     model = read_model(Path("runs/first"))
-    older = {key: value for key, value in model.discriminator.items() if key != "norm"}  # from before the argument
+    older = {
+        key: value for key, value in model.discriminator.items() if key != "norm"
+    }  # header of a file that was written before the argument existed
     write_model(model._replace(discriminator=older), Path("older.safetensors"))
     assert smoke("name=old", "init=older.safetensors", "trainer.steps=1", *quick) == 0
     capsys.readouterr()
 
     assert smoke("name=third", "init=runs/first", "generator.channels=8") == 4
-    assert "init=runs/first: its generator is channels=4 where the config says 8" in capsys.readouterr().err
+    assert "init=runs/first: its generator is channels=4 where the config has 8" in capsys.readouterr().err
     assert smoke("name=third", "init=runs/gone") == 4
     assert "runs/gone" in capsys.readouterr().err
     assert not Path("runs/third/checkpoints").exists()
@@ -261,7 +276,7 @@ def test_init_starts_at_step_0_from_another_run_s_weights(smoke: Command, capsys
     assert "the other way round: swap data.domain_a and data.domain_b" in capsys.readouterr().err
 
 
-# -------------------------------------------------------------------------------------------------- what it refuses
+# -------------------------------------------------------------------------------------------------- errors
 
 
 @pytest.mark.parametrize(
@@ -278,26 +293,26 @@ def test_init_starts_at_step_0_from_another_run_s_weights(smoke: Command, capsys
         (["generator.blocks=-1"], 2, "generator.blocks"),
     ],
 )
-def test_what_cannot_work_is_told_in_one_line_before_anything_begins(
+def test_bad_settings_give_one_line_error_before_training(
     smoke: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, words: str
 ) -> None:
     assert smoke(*arguments) == code
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("cyclestyle train: ")
     assert words in line
-    left = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert {path.name for path in left} <= {"lock", "status.json"}
-    if left:
-        told = status("runs/smoke")
-        assert (told["state"], told["code"]) == ("failed", code)
-        assert line.endswith(told["reason"])
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {path.name for path in files} <= {"lock", "status.json"}
+    if files:
+        failed = status("runs/smoke")
+        assert (failed["state"], failed["code"]) == ("failed", code)
+        assert line.endswith(failed["reason"])
 
 
-def test_missing_data_is_exit_3_and_one_line(
+def test_missing_data_gives_one_line_error_and_exit_3(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert leave("+experiment=monet") == 3
+    assert run("+experiment=monet") == 3
     (line,) = capsys.readouterr().err.splitlines()
     for part in (f"{tmp_path}/data/monet2photo/trainA", "monet2photo.zip", "+experiment=demo"):
         assert part in line
@@ -305,7 +320,7 @@ def test_missing_data_is_exit_3_and_one_line(
     assert (status("runs/monet")["state"], status("runs/monet")["code"]) == ("failed", 3)
 
 
-def test_a_failure_on_the_way_is_in_the_status(
+def test_failure_is_recorded_in_status_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -313,7 +328,7 @@ def test_a_failure_on_the_way_is_in_the_status(
     for file in (root / "trainB").iterdir():
         file.write_bytes(file.read_bytes()[:-30])
     sizes = ["data.load_size=32", "data.crop_size=32", "generator.channels=4", "discriminator.channels=4"]
-    assert leave(f"data.root={root}", "trainer.device=cpu", *sizes, "data.workers=0") == 3
+    assert run(f"data.root={root}", "trainer.device=cpu", *sizes, "data.workers=0") == 3
     first, *rest = capsys.readouterr().err.splitlines()
     assert f"{root}/trainB" in first
     assert len(rest) == min(5, len(list((root / "trainB").iterdir())))
@@ -327,7 +342,7 @@ def test_a_failure_on_the_way_is_in_the_status(
     ]
 
 
-def test_divergence_is_exit_5_with_the_files_of_the_step_and_can_be_skipped(
+def test_divergence_exits_5_lists_images_and_can_be_skipped(
     smoke: Command, scenes: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bad = ("adversarial._target_=tests.custom_parts.NotANumber", "+adversarial.step=5", "trainer.batch_size=2")
@@ -338,17 +353,17 @@ def test_divergence_is_exit_5_with_the_files_of_the_step_and_can_be_skipped(
     assert "trainer.on_nonfinite=skip" in first
     draws = UnpairedFolders(str(scenes), resize="none", crop_size=32, load_size=32).draws(0)
     assert rest == [f"  {file}" for draw in (8, 9) for file in draws.files(draw)]
-    ended = status("runs/smoke")
-    assert (ended["state"], ended["code"], ended["checkpoint"]) == ("failed", 5, "step_00000003")
+    failed = status("runs/smoke")
+    assert (failed["state"], failed["code"], failed["checkpoint"]) == ("failed", 5, "step_00000003")
     assert [line["step"] for line in log("runs/smoke")] == [4]
-    assert newest("runs/smoke").step == 3  # nothing bad was saved at step 6
+    assert newest("runs/smoke").step == 3  # the diverged state was not saved at step 6
 
     assert smoke(*bad, *length, "trainer.on_nonfinite=skip", "name=skipping") == 0
     assert [line.get("skipped_steps") for line in log("runs/skipping")] == [None, 1, None]
     assert newest("runs/skipping").step == 12
 
 
-def test_a_picture_that_goes_bad_on_the_way_is_replaced_counted_and_told_once(
+def test_image_damaged_during_training_is_replaced_with_one_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -363,10 +378,10 @@ def test_a_picture_that_goes_bad_on_the_way_is_replaced_counted_and_told_once(
     sizes = ("data.resize=none", "data.crop_size=32", "generator.channels=4", "generator.blocks=1",
              "discriminator.channels=4", "discriminator.layers=2")  # fmt: skip
     quiet = ("trainer.device=cpu", "data.workers=0", "logger.tensorboard=null")
-    assert leave(f"data.root={root}", *sizes, *quiet, *length, *vandal) == 0
-    (told,) = [line for line in capsys.readouterr().err.splitlines() if "002.png" in line]
-    assert told.startswith(f"cyclestyle: {victim}: ")
-    assert told.endswith("another picture takes its place")
+    assert run(f"data.root={root}", *sizes, *quiet, *length, *vandal) == 0
+    (warning,) = [line for line in capsys.readouterr().err.splitlines() if "002.png" in line]
+    assert warning.startswith(f"cyclestyle: {victim}: ")
+    assert warning.endswith("another picture takes its place")
 
     draws = UnpairedFolders(str(root), resize="none", crop_size=32, load_size=32).draws(0)
     after = [draw for draw in range(5, 16) if draws.files(draw)[0] == victim]
@@ -375,12 +390,12 @@ def test_a_picture_that_goes_bad_on_the_way_is_replaced_counted_and_told_once(
     assert counted == {last: sum(last - 4 <= draw < last for draw in after) for last in (4, 8, 12, 16)}
 
 
-# -------------------------------------------------------------------------------------------------- how it leaves
+# -------------------------------------------------------------------------------------------------- exit
 
 
 @pytest.fixture
 def started(scenes: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Start a long run in a process and a group of its own; returns once it has trained three steps more."""
+    """Function that starts a long run in its own process group, and returns once it has logged three more steps."""
     processes: list[subprocess.Popen[str]] = []
 
     def start(*arguments: str) -> subprocess.Popen[str]:
@@ -397,10 +412,10 @@ def started(scenes: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess.P
             text=True,
         )
         processes.append(process)
-        until = time.monotonic() + DEADLINE_S
+        deadline = time.monotonic() + DEADLINE_S
         while not metrics.exists() or len(metrics.read_text().splitlines()) < before + 3:
             assert process.poll() is None, process.communicate()[0]
-            assert time.monotonic() < until
+            assert time.monotonic() < deadline
             time.sleep(0.05)
         return process
 
@@ -417,20 +432,20 @@ LONG = ("trainer.batch_size=2", "pool.size=3", "trainer.sample_every=1000000", "
         "logger.tensorboard=null")  # fmt: skip
 
 
-def test_signals_to_a_run_and_its_workers_finish_the_step_and_save_and_it_goes_on_bit_exactly(
+def test_run_stopped_by_signals_saves_and_resumes_bit_exactly(
     smoke: Command, started: Callable[..., subprocess.Popen[str]]
 ) -> None:
     stops = []
-    for number in (signal.SIGINT, signal.SIGTERM):  # a terminal's Ctrl-C and `timeout` reach the whole group
+    for number in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C on a terminal and `timeout` signal the whole group
         process = started(*LONG, "data.workers=1")
         os.killpg(process.pid, number)
-        said, _ = process.communicate(timeout=DEADLINE_S)
-        assert process.returncode == 75, said
-        assert "Traceback" not in said
+        output, _ = process.communicate(timeout=DEADLINE_S)
+        assert process.returncode == 75, output
+        assert "Traceback" not in output
         stopped = status("runs/smoke")
         assert (stopped["state"], stopped["code"], stopped["reason"]) == ("stopped", 75, number.name)
         assert newest("runs/smoke").step == stopped["step"] == log("runs/smoke")[-1]["step"]
-        assert f"stopped at step {stopped['step']}, saved" in said
+        assert f"stopped at step {stopped['step']}, saved" in output
         stops.append(int(stopped["step"]))
     assert stops[0] + 3 <= stops[1]
 
@@ -441,9 +456,7 @@ def test_signals_to_a_run_and_its_workers_finish_the_step_and_save_and_it_goes_o
     assert [line["step"] for line in log("runs/smoke")] == list(range(1, stops[1] + 3))
 
 
-def test_where_torchrun_would_start_it_again_a_stopped_run_leaves_with_0(
-    smoke: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stopped_run_exits_0_if_torchrun_would_restart_it(smoke: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("runs/smoke").mkdir(parents=True)
     for restarts, code in ((0, 0), (1, 75)):
         Path("runs/smoke/stop").touch()
@@ -453,160 +466,163 @@ def test_where_torchrun_would_start_it_again_a_stopped_run_leaves_with_0(
         assert (status("runs/smoke")["state"], status("runs/smoke")["code"]) == ("stopped", 75)
 
 
-def test_two_processes_relaunched_stop_on_request_go_on_and_equal_one(
+def test_stopped_and_resumed_two_ranks_equal_one_process(
     smoke: Command, started: Callable[..., subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # At a usual rate, networks as small as these multiply rounding by ten with every step.
+    # At the default learning rate, such small networks amplify rounding errors tenfold at every step.
     exact = (*LONG, "trainer.precision=fp32", "optimizer.lr=0.000001", "ema.decay=0.9")
     process = started(*exact, "trainer.devices=2")
     process.terminate()
-    said, _ = process.communicate(timeout=DEADLINE_S)
-    assert process.returncode == 75, said
-    assert "global batch 2 = 2 processes x 1 x 1" in said
+    output, _ = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 75, output
+    assert "global batch 2 = 2 processes x 1 x 1" in output
     assert (
-        said.splitlines()[-1]
-        == f"stopped at step {status('runs/smoke')['step']}, saved: the same command goes on from here"
+        output.splitlines()[-1]
+        == f"stopped at step {status('runs/smoke')['step']}, saved: the same command continues from here"
     )
     assert len(newest("runs/smoke").ranks) == 2
 
     total = status("runs/smoke")["step"] + 3
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
-    assert smoke(*exact, "trainer.devices=2", f"trainer.steps={total}") == 0  # the processes are others
+    assert (
+        smoke(*exact, "trainer.devices=2", f"trainer.steps={total}") == 0
+    )  # different from the processes that were stopped
     assert smoke(*exact, f"trainer.steps={total}", "name=one") == 0
 
     two, one = newest("runs/smoke"), newest("runs/one")
     assert two.step == one.step == total
     for key, value in one.model.tensors.items():
-        # The gradient of a bias before an instance norm is rounding and nothing else, of which Adam makes whole steps.
+        # The gradient of a bias before an instance norm is pure rounding, from which Adam still makes full steps.
         rounding = 1e-6 * total if key.endswith(".bias") else 1e-7
         torch.testing.assert_close(two.model.tensors[key], value, rtol=1e-4, atol=2 * rounding)
     for networks, states in one.training["optimizers"].items():
         for index, state in states.items():
-            ours, theirs = two.training["optimizers"][networks][index]["exp_avg"], state["exp_avg"]
-            assert (ours - theirs).norm() < 1e-3 * theirs.norm() + 1e-4, (networks, index)
+            moment, expected = two.training["optimizers"][networks][index]["exp_avg"], state["exp_avg"]
+            assert (moment - expected).norm() < 1e-3 * expected.norm() + 1e-4, (networks, index)
     for side in "ab":
         halves = {position: stored for rank in two.ranks for position, stored in rank["pools"][side].items()}
         for position, stored in one.ranks[0]["pools"][side].items():
             torch.testing.assert_close(halves[position], stored, rtol=1e-3, atol=1e-4)
     speeds = {"speed/images_per_s", "speed/waiting_for_data"}
-    for ours, theirs in zip(log("runs/smoke"), log("runs/one"), strict=True):
-        for key in theirs.keys() - speeds:
-            assert ours[key] == pytest.approx(theirs[key], rel=1e-3, abs=1e-4), (theirs["step"], key)
+    for values, expected in zip(log("runs/smoke"), log("runs/one"), strict=True):
+        for key in expected.keys() - speeds:
+            assert values[key] == pytest.approx(expected[key], rel=1e-3, abs=1e-4), (expected["step"], key)
 
 
-def test_the_exit_code_of_a_relaunched_run_is_its_own_and_its_error_one_line(
+def test_relaunched_run_keeps_exit_code_and_one_line_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
     arguments = [f"data.root={tmp_path}/none", "trainer.device=cpu", "trainer.devices=2", "trainer.batch_size=2"]
-    assert leave(*arguments) == 3
+    assert run(*arguments) == 3
     (line,) = capfd.readouterr().err.splitlines()
     assert f"no folder {tmp_path}/none/trainA" in line
 
 
-def test_recomputing_residual_blocks_is_refused_where_there_are_none(
+def test_recompute_without_residual_blocks_is_rejected(
     scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     data = ("data=scenes", f"data.root={scenes}", "data.train=8", "data.test=2", "data.size=32", "data.crop_size=32")
-    assert leave(*data, "generator=unet_small", "trainer.recompute=true", "trainer.device=cpu") == 2
+    assert run(*data, "generator=unet_small", "trainer.recompute=true", "trainer.device=cpu") == 2
     assert "trainer.recompute=true: UNetGenerator has no residual blocks: leave it out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("with_it", "reason"),
+    ("setting", "reason"),
     [
         ("trainer.profile=false", "needs one of NVIDIA's GPUs, and this is CPU, fp32: leave it out"),
         ("trainer.profile=true", "does not go with trainer.profile=true: leave one of them out"),
     ],
 )
-def test_cuda_graphs_where_there_can_be_none_are_refused_in_a_line(
-    smoke: Command, with_it: str, reason: str, capsys: pytest.CaptureFixture[str]
+def test_impossible_cuda_graphs_give_one_line_error(
+    smoke: Command, setting: str, reason: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = ("trainer.device=cpu", "trainer.precision=fp32", "trainer.cuda_graphs=true", with_it)
+    settings = ("trainer.device=cpu", "trainer.precision=fp32", "trainer.cuda_graphs=true", setting)
     assert smoke(*settings) == 2
     assert capsys.readouterr().err.splitlines() == [f"cyclestyle train: trainer.cuda_graphs=true {reason}"]
-    assert smoke("trainer.steps=1", *settings[:2], "trainer.cuda_graphs=auto", with_it) == 0
+    assert smoke("trainer.steps=1", *settings[:2], "trainer.cuda_graphs=auto", setting) == 0
 
 
 @pytest.mark.parametrize("recompute", ["false", "true"])
-def test_lean_and_joint_runs_tell_the_same_losses(smoke: Command, recompute: str) -> None:
-    assert_losses_alike(smoke, "trainer.backward=split", "trainer.backward=joint", f"trainer.recompute={recompute}")
+def test_split_and_joint_runs_have_equal_losses(smoke: Command, recompute: str) -> None:
+    assert_equal_losses(smoke, "trainer.backward=split", "trainer.backward=joint", f"trainer.recompute={recompute}")
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for the CPU needs g++")
 @pytest.mark.parametrize("recompute", ["false", pytest.param("true", marks=pytest.mark.slow)])
-def test_a_compiled_run_tells_the_losses_of_one_that_is_not(smoke: Command, recompute: str) -> None:
-    assert_losses_alike(smoke, "trainer.compile=true", "trainer.compile=false", f"trainer.recompute={recompute}")
+def test_compiled_and_uncompiled_runs_have_equal_losses(smoke: Command, recompute: str) -> None:
+    assert_equal_losses(smoke, "trainer.compile=true", "trainer.compile=false", f"trainer.recompute={recompute}")
 
 
-def assert_losses_alike(smoke: Command, one: str, other: str, *settings: str) -> None:
-    told = {}
+def assert_equal_losses(smoke: Command, one: str, other: str, *settings: str) -> None:
+    losses = {}
     for name, setting in (("one", one), ("other", other)):
-        run = (f"name={name}", "trainer.steps=4", "trainer.log_every=2", "trainer.precision=fp32")
-        assert smoke(*run, setting, *settings) == 0
-        told[name] = [
+        common = (f"name={name}", "trainer.steps=4", "trainer.log_every=2", "trainer.precision=fp32")
+        assert smoke(*common, setting, *settings) == 0
+        losses[name] = [
             {key: value for key, value in json.loads(line).items() if key.startswith(("loss/", "score/"))}
             for line in Path(f"runs/{name}/metrics.jsonl").read_text().splitlines()
         ]
-    assert len(told["one"]) == len(told["other"]) > 0
-    for ours, theirs in zip(told["one"], told["other"], strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-3)
+    assert len(losses["one"]) == len(losses["other"]) > 0
+    for logged, expected in zip(losses["one"], losses["other"], strict=True):
+        assert logged == pytest.approx(expected, rel=1e-3)
 
 
-def test_a_profile_changes_nothing_of_the_run_and_counts_from_each_start(
+def test_profile_leaves_run_unchanged_and_counts_steps_from_each_start(
     smoke: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert smoke("name=plain", "trainer.steps=20", "trainer.precision=fp32") == 0
     assert not (tmp_path / "runs/plain/profile").exists()
 
-    look = ("name=looked", "trainer.precision=fp32", "trainer.profile=true")
-    assert smoke(*look, "trainer.steps=6") == 0
+    profiled = ("name=profiled", "trainer.precision=fp32", "trainer.profile=true")
+    assert smoke(*profiled, "trainer.steps=6") == 0
     (line,) = capsys.readouterr().err.splitlines()
     assert "0 of 5 steps recorded: they are steps 9 to 13 of this start, and training ended after 6" in line
-    assert not (tmp_path / "runs/looked/profile").exists()
+    assert not (tmp_path / "runs/profiled/profile").exists()
 
-    assert smoke(*look, "trainer.steps=20") == 0
-    told = capsys.readouterr()
-    assert told.err == ""
-    assert "Where the time goes: means of steps 15 to 19\n" in told.out
-    files = [path.name for path in sorted((tmp_path / "runs/looked/profile").iterdir())]
+    assert smoke(*profiled, "trainer.steps=20") == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert "Where the time goes: means of steps 15 to 19\n" in printed.out
+    files = [path.name for path in sorted((tmp_path / "runs/profiled/profile").iterdir())]
     assert files == ["table.md", "trace.json.gz"]
-    trace = json.loads(gzip.decompress((tmp_path / "runs/looked/profile/trace.json.gz").read_bytes()))
+    trace = json.loads(gzip.decompress((tmp_path / "runs/profiled/profile/trace.json.gz").read_bytes()))
     assert {"data", "forward", "backward", "optimizer", "logging", "saving"} <= {
         event.get("name") for event in trace["traceEvents"]
     }
-    assert same(newest("runs/looked"), newest("runs/plain"))
+    assert same(newest("runs/profiled"), newest("runs/plain"))
 
 
-def test_a_run_goes_on_with_another_use_of_memory(smoke: Command) -> None:
+def test_resume_with_changed_memory_options_continues_run(smoke: Command) -> None:
     settings = ("trainer.steps=2", "trainer.precision=fp32", "name=one")
     assert smoke(*settings, "trainer.backward=joint") == 0
     assert smoke("trainer.steps=4", *settings[1:], "trainer.backward=split", "trainer.recompute=true") == 0
     assert smoke("trainer.steps=4", "trainer.precision=fp32", "name=other", "trainer.backward=joint") == 0
-    ours, theirs = newest("runs/one").model.tensors, newest("runs/other").model.tensors
-    for name, value in theirs.items():
-        # Adam makes steps of 2e-4 whatever the size of a gradient, also of one that is nothing but rounding.
+    resumed, expected = newest("runs/one").model.tensors, newest("runs/other").model.tensors
+    for name, value in expected.items():
+        # Adam makes steps of 2e-4 for gradients of any size, even for pure rounding.
         bound = 4 * 2e-4 * 1.01 if name.endswith(".bias") else 1e-4
-        assert (ours[name] - value).abs().max() < bound, name
+        assert (resumed[name] - value).abs().max() < bound, name
 
 
-# -------------------------------------------------------------------------------------------------------- its threads
+# -------------------------------------------------------------------------------------------------------- threads
 
 
 @pytest.fixture
 def _own_threads() -> Iterator[None]:
-    """The number of threads of this process stays what it is."""
+    """Restore the number of threads of this process after the test."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
     threads.usual_threads.cache_clear()
 
 
-def rewrite(run: str, change: Callable[[dict[str, Any]], object]) -> None:
-    """Change what the newest checkpoint holds for all processes."""
-    folder = Path(run) / "checkpoints" / (Path(run) / "checkpoints" / "latest").read_text().strip()
+def rewrite(run_folder: str, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change training.pt in the newest checkpoint, and its checksum in the manifest."""
+    checkpoints = Path(run_folder) / "checkpoints"
+    folder = checkpoints / (checkpoints / "latest").read_text().strip()
     training = torch.load(folder / "training.pt", weights_only=True)
     change(training)
     torch.save(training, folder / "training.pt")
@@ -617,15 +633,15 @@ def rewrite(run: str, change: Callable[[dict[str, Any]], object]) -> None:
 
 
 @pytest.mark.usefixtures("_own_threads")
-def test_threads_are_fixed_at_step_0_and_used_again_on_resume(
+def test_number_of_threads_is_fixed_at_step_0_and_kept_on_resume(
     smoke: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert smoke("trainer.steps=1") == 0
     assert ", 1 thread, " in capsys.readouterr().out
     assert newest("runs/smoke").training["threads"] == 1
-    assert OmegaConf.load("runs/smoke/config.yaml").trainer.threads == 1  # what auto came to
+    assert OmegaConf.load("runs/smoke/config.yaml").trainer.threads == 1  # value that auto was resolved to
 
-    torch.set_num_threads(2)  # as many as PyTorch would take by itself in a start without OMP_NUM_THREADS
+    torch.set_num_threads(2)  # default of PyTorch without OMP_NUM_THREADS
     threads.usual_threads.cache_clear()
     assert smoke("trainer.steps=2") == 0
     assert torch.get_num_threads() == 1
@@ -634,21 +650,17 @@ def test_threads_are_fixed_at_step_0_and_used_again_on_resume(
 
 
 @pytest.mark.usefixtures("_own_threads")
-def test_threads_that_a_resumed_run_cannot_have_are_reported(
-    smoke: Command, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_changed_number_of_threads_on_resume_is_reported(smoke: Command, capsys: pytest.CaptureFixture[str]) -> None:
     assert smoke("trainer.steps=1") == 0
     rewrite("runs/smoke", lambda training: training.update(threads=2))
     capsys.readouterr()
-    assert smoke("trainer.steps=2") == 0  # auto, where the environment allows one
+    assert smoke("trainer.steps=2") == 0  # threads=auto; the environment allows one thread
     report = "resumes with 1 thread instead of 2: results differ in rounding from an uninterrupted run"
     assert capsys.readouterr().out.splitlines().count(report) == 1
     assert newest("runs/smoke").training["threads"] == 1
 
 
-def test_a_checkpoint_from_before_threads_were_saved_resumes_as_it_did(
-    smoke: Command, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_checkpoint_without_number_of_threads_resumes(smoke: Command, capsys: pytest.CaptureFixture[str]) -> None:
     assert smoke("trainer.steps=1") == 0
 
     def older(training: dict[str, Any]) -> None:
@@ -657,31 +669,31 @@ def test_a_checkpoint_from_before_threads_were_saved_resumes_as_it_did(
     rewrite("runs/smoke", older)
     capsys.readouterr()
     assert smoke("trainer.steps=2") == 0
-    said = capsys.readouterr().out
-    assert "going on from step 1" in said
-    assert "instead of" not in said
+    output = capsys.readouterr().out
+    assert "resuming from step 1" in output
+    assert "instead of" not in output
     assert newest("runs/smoke").training["threads"] == torch.get_num_threads() == 1
 
 
-def test_a_run_on_a_cpu_looks_at_the_processor_after_each_step(tmp_path: Path) -> None:
+def test_cpu_run_checks_processor_after_each_step(tmp_path: Path) -> None:
     cfg = OmegaConf.create({"logger": {}, "trainer": {"profile": False}})
     trainer: Any = SimpleNamespace(world=World(), hardware=Hardware("cpu"), step=0, total=2)
-    looks: list[int] = []
-    with train.opened_loggers(cfg, RunFolder(tmp_path), trainer, ("a", "b"), watch=lambda: looks.append(1)) as loggers:
+    checks: list[int] = []
+    with train.opened_loggers(cfg, RunFolder(tmp_path), trainer, ("a", "b"), watch=lambda: checks.append(1)) as loggers:
         for step in (1, 2):
             for logger in loggers:
                 logger.on_step(step)
-    assert len(looks) == 2
+    assert len(checks) == 2
 
 
 @pytest.mark.usefixtures("double_precision")
-def test_run_of_an_earlier_version_resumes_as_that_version_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_of_earlier_version_resumes_with_equal_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     golden = Path(__file__).parent / "golden" / "run_of_an_earlier_version"
     shutil.copytree(golden / "step_00000010", tmp_path / "runs" / "earlier" / "checkpoints" / "step_00000010")
     monkeypatch.chdir(tmp_path)
     settings = ("pool.size=2", "ema.decay=0.9", "trainer.device=cpu", "trainer.precision=fp32", "trainer.steps=40")
-    assert leave("+experiment=smoke", "name=earlier", f"data.root={golden / 'scenes'}", *settings) == 0
-    ours, theirs = newest("runs/earlier").model.tensors, load_file(golden / "step_40.safetensors")
-    assert ours.keys() == theirs.keys()
-    for name, tensor in theirs.items():
-        torch.testing.assert_close(ours[name].float(), tensor, rtol=1e-6, atol=1e-6, msg=name)
+    assert run("+experiment=smoke", "name=earlier", f"data.root={golden / 'scenes'}", *settings) == 0
+    resumed, expected = newest("runs/earlier").model.tensors, load_file(golden / "step_40.safetensors")
+    assert resumed.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(resumed[name].float(), tensor, rtol=1e-6, atol=1e-6, msg=name)

@@ -1,4 +1,4 @@
-"""Every command of docs/translate.md, run as it is printed."""
+"""Tests that every command of docs/translate.md runs as printed."""
 
 import io
 import re
@@ -20,8 +20,8 @@ EXTRAS = {"onnx": "onnxruntime", "engine=ray": "ray"}
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the page assumes: a run, photos, a list of them, and a file of the reference implementation."""
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder that the page assumes: a run, photos, a list of photos, and a file of the 2017 implementation."""
     folder = tmp_path_factory.mktemp("page")
     write_model(folder / "runs" / "mine", architecture={"name": "resnet", "channels": 4, "blocks": 6})
     names = ["beach.jpg", "harbour.png", "2019/alps.jpg", "2019/hut.webp"]
@@ -32,7 +32,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_page_shows_each_feature() -> None:
+def test_translate_page_shows_each_feature() -> None:
     text = "\n".join(LINES)
     keys = "strength= keep= format= quality= resize= metadata= tile= memory= weights= backend=onnx engine=ray torchrun"
     keys += " existing= sheet= batch_size= format=reference format=onnx"
@@ -41,28 +41,28 @@ def test_the_page_shows_each_feature() -> None:
 
 
 @pytest.mark.parametrize("line", LINES, ids=lambda line: line.removeprefix("python -m cyclestyle.")[:90])
-def test_a_command_of_the_page_works_as_printed(
-    place: Path, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_command_of_translate_page_works_as_printed(
+    workspace: Path, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for word, module in EXTRAS.items():
         if word in line:
             pytest.importorskip(module, reason=f"the extra with {module} is not installed")
-    monkeypatch.chdir(place)
+    monkeypatch.chdir(workspace)
     if line.startswith("torchrun"):
         monkeypatch.setenv("PYTHONPATH", str(ROOT))
         command = [sys.executable, "-m", "torch.distributed.run", *shlex.split(line)[1:]]
         subprocess.run(command, check=True, timeout=300, capture_output=True)
-        assert len(list((place / "shared").rglob("*.*g"))) == 3
+        assert len(list((workspace / "shared").rglob("*.*g"))) == 3
         return
-    before, _, last = line.rpartition(" | ")
-    if before:
-        found = subprocess.run(before, shell=True, check=True, capture_output=True).stdout
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(found)))
-    python, flag, module, *arguments = shlex.split(last)
+    producer, _, consumer = line.rpartition(" | ")
+    if producer:
+        piped = subprocess.run(producer, shell=True, check=True, capture_output=True).stdout
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(piped)))
+    python, flag, module, *arguments = shlex.split(consumer)
     assert (python, flag) == ("python", "-m")
     monkeypatch.setattr(sys, "argv", [module, *arguments])
-    with pytest.raises(SystemExit) as leaving:
+    with pytest.raises(SystemExit) as caught:
         COMMANDS[module].main()
-    assert leaving.value.code == 0, capsys.readouterr().err
+    assert caught.value.code == 0, capsys.readouterr().err
     outputs = [argument.partition("=")[2] for argument in arguments if argument.startswith("output=")]
-    assert all((place / output).exists() for output in outputs)
+    assert all((workspace / output).exists() for output in outputs)

@@ -1,4 +1,4 @@
-"""The wheel: installed by itself and used from another folder, it has all that it needs."""
+"""Tests of the wheel, installed without the checkout and used from another folder."""
 
 import os
 import site
@@ -24,7 +24,7 @@ QUICK = [
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built without build isolation, which would ask the network for hatchling."""
+    """Build the wheel, without build isolation, which would download hatchling."""
     folder = tmp_path_factory.mktemp("dist")
     build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(folder)]
     subprocess.run(build, cwd=REPOSITORY, check=True, capture_output=True)
@@ -34,15 +34,15 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The scripts of a new environment with the wheel, which sees this one's other packages."""
+    """Scripts folder of a new environment that contains the wheel and this environment's other packages."""
     environment = tmp_path_factory.mktemp("environment")
     venv.create(environment, with_pip=False)
     scripts = environment / ("Scripts" if os.name == "nt" else "bin")
     pip = [sys.executable, "-m", "pip", "--python", str(scripts / "python"), "--disable-pip-version-check"]
     subprocess.run([*pip, "install", "--no-deps", "--no-index", str(wheel)], check=True, capture_output=True)
 
-    # Lines of a .pth file come after the environment's own packages, and .pth files in what they name are not read:
-    # an editable install of the checkout, which is one, stays out of sight.
+    # Folders named in a .pth file come after the environment's own packages, and .pth files inside them are ignored,
+    # so the editable install of the checkout, which is a .pth file, cannot be imported.
     variables = {"base": str(environment), "platbase": str(environment)}
     own_packages = Path(sysconfig.get_path("purelib", "venv", variables))
     (own_packages / "dependencies.pth").write_text("\n".join(site.getsitepackages()) + "\n")
@@ -51,7 +51,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder in which `cyclestyle-train +experiment=demo` ran."""
+    """Run `cyclestyle-train +experiment=demo` in a new folder; return the folder."""
     folder = tmp_path_factory.mktemp("anywhere")
     run(folder, installed / "cyclestyle-train", "+experiment=demo", *QUICK)
     return folder
@@ -59,12 +59,14 @@ def trained(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(folder: Path, *command: object) -> str:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run([str(word) for word in command], cwd=folder, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    process = subprocess.run(
+        [str(word) for word in command], cwd=folder, env=environment, capture_output=True, text=True
+    )
+    assert process.returncode == 0, process.stderr
+    return process.stdout
 
 
-def test_the_wheel_holds_every_config_and_module_and_nothing_else(wheel: Path) -> None:
+def test_wheel_holds_all_configs_and_modules_only(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     configs = {f"cyclestyle/{file.relative_to(REPOSITORY)}" for file in (REPOSITORY / "configs").rglob("*.yaml")}
@@ -74,27 +76,27 @@ def test_the_wheel_holds_every_config_and_module_and_nothing_else(wheel: Path) -
     assert names - configs - modules - assets == {"cyclestyle/py.typed"}
 
 
-def test_the_installed_package_is_the_wheel_s_and_reads_its_own_configs(installed: Path, tmp_path: Path) -> None:
+def test_installed_package_reads_its_own_configs(installed: Path, tmp_path: Path) -> None:
     code = "import cyclestyle, cyclestyle.cli.compose as c; print(cyclestyle.__file__, c.config_dir(), sep='\\n')"
     package, configs = run(tmp_path, installed / "python", "-c", code).splitlines()
     assert Path(package).resolve().is_relative_to(installed.parent.resolve())
     assert Path(configs) == Path(package).resolve().parent / "configs"
 
 
-def test_training_from_another_folder_works_and_stays_there(trained: Path) -> None:
+def test_training_writes_to_current_folder_only(trained: Path) -> None:
     assert {path.name for path in trained.iterdir()} == {"data", "runs"}
     assert (trained / "runs/demo/checkpoints/step_00000002/manifest.json").is_file()
     assert len(list((trained / "data/scenes/trainA").iterdir())) == 4
 
 
-def test_help_lists_the_experiments_of_the_wheel(installed: Path, tmp_path: Path) -> None:
+def test_help_lists_experiments_of_wheel(installed: Path, tmp_path: Path) -> None:
     text = run(tmp_path, installed / "python", "-m", "cyclestyle.train", "--help")
     assert "horse2zebra" in text
     assert "trainer.batch_size" in text
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_picture_is_translated_with_the_trained_run(installed: Path, trained: Path, tmp_path: Path) -> None:
+def test_installed_command_translates_with_trained_run(installed: Path, trained: Path, tmp_path: Path) -> None:
     picture(0, 30, 21).save(tmp_path / "photo.png")
     run(
         tmp_path, installed / "cyclestyle-translate", f"checkpoint={trained}/runs/demo", "input=photo.png",

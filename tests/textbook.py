@@ -1,7 +1,7 @@
-"""A CycleGAN step as a textbook writes it: one picture, one call, one backward at a time, plain Adam, no tricks.
+"""Baseline CycleGAN step without optimizations: the ground truth of tests and the reference of benchmarks.
 
-Written apart from the package, from the reference recipe; what the package does faster is compared with this. The
-names are the reference's: G_A maps A to B, D_A judges domain B.
+It is independent of the package and follows the original implementation, whose names it uses: G_A maps A to B, D_A
+scores domain B. Each generator is called once for each image, and the optimizer is plain Adam.
 """
 
 from dataclasses import dataclass, field
@@ -31,15 +31,15 @@ class Textbook:
         self.optimizer_d = torch.optim.Adam(discriminators, self.lr, betas=self.betas)
 
     def adversarial(self, scores: Tensor, *, real: bool) -> Tensor:
-        wanted = torch.full_like(scores, 1.0 if real else 0.0)
+        target = torch.full_like(scores, 1.0 if real else 0.0)
         if self.mode == "lsgan":
-            return ((scores - wanted) ** 2).mean()
+            return ((scores - target) ** 2).mean()
         assert self.mode == "bce"
         p = torch.sigmoid(scores)
-        return -(wanted * torch.log(p) + (1 - wanted) * torch.log(1 - p)).mean()
+        return -(target * torch.log(p) + (1 - target) * torch.log(1 - p)).mean()
 
     def step(self, real_a: Tensor, real_b: Tensor) -> dict[str, float]:
-        """One step on a batch whose images the pools give back as they are; returns the weighted losses."""
+        """Make one step on a batch, without image pools; return the weighted losses."""
         for p in [*self.d_a.parameters(), *self.d_b.parameters()]:
             p.requires_grad = False
         self.optimizer_g.zero_grad()
@@ -64,22 +64,22 @@ class Textbook:
         for p in [*self.d_a.parameters(), *self.d_b.parameters()]:
             p.requires_grad = True
         self.optimizer_d.zero_grad()
-        for name, judge, real, fake in (("D_A", self.d_a, real_b, fake_b), ("D_B", self.d_b, real_a, fake_a)):
-            loss_real = self.adversarial(judge(real), real=True)
-            loss_fake = self.adversarial(judge(fake.detach()), real=False)
+        for name, discriminator, real, fake in (("D_A", self.d_a, real_b, fake_b), ("D_B", self.d_b, real_a, fake_a)):
+            loss_real = self.adversarial(discriminator(real), real=True)
+            loss_fake = self.adversarial(discriminator(fake.detach()), real=False)
             losses[name] = 0.5 * (loss_real + loss_fake)
             torch.autograd.backward(losses[name])
         self.optimizer_d.step()
         return {name: loss.item() for name, loss in losses.items()}
 
 
-# What the package calls the reference's losses.
+# Name of a loss in the package -> its name in the original implementation.
 NAMES = {
     "loss/gan_ab": "G_A",
     "loss/gan_ba": "G_B",
     "loss/cycle_a": "cycle_A",
     "loss/cycle_b": "cycle_B",
-    "loss/identity_a": "idt_B",  # the reference names it after the generator, we after the domain that should stay
+    "loss/identity_a": "idt_B",  # the original names it after the generator, the package after the domain
     "loss/identity_b": "idt_A",
     "loss/discriminator_a": "D_B",
     "loss/discriminator_b": "D_A",

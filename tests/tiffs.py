@@ -1,4 +1,4 @@
-"""TIFF files of any layout, made byte by byte, also of layouts that contradict themselves."""
+"""TIFF encoder for tests that writes any pixel layout, even a contradictory one."""
 
 import struct
 from collections.abc import Sequence
@@ -10,14 +10,14 @@ WIDTH, HEIGHT = 7, 5
 
 
 class Layout(NamedTuple):
-    """The pixels of a TIFF by its first directory."""
+    """Pixel layout in the first directory of a TIFF."""
 
-    bits: int
-    samples: int
-    photometric: int
-    planar: int = 1  # 2: a plane for each channel
-    extra: tuple[int, ...] = ()  # kinds of the channels beyond the colours
-    number: int = 1  # 1 is unsigned, 2 signed, 3 floating point
+    bits: int  # bits per sample
+    samples: int  # samples per pixel
+    photometric: int  # PhotometricInterpretation
+    planar: int = 1  # PlanarConfiguration; 2: a plane for each channel
+    extra: tuple[int, ...] = ()  # ExtraSamples
+    number: int = 1  # SampleFormat; 1: unsigned, 2: signed, 3: floating point
 
     @property
     def name(self) -> str:
@@ -26,7 +26,7 @@ class Layout(NamedTuple):
 
 
 def stored(layout: Layout) -> np.ndarray:
-    """The numbers that a file of this layout holds, unsigned (HEIGHT, WIDTH, samples), the same at each call."""
+    """Samples of a file with this layout, uint64 (HEIGHT, WIDTH, samples); the same values at each call."""
     seed = [layout.bits, layout.samples, layout.photometric]
     return np.random.default_rng(seed).integers(
         0, 2**layout.bits, (HEIGHT, WIDTH, layout.samples), np.uint64, endpoint=False
@@ -34,9 +34,9 @@ def stored(layout: Layout) -> np.ndarray:
 
 
 def encoded(layout: Layout) -> bytes:
-    """A whole file, little-endian, not compressed, in one strip, or one for each plane."""
+    """Encode a whole file: little-endian, uncompressed, with one strip, or with one strip for each plane."""
     channels = stored(layout)
-    planes = [channels] if layout.planar == 1 else [channels[..., one : one + 1] for one in range(layout.samples)]
+    planes = [channels] if layout.planar == 1 else [channels[..., index : index + 1] for index in range(layout.samples)]
     strips = [_packed(plane, layout.bits) for plane in planes]
     shorts, longs = 3, 4
     tags: list[tuple[int, int, Sequence[int]]] = [
@@ -56,21 +56,21 @@ def encoded(layout: Layout) -> bytes:
 
 
 def _packed(channels: np.ndarray, bits: int) -> bytes:
-    """Rows of numbers, each row filled up to a whole byte."""
+    """Pack rows of samples, each padded to a whole byte."""
     rows = channels.reshape(HEIGHT, -1)
     if bits % 8 == 0 and bits != 24:
         return rows.astype(f"<u{bits // 8}").tobytes()
-    ones = (rows[..., None] >> np.arange(bits - 1, -1, -1, dtype=np.uint64)) & np.uint64(1)
-    return np.packbits(ones.astype(np.uint8).reshape(HEIGHT, -1), axis=1).tobytes()
+    binary = (rows[..., None] >> np.arange(bits - 1, -1, -1, dtype=np.uint64)) & np.uint64(1)
+    return np.packbits(binary.astype(np.uint8).reshape(HEIGHT, -1), axis=1).tobytes()
 
 
 def _file(tags: Sequence[tuple[int, int, Sequence[int]]], strips: Sequence[bytes]) -> bytes:
-    """Header, directory, values that do not fit it, strips."""
+    """Join header, directory, values of more than 4 bytes, and strips."""
     formats = {3: "H", 4: "I"}
     behind = 8 + 2 + 12 * len(tags) + 4
     sizes = [struct.calcsize(formats[kind]) * len(values) for _, kind, values in tags]
-    at = behind + sum(size + size % 2 for size in sizes if size > 4)
-    offsets = [at + sum(map(len, strips[:number])) for number in range(len(strips))]
+    first = behind + sum(size + size % 2 for size in sizes if size > 4)
+    offsets = [first + sum(map(len, strips[:number])) for number in range(len(strips))]
 
     table, outside = b"", b""
     for tag, kind, values in tags:

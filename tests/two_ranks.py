@@ -1,4 +1,4 @@
-"""Two processes that train as one, for tests of what they do: how they are started, and what each of them runs."""
+"""Training on two ranks, for tests: a function that starts them, and the program that each rank runs."""
 
 import json
 import os
@@ -19,22 +19,22 @@ from tests.factories import random_batch, tiny_trainer
 
 
 class Rank(NamedTuple):
-    """What one process has to tell at its end."""
+    """Results of one rank."""
 
-    told: list[dict[str, float]]  # losses and scores of its share, step by step
-    sent: list[int]  # bytes of each all-reduce of gradients; empty unless they were counted
-    storages: list[int]  # in how many pieces of memory the gradients of each update lay
-    state: dict[str, Any]  # weights, average and what the process alone holds
+    losses: list[dict[str, float]]  # losses and scores of this rank's share of the batch, one entry per step
+    sent: list[int]  # bytes of each all-reduce of gradients; empty unless counted
+    storages: list[int]  # number of memory blocks that hold the gradients, one entry per update
+    state: dict[str, Any]  # weights, moving average and `rank_state_dict`
 
 
 def train_together(
     folder: Path, *, steps: int, batch_size: int, backward: str, accumulate: int = 1, count: bool = False
 ) -> list[Rank]:
-    """Train `tiny_trainer` in float64 in two processes.
+    """Train `tiny_trainer` in float64 on two ranks; return the results of both.
 
     Args:
-        folder: an empty one, for what they tell.
-        count: what is sent; gradients then go through a hook in Python rather than the way they go by default.
+        folder: empty folder for the results.
+        count: whether to count the bytes of gradients sent, which uses a Python hook instead of DDP's default path.
     """
     settings = {
         "steps": steps,
@@ -45,17 +45,17 @@ def train_together(
     }
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", __file__]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
-    done = subprocess.run(
+    process = subprocess.run(
         [*command, str(folder), json.dumps(settings)], env=environment, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stderr
+    assert process.returncode == 0, process.stderr
     states = [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
     reports = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
     return [Rank(**report, state=state) for report, state in zip(reports, states, strict=True)]
 
 
 class CountingWorld(World):
-    """Remembers the bytes of every all-reduce of gradients."""
+    """A world that counts the bytes of every all-reduce of gradients."""
 
     def __init__(self, rank: int, size: int) -> None:
         super().__init__(rank, size)
@@ -72,7 +72,7 @@ class CountingWorld(World):
 
 
 def main(folder: Path, *, steps: int, batch_size: int, backward: str, accumulate: int, count: bool) -> None:
-    """One of the processes."""
+    """Train on this rank and write the results to `folder`."""
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
     with session("cpu") as joined:
@@ -82,31 +82,35 @@ def main(folder: Path, *, steps: int, batch_size: int, backward: str, accumulate
         )
         storages: list[int] = []
         for optimizer in trainer.optimizers:
-            optimizer.register_step_pre_hook(lambda optimizer, *_: storages.append(pieces(optimizer)))
-        told = []
+            optimizer.register_step_pre_hook(lambda optimizer, *_: storages.append(memory_blocks(optimizer)))
+        losses = []
         for step in range(steps):
             draws = list(range(step * batch_size + world.rank, (step + 1) * batch_size, world.size))
-            told.append({name: value.item() for name, value in trainer.train_step(random_batch(draws)).items()})
+            losses.append({name: value.item() for name, value in trainer.train_step(random_batch(draws)).items()})
         torch.save(state(trainer), folder / f"rank{world.rank}.pt")
-        report = {"told": told, "sent": world.sent if isinstance(world, CountingWorld) else [], "storages": storages}
+        report = {
+            "losses": losses,
+            "sent": world.sent if isinstance(world, CountingWorld) else [],
+            "storages": storages,
+        }
         (folder / f"rank{world.rank}.json").write_text(json.dumps(report))
 
 
-def pieces(optimizer: Optimizer) -> int:
-    """In how many pieces of memory the gradients lie."""
+def memory_blocks(optimizer: Optimizer) -> int:
+    """Number of memory blocks that hold the gradients of an optimizer's parameters."""
     gradients = (p.grad for group in optimizer.param_groups for p in group["params"])
     return len({gradient.untyped_storage().data_ptr() for gradient in gradients})
 
 
 def state(trainer: Trainer) -> dict[str, Any]:
-    """What a process has at its end."""
+    """Weights, moving average and `rank_state_dict` of this rank."""
     modules = {"generators": trainer.objective.generators, "discriminators": trainer.objective.discriminators}
     return {
         "weights": {
             f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()
         },
         "average": trainer.average.module.state_dict(),
-        "own": trainer.rank_state_dict(),
+        "rank_state": trainer.rank_state_dict(),
     }
 
 

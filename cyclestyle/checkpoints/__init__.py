@@ -1,1 +1,1 @@
-"""Checkpoints: folders that are complete or absent, and the model file inside them."""
+"""Checkpoints of a run: folders that are written atomically, and the model file in each folder."""

@@ -1,18 +1,18 @@
-"""Checkpoints: folders that are complete or absent, and the model inside them that anybody may read.
+"""Checkpoint folders, which are written atomically, and the model file in each folder.
 
 ```
 checkpoints/
   step_00012000/
     networks.safetensors   weights (generators.ab.*, generators.ba.*, discriminators.*, ema.ab.*, ema.ba.*);
                            architectures and domain names in its header
-    training.pt            optimizers, scaler, draws done, recipe, file names
-    rank0.pt ...           what each process holds for itself: its part of the image pools
+    training.pt            optimizers, scaler, sample index, recipe, file names
+    rank0.pt, ...          state of one rank: its share of the image pools, its running means
     manifest.json          sha256 and size of each file; written last
-  latest                   the name of the newest folder, for people and scripts
+  latest                   text file with the name of the newest folder, for people and scripts
 ```
 
-Writing goes on in a hidden folder beside its target, which takes the target's name once all is on the disk. Whatever
-interrupts it, the checkpoints that were there before are as they were.
+A save writes all files into a hidden folder, which gets its final name once the files are on the disk. An interrupted
+save leaves earlier checkpoints unchanged.
 """
 
 import contextlib
@@ -26,21 +26,28 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import SafetensorError, safe_open
 
-from cyclestyle.checkpoints.manifest import _SHARED, _checksums, _fingerprint, _verify
-from cyclestyle.checkpoints.model import _GARBLED, _HEADER, VERSION, Model, tensor_bytes, write_model
+from cyclestyle.checkpoints.manifest import SHARED_FILES, fingerprint, read_checksums, verify
+from cyclestyle.checkpoints.model import GARBLED_JSON, HEADER, VERSION, Model, tensor_bytes, write_model
 from cyclestyle.distributed.world import FailedElsewhereError, World
 from cyclestyle.errors import CheckpointError, CommandError, DamagedError, DiskError, warn
-from cyclestyle.filesystem.atomic import _write, disk_error, free_space, remove_temporary_files, sync_folder, write_text
+from cyclestyle.filesystem.atomic import (
+    disk_error,
+    free_space,
+    remove_temporary_files,
+    sync_folder,
+    write_and_sync,
+    write_text,
+)
 
 _FOLDER = re.compile(r"step_(\d{8,})")
 
 
 class Checkpoint(NamedTuple):
-    """Everything that a run needs to go on as if nothing had happened."""
+    """Complete state of a run, enough to resume it bit for bit."""
 
     model: Model
-    training: dict[str, Any]  # the same for all processes
-    ranks: list[dict[str, Any]]  # one for each process that saved
+    training: dict[str, Any]  # content of training.pt, the same on all ranks
+    ranks: list[dict[str, Any]]  # content of rank0.pt, rank1.pt, ...
 
     @property
     def step(self) -> int:
@@ -51,9 +58,9 @@ class Checkpoints:
     """The checkpoints of one run.
 
     Args:
-        folder: where they are; made at the first save.
-        keep: how many of the newest stay on disk, two at least: the newest may be found damaged.
-        keep_every: those whose step is a multiple of it stay for ever; None keeps none for that.
+        folder: parent of the checkpoint folders; created at the first save.
+        keep: number of newest checkpoints to keep on disk, 2 or more, since the newest may turn out damaged.
+        keep_every: checkpoints whose step is a multiple of this number are never removed; None keeps only the newest.
 
     Raises:
         CommandError: `keep` is below 2 or `keep_every` below 1.
@@ -62,29 +69,32 @@ class Checkpoints:
     def __init__(self, folder: Path, *, keep: int = 3, keep_every: int | None = None) -> None:
         if keep < 2:
             raise CommandError(
-                f"checkpoint.keep={keep}: give 2 or more, a run goes on from the second if one is damaged"
+                f"checkpoint.keep={keep}: give 2 or more, a run resumes from the second if one is damaged"
             )
         if keep_every is not None and keep_every < 1:
             raise CommandError(f"checkpoint.keep_every={keep_every}: give a number of steps, 1 or more")
         self.folder, self.keep, self.keep_every = folder, keep, keep_every
 
     def newest(self) -> Path | None:
-        """The newest complete checkpoint's folder; what is in its files is not looked at."""
-        return next(iter(self._newest_first(whole=True)), None)
+        """Return the newest complete checkpoint folder, without verifying its files; None if there is none."""
+        return next(iter(self._newest_first(complete=True)), None)
 
-    def save(self, model: Model, training: Mapping[str, Any], own: Mapping[str, Any], *, world: World) -> Path:
-        """Write a checkpoint from all processes; whole or, if anything fails in any of them, not at all.
+    def save(self, model: Model, training: Mapping[str, Any], rank_state: Mapping[str, Any], *, world: World) -> Path:
+        """Write one checkpoint with the state of all ranks; if any rank fails, no checkpoint is written.
 
         Args:
-            model, training: the same in every process; rank 0 writes them.
-            own: what only this process holds.
+            model, training: networks and training state, the same on every rank; rank 0 writes them.
+            rank_state: state of this rank alone; this rank writes it.
+
+        Returns:
+            Folder of the checkpoint.
 
         Raises:
-            DiskError: it cannot be written; older checkpoints are as they were.
+            DiskError: the checkpoint cannot be written; older checkpoints are unchanged.
         """
         final = self.folder / f"step_{model.step:08d}"
-        building = self.folder / f".{final.name}.tmp"  # beside its target: the rename stays on one file system
-        need = tensor_bytes(own) + (tensor_bytes(training) + tensor_bytes(model.tensors) if world.is_main else 0)
+        building = self.folder / f".{final.name}.tmp"  # same parent as `final`: the rename stays on one file system
+        need = tensor_bytes(rank_state) + (tensor_bytes(training) + tensor_bytes(model.tensors) if world.is_main else 0)
         free: int | None = None
         try:
             with world.all_or_none():
@@ -93,128 +103,134 @@ class Checkpoints:
                     building.mkdir(parents=True)
             free = free_space(building)
             with world.all_or_none():
-                _write(building / f"rank{world.rank}.pt", lambda stream: torch.save(dict(own), stream))
+                write_and_sync(building / f"rank{world.rank}.pt", lambda stream: torch.save(dict(rank_state), stream))
             with world.all_or_none():
                 if world.is_main:
                     write_model(model, building / "networks.safetensors")
-                    _write(building / "training.pt", lambda stream: torch.save(dict(training), stream))
+                    write_and_sync(building / "training.pt", lambda stream: torch.save(dict(training), stream))
                     self._publish(building, final, ranks=world.size)
         except OSError as error:
-            what = f"cannot write checkpoint at step {model.step}"
-            raise disk_error(what, error, self.folder, need=need, free=free) from None
+            failure = f"cannot write checkpoint at step {model.step}"
+            raise disk_error(failure, error, self.folder, need=need, free=free) from None
         except FailedElsewhereError:
-            raise DiskError(f"cannot write checkpoint at step {model.step}: another process could not") from None
+            raise DiskError(
+                f"cannot write checkpoint at step {model.step}: another process could not write its part"
+            ) from None
         finally:
             if world.is_main:
-                shutil.rmtree(building, ignore_errors=True)  # gone if all went well
+                shutil.rmtree(building, ignore_errors=True)  # after a success the folder has been renamed
         if world.is_main:
             self._prune()
         return final
 
-    def load(self, *, mend: bool = False, tell: Callable[[str], None] = warn) -> Checkpoint | None:
-        """The newest checkpoint that is what was written, or None if there is none yet.
+    def load(self, *, repair: bool = False, warn: Callable[[str], None] = warn) -> Checkpoint | None:
+        """Read the newest undamaged checkpoint; return None if there is no checkpoint yet.
 
         Args:
-            mend: take damaged ones out of the way, so that they are tried no more; for whoever owns the run.
-            tell: is told of every damaged one, if an older one can be used instead.
+            repair: rename damaged checkpoints to hidden names, so that they are not read again; set only by the process
+                that holds the lock of the run.
+            warn: called with one line for every damaged checkpoint, if an older checkpoint can be used instead.
 
         Raises:
-            CheckpointError: all are damaged, or the newest was written by a newer version.
+            CheckpointError: all checkpoints are damaged, or a newer version of this program wrote the newest one.
         """
         damaged: list[tuple[Path, DamagedError]] = []
-        for path in self._newest_first(whole=False):
+        for path in self._newest_first(complete=False):
             try:
                 checkpoint = read(path)
             except DamagedError as error:
                 damaged.append((path, error))
                 continue
             for other, reason in damaged:
-                tell(f"{reason}, using {path.name} instead")
-                if mend:
+                warn(f"{reason}, using {path.name} instead")
+                if repair:
                     self._set_aside(other, "damaged")
             return checkpoint
         if damaged:
-            raise CheckpointError(f"{damaged[0][1]}, and there is no other checkpoint to go on from")
+            raise CheckpointError(f"{damaged[0][1]}, and there is no other checkpoint to resume from")
         return None
 
     def _publish(self, building: Path, final: Path, *, ranks: int) -> None:
-        """Give a folder, all of whose files are on the disk, its manifest and its name."""
-        names = sorted(_SHARED | {f"rank{rank}.pt" for rank in range(ranks)})
-        files = {name: _fingerprint(building / name) for name in names}
+        """Write the manifest of a folder whose other files are on the disk, then give the folder its final name."""
+        names = sorted(SHARED_FILES | {f"rank{rank}.pt" for rank in range(ranks)})
+        files = {name: fingerprint(building / name) for name in names}
         manifest = {"version": VERSION, "step": step_of(final), "ranks": ranks, "files": files}
         write_text(building / "manifest.json", json.dumps(manifest, indent=1))
         sync_folder(building)
-        if final.exists():  # of the same step, from before a resume without it
+        if final.exists():  # the run was resumed from an earlier step and saves this step again
             self._set_aside(final, "old")
         building.rename(final)
         sync_folder(self.folder)
         write_text(self.folder / "latest", final.name + "\n")
 
     def _prune(self) -> None:
-        """Remove what is neither among the newest nor to stay for ever, and what earlier saves left half-done."""
-        whole = self._newest_first(whole=True)
-        old = [path for path in whole[self.keep :] if self.keep_every is None or step_of(path) % self.keep_every]
+        """Remove checkpoints that neither `keep` nor `keep_every` protects, and leftovers of earlier saves."""
+        complete = self._newest_first(complete=True)
+        old = [path for path in complete[self.keep :] if self.keep_every is None or step_of(path) % self.keep_every]
         for path in old:
             with contextlib.suppress(OSError):
-                self._set_aside(path, "old")  # so that one whose removal is interrupted is not taken for a checkpoint
+                self._set_aside(path, "old")  # renamed first: a half-removed folder must not look like a checkpoint
         for ending in ("tmp", "damaged", "old"):
             for path in self.folder.glob(f".step_*.{ending}"):
                 shutil.rmtree(path, ignore_errors=True)
         remove_temporary_files(self.folder)
 
-    def _set_aside(self, path: Path, why: str) -> None:
-        """Give a checkpoint a name that is none; the next save removes it."""
-        aside = self.folder / f".{path.name}.{why}"
-        shutil.rmtree(aside, ignore_errors=True)  # from an earlier time
+    def _set_aside(self, path: Path, suffix: str) -> None:
+        """Rename a checkpoint to a hidden name; the next save removes it."""
+        aside = self.folder / f".{path.name}.{suffix}"
+        shutil.rmtree(aside, ignore_errors=True)  # a folder of this name may remain from an earlier save
         path.rename(aside)
 
-    def _newest_first(self, *, whole: bool) -> list[Path]:
-        """The folders of checkpoints; with `whole` those that have a manifest, which is written last."""
+    def _newest_first(self, *, complete: bool) -> list[Path]:
+        """List checkpoint folders, newest first; with `complete`, only folders that have a manifest."""
         if not self.folder.is_dir():
             return []
-        found = [path for path in self.folder.iterdir() if _FOLDER.fullmatch(path.name) and path.is_dir()]
-        return sorted((p for p in found if not whole or (p / "manifest.json").is_file()), key=step_of, reverse=True)
+        paths = [path for path in self.folder.iterdir() if _FOLDER.fullmatch(path.name) and path.is_dir()]
+        if complete:
+            paths = [path for path in paths if (path / "manifest.json").is_file()]
+        return sorted(paths, key=step_of, reverse=True)
 
 
 def step_of(path: Path) -> int:
-    """The number in the name of a checkpoint's folder."""
+    """Parse the step from the name of a checkpoint folder."""
     return int(path.name.removeprefix("step_"))
 
 
 def read(path: Path) -> Checkpoint:
-    """A checkpoint's folder, verified against its manifest.
+    """Read a checkpoint folder and verify it against its manifest.
 
     Raises:
-        DamagedError: a file is missing or not what was written.
-        CheckpointError: a newer version wrote it.
+        DamagedError: a file is missing or differs from its checksum.
+        CheckpointError: a newer version of this program wrote the checkpoint, or the content of a file is malformed.
     """
-    checksums = _checksums(path)
-    _verify(path, checksums)
+    checksums = read_checksums(path)
+    verify(path, checksums)
     return Checkpoint(
         model=read_model(path / "networks.safetensors"),
         training=_load(path / "training.pt"),
-        ranks=[_load(path / f"rank{rank}.pt") for rank in range(len(checksums) - len(_SHARED))],
+        ranks=[_load(path / f"rank{rank}.pt") for rank in range(len(checksums) - len(SHARED_FILES))],
     )
 
 
-def read_model(path: Path, *, tell: Callable[[str], None] = warn) -> Model:
-    """The networks of a run folder, a checkpoint's folder or a safetensors file.
+def read_model(path: Path, *, warn: Callable[[str], None] = warn) -> Model:
+    """Read the networks of a run folder, a checkpoint folder or a safetensors file.
 
-    Those of a checkpoint are verified; of a run folder's checkpoints it is the newest that is not damaged.
+    In a checkpoint folder the model file is verified against the manifest. In a run folder the newest checkpoint with
+    an undamaged model file is used.
 
     Args:
-        tell: is told where the newest is damaged and an older one is used.
+        warn: called with one line if the newest checkpoint is damaged and an older one is used.
 
     Raises:
-        CheckpointError: there is none, it is damaged, or it is not one of ours.
+        CheckpointError: there is no model at `path`, the model is damaged, or cyclestyle did not write the file.
     """
-    file = _model_file(path, tell)
+    file = _model_file(path, warn)
     try:
         with safe_open(file, framework="pt") as opened:
-            header = json.loads((opened.metadata() or {}).get(_HEADER, "null"))
-            # Copies: the file itself is mapped into memory, and whoever cut it short later would end this process.
+            header = json.loads((opened.metadata() or {}).get(HEADER, "null"))
+            # Tensors are cloned: they map the file, and this process would crash if the file were truncated later.
             tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118 - not a mapping
-    except (SafetensorError, OSError, *_GARBLED) as error:
+    except (SafetensorError, OSError, *GARBLED_JSON) as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from None
     if not isinstance(header, dict) or not isinstance(header.get("version"), int):
         raise CheckpointError(f"{file} is not a cyclestyle model: its header has no architecture")
@@ -227,12 +243,14 @@ def read_model(path: Path, *, tell: Callable[[str], None] = warn) -> Model:
         architectures = dict(header["generator"]), dict(header["discriminator"])
         export = dict(header["export"]) if "export" in header else None
         return Model(tensors, *architectures, (first, second), int(header["step"]), file, export)
-    except _GARBLED as error:
-        raise CheckpointError(f"{file} is not a cyclestyle model: its header lacks or garbles {error}") from None
+    except GARBLED_JSON as error:
+        raise CheckpointError(
+            f"{file} is not a cyclestyle model: its header has a missing or malformed entry: {error}"
+        ) from None
 
 
-def _model_file(path: Path, tell: Callable[[str], None]) -> Path:
-    """Where the networks are, given a run folder, a checkpoint's folder or the file itself."""
+def _model_file(path: Path, warn: Callable[[str], None]) -> Path:
+    """Find the model file, given a run folder, a checkpoint folder or the file itself."""
     if path.is_file():
         return path
     if not path.is_dir():
@@ -240,18 +258,18 @@ def _model_file(path: Path, tell: Callable[[str], None]) -> Path:
     name = "networks.safetensors"
     if (path / name).is_file():
         if (path / "manifest.json").is_file():
-            _verify(path, _checksums(path), only={name})
+            verify(path, read_checksums(path), only={name})
         return path / name
     damaged: DamagedError | None = None
     for folder in (path / "checkpoints", path):
-        for checkpoint in Checkpoints(folder)._newest_first(whole=False):
+        for checkpoint in Checkpoints(folder)._newest_first(complete=False):
             try:
-                _verify(checkpoint, _checksums(checkpoint), only={name})
+                verify(checkpoint, read_checksums(checkpoint), only={name})
             except DamagedError as error:
                 damaged = damaged or error
                 continue
             if damaged:
-                tell(f"{damaged}, using {checkpoint.name} instead")
+                warn(f"{damaged}, using {checkpoint.name} instead")
             return checkpoint / name
     raise damaged or CheckpointError(f"no checkpoint in {path.absolute()}: is it a run folder such as runs/monet?")
 
@@ -259,5 +277,5 @@ def _model_file(path: Path, tell: Callable[[str], None]) -> Path:
 def _load(path: Path) -> dict[str, Any]:
     try:
         return dict(torch.load(path, map_location="cpu", weights_only=True))
-    except Exception as error:  # what a file can make torch raise is documented nowhere
+    except Exception as error:  # torch does not document which errors a malformed file raises
         raise CheckpointError(f"{path} cannot be read: {type(error).__name__}") from error

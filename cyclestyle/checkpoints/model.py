@@ -8,36 +8,37 @@ from typing import Any, NamedTuple
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from cyclestyle.filesystem.atomic import _write
+from cyclestyle.filesystem.atomic import write_and_sync
 
 VERSION = 1
-_HEADER = "cyclestyle"  # the key of our JSON in the header of a safetensors file
-_GARBLED = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)  # from JSON that lies
+HEADER = "cyclestyle"  # metadata key in the safetensors header; its value is a JSON with the architectures
+# Exceptions raised when malformed JSON is parsed or its entries are read.
+GARBLED_JSON = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 
 
 class Model(NamedTuple):
-    """The networks of a checkpoint as data: nothing of it is code."""
+    """Networks of a checkpoint as plain data: weights, names and numbers."""
 
-    tensors: dict[str, Tensor]  # "generators.ab.stem.0.weight" -> weights, on the CPU
-    generator: dict[str, Any]  # architecture: a name from the table of networks and plain numbers
-    discriminator: dict[str, Any]
-    domains: tuple[str, str]
+    tensors: dict[str, Tensor]  # name such as "generators.ab.stem.0.weight" -> weights; on the CPU if read from a file
+    generator: dict[str, Any]  # generator architecture: name in the registry of networks, and arguments
+    discriminator: dict[str, Any]  # discriminator architecture: name in the registry, and arguments
+    domains: tuple[str, str]  # names of domains a and b
     step: int
-    path: Path
-    export: dict[str, Any] | None = None  # what an exported file tells of its one direction: all for people, plain data
+    path: Path  # file that the model was read from; `Path()` for a model in memory
+    export: dict[str, Any] | None = None  # description of an exported direction, for people; None in a checkpoint
 
     def weights_under(self, prefix: str) -> dict[str, Tensor]:
-        """The weights below a prefix such as `"ema.ab."`, without it; empty if there are none."""
+        """Weights whose names start with a prefix such as `"ema.ab."`, keyed by the rest of the name; may be empty."""
         return {key.removeprefix(prefix): value for key, value in self.tensors.items() if key.startswith(prefix)}
 
 
 def write_model(model: Model, path: Path) -> None:
-    """Networks as one safetensors file that knows its architecture and its domains."""
-    _write(path, lambda stream: stream.write(model_bytes(model)))
+    """Write the networks as one safetensors file, with architectures and domain names in its header."""
+    write_and_sync(path, lambda stream: stream.write(model_bytes(model)))
 
 
 def model_bytes(model: Model) -> bytes:
-    """What `write_model` writes."""
+    """Serialize a model to the bytes of a model file."""
     header = {
         "version": VERSION,
         "step": model.step,
@@ -47,16 +48,16 @@ def model_bytes(model: Model) -> bytes:
         **({} if model.export is None else {"export": model.export}),
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.tensors.items()}
-    return to_bytes(tensors, metadata={_HEADER: json.dumps(header)})
+    return to_bytes(tensors, metadata={HEADER: json.dumps(header)})
 
 
-def state_dict_mismatch(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
-    """What keeps weights from being loaded, a line for each kind of reason."""
-    shapes = {key: (tuple(given[key].shape), tuple(expected[key].shape)) for key in expected if key in given}
+def state_dict_mismatch(expected: Mapping[str, Tensor], loaded: Mapping[str, Tensor]) -> list[str]:
+    """Describe missing keys, unexpected keys and other shapes in loaded weights, one line each; empty if all fit."""
+    shapes = {key: (tuple(loaded[key].shape), tuple(expected[key].shape)) for key in expected if key in loaded}
     reasons = {
-        "missing": [key for key in expected if key not in given],
-        "unexpected": [key for key in given if key not in expected],
-        "of another shape": [f"{key} {is_} for {wanted}" for key, (is_, wanted) in shapes.items() if is_ != wanted],
+        "missing": [key for key in expected if key not in loaded],
+        "unexpected": [key for key in loaded if key not in expected],
+        "of another shape": [f"{key} {shape} for {right}" for key, (shape, right) in shapes.items() if shape != right],
     }
     return [
         f"{len(keys)} {reason}: {', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''}"
@@ -66,8 +67,8 @@ def state_dict_mismatch(expected: Mapping[str, Tensor], given: Mapping[str, Tens
 
 
 def tensor_bytes(state: object) -> int:
-    """Bytes of all tensors in a nested state."""
+    """Size of all tensors in a nested state, in bytes."""
     if isinstance(state, Tensor):
         return state.numel() * state.element_size()
-    parts = state.values() if isinstance(state, Mapping) else state if isinstance(state, list | tuple) else ()
-    return sum(map(tensor_bytes, parts))
+    items = state.values() if isinstance(state, Mapping) else state if isinstance(state, list | tuple) else ()
+    return sum(map(tensor_bytes, items))

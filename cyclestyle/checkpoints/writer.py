@@ -1,4 +1,4 @@
-"""When a run's state is copied and who writes it down: at once, or in the background while training goes on."""
+"""Saving of checkpoints, synchronously or by a thread while training continues."""
 
 import threading
 from collections.abc import Callable, Mapping
@@ -12,42 +12,42 @@ from cyclestyle.checkpoints.model import Model
 from cyclestyle.distributed.world import World
 from cyclestyle.errors import DiskError, warn
 
-ATTEMPTS = 3  # saves in a row that may fail before the run gives up
+ATTEMPTS = 3  # number of consecutive failed saves that ends the run
 
 
 class Snapshot(NamedTuple):
-    """The state of a run between two steps."""
+    """State of a run between two steps."""
 
     model: Model
-    training: Mapping[str, Any]  # the same in all processes
-    own: Mapping[str, Any]  # of this process alone; tensors that nobody else holds
+    training: Mapping[str, Any]  # training state, the same on all ranks
+    rank_state: Mapping[str, Any]  # state of this rank alone; no later step modifies its tensors
 
-    def copied(self, *, whole: bool = True) -> "Snapshot":
-        """The same in memory of its own, on the CPU, so that training may go on.
+    def copied(self, *, shared: bool = True) -> "Snapshot":
+        """Return a copy in separate memory on the CPU, so that training may continue.
 
         Args:
-            whole: else without what all processes share, which only one of them writes.
+            shared: include the model and the training state, which only rank 0 writes.
         """
         return self._replace(
-            model=self.model._replace(tensors=_copied(self.model.tensors) if whole else {}),
-            training=_copied(self.training) if whole else {},
-            own=_copied(self.own, alone=True),
+            model=self.model._replace(tensors=_copied(self.model.tensors) if shared else {}),
+            training=_copied(self.training) if shared else {},
+            rank_state=_copied(self.rank_state, unshared=True),
         )
 
 
 class CheckpointWriter:
-    """Saves a run's checkpoints and puts up with a full disk for a while.
+    """Saves the checkpoints of a run; tolerates two consecutive failed saves, as on a full disk.
 
-    A save that fails is told and tried again when the next one is due; the third failure in a row ends the run, and so
-    does any failure of the last save.
+    After a failed save the writer warns and tries again when the next save is due. The third consecutive failure ends
+    the run, and so does a failure of the run's last save.
 
     Args:
-        checkpoints: where to.
-        world: the processes that save together.
-        asynchronous: only copy the state and let a thread write it; at most one is on its way, so that a save waits for
-            the one before it.
-        saved: is told of every checkpoint that stands on the disk.
-        tell: is told of every save that failed and will be tried again.
+        checkpoints: the run's checkpoint folders.
+        world: the ranks that save together.
+        asynchronous: copy the state and let a thread write it. At most one write is in progress: a save first waits
+            for the previous write.
+        saved: called with the path of each checkpoint once it is on the disk.
+        warn: called with one line after each failed save that does not end the run.
     """
 
     def __init__(
@@ -57,10 +57,10 @@ class CheckpointWriter:
         world: World,
         asynchronous: bool = False,
         saved: Callable[[Path], object] = lambda path: None,
-        tell: Callable[[str], None] = warn,
+        warn: Callable[[str], None] = warn,
     ) -> None:
-        self.checkpoints, self.asynchronous, self.saved, self.tell = checkpoints, asynchronous, saved, tell
-        # Two threads must not talk over one channel.
+        self.checkpoints, self.asynchronous, self.saved, self.warn = checkpoints, asynchronous, saved, warn
+        # Two threads must not share a process group.
         self.world = world.duplicate() if asynchronous else world
         self._writer: threading.Thread | None = None
         self._path: Path | None = None
@@ -68,38 +68,39 @@ class CheckpointWriter:
         self._failures = 0
 
     def save(self, take: Callable[[], Snapshot], *, last: bool = False) -> None:
-        """Save what `take` gives.
+        """Save the snapshot that `take` returns.
 
         Args:
-            last: wait until it is on the disk; nothing comes after it.
+            last: wait until the checkpoint is on the disk, since no save follows.
 
         Raises:
-            DiskError: it, or with `asynchronous` the one before it, was the last attempt and failed.
+            DiskError: the third consecutive save or the last save of the run failed. With `asynchronous`, the error of
+                a save that is not the last is raised by the next call.
         """
-        self._settle(last=False)
+        self._collect_result(last=False)
         snapshot = take()
         if self.asynchronous:
-            copy = snapshot.copied(whole=self.world.is_main)
+            copy = snapshot.copied(shared=self.world.is_main)
             self._writer = threading.Thread(target=self._write, args=(copy,), name="checkpoint")
             self._writer.start()
         else:
             self._write(snapshot)
         if last or not self.asynchronous:
-            self._settle(last=last)
+            self._collect_result(last=last)
 
     def finish(self) -> None:
-        """Wait for what is on its way, on every way out of training."""
+        """Wait for the write in progress; must be called when training ends, also after an error."""
         if self._writer is not None:
             self._writer.join()
 
     def _write(self, snapshot: Snapshot) -> None:
         try:
             self._path = self.checkpoints.save(*snapshot, world=self.world)
-        except Exception as error:  # raised again by _settle, in the thread that trains
+        except Exception as error:  # _collect_result re-raises the error in the training thread
             self._error = error
 
-    def _settle(self, *, last: bool) -> None:
-        """Learn how the save before went, if there was one."""
+    def _collect_result(self, *, last: bool) -> None:
+        """Wait for the previous save, if there was one, and report its success or failure."""
         self.finish()
         self._writer = None
         path, error = self._path, self._error
@@ -114,16 +115,16 @@ class CheckpointWriter:
             raise error
         if last or self._failures == ATTEMPTS:
             times = f"; {ATTEMPTS} times in a row" if self._failures == ATTEMPTS else ""
-            raise DiskError(f"{error}{times}; make room, then the same command goes on from the last checkpoint")
-        self.tell(f"{error}; training goes on and tries again at the next save")
+            raise DiskError(f"{error}{times}; make room, then the same command resumes from the last checkpoint")
+        self.warn(f"{error}; training continues and tries again at the next save")
 
 
-def _copied(state: Any, *, alone: bool = False) -> Any:
-    """A nested state with all tensors on the CPU; copies of them unless they are nobody else's."""
+def _copied(state: Any, *, unshared: bool = False) -> Any:
+    """Copy the tensors of a nested state to the CPU; with `unshared`, tensors already on the CPU are not copied."""
     if isinstance(state, Tensor):
-        return state.detach().cpu() if alone or state.device.type != "cpu" else state.detach().clone()
+        return state.detach().cpu() if unshared or state.device.type != "cpu" else state.detach().clone()
     if isinstance(state, Mapping):
-        return {key: _copied(value, alone=alone) for key, value in state.items()}
+        return {key: _copied(value, unshared=unshared) for key, value in state.items()}
     if isinstance(state, list | tuple):
-        return type(state)(_copied(value, alone=alone) for value in state)
+        return type(state)(_copied(value, unshared=unshared) for value in state)
     return state

@@ -1,1 +1,1 @@
-"""From the command line to checked parts: arguments, help, composed configs, signatures."""
+"""Command line and configs: parse arguments, print help, compose and check configs, build components."""

@@ -1,4 +1,4 @@
-"""What users type and read: arguments taken apart, the nearest right word, help written from the YAML files."""
+"""Parsing of command-line arguments, and suggestions for mistyped words."""
 
 import difflib
 import os
@@ -13,14 +13,14 @@ FLAGS = "--help, --cfg job, --multirun"
 
 
 class Argument(NamedTuple):
-    """One `key=value` as typed, without the pluses before it that Hydra's users are used to."""
+    """One `key=value` as typed, without the leading pluses that Hydra accepts."""
 
     key: str
     text: str
 
 
 class Flags(NamedTuple):
-    """The command line, flags and arguments apart."""
+    """Command line, split into flags and arguments."""
 
     help: bool
     print_config: bool  # --cfg job
@@ -29,25 +29,25 @@ class Flags(NamedTuple):
 
 
 def split_flags(argv: Iterable[str]) -> Flags:
-    """Take the flags out of `argv`; CommandError for one that there is not."""
+    """Separate the flags in `argv` from the arguments; raise a CommandError for an unknown flag."""
     words = iter(argv)
-    wanted, rest = {"help": False, "print_config": False, "multirun": False}, []
+    flags, rest = {"help": False, "print_config": False, "multirun": False}, []
     for word in words:
         if not word.startswith("-"):
             rest.append(word)
         elif word in ("--help", "-h"):
-            wanted["help"] = True
+            flags["help"] = True
         elif word in ("--multirun", "-m"):
-            wanted["multirun"] = True
+            flags["multirun"] = True
         elif word == "--cfg=job" or (word in ("--cfg", "-c") and next(words, "") == "job"):
-            wanted["print_config"] = True
+            flags["print_config"] = True
         else:
             raise CommandError(f"no flag {word}: there are {FLAGS}")
-    return Flags(**wanted, arguments=rest)
+    return Flags(**flags, arguments=rest)
 
 
 def split(argument: str) -> Argument:
-    """Take `key=value`, `+key=value` or `++key=value` apart; CommandError for anything else."""
+    """Split `key=value`, `+key=value` or `++key=value`; raise a CommandError for anything else."""
     key, equals, text = argument.partition("=")
     if key.startswith("~"):
         raise CommandError(f"{argument}: keys are not deleted but set, such as logger.tensorboard=null")
@@ -60,21 +60,24 @@ def split(argument: str) -> Argument:
 
 
 def literal(argument: Argument) -> str | None:
-    """The value of a path or text key as typed; `null` is None."""
+    """Return the value of a path or text key as typed, None for `null`; `~` expands in paths."""
     if argument.text == "null":
         return None
     if argument.key in PATHS:
-        return os.path.expanduser(argument.text)  # noqa: PTH111 - leaves a last / and the ~ of nobody's name alone
+        return os.path.expanduser(argument.text)  # noqa: PTH111 - preserves a trailing / and the ~ of an unknown user
     return argument.text
 
 
 def escape_interpolation(text: str) -> str:
-    """Text that OmegaConf reads back as `text`, even where that holds ${...}."""
+    """Escape `text` for OmegaConf, which would otherwise resolve ${...} in it."""
     return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", text)
 
 
 def closest_match(word: str, choices: Iterable[str]) -> str:
-    """The choice that `word` was probably meant to be, by its last part where `word` has one part only; or nothing."""
+    """Return the choice that is closest to `word`, or "" if none is close.
+
+    A word without dots may also match the last part of a dotted choice.
+    """
     choices = list(choices)
     close = difflib.get_close_matches(word, choices, 1)
     if "." not in word and word not in choices:
@@ -84,17 +87,24 @@ def closest_match(word: str, choices: Iterable[str]) -> str:
 
 
 def unknown_key_error(kind: str, word: str, choices: Iterable[str], *, otherwise: str = "") -> CommandError:
-    """The error for a word that there is not: the nearest one, or all of them where they are few, or `otherwise`."""
+    """Create the error for an unknown word.
+
+    The message suggests the closest choice. If none is close, it shows `otherwise`, or lists all choices.
+
+    Args:
+        kind: what the word should be, such as `key` or the name of a group.
+        otherwise: text that replaces a long list of choices.
+    """
     if (renamed := RENAMED.get(word)) is not None:
         values = "".join(f", {old} is {new}" for old, new in renamed.values.items())
         return CommandError(f"{word} was renamed to {renamed.key}{values}")
     choices = list(choices)
     guess = closest_match(word, choices)
-    listed = otherwise or f"there are {', '.join(choices)}"
-    return CommandError(f"no {kind} {word}: " + (f"did you mean {guess}?" if guess else listed))
+    alternatives = otherwise or f"there are {', '.join(choices)}"
+    return CommandError(f"no {kind} {word}: " + (f"did you mean {guess}?" if guess else alternatives))
 
 
 def report(command: str, error: CyclestyleError) -> str:
-    """An error as users see it: one line, and at most five more below it."""
+    """Format an error for the user: one line, and at most five more below it."""
     first, *more = str(error).splitlines() or [type(error).__name__]
     return "\n".join([f"cyclestyle {command}: {first}", *more[:5]])

@@ -1,6 +1,6 @@
-"""From the command line to checked parts: the root schemas, composing, checking and building.
+"""Compose configs, check them, and build their components.
 
-Only this module and the entries know Hydra. It imports no torch, so that `--help` is quick.
+Only `cli` and the entries use Hydra. This module imports no torch, so that `--help` is quick.
 """
 
 import copy
@@ -29,7 +29,7 @@ from cyclestyle.errors import CommandError
 
 @dataclass
 class Train:
-    """The root of configs/train.yaml: no other keys than these, here or in an experiment."""
+    """Top-level keys of configs/train.yaml; experiment files may have no other top-level keys."""
 
     name: str = MISSING
     seed: int = MISSING
@@ -52,7 +52,7 @@ class Train:
 
 @dataclass
 class Evaluate:
-    """The root of configs/evaluate.yaml."""
+    """Top-level keys of configs/evaluate.yaml."""
 
     checkpoint: str = MISSING
     input: str = MISSING
@@ -68,7 +68,7 @@ class Evaluate:
 
 @dataclass
 class Translate:
-    """The root of configs/translate.yaml."""
+    """Top-level keys of configs/translate.yaml."""
 
     checkpoint: str = MISSING
     input: str = MISSING
@@ -98,7 +98,7 @@ class Translate:
 
 @dataclass
 class Export:
-    """The root of configs/export.yaml."""
+    """Top-level keys of configs/export.yaml."""
 
     checkpoint: str = MISSING
     format: str = MISSING
@@ -112,8 +112,8 @@ SCHEMAS: dict[str, type] = {"train": Train, "translate": Translate, "evaluate": 
 for _command, _schema in SCHEMAS.items():
     ConfigStore.instance().store(f"{_command}_schema", _schema)
 
-# Who takes the keys of a node that names no _target_, of a command that has no nodes, and of a target that hands on
-# what it does not take itself.
+# Classes and functions that receive config keys. A name on the left is a node without _target_, a _target_ that passes
+# keys to other functions, or a command whose config has no nodes.
 CONSUMERS: dict[str, tuple[str, ...]] = {
     "objective": ("cyclestyle.objectives.cyclegan.CycleGAN",),
     "pool": ("cyclestyle.objectives.image_pool.ImagePool",),
@@ -121,7 +121,7 @@ CONSUMERS: dict[str, tuple[str, ...]] = {
     "schedule": ("cyclestyle.training.schedule.LinearDecay",),
     "trainer": (
         "cyclestyle.training.trainer.Trainer",
-        "cyclestyle.train.save_memory",
+        "cyclestyle.train.enable_recompute",
         "cyclestyle.train.profilers",
         "cyclestyle.train.choose_threads",
         "cyclestyle.hardware.device.Hardware",
@@ -138,20 +138,24 @@ CONSUMERS: dict[str, tuple[str, ...]] = {
 
 
 def config_dir() -> Path:
-    """The folder of YAML files: inside the package where it was installed from a wheel, else beside it."""
+    """Folder of the YAML files: inside the package if it was installed from a wheel, else beside the package."""
     package = Path(__file__).resolve().parents[1]
     inside = package / "configs"
     return inside if inside.is_dir() else package.parent / "configs"
 
 
 def compose(command: str, overrides: Sequence[str]) -> DictConfig:
-    """The config that `overrides` make, typed as on a command line; CommandError names what is wrong with them.
+    """Compose a command's config from its YAML files and `overrides`, typed as on the command line.
 
-    Hydra puts the chosen files together. Values are set here: paths and names as typed, the others by Hydra's grammar.
+    Hydra merges the chosen files. This function sets the values: it keeps paths and names as typed, and parses other
+    values by Hydra's grammar.
+
+    Raises:
+        CommandError: an override has an unknown key or option, or a malformed value.
     """
     arguments = [split(override) for override in overrides]
-    of_command = groups(command)
-    chosen = [group_override(argument) for argument in arguments if argument.key in of_command]
+    command_groups = groups(command)
+    chosen = [group_override(argument) for argument in arguments if argument.key in command_groups]
     try:
         with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
             cfg = hydra.compose(command, overrides=chosen)
@@ -159,7 +163,7 @@ def compose(command: str, overrides: Sequence[str]) -> DictConfig:
         raise CommandError(one_line(error)) from error
 
     for argument in arguments:
-        if argument.key not in of_command:
+        if argument.key not in command_groups:
             set_key(cfg, argument, command)
     name = to_plain(cfg).get("name", "own")
     if name in ("", ".", "..") or "/" in name:
@@ -168,14 +172,14 @@ def compose(command: str, overrides: Sequence[str]) -> DictConfig:
 
 
 def groups(command: str) -> dict[str, str | None]:
-    """The groups that a command chooses from, with their defaults, as its YAML's defaults list has them."""
-    listed = OmegaConf.load(config_dir() / f"{command}.yaml").defaults
-    found = {str(group): str(option) for entry in listed if OmegaConf.is_dict(entry) for group, option in entry.items()}
-    return {"experiment": None, **found} if found else {}
+    """A command's config groups and their default options, from the defaults list of its YAML file."""
+    entries = [entry for entry in OmegaConf.load(config_dir() / f"{command}.yaml").defaults if OmegaConf.is_dict(entry)]
+    defaults = {str(group): str(option) for entry in entries for group, option in entry.items()}
+    return {"experiment": None, **defaults} if defaults else {}
 
 
 def group_override(argument: Argument) -> str:
-    """`group=option` as Hydra wants it: an experiment is not in the defaults list, and is added."""
+    """Return `group=option` in Hydra's syntax; experiments get a leading plus: they are not in the defaults list."""
     group, option = argument
     available = options(config_dir() / group)
     if option not in available:
@@ -186,7 +190,7 @@ def group_override(argument: Argument) -> str:
 
 
 def set_key(cfg: DictConfig, argument: Argument, command: str) -> None:
-    """Set one key. Whether an open node's part takes it, and whether the value fits, is for `check` to say."""
+    """Set one key; `check` verifies later that the node's component accepts key and value."""
     key, text = argument
     known = dict(walk(OmegaConf.to_container(cfg)))
     parent = known.get(key.rpartition(".")[0])
@@ -207,7 +211,7 @@ def set_key(cfg: DictConfig, argument: Argument, command: str) -> None:
 
 
 def walk(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every dotted key below `node` with its value, nodes included."""
+    """Yield every dotted key below `node` with its value, nodes included."""
     for key, value in node.items():
         yield f"{prefix}{key}", value
         if isinstance(value, dict):
@@ -215,7 +219,7 @@ def walk(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def parsed(argument: Argument) -> Any:
-    """A value by Hydra's grammar: numbers, true, null, lists, plain words."""
+    """Parse a single value by Hydra's grammar: numbers, true, null, lists, plain words."""
     override = parse(argument)
     if override.is_sweep_override():
         raise CommandError(f"{argument.key}={argument.text} has several values: add --multirun to train once for each")
@@ -223,7 +227,7 @@ def parsed(argument: Argument) -> Any:
 
 
 def parse(argument: Argument) -> Override:
-    """One argument by Hydra's grammar."""
+    """Parse one argument by Hydra's grammar; it may have several values."""
     try:
         return OverridesParser.create().parse_override(f"{argument.key}={argument.text}")
     except HydraException as error:
@@ -234,7 +238,11 @@ def parse(argument: Argument) -> Override:
 
 
 def check(cfg: DictConfig) -> None:
-    """Bind every key to the signature of whoever takes it, so that nothing is found out after the first step."""
+    """Check every key against the signature of the component that receives it, before anything runs.
+
+    Raises:
+        CommandError: a key is missing or unknown, or a value has the wrong type.
+    """
     command = next(name for name, schema in SCHEMAS.items() if schema is OmegaConf.get_type(cfg))
     if missing := OmegaConf.missing_keys(cfg):
         comments = {entry.key: entry.comment for entry in yaml_entries(config_dir() / f"{command}.yaml")}
@@ -250,9 +258,9 @@ def check(cfg: DictConfig) -> None:
 
 
 def check_node(path: str, node: object) -> None:
-    """Bind a part, a node that is somebody's arguments, or a node of named parts such as `logger`."""
+    """Check a component, a node of arguments from `CONSUMERS`, or a node of named components such as `logger`."""
     if not isinstance(node, dict):
-        raise CommandError(f"{path}={node} is no part: a part is a node with a _target_")
+        raise CommandError(f"{path}={node} is no component: a component is a node with a _target_")
     if "_target_" in node:
         target = node.pop("_target_")
         signatures.bind(path, node, [signatures.resolve_target(target, path), *consumers(target)])
@@ -264,30 +272,35 @@ def check_node(path: str, node: object) -> None:
                 check_node(f"{path}.{key}", value)
 
 
-def consumers(taker: str) -> list[Callable[..., Any]]:
-    """The classes and functions that CONSUMERS names."""
-    return [pkgutil.resolve_name(name) for name in CONSUMERS.get(taker, ())]
+def consumers(name: str) -> list[Callable[..., Any]]:
+    """Look up the classes and functions that receive the keys of a node, command or target in `CONSUMERS`."""
+    return [pkgutil.resolve_name(consumer) for consumer in CONSUMERS.get(name, ())]
 
 
 def build(node: DictConfig, **kwargs: Any) -> Any:
-    """Make the part that `node` names, from its keys and what the program adds.
+    """Build the component that `node` describes, from the node's keys and `kwargs`.
 
-    The keys go by as plain values: Hydra would read ${...} in a path, and copy networks and parameters.
+    The keys are passed as plain values: Hydra would resolve ${...} in a path, and copy networks and parameters.
+
+    Raises:
+        CommandError: a key of the node is also in `kwargs`.
     """
     arguments = to_plain(node)
     target = arguments.pop("_target_")
-    if both := arguments.keys() & kwargs.keys():
-        raise CommandError(f"{', '.join(sorted(both))} of {target} is the program's own: take it out of the config")
+    if duplicates := arguments.keys() & kwargs.keys():
+        raise CommandError(
+            f"{', '.join(sorted(duplicates))} of {target} is the program's own: take it out of the config"
+        )
     return hydra.utils.instantiate({"_target_": target, "_partial_": True})(**arguments, **kwargs)
 
 
 def arguments_for(node: DictConfig, target: Callable[..., Any]) -> dict[str, Any]:
-    """Those of the node's keys that `target` takes."""
+    """Select the keys of a node that are parameters of `target`, with their values."""
     return {key: value for key, value in to_plain(node).items() if key in inspect.signature(target).parameters}
 
 
 def to_plain(cfg: DictConfig) -> dict[str, Any]:
-    """The config as plain dicts, lists and values, with every reference replaced by what it refers to."""
+    """Convert a config to plain dicts, lists and values, with all interpolations resolved."""
     try:
         return cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
     except OmegaConfBaseException as error:
@@ -295,14 +308,18 @@ def to_plain(cfg: DictConfig) -> dict[str, Any]:
 
 
 def yaml(cfg: DictConfig, *, auto: Mapping[str, Any] | None = None) -> str:
-    """The config as YAML without references; `auto` has what keys that said so turned out to be."""
+    """Format a config as YAML with all interpolations resolved.
+
+    Args:
+        auto: dotted key -> value that replaces `auto` in the YAML.
+    """
     to_plain(cfg)
-    settled = copy.deepcopy(cfg)
+    resolved = copy.deepcopy(cfg)
     for key, value in (auto or {}).items():
-        OmegaConf.update(settled, key, value)
-    return OmegaConf.to_yaml(settled, resolve=True)
+        OmegaConf.update(resolved, key, value)
+    return OmegaConf.to_yaml(resolved, resolve=True)
 
 
 def one_line(error: Exception) -> str:
-    """An error of Hydra's, OmegaConf's or YAML's, which take several."""
+    """Message of an error from Hydra, OmegaConf or YAML, joined to one line."""
     return " ".join(str(error).split())

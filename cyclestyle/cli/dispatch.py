@@ -1,4 +1,4 @@
-"""The way from `sys.argv` to a command and its exit code."""
+"""Run a command from `sys.argv`, and exit with its exit code."""
 
 import sys
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from cyclestyle.errors import CommandError, CyclestyleError
 
 
 def launch(command: str, run: Callable[[DictConfig], int | None]) -> None:
-    """Run a command from `sys.argv` and exit with its code: the whole of an entry's `main`."""
+    """Run a command from `sys.argv` and exit with its exit code; the `main` function of every entry only calls this."""
     try:
         code = dispatch(command, run)
     except CyclestyleError as error:
@@ -25,7 +25,7 @@ def launch(command: str, run: Callable[[DictConfig], int | None]) -> None:
 
 
 def dispatch(command: str, run: Callable[[DictConfig], int | None]) -> int:
-    """Do what the command line asks for; returns the exit code."""
+    """Print help, print the config or run the command, depending on `sys.argv`; return the exit code."""
     if not sys.argv[1:]:
         print(usage(config_dir(), command), file=sys.stderr)
         return CommandError.code

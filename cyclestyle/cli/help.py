@@ -1,4 +1,4 @@
-"""Help texts, written from the YAML files of the configs."""
+"""Help texts, generated from the YAML files of the configs."""
 
 import re
 import textwrap
@@ -10,7 +10,7 @@ WIDTH = 112  # columns of the help text
 
 
 def header(path: Path) -> list[str]:
-    """The comment at the top of a YAML file, without the hash signs and Hydra's own first line."""
+    """Comment lines at the top of a YAML file, without the hash signs and Hydra's `@package` line."""
     lines = path.read_text(encoding="utf-8").splitlines()
     end = next((number for number, line in enumerate(lines) if not line.startswith("#")), len(lines))
     return [line.removeprefix("#").removeprefix(" ") for line in lines[:end] if "@package" not in line]
@@ -19,13 +19,13 @@ def header(path: Path) -> list[str]:
 class Entry(NamedTuple):
     """One key of a YAML file."""
 
-    key: str  # dotted from the file's top
-    value: str  # as written; empty where other keys follow below it
+    key: str  # dotted path from the root of the file
+    value: str  # text in the file; empty for a node with keys below it
     comment: str
 
 
 def yaml_entries(path: Path) -> Iterator[Entry]:
-    """The keys of a YAML file that has one key a line, with the comment at the end of the line."""
+    """Yield the keys of a YAML file in which each key has its own line, with its comment at the end of the line."""
     above: list[tuple[int, str]] = []
     for line in path.read_text(encoding="utf-8").splitlines():
         match = re.match(r"( *)(\w+):(?: +([^#\s].*?))?(?: +# *(.*))?$", line)
@@ -37,25 +37,26 @@ def yaml_entries(path: Path) -> Iterator[Entry]:
 
 
 def usage(directory: Path, command: str) -> str:
-    """What to type: the comment at the top of the command's YAML, which has a sentence and examples."""
+    """Short usage text: the header comment of the command's YAML file, with one sentence and examples."""
     return "\n".join([*header(directory / f"{command}.yaml"), "", "Everything else that can be set: --help"])
 
 
 def help_text(directory: Path, command: str, groups: Mapping[str, str | None]) -> str:
-    """Everything that can be typed, read from the YAML files below `directory`.
+    """Full help text of a command: keys, groups, experiments and flags, from the YAML files below `directory`.
 
-    `groups` maps each group that the command has to its default option, or None where there is no default.
+    Args:
+        groups: the command's config groups and their default options; None for a group without a default.
     """
     root = [entry for entry in yaml_entries(directory / f"{command}.yaml") if entry.value]
     rows = [(entry.key, entry.value, entry.comment) for entry in root]
     for group, default in groups.items():
         if default:
             file = directory / group / f"{default}.yaml"
-            found = [e for e in yaml_entries(file) if e.value and e.key.rpartition(".")[2] != "_target_"]
-            rows += [(f"{group}.{entry.key}", entry.value, entry.comment) for entry in found]
+            entries = [e for e in yaml_entries(file) if e.value and e.key.rpartition(".")[2] != "_target_"]
+            rows += [(f"{group}.{entry.key}", entry.value, entry.comment) for entry in entries]
 
-    options_of_groups = " [group=option ...]" if groups else ""
-    text = [f"Usage: python -m cyclestyle.{command}{options_of_groups} [key=value ...]", ""]
+    group_usage = " [group=option ...]" if groups else ""
+    text = [f"Usage: python -m cyclestyle.{command}{group_usage} [key=value ...]", ""]
     text += [*header(directory / f"{command}.yaml"), ""]
     text += ["Keys, their defaults and what they mean (??? must be given):", *table(rows)]
     if groups:
@@ -67,7 +68,7 @@ def help_text(directory: Path, command: str, groups: Mapping[str, str | None]) -
             if group != "experiment"
         )
     if "experiment" in groups:
-        text += ["", "Experiments (experiment=demo); keys given beside one win over it:"]
+        text += ["", "Experiments (experiment=demo); other keys on the command line override them:"]
         text += table(
             (name, describe_option(directory / "experiment", name)) for name in options(directory / "experiment")
         )
@@ -83,22 +84,22 @@ FLAG_ROWS = (
 
 
 def options(group: Path) -> list[str]:
-    """The names that can be chosen in a group."""
+    """Names of a group's options, sorted."""
     return sorted(file.stem for file in group.glob("*.yaml"))
 
 
 def describe_option(group: Path, option: str, default: str | None = None) -> str:
-    """An option's first comment line, and the keys that the group's default option has not."""
+    """Describe an option by the first comment line of its file, and by its keys that the default option lacks."""
     first = header(group / f"{option}.yaml")[0]
     if default in (None, option):
         return first
-    usual = {entry.key for entry in yaml_entries(group / f"{default}.yaml")}
-    own = [entry.key for entry in yaml_entries(group / f"{option}.yaml") if entry.key not in usual]
-    return first + (f" Keys: {', '.join(own)}." if own else "")
+    common = {entry.key for entry in yaml_entries(group / f"{default}.yaml")}
+    extra = [entry.key for entry in yaml_entries(group / f"{option}.yaml") if entry.key not in common]
+    return first + (f" Keys: {', '.join(extra)}." if extra else "")
 
 
 def table(rows: Iterable[tuple[str, ...]]) -> list[str]:
-    """Rows in columns; the last column is wrapped."""
+    """Lines of a table with aligned columns; the last column is wrapped."""
     rows = list(rows)
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
     lines: list[str] = []

@@ -1,4 +1,4 @@
-"""Keys with a special role: read as typed, free to change on resume, part of exported files, or renamed."""
+"""Config keys with a special role: taken as typed, free to change on resume, part of exported files, or renamed."""
 
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
@@ -7,9 +7,11 @@ from typing import Any, Literal, NamedTuple
 class Key(NamedTuple):
     """Roles of one key of a config, or of all keys below it."""
 
-    typed: Literal["path", "text"] | None = None  # taken as typed, whatever characters it holds; `~` expands in paths
-    may_change: bool = False  # when a run is resumed: where and how it runs, when it stops, what it reports
-    exported: bool = False  # goes into the training summary of exported files: what shapes the images
+    typed: Literal["path", "text"] | None = None  # value is taken as typed, with any characters; `~` expands in paths
+    may_change: bool = (
+        False  # may differ on resume: sets where or how a run is computed, when it stops, what it reports
+    )
+    exported: bool = False  # included in the training summary of exported files, since it affects the translations
 
 
 KEYS: dict[str, Key] = {
@@ -25,7 +27,7 @@ KEYS: dict[str, Key] = {
     "truth": Key(typed="path"),
     "target": Key(typed="path"),
     "direction": Key(typed="text"),
-    "data.root": Key(typed="path", may_change=True),  # the lists of files are compared instead
+    "data.root": Key(typed="path", may_change=True),  # a resume compares the lists of files instead
     "data.a": Key(typed="path", may_change=True),
     "data.b": Key(typed="path", may_change=True),
     "data.test_a": Key(typed="path", may_change=True),
@@ -74,7 +76,7 @@ EXPORTED = tuple(name for name, key in KEYS.items() if key.exported)
 
 
 class Renamed(NamedTuple):
-    """The present name of a key, and of those of its values that have another name."""
+    """Present name of a renamed key, and a mapping from old to present names of its values."""
 
     key: str
     values: Mapping[str, str] = {}
@@ -86,6 +88,7 @@ RENAMED = {
     "data.small": Renamed("data.small_images"),
     "data.background": Renamed("data.transparent_as"),
 }
+_RENAMED_DATA = {"cyclestyle.data.UnpairedFolders", "cyclestyle.data.drawn_scenes"}  # targets with renamed keys
 RENAMED_TARGETS = {
     "cyclestyle.data.Unpaired": "cyclestyle.data.UnpairedFolders",
     "cyclestyle.losses.LeastSquares": "cyclestyle.objectives.adversarial.LeastSquares",
@@ -94,15 +97,26 @@ RENAMED_TARGETS = {
 }
 
 
-def with_present_names(recipe: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A config that an earlier version saved, as nested dicts, with the present names of keys, values and targets."""
-    config: dict[str, Any] = {}
-    for name, value in recipe.items():
+def with_present_names(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Convert a config saved by an earlier version, as nested dicts, to present names of keys, values and targets."""
+    config = _rename(recipe, "")
+    data = config.get("data")
+    if isinstance(data, Mapping) and data.get("_target_") not in _RENAMED_DATA:
+        config["data"] = recipe["data"]  # a component of the user's own, whose keys are not ours to rename
+    return config
+
+
+def _rename(node: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    renamed_node: dict[str, Any] = {}
+    for name, value in node.items():
         renamed = RENAMED.get(f"{prefix}{name}")
         if isinstance(value, Mapping):
-            config[name] = with_present_names(value, f"{prefix}{name}.")
+            renamed_node[name] = _rename(value, f"{prefix}{name}.")
         elif renamed is not None:
-            config[renamed.key.rpartition(".")[2]] = renamed.values.get(value, value)
+            is_renamed = isinstance(value, str) and value in renamed.values
+            renamed_node[renamed.key.rpartition(".")[2]] = renamed.values[value] if is_renamed else value
+        elif name == "_target_" and isinstance(value, str):
+            renamed_node[name] = RENAMED_TARGETS.get(value, value)
         else:
-            config[name] = RENAMED_TARGETS.get(value, value) if name == "_target_" else value
-    return config
+            renamed_node[name] = value
+    return renamed_node

@@ -1,4 +1,4 @@
-"""`--multirun`: one run after the other, one for each combination of values."""
+"""Implementation of `--multirun`: train once for each combination of values, one run after the other."""
 
 import itertools
 import os
@@ -16,31 +16,35 @@ from cyclestyle.errors import CommandError
 
 
 class SweepJob(NamedTuple):
-    """One run of a --multirun."""
+    """One run of a sweep."""
 
-    line: list[str]  # the ordinary command line that does the same
+    line: list[str]  # equivalent arguments without --multirun
     cfg: DictConfig
 
 
 def jobs(command: str, arguments: Sequence[str]) -> list[SweepJob]:
-    """Every combination of the values given, each with a run folder of its own, and checked."""
+    """Create a job for every combination of values in `arguments`; check its config, and give it its own run folder.
+
+    Raises:
+        CommandError: the command does not train, torchrun started it, or a config is invalid.
+    """
     if "run_dir" not in get_type_hints(SCHEMAS[command]):
         raise CommandError(f"{command} has no --multirun: it trains nothing")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise CommandError("--multirun starts its jobs one after the other: use trainer.devices=2 instead of torchrun")
-    several = [list(sweep_values(split(argument))) for argument in arguments]
-    found = []
-    for number, line in enumerate(itertools.product(*several)):
+    alternatives = [list(sweep_values(split(argument))) for argument in arguments]
+    sweep = []
+    for number, line in enumerate(itertools.product(*alternatives)):
         cfg = compose(command, line)
-        own_folder = Argument("run_dir", f"{cfg.run_dir}/{number}")
-        set_key(cfg, own_folder, command)
+        run_dir = Argument("run_dir", f"{cfg.run_dir}/{number}")
+        set_key(cfg, run_dir, command)
         check(cfg)
-        found.append(SweepJob([*line, "=".join(own_folder)], cfg))
-    return found
+        sweep.append(SweepJob([*line, "=".join(run_dir)], cfg))
+    return sweep
 
 
 def sweep_values(argument: Argument) -> Iterator[str]:
-    """`key=1`, `key=2` for `key=1,2`; paths and names are never split."""
+    """Yield `key=1` and `key=2` for `key=1,2`; paths and names are never split."""
     key, text = argument
     override = None if key in TAKEN_AS_TYPED else parse(argument)
     if override is None or not override.is_sweep_override():
@@ -52,10 +56,10 @@ def sweep_values(argument: Argument) -> Iterator[str]:
 
 
 def run_jobs(command: str, run: Callable[[DictConfig], int | None], todo: Sequence[SweepJob]) -> int:
-    """One job after the other; stops at the first that does not end well."""
+    """Run one job after the other; stop after the first job with a nonzero exit code, and return this code."""
     for number, (line, cfg) in enumerate(todo, 1):
         print(f"cyclestyle {command}: job {number} of {len(todo)}: {shlex.join(line)}", flush=True)
-        sys.argv[1:] = line  # whoever starts this job again, torchrun for one, starts an ordinary run
+        sys.argv[1:] = line  # torchrun repeats this command line, which must then start a single run
         if code := run(cfg):
             return code
     return 0

@@ -1,4 +1,4 @@
-"""Whether keys and values fit the signature of whoever takes them: found out before anything runs."""
+"""Checking of config keys and values against the signatures of the classes and functions that receive them."""
 
 import inspect
 import json
@@ -13,19 +13,20 @@ from cyclestyle.cli.keys import RENAMED_TARGETS
 from cyclestyle.errors import CommandError
 
 
-def bind(path: str, values: Mapping[str, Any], takers: Sequence[Callable[..., Any]]) -> None:
-    """Check that every key is a parameter of one of the takers, and that its value fits there.
+def bind(path: str, values: Mapping[str, Any], targets: Sequence[Callable[..., Any]]) -> None:
+    """Check that every key is a parameter of one of the targets, and that its value matches the annotation.
 
-    Parameters without a key do not matter: they have a default, or the program fills them in. A `**rest` of the last
-    taker takes any key; that of an earlier one hands on to the later.
+    Parameters without a key are ignored: they have a default, or the program passes them. If the last target has a
+    parameter `**rest`, it accepts any key. A `**rest` of an earlier target passes its keys to the later targets.
 
     Raises:
-        CommandError: the key that nobody takes and the nearest one, or the value and what was expected.
+        CommandError: no target has a parameter for a key (the message suggests the closest parameter), or a value has
+            the wrong type.
     """
     expected: dict[str, list[Any]] = {}
     takes_rest = False
-    for taker in takers:
-        parameters = signature(taker).parameters.values()
+    for target in targets:
+        parameters = signature(target).parameters.values()
         takes_rest = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
         for parameter in parameters:
             if parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD):
@@ -41,9 +42,13 @@ def bind(path: str, values: Mapping[str, Any], takers: Sequence[Callable[..., An
 
 
 def resolve_target(name: object, path: str) -> Callable[..., Any]:
-    """The class or function that a `_target_` names; CommandError where there is none."""
+    """Find the class or function that a `_target_` names.
+
+    Raises:
+        CommandError: no class or function has that name, or its signature cannot be read.
+    """
     if not isinstance(name, str):
-        raise CommandError(f"{path}._target_={name} is no name of a class or function")
+        raise CommandError(f"{path}._target_={name} does not name a class or function")
     try:
         target = pkgutil.resolve_name(name)
     except (ImportError, AttributeError, ValueError) as error:
@@ -55,20 +60,20 @@ def resolve_target(name: object, path: str) -> Callable[..., Any]:
     try:
         signature(target)
     except ValueError:
-        raise CommandError(f"{path}._target_={name} does not tell what arguments it takes") from None
+        raise CommandError(f"{path}._target_={name} has no readable signature: wrap it in a function") from None
     return cast(Callable[..., Any], target)
 
 
 def signature(target: Callable[..., Any]) -> inspect.Signature:
-    """The signature, with annotations as types where they can be had."""
+    """Signature of a callable, with annotations as types if they can be evaluated."""
     try:
         return inspect.signature(target, eval_str=True)
-    except NameError:  # a type that was imported for type checkers only
+    except NameError:  # an annotation may be imported for type checkers only
         return inspect.signature(target)
 
 
 def matches(value: Any, annotation: Any) -> bool:
-    """Whether a plain YAML value can be handed to a parameter with this annotation; what cannot be told, fits."""
+    """Return whether a parameter with this annotation accepts a plain YAML value; True for unsupported annotations."""
     kind, args = get_origin(annotation) or annotation, get_args(annotation)
     if kind in (Union, UnionType):
         return any(matches(value, arg) for arg in args)
@@ -79,7 +84,7 @@ def matches(value: Any, annotation: Any) -> bool:
     if kind in (None, NoneType):
         return value is None
 
-    if isinstance(value, bool):  # which Python counts among the whole numbers
+    if isinstance(value, bool):  # checked before numbers: bool is a subclass of int
         return kind is bool
     if kind is float:
         return isinstance(value, int | float)
@@ -93,18 +98,18 @@ def matches(value: Any, annotation: Any) -> bool:
 
 
 def type_error(key: str, value: Any, annotations: Iterable[Any]) -> CommandError:
-    """The error for a value of the wrong kind, or none of the choices."""
+    """Create the error for a value that has the wrong type, or that is not among the choices of its key."""
     kinds = dict.fromkeys(kind for annotation in annotations for kind in describe_type(annotation))
     *others, last = sorted(kinds, key=lambda kind: kind == "null")
-    wanted = f"{', '.join(others)} or {last}" if others else last
-    return CommandError(f"{key}={value if isinstance(value, str) else json.dumps(value)}: expected {wanted}")
+    expected = f"{', '.join(others)} or {last}" if others else last
+    return CommandError(f"{key}={value if isinstance(value, str) else json.dumps(value)}: expected {expected}")
 
 
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null", None: "null"}
 
 
 def describe_type(annotation: Any) -> list[str]:
-    """The kinds of value that fit an annotation, in users' words."""
+    """Describe the types of value that an annotation accepts, each in plain words for users."""
     kind, args = get_origin(annotation) or annotation, get_args(annotation)
     if kind in (Union, UnionType):
         return [word for arg in args for word in describe_type(arg)]

@@ -1,7 +1,8 @@
-"""Training data: two unpaired folders as a pure function of the draw number."""
+"""Training data: unpaired images from two folders, as a pure function of seed and sample index."""
 
 from cyclestyle.data.crop import Crop
-from cyclestyle.data.dataset import Batch, Pair, UnpairedDataset, batches
+from cyclestyle.data.dataset import Batch, Pair, UnpairedDataset
+from cyclestyle.data.loader import batches
 from cyclestyle.data.unpaired import UnpairedFolders, drawn_scenes
 
 __all__ = ["Batch", "Crop", "Pair", "UnpairedDataset", "UnpairedFolders", "batches", "drawn_scenes"]

@@ -1,4 +1,4 @@
-"""From a picture of any size to the square crop that networks train on."""
+"""Square training crops of images of any size."""
 
 from typing import Literal
 
@@ -13,17 +13,18 @@ Resize = Literal["stretch", "short", "none"]
 
 
 class Crop:
-    """Resize, crop at random, mirror at random.
+    """Resize, random square crop and random horizontal flip of training images.
 
     Args:
-        resize: `stretch` to a square of load_size (the paper's; the aspect is lost), `short` brings the short side to
-            load_size, `none` leaves the size. What is then smaller than the crop is enlarged to fit.
-        load_size: px.
-        crop_size: px, the side of the square that comes out.
-        flip: mirror left and right with probability 1/2.
+        resize: `stretch` resizes to a square of load_size (as in the paper; the aspect ratio is lost), `short` resizes
+            the short side to load_size, `none` leaves the size. An image that is then smaller than the crop is
+            enlarged to fit.
+        load_size: target size in px.
+        crop_size: side of the square crop in px.
+        flip: mirror images horizontally with probability 1/2.
 
     Raises:
-        CommandError: the crop does not fit into what the resizing leaves.
+        CommandError: a size below 1, or a crop larger than the resized image.
     """
 
     def __init__(self, *, resize: Resize, load_size: int, crop_size: int, flip: bool) -> None:
@@ -37,11 +38,11 @@ class Crop:
         self.resize, self.load_size, self.crop_size, self.flip = resize, load_size, crop_size, flip
 
     def fits(self, width: int, height: int) -> bool:
-        """Whether a picture of this size, once resized, has room for the crop and need not be enlarged."""
+        """Return whether an image of this size, resized according to `resize`, is at least as large as the crop."""
         return min(self._resized_to(width, height)) >= self.crop_size
 
     def random(self, image: Image.Image, random: np.random.Generator) -> Tensor:
-        """A training example: uint8 (3, crop, crop); everything it decides comes from `random`."""
+        """Return a random crop, uint8 (3, crop_size, crop_size); `random` alone decides its position and flip."""
         image = self._resized(image)
         left = int(random.integers(image.width - self.crop_size + 1))
         top = int(random.integers(image.height - self.crop_size + 1))
@@ -49,7 +50,7 @@ class Crop:
         return self._cut(image, left, top, mirrored=mirrored)
 
     def centre(self, image: Image.Image) -> Tensor:
-        """The middle of a picture, for looking at the same thing again and again: uint8 (3, crop, crop)."""
+        """Return the central crop without flip, uint8 (3, crop_size, crop_size), for probe images."""
         image = self._resized(image)
         return self._cut(image, (image.width - self.crop_size) // 2, (image.height - self.crop_size) // 2)
 
@@ -70,6 +71,6 @@ class Crop:
 
 
 def _scaled(width: int, height: int, *, short: int) -> tuple[int, int]:
-    """The size whose short side is `short` px."""
+    """Return width and height, scaled so that the short side is `short` px."""
     factor = short / min(width, height)
     return max(short, round(width * factor)), max(short, round(height * factor))

@@ -1,4 +1,4 @@
-"""One folder of pictures: what was listed in it, and after the inspection which of that can be used."""
+"""One folder of training images: the files listed in it and, after inspection, the usable files."""
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -12,11 +12,11 @@ from cyclestyle.images import decoding
 
 BadFiles = Literal["skip", "error"]
 SmallImages = Literal["resize", "skip", "error"]
-ENDINGS = decoding.EXTENSIONS | {".gif"}  # which can be read, if not written
+ENDINGS = decoding.EXTENSIONS | {".gif"}  # GIF files can be read but not written
 
 
 class FileRules(NamedTuple):
-    """What is used of what could be; see `UnpairedFolders`."""
+    """Rules that decide which files are used; see `UnpairedFolders`."""
 
     crop: Crop
     bad_files: BadFiles
@@ -25,20 +25,20 @@ class FileRules(NamedTuple):
 
 
 class ImageFolder:
-    """The pictures in a folder and all folders below it, in an order that depends on names alone.
+    """The images in a folder and all folders below it, in an order that depends on names alone.
 
-    Files that cannot be used keep their places, so that one that goes bad moves no other.
+    Unusable files keep their indices, so that a file that becomes unreadable does not shift the indices of other files.
 
     Args:
-        folder: where they are.
-        what: they are, for messages: `pictures of monet`.
+        folder: root folder.
+        what: description of the images for messages, such as `pictures of monet`.
 
     Attributes:
-        files: their paths.
-        damaged: names of those that cannot be read, relative to the folder, and why; known from `judge` on.
-        small: names of those that have to be enlarged, and why; known from `judge` on.
-        unwanted: names of those that are left out for their size, and why; known from `judge` on.
-        notes: what somebody should know of the folder.
+        files: paths of all images.
+        damaged: names of unreadable files, relative to the folder, with reasons; filled by `classify`.
+        small: names of images smaller than the crop, with reasons; filled by `classify`.
+        excluded: names of images left out for their size, with reasons; filled by `classify`.
+        notes: remarks on the folder for the user.
 
     Raises:
         DataError: the folder cannot be listed.
@@ -55,67 +55,67 @@ class ImageFolder:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Bytes of every file by its name, in order: what tells one data set from another without reading it."""
+        """Size in bytes of every file by name, in the order of `files`: identifies a data set without opening files."""
         return {str(candidate.name): candidate.size for candidate in self.listing.candidates}
 
     @property
     def skipped(self) -> dict[str, str]:
-        """Names of all that are not used, and why."""
+        """Names of all unused files, with reasons."""
         return self.damaged | self.excluded
 
     @property
     def skipped_indices(self) -> frozenset[int]:
-        """The places in `files` of all that are not used."""
+        """Indices in `files` of all unused files."""
         candidates, skipped = self.listing.candidates, self.skipped
         return frozenset(slot for slot, candidate in enumerate(candidates) if str(candidate.name) in skipped)
 
     @property
     def usable(self) -> list[Path]:
-        """The files that are used."""
+        """Paths of all files that are used."""
         skipped = self.skipped_indices
         return [file for slot, file in enumerate(self.files) if slot not in skipped]
 
-    def classify(self, findings: Mapping[Path, FileCheck], policy: FileRules) -> None:
-        """Sort the files by what was found in them."""
+    def classify(self, checks: Mapping[Path, FileCheck], rules: FileRules) -> None:
+        """Fill `damaged`, `small`, `excluded` and `notes` from the inspection results of the files."""
         self.damaged, self.small, self.excluded = {}, {}, {}
         animated: list[str] = []
         for candidate in self.listing.candidates:
-            name, (facts, reason, _) = str(candidate.name), findings[candidate.name]
+            name, (facts, reason, _) = str(candidate.name), checks[candidate.name]
             if facts is None:
                 self.damaged[name] = reason
                 continue
             width, height = facts.width, facts.height
-            if width * height > policy.max_pixels:
-                self.excluded[name] = f"{decoding.too_large(width, height, policy.max_pixels)} (data.max_pixels)"
+            if width * height > rules.max_pixels:
+                self.excluded[name] = f"{decoding.too_large(width, height, rules.max_pixels)} (data.max_pixels)"
                 continue
-            if not policy.crop.fits(width, height):
-                self.small[name] = f"{width} x {height} pixels are less than data.crop_size={policy.crop.crop_size}"
+            if not rules.crop.fits(width, height):
+                self.small[name] = f"{width} x {height} pixels are less than data.crop_size={rules.crop.crop_size}"
             animated += [name] if facts.animated else []
-        self.excluded |= self.small if policy.small_images != "resize" else {}
+        self.excluded |= self.small if rules.small_images != "resize" else {}
 
         self.notes = self._notes_of_listing()
         if skipped := self.skipped:
             self.notes.append(with_details(f"{self._share(skipped)} not used:", self._lines(skipped)))
         if animated:
             self.notes.append(f"{self._share(animated)} animated: the first frame is used ({first_names(animated)})")
-        if self.small and policy.small_images == "resize":
-            enlarged = f"smaller than data.crop_size={policy.crop.crop_size} and enlarged"
+        if self.small and rules.small_images == "resize":
+            enlarged = f"smaller than data.crop_size={rules.crop.crop_size} and enlarged"
             self.notes.append(f"{self._share(self.small)} {enlarged} ({first_names(self.small)})")
 
-    def require_usable(self, policy: FileRules) -> None:
-        """Raise a DataError unless enough of the files can be trained on."""
+    def require_usable(self, rules: FileRules) -> None:
+        """Raise a DataError unless enough files are usable for training."""
         tolerated = len(self.files) // 100
         damaged = self.damaged | {str(name): f"cannot be listed: {why}" for name, why in self.listing.unlisted.items()}
-        if policy.bad_files == "error" and damaged:
+        if rules.bad_files == "error" and damaged:
             raise self._error("damaged: repair or remove them, or skip up to 1 % with data.bad_files=skip", damaged)
         if len(self.damaged) > tolerated:
             what = f"damaged, more than the 1 % that is skipped ({tolerated:,}): repair or remove them"
             raise self._error(what, self.damaged)
-        if policy.small_images == "error" and self.small:
+        if rules.small_images == "error" and self.small:
             remedy = "remove them, lower data.crop_size, or set data.small_images=resize or skip"
             raise self._error(f"too small: {remedy}", self.small)
         if len(self.files) - len(self.skipped) < 2:
-            raise self._error("not used, and training needs two that are", self.skipped)
+            raise self._error("not used; training needs two usable ones", self.skipped)
 
     def _error(self, what: str, reasons: Mapping[str, str]) -> DataError:
         first = f"{self._share(reasons, where=f' in {printable(self.folder.absolute())}')} {what}"
@@ -128,26 +128,26 @@ class ImageFolder:
         return [f"{printable(self.folder / name)}: {reason}" for name, reason in reasons.items()]
 
     def _notes_of_listing(self) -> list[str]:
-        found = self.listing
+        listed = self.listing
         notes = [
-            f"the folder {printable(self.folder / name)} cannot be listed ({why}): what is in it is not used"
-            for name, why in found.unlisted.items()
+            f"the folder {printable(self.folder / name)} cannot be listed ({why}): its files are not used"
+            for name, why in listed.unlisted.items()
         ]
-        if found.named_like_pictures:
-            names = first_names(found.named_like_pictures)
+        if listed.named_like_pictures:
+            names = first_names(listed.named_like_pictures)
             notes.append(f"folders among the {self.what} that are named like files: {names}")
-        if found.repeated:
-            notes.append(f"further names of the same {self.what} are left out: {first_names(found.repeated)}")
+        if listed.repeated:
+            notes.append(f"further names of the same {self.what} are left out: {first_names(listed.repeated)}")
         return notes
 
 
 def with_details(first: str, lines: Sequence[str]) -> str:
-    """A line and up to five more below it."""
+    """Return `first` with the lines indented below it; of more than five lines, four and the number of others."""
     below = lines if len(lines) <= 5 else [*lines[:4], f"and {len(lines) - 4:,} more"]
     return "\n  ".join([first, *below])
 
 
 def first_names(names: Collection[str | Path]) -> str:
-    """Up to three of some names."""
+    """Return up to three names as text, with the number of further names."""
     some = ", ".join(printable(Path(name)) for name in list(names)[:3])
     return some if len(names) <= 3 else f"{some} and {len(names) - 3:,} more"

@@ -1,7 +1,7 @@
-"""Which files hold pictures: each is decoded once, several at a time, and what came of it is remembered.
+"""Inspection of image files: each is decoded once, several in parallel, and the results are cached.
 
-Findings are kept in one file for each folder of pictures, under `$XDG_CACHE_HOME/cyclestyle`, by name, size and time of
-change. Losing that file costs time and nothing else.
+Results are stored in one file per image folder under `$XDG_CACHE_HOME/cyclestyle`, keyed by name, size and time of
+modification. If that cache file is lost, the images are inspected again.
 """
 
 import hashlib
@@ -22,20 +22,20 @@ from cyclestyle.filesystem.listing import Candidate
 from cyclestyle.images import decoding
 from cyclestyle.images.decoding import ImageError, ImageInfo
 
-VERSION = f"1, Pillow {PIL.__version__}"  # another Pillow may read what this one refuses, and the reverse
-LARGE = 2**25  # pixels; of larger pictures two at a time are decoded, to save memory: 4 bytes a pixel
-MOST_THREADS = 16
+VERSION = f"1, Pillow {PIL.__version__}"  # another version of Pillow may decode files that this one cannot
+LARGE = 2**25  # pixels; larger images are decoded two at a time to save memory (4 bytes per pixel)
+MAX_THREADS = 16
 
 
 class FileCheck(NamedTuple):
-    """What came of looking at one file."""
+    """Result of inspecting one file."""
 
     facts: ImageInfo | None
-    reason: str = ""  # why there are no facts
-    permanent: bool = True  # looking again would end the same; what is not lasting is not remembered
+    reason: str = ""  # error text if `facts` is None
+    permanent: bool = True  # another attempt would give the same result; only permanent results are cached
 
 
-FileChecks = dict[Path, FileCheck]  # by name, relative to the folder
+FileChecks = dict[Path, FileCheck]  # keys: names relative to the folder
 
 
 class _Job(NamedTuple):
@@ -47,73 +47,74 @@ def inspect(
     folders: Mapping[Path, Sequence[Candidate]],
     *,
     max_pixels: int,
-    tell: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
     stopping: Callable[[], bool] = lambda: False,
 ) -> dict[Path, FileChecks] | None:
-    """What the files of some folders hold; those that are remembered are not opened again.
+    """Inspect the image files of several folders; files with a cached result are not opened again.
 
     Args:
-        folders: what was listed in each.
-        max_pixels: of larger pictures only the header is read.
-        tell: called after each file that had to be opened, with how many of those are done, of how many.
-        stopping: asked before the first file and after each; what has been found by then is remembered.
+        folders: folder -> files listed in it.
+        max_pixels: maximum number of pixels of images to decode; of larger images only the header is read.
+        on_progress: called after each opened file with the number of opened files and the number of files to open.
+        stopping: polled before the first file and after each file; if it returns True, inspection ends,
+            and the results so far are cached.
 
     Returns:
-        None if it was stopped.
+        Results by folder and name, or None if stopped.
     """
-    found = {folder: _cached(folder, candidates, max_pixels) for folder, candidates in folders.items()}
+    checks = {folder: _cached(folder, candidates, max_pixels) for folder, candidates in folders.items()}
     jobs = [
-        _Job(folder, one.name)
+        _Job(folder, candidate.name)
         for folder, candidates in folders.items()
-        for one in candidates
-        if one.name not in found[folder]
+        for candidate in candidates
+        if candidate.name not in checks[folder]
     ]
     done = 0
     try:
-        # Pillow's warnings are about metadata, and tell neither the file nor anything that could be done.
+        # Pillow's warnings concern metadata and name neither the file nor a remedy.
         with warnings.catch_warnings(action="ignore"), closing(_examined(jobs, max_pixels)) as examined:
             while done < len(jobs) and not stopping():
-                job, finding = next(examined)
-                found[job.folder][job.name] = finding
+                job, check = next(examined)
+                checks[job.folder][job.name] = check
                 done += 1
-                if tell:
-                    tell(done, len(jobs))
+                if on_progress:
+                    on_progress(done, len(jobs))
     finally:
         for folder in {job.folder for job in jobs}:
-            _store_cache(folder, folders[folder], found[folder])
-    return found if done == len(jobs) else None
+            _store_cache(folder, folders[folder], checks[folder])
+    return checks if done == len(jobs) else None
 
 
-def what_is_wrong(path: Path, error: Exception) -> ImageError:
-    """Any error that reading one file ended with, as one of that file.
+def as_image_error(path: Path, error: Exception) -> ImageError:
+    """Convert any error raised while reading a file to an ImageError of that file.
 
-    Errors that nobody foresaw keep the name of their type, and are not remembered: the file may be sound.
+    The text of an unexpected error includes its type. Its result is not cached, as the file itself may be intact.
     """
     if isinstance(error, ImageError):
         return error
     if isinstance(error, MemoryError):
         return ImageError(path, "not enough memory to decode it", False)
-    return ImageError(path, named(error), False)
+    return ImageError(path, with_type_name(error), False)
 
 
-def named(error: Exception) -> str:
-    """The text of an error after the name of its type, by which a bug is found."""
+def with_type_name(error: Exception) -> str:
+    """Return type and text of an error, which together help to find a bug."""
     return f"{type(error).__name__}: {error}".removesuffix(": ")
 
 
 def _examined(jobs: Sequence[_Job], max_pixels: int) -> Generator[tuple[_Job, FileCheck], None, None]:
-    """Each job with its finding, in the order in which they are done: large pictures last."""
+    """Yield each job with its result, in order of completion, large images last."""
     large: list[_Job] = []
-    for job, finding in _side_by_side(jobs, threads=_num_threads(), max_pixels=min(LARGE, max_pixels)):
-        if _is_conclusive(finding, max_pixels):
-            yield job, finding
+    for job, check in _side_by_side(jobs, threads=_num_threads(), max_pixels=min(LARGE, max_pixels)):
+        if _is_conclusive(check, max_pixels):
+            yield job, check
         else:
             large.append(job)
     yield from _side_by_side(large, threads=2, max_pixels=max_pixels)
 
 
 def _side_by_side(jobs: Sequence[_Job], *, threads: int, max_pixels: int) -> Iterator[tuple[_Job, FileCheck]]:
-    Image.init()  # here, for threads would do it all at once
+    Image.init()  # loads Pillow's plugins once; otherwise each thread would load them at the same time
     with ThreadPoolExecutor(threads) as pool:
         try:
             running = {pool.submit(_examine, job.folder / job.name, max_pixels): job for job in jobs}
@@ -124,41 +125,41 @@ def _side_by_side(jobs: Sequence[_Job], *, threads: int, max_pixels: int) -> Ite
 
 
 def _num_threads() -> int:
-    """Of this process's share of the machine; Pillow's decoders let one another run."""
+    """Return the number of cores that this process may use, up to `MAX_THREADS`; Pillow's decoders release the GIL."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(MOST_THREADS, cores)
+    return min(MAX_THREADS, cores)
 
 
 def _examine(path: Path, max_pixels: int) -> FileCheck:
     try:
         return FileCheck(decoding.probe(path, max_pixels=max_pixels))
     except Exception as error:
-        wrong = what_is_wrong(path, error)
-        return FileCheck(None, wrong.reason, wrong.permanent)
+        image_error = as_image_error(path, error)
+        return FileCheck(None, image_error.reason, image_error.permanent)
 
 
-def _is_conclusive(finding: FileCheck, max_pixels: int) -> bool:
-    """Whether a file need not be opened again: all of it was decoded, or it never will be."""
-    facts = finding.facts
+def _is_conclusive(check: FileCheck, max_pixels: int) -> bool:
+    """Return whether a file need not be opened again: it was decoded, is damaged, or is larger than `max_pixels`."""
+    facts = check.facts
     return facts is None or facts.decoded or facts.width * facts.height > max_pixels
 
 
 def _cached(folder: Path, candidates: Sequence[Candidate], max_pixels: int) -> FileChecks:
-    """What can be said without opening anything."""
-    remembered = _read_cache(folder)
-    known: FileChecks = {}
+    """Return results that are known without opening a file: cached results, and errors found by the listing."""
+    cached = _read_cache(folder)
+    checks: FileChecks = {}
     for candidate in candidates:
         if candidate.reason:
-            known[candidate.name] = FileCheck(None, candidate.reason, False)
+            checks[candidate.name] = FileCheck(None, candidate.reason, False)
             continue
-        finding = _as_file_check(candidate, remembered.get(str(candidate.name)))
-        if finding is not None and _is_conclusive(finding, max_pixels):
-            known[candidate.name] = finding
-    return known
+        check = _as_file_check(candidate, cached.get(str(candidate.name)))
+        if check is not None and _is_conclusive(check, max_pixels):
+            checks[candidate.name] = check
+    return checks
 
 
 def _as_file_check(candidate: Candidate, row: object) -> FileCheck | None:
-    """What a row of the file says, if it is about the candidate as it is now."""
+    """Return the result in a row of the cache; None if size or time of modification differ from the candidate."""
     match row:
         case [candidate.size, candidate.modified_ns, str(reason)]:
             return FileCheck(None, reason)
@@ -169,19 +170,20 @@ def _as_file_check(candidate: Candidate, row: object) -> FileCheck | None:
 
 
 def _read_cache(folder: Path) -> dict[str, object]:
-    with suppress(OSError, ValueError, TypeError, LookupError, RuntimeError):  # missing, damaged, of another make
-        kept = json.loads(_cache_file(folder).read_text(encoding="utf-8"))
-        if [kept["version"], kept["folder"]] == [VERSION, str(folder.absolute())]:
-            return dict(kept["files"])
+    # These errors mean that the cache file is missing, damaged or in another format.
+    with suppress(OSError, ValueError, TypeError, LookupError, RuntimeError):
+        content = json.loads(_cache_file(folder).read_text(encoding="utf-8"))
+        if [content["version"], content["folder"]] == [VERSION, str(folder.absolute())]:
+            return dict(content["files"])
     return {}
 
 
-def _store_cache(folder: Path, candidates: Sequence[Candidate], found: FileChecks) -> None:
-    """Keep what will still hold next time; where nothing can be written, the next start takes longer."""
+def _store_cache(folder: Path, candidates: Sequence[Candidate], checks: FileChecks) -> None:
+    """Write permanent results to the cache file; errors are ignored, as they only make the next start slower."""
     rows = {
-        str(one.name): [one.size, one.modified_ns, *(found[one.name].facts or [found[one.name].reason])]
-        for one in candidates
-        if one.name in found and found[one.name].permanent
+        str(file.name): [file.size, file.modified_ns, *(checks[file.name].facts or [checks[file.name].reason])]
+        for file in candidates
+        if file.name in checks and checks[file.name].permanent
     }
     with suppress(OSError, RuntimeError):
         path = _cache_file(folder)
@@ -190,7 +192,7 @@ def _store_cache(folder: Path, candidates: Sequence[Candidate], found: FileCheck
 
 
 def _cache_file(folder: Path) -> Path:
-    """Where a folder's findings are kept; RuntimeError where this user has no home."""
-    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    cache = given if given.is_absolute() else Path.home() / ".cache"  # as the XDG specification has it
+    """Return the cache file of a folder; raise a RuntimeError if the user has no home folder."""
+    configured = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    cache = configured if configured.is_absolute() else Path.home() / ".cache"  # XDG: relative paths are invalid
     return cache / "cyclestyle" / f"{hashlib.sha256(os.fsencode(folder.absolute())).hexdigest()[:32]}.json"

@@ -1,4 +1,4 @@
-"""Two folders of pictures that were never paired."""
+"""Two folders of unpaired training images."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,34 +17,36 @@ from cyclestyle.images import decoding
 
 
 class UnpairedFolders:
-    """The pictures of two domains, found once, in an order that depends on their names alone.
+    """The training images of two domains, listed once, in an order that depends on names alone.
 
-    Building it lists the folders and opens no file; `inspect` then looks into each. Without it, damaged files are
-    found, and replaced, when they are drawn.
+    The constructor lists the folders and opens no file; `inspect` then decodes each file. Without `inspect`, damaged
+    files are detected and replaced when training reads them.
 
     Args:
-        root: a folder with `trainA`, `trainB` and perhaps `testA`, `testB`; `a` and `b` take their place.
-        a, b: the two training folders, searched with all that lies below them.
-        test_a, test_b: folders to take the fixed probe pictures from; the training pictures if none are named.
-        domain_a, domain_b: what the domains are called; `photo2monet` is made of these.
+        root: folder with `trainA`, `trainB` and optionally `testA`, `testB`; `a` and `b` override the first two.
+        a, b: the two training folders, searched recursively.
+        test_a, test_b: folders with the probe images; without test folders, training images are used.
+        domain_a, domain_b: names of the domains, joined to direction names such as `photo2monet`.
         resize, load_size, crop_size, flip: see `Crop`.
-        bad_files: `skip` trains without files that cannot be read, as long as they are no more than 1 % of a folder's,
-            rounded down (of fewer than 100, none), and without those that go bad later; `error` wants all to be good.
-        small_images: what becomes of pictures that are smaller than the crop after resizing: `resize` enlarges them,
-            `skip` leaves them out, which is not counted towards the 1 %, `error` refuses them.
-        max_pixels: larger pictures are left out, which is not counted either, without being decoded.
-        transparent_as: what transparent pictures are laid on; see `images.colour`.
-        workers: processes that read ahead, in each training process.
-        homepage: where the set can be had, for the error when it is missing.
+        bad_files: `skip` trains without unreadable files and replaces files that become unreadable later; at most 1 %
+            of a folder may be unreadable, rounded down (no file in a folder of fewer than 100). `error` accepts no
+            unreadable file.
+        small_images: treatment of images that are smaller than the crop after resizing: `resize` enlarges them,
+            `skip` leaves them out and does not count them towards the 1 %, `error` makes them an error.
+        max_pixels: maximum number of pixels of an image; larger images are left out without being decoded, and are not
+            counted towards the 1 % either.
+        transparent_as: background colour for transparent images; see `images.decoding.colour`.
+        workers: number of processes per rank that read ahead.
+        homepage: download page of the data set, for the error when it is missing.
 
     Attributes:
-        train_a, train_b: the training files, with those that cannot be used.
-        files: name, relative to its folder, and bytes of each of these, for `a` and for `b`, in order.
-        bad: of these the names of those that are not used, and why; known from `inspect` on.
+        train_a, train_b: all training files, unusable ones included.
+        files: for the keys `a` and `b`, size in bytes of each training file by name (relative to the folder), in order.
+        bad: for the keys `a` and `b`, names of unused training files with reasons; filled by `inspect`.
 
     Raises:
-        CommandError: settings that contradict each other.
-        DataError: a folder that is missing or has fewer than two pictures, or domains that share a folder.
+        CommandError: invalid or contradictory settings.
+        DataError: a folder that is missing or has fewer than two images, or domains that share a folder.
     """
 
     def __init__(
@@ -71,65 +73,65 @@ class UnpairedFolders:
         _check_settings(domain_a, domain_b, workers=workers, max_pixels=max_pixels, transparent_as=transparent_as)
         self.domains = (domain_a, domain_b)
         self.crop = Crop(resize=resize, load_size=load_size, crop_size=crop_size, flip=flip)
-        self.policy = FileRules(self.crop, bad_files, small_images, max_pixels)
+        self.rules = FileRules(self.crop, bad_files, small_images, max_pixels)
         self.transparent_as, self.workers = transparent_as, workers
 
         folder_a, folder_b = _folder(a, root, "trainA", "data.a"), _folder(b, root, "trainB", "data.b")
         _check_apart(folder_a, folder_b)
-        self._a = _pictures(folder_a, domain_a, homepage)
-        self._b = _pictures(folder_b, domain_b, homepage)
+        self._a = _training_images(folder_a, domain_a, homepage)
+        self._b = _training_images(folder_b, domain_b, homepage)
         if self._a.listing.folders & self._b.listing.folders:
             raise DataError(
                 f"{printable(folder_a.absolute())} and {printable(folder_b.absolute())} have a folder in common, by a "
                 f"link: a CycleGAN needs two kinds of pictures"
             )
-        self._test_a = _test_pictures(test_a, root, "testA", "data.test_a", domain_a)
-        self._test_b = _test_pictures(test_b, root, "testB", "data.test_b", domain_b)
+        self._test_a = _test_images(test_a, root, "testA", "data.test_a", domain_a)
+        self._test_b = _test_images(test_b, root, "testB", "data.test_b", domain_b)
 
         self.train_a, self.train_b = self._a.files, self._b.files
         self.files = {"a": self._a.sizes, "b": self._b.sizes}
         self.bad: dict[str, dict[str, str]] = {"a": {}, "b": {}}
 
     def inspect(
-        self, *, tell: Callable[[int, int], None] | None = None, stopping: Callable[[], bool] = lambda: False
+        self, *, on_progress: Callable[[int, int], None] | None = None, stopping: Callable[[], bool] = lambda: False
     ) -> None:
-        """Look into all files, those of the test folders too; what was seen before is remembered (see `inspection`).
+        """Decode all training and test images and classify their files; results are cached, see `inspection`.
 
         Args:
-            tell: called after each file that had to be opened, with how many of those are done, of how many.
-            stopping: asked before the first file and after each; if it says yes, nothing is known yet.
+            on_progress: called after each opened file with the number of opened files and the number of files to open.
+            stopping: polled before the first file and after each file; if it returns True, all files stay unclassified.
 
         Raises:
-            DataError: more files cannot be used than `bad_files` and `small_images` allow, or fewer than two can; `bad`
-                has all of them.
+            DataError: more unusable files than `bad_files` and `small_images` allow, or fewer than two usable ones;
+                `bad` lists all unusable files.
         """
-        everywhere = [self._a, self._b, *filter(None, (self._test_a, self._test_b))]
-        found = inspect(
-            {pictures.folder: pictures.listing.candidates for pictures in everywhere},
-            max_pixels=self.policy.max_pixels,
-            tell=tell,
+        all_folders = [self._a, self._b, *filter(None, (self._test_a, self._test_b))]
+        checks = inspect(
+            {images.folder: images.listing.candidates for images in all_folders},
+            max_pixels=self.rules.max_pixels,
+            on_progress=on_progress,
             stopping=stopping,
         )
-        if found is None:
+        if checks is None:
             return
-        for pictures in everywhere:
-            pictures.classify(found[pictures.folder], self.policy)
+        for images in all_folders:
+            images.classify(checks[images.folder], self.rules)
         self.bad = {"a": self._a.skipped, "b": self._b.skipped}
-        for pictures in (self._a, self._b):
-            pictures.require_usable(self.policy)
+        for images in (self._a, self._b):
+            images.require_usable(self.rules)
 
     @property
     def notes(self) -> list[str]:
-        """What somebody should know of the pictures, to be said once; more after `inspect`."""
+        """Remarks on the images for the user, to be logged once; `inspect` adds further ones."""
         return [
             note
-            for pictures in (self._a, self._b, self._test_a, self._test_b)
-            if pictures is not None
-            for note in pictures.notes
+            for images in (self._a, self._b, self._test_a, self._test_b)
+            if images is not None
+            for note in images.notes
         ]
 
     def draws(self, seed: int) -> UnpairedDataset:
-        """The training examples."""
+        """Return the data set of training pairs, indexed by sample index."""
         return UnpairedDataset(
             self.train_a,
             self.train_b,
@@ -137,56 +139,56 @@ class UnpairedFolders:
             seed=seed,
             bad_a=self._a.skipped_indices,
             bad_b=self._b.skipped_indices,
-            replacing=self.policy.bad_files == "skip",
+            replacing=self.rules.bad_files == "skip",
             transparent_as=self.transparent_as,
-            max_pixels=self.policy.max_pixels,
+            max_pixels=self.rules.max_pixels,
         )
 
     def probes(self, count: int) -> tuple[Tensor, Tensor]:
-        """The same few pictures of each domain every time: uint8 (count, 3, crop, crop), fewer if there are fewer.
+        """Return up to `count` probe images of a and of b, the same on every call: uint8 (n, 3, crop_size, crop_size).
 
         Raises:
-            DataError: one of them cannot be read.
+            DataError: a probe image is unreadable.
         """
         return self._centres(self._test_a, self._a, count), self._centres(self._test_b, self._b, count)
 
     def _centres(self, test: ImageFolder | None, train: ImageFolder, count: int) -> Tensor:
         files = (test.usable if test else []) or train.usable
-        read = [
-            decoding.read(file, background=self.transparent_as, max_pixels=self.policy.max_pixels)
-            for file in _spread(files, count)
+        images = [
+            decoding.read(file, background=self.transparent_as, max_pixels=self.rules.max_pixels)
+            for file in _evenly_spaced(files, count)
         ]
-        return torch.stack([self.crop.centre(image) for image in read])
+        return torch.stack([self.crop.centre(image) for image in images])
 
     def __str__(self) -> str:
-        counts = (len(pictures.files) - len(pictures.skipped) for pictures in (self._a, self._b))
+        counts = (len(images.files) - len(images.skipped) for images in (self._a, self._b))
         return ", ".join(f"{count} {domain}" for count, domain in zip(counts, self.domains, strict=True))
 
 
 def drawn_scenes(
     root: str, *, train: int = 300, test: int = 40, size: int = 128, scene_seed: int = 0, **unpaired: object
 ) -> UnpairedFolders:
-    """The embedded set: landscapes that the package draws itself, once, into `root`.
+    """Return the synthetic data set: landscapes that the first call draws into `root`.
 
     Args:
-        train, test: pictures in each training and each test folder.
-        size: px, of the square pictures.
-        scene_seed: another number, other landscapes.
-        unpaired: see `UnpairedFolders`.
+        train, test: number of images in each training and each test folder.
+        size: side of the square images in px.
+        scene_seed: seed of the landscapes.
+        unpaired: further settings; see `UnpairedFolders`.
     """
-    draw(Path(root), train=train, test=test, size=size, seed=scene_seed, progress=_tell_drawing)
+    draw(Path(root), train=train, test=test, size=size, seed=scene_seed, progress=_print_progress)
     return UnpairedFolders(root, **unpaired)  # type: ignore[arg-type]
 
 
-def _tell_drawing(done: int, total: int) -> None:
-    """A line at every quarter: drawing takes some seconds, once."""
+def _print_progress(done: int, total: int) -> None:
+    """Print a line after every quarter of the images, as drawing takes some seconds."""
     if done * 4 // total > (done - 1) * 4 // total:
         print(f"drawing landscapes: {done} of {total}", flush=True)
 
 
-def _folder(given: str | None, root: str | None, name: str, key: str) -> Path:
-    if given is not None:
-        return Path(given)
+def _folder(folder: str | None, root: str | None, name: str, key: str) -> Path:
+    if folder is not None:
+        return Path(folder)
     if root is None:
         raise CommandError(f"no training pictures: give data.root, or data.a and data.b ({key} is not set)")
     return Path(root) / name
@@ -199,7 +201,7 @@ def _check_settings(domain_a: str, domain_b: str, *, workers: int, max_pixels: i
         if not name or "/" in name:
             raise CommandError(f"{key}={name}: give a word without /, it becomes part of file names")
     if workers < 0:
-        raise CommandError(f"data.workers={workers}: give 0 (no processes of their own) or more")
+        raise CommandError(f"data.workers={workers}: give 0 (read in the training process) or more")
     if max_pixels < 1:
         raise CommandError(f"data.max_pixels={max_pixels}: give 1 or more")
     try:
@@ -211,7 +213,7 @@ def _check_settings(domain_a: str, domain_b: str, *, workers: int, max_pixels: i
 
 
 def _check_apart(a: Path, b: Path) -> None:
-    """Raise a DataError if the pictures of one domain would be among those of the other."""
+    """Raise a DataError if both domains have the same folder, or one folder lies inside the other."""
     if not (a.exists() and b.exists()):
         return
     if a.samefile(b):
@@ -224,15 +226,15 @@ def _check_apart(a: Path, b: Path) -> None:
             )
 
 
-def _pictures(folder: Path, domain: str, homepage: str | None) -> ImageFolder:
+def _training_images(folder: Path, domain: str, homepage: str | None) -> ImageFolder:
     remedy = "+experiment=demo needs no data"
     if homepage:
         remedy = f"get the set from {homepage} and unpack it there, or give data.root=; {remedy}"
     where = printable(folder.absolute())
     if not folder.is_dir():
         raise DataError(f"no folder {where} with the pictures of {domain} ({nearest_existing(folder)}): {remedy}")
-    pictures = ImageFolder(folder, f"pictures of {domain}")
-    regular = sum(not candidate.reason for candidate in pictures.listing.candidates)
+    images = ImageFolder(folder, f"pictures of {domain}")
+    regular = sum(not candidate.reason for candidate in images.listing.candidates)
     if not regular:
         raise DataError(f"no pictures of {domain} in {where}, which contains {list_contents(folder)}: {remedy}")
     if regular == 1:
@@ -240,20 +242,20 @@ def _pictures(folder: Path, domain: str, homepage: str | None) -> ImageFolder:
             f"only one picture of {domain} in {where}, which contains {list_contents(folder)}: training needs at least "
             f"two"
         )
-    return pictures
+    return images
 
 
-def _test_pictures(given: str | None, root: str | None, name: str, key: str, domain: str) -> ImageFolder | None:
-    """The pictures of a test folder; none where no folder is named and `root` has none."""
-    if given is None and (root is None or not (Path(root) / name).is_dir()):
+def _test_images(test_folder: str | None, root: str | None, name: str, key: str, domain: str) -> ImageFolder | None:
+    """Return the images of a test folder; None if no folder is configured and `root` has no folder `name`."""
+    if test_folder is None and (root is None or not (Path(root) / name).is_dir()):
         return None
-    folder = Path(root or "") / name if given is None else Path(given)
+    folder = Path(root or "") / name if test_folder is None else Path(test_folder)
     if not folder.is_dir():
         raise DataError(f"no folder {printable(folder.absolute())} with test pictures: correct {key} or leave it out")
     return ImageFolder(folder, f"test pictures of {domain}")
 
 
-def _spread(files: list[Path], count: int) -> list[Path]:
-    """A few files from all over the list: neighbours are often alike."""
+def _evenly_spaced(files: list[Path], count: int) -> list[Path]:
+    """Return up to `count` files at equal distances in the list, since neighbouring files are often alike."""
     count = min(count, len(files))
     return [files[index * len(files) // count] for index in range(count)]

@@ -1,1 +1,1 @@
-"""Several processes as one: process groups, launching, agreement."""
+"""Runs of several processes: launching, process groups, agreement between ranks."""

@@ -1,4 +1,4 @@
-"""One command that runs as several processes: it starts itself again through torchrun and leaves with their code."""
+"""Relaunch of the train command as several processes under torchrun, and the exit code of such a run."""
 
 import os
 import signal
@@ -11,17 +11,17 @@ from pathlib import Path
 
 from cyclestyle.signals import INTERRUPTED, STOP_SIGNALS, STOPPED
 
-FOLDER = "CYCLESTYLE_PROCESSES"  # the environment's name for where the processes leave their ids and exit codes
-ECHO_S = 0.5  # a terminal's Ctrl-C, held down, is one
+FOLDER = "CYCLESTYLE_PROCESSES"  # environment variable: folder where processes write their ids and exit codes
+ECHO_S = 0.5  # seconds after a Ctrl-C in which another one is taken for a key held down
 
 
 def relaunch(processes: int, *, threads: int, stop: Callable[[], bool], abandoned: Callable[[], object]) -> int:
-    """Run this very command in several processes; the exit code is the run's own.
+    """Run the current command in several processes; return the exit code of the run.
 
     Args:
-        threads: that each of them computes with, unless the environment has OMP_NUM_THREADS.
-        stop: whether somebody asked for it before they were there to be told.
-        abandoned: what to do after a second Ctrl-C has ended them all.
+        threads: number of threads of each process, unless the environment sets OMP_NUM_THREADS.
+        stop: returns whether a stop was requested; called before and after the start of the processes.
+        abandoned: called without arguments after a second Ctrl-C has killed all processes.
     """
     if stop():
         return STOPPED
@@ -31,57 +31,60 @@ def relaunch(processes: int, *, threads: int, stop: Callable[[], bool], abandone
         folder = Path(name)
         environment[FOLDER] = name
         arguments = ["--standalone", f"--nproc_per_node={processes}", "-m", "cyclestyle.train", *sys.argv[1:]]
-        # In a session of its own: Ctrl-C on a terminal would reach the processes directly and through torchrun, twice.
+        # A new session, since Ctrl-C on a terminal would reach the processes twice: directly and through torchrun.
         command = [sys.executable, "-m", "cyclestyle.distributed.quiet_torchrun", *arguments]
         child = subprocess.Popen(command, env=environment, start_new_session=True)
-        asked: list[int] = []
-        interrupted, ended = 0.0, False
+        received: list[int] = []
+        interrupted, killed = 0.0, False
 
         def forward(number: int, _: object) -> None:
-            nonlocal interrupted, ended
+            nonlocal interrupted, killed
             if number == signal.SIGINT and interrupted and time.monotonic() - interrupted > ECHO_S:
-                ended = True
-                _end_all(child, folder)
-            elif not asked:
-                child.terminate()  # torchrun hands SIGTERM on, and would die of SIGUSR1
+                killed = True
+                _kill_all(child, folder)
+            elif not received:
+                child.terminate()  # torchrun forwards SIGTERM to its processes; SIGUSR1 would kill torchrun
             if number == signal.SIGINT:
                 interrupted = interrupted or time.monotonic()
-            asked.append(number)
+            received.append(number)
 
-        before = {number: signal.signal(number, forward) for number in STOP_SIGNALS}
+        handlers = {number: signal.signal(number, forward) for number in STOP_SIGNALS}
         try:
-            if stop():  # while they were being started
+            if stop():  # requested while the processes were starting
                 forward(signal.SIGTERM, None)
             code = child.wait()
         finally:
-            for number, handler in before.items():
+            for number, handler in handlers.items():
                 signal.signal(number, handler)
-        if not ended:
-            return _own_code(folder, code, asked=bool(asked))
+        if not killed:
+            return _run_code(folder, code, stop_requested=bool(received))
     abandoned()
-    os._exit(INTERRUPTED)  # at once: whoever holds Ctrl-C down is not to see how Python takes it while it ends
+    os._exit(INTERRUPTED)  # skips Python's shutdown, where another Ctrl-C would print a traceback
 
 
 def write_pid() -> None:
-    """Leave this process's id for the command that relaunched itself as it."""
+    """Write this process's id to a file for the command that launched it."""
     if folder := os.environ.get(FOLDER):
         (Path(folder) / f"{os.environ['RANK']}.pid").write_text(str(os.getpid()))
 
 
 def write_exit_code(code: int) -> None:
-    """Leave a word for the command that relaunched itself as this process; torchrun turns every failure into 1."""
+    """Write the exit code to a file for the launching command, since torchrun exits with 1 after any failure."""
     if folder := os.environ.get(FOLDER):
         (Path(folder) / f"{os.environ['RANK']}.code").write_text(str(code))
 
 
 def will_be_restarted() -> bool:
-    """Whether torchrun would take it for a failure to make up for, if this process left with a code that is not 0."""
+    """Return whether torchrun restarts this process if its exit code is not 0."""
     restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     return restarts < int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0"))
 
 
 def close_streams() -> None:
-    """Leave with this program's exit code though nobody reads, or no disk takes, what it still has to say."""
+    """Flush stdout and stderr; discard output that cannot be written, as to a closed pipe or a full disk.
+
+    Python flushes them again at its end; an error there would replace the exit code of the command.
+    """
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -89,8 +92,8 @@ def close_streams() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def _end_all(torchrun: "subprocess.Popen[bytes]", folder: Path) -> None:
-    """At once: torchrun, which would start them again or wait for them, and then its processes."""
+def _kill_all(torchrun: "subprocess.Popen[bytes]", folder: Path) -> None:
+    """Kill torchrun first, which would restart its processes or wait for them; then kill its processes."""
     torchrun.kill()
     for file in folder.glob("*.pid"):
         try:
@@ -99,14 +102,14 @@ def _end_all(torchrun: "subprocess.Popen[bytes]", folder: Path) -> None:
             continue
 
 
-def _own_code(folder: Path, torchrun: int, *, asked: bool) -> int:
-    """What the first process that failed said of it, where torchrun knows only that one did.
+def _run_code(folder: Path, torchrun_code: int, *, stop_requested: bool) -> int:
+    """Return the exit code of the first process that failed, which torchrun does not report; 0 if none failed.
 
-    Processes that were asked to stop before they had begun say nothing.
+    Without such a code, torchrun itself failed: return 75 if a stop was requested before any process began, else 1.
     """
-    said = sorted(folder.glob("*.code"), key=lambda file: file.stat().st_mtime_ns)
-    failures = [code for code in (int(file.read_text()) for file in said) if code]
-    if failures or not torchrun:
+    files = sorted(folder.glob("*.code"), key=lambda file: file.stat().st_mtime_ns)
+    failures = [code for code in (int(file.read_text()) for file in files) if code]
+    if failures or not torchrun_code:
         return failures[0] if failures else 0
     begun = any(folder.glob("*.pid"))
-    return STOPPED if asked and not begun else 1
+    return STOPPED if stop_requested and not begun else 1

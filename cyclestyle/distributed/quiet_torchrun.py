@@ -1,4 +1,4 @@
-"""torchrun without its report of several screens: the process where something went wrong has said what.
+"""Run torchrun without its long failure report, since the failed process has already printed an error.
 
 `trainer.devices=2` runs
 `python -m cyclestyle.distributed.quiet_torchrun --standalone --nproc_per_node=2 -m cyclestyle.train ...`.
@@ -12,18 +12,18 @@ from cyclestyle.signals import terminate_with_parent
 
 
 def main() -> None:
-    """torchrun's command; exits with 1 if any process failed or the job was ended by a signal."""
-    terminate_with_parent()  # before seconds go by with imports
+    """Run torchrun; exit with 1 if any process failed or a signal ended the job."""
+    terminate_with_parent()  # called before the imports, which take seconds
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    logging.disable(logging.ERROR)  # of this process, which does nothing but wait
+    logging.disable(logging.ERROR)  # silences torchrun only: the training processes have separate logging
     try:
         run.main(sys.argv[1:])
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        if failure.exitcode < 0:  # it could not say so itself
+        if failure.exitcode < 0:  # a process that a signal killed has printed no error
             name = signal.Signals(-failure.exitcode).name
             print(f"cyclestyle: process {rank} was ended by {name}, the others with it", file=sys.stderr)
         sys.exit(1)

@@ -1,4 +1,4 @@
-"""Several processes that train as one, and the one process that needs none of it."""
+"""The processes of a run: set-up, collective operations, agreement on failures, shutdown."""
 
 import contextlib
 import datetime
@@ -16,20 +16,23 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cyclestyle.errors import CommandError, LostProcessError
 
-PATIENCE_S = 24 * 3600.0  # while setting up: one process may draw or look through pictures, the others wait for it
-PATIENCE_WITH_THE_LOST_S = 2.0  # between one that gave up waiting, or has failed, and the next
+SETUP_TIMEOUT_S = 24 * 3600.0  # one rank may inspect or draw images for hours while the others wait
+FAILURE_WAIT_S = 2.0  # longest wait for the other ranks to report a failure or timeout as well, in seconds
 
 
 class FailedElsewhereError(Exception):
-    """Another process of the run has failed, and says why."""
+    """Raised on a rank that did not fail itself: another rank has failed, and that rank reports the reason."""
 
 
 class World:
-    """The processes of a run as one of them sees it; `rank` counts from 0, and rank 0 `is_main`.
+    """The processes of a run, seen from one of them. Ranks count from 0; `is_main` is true on rank 0.
 
     Args:
-        store: where processes leave word for one another; None for a world of one.
-        timeout_s: how long they wait for one another while training.
+        rank: number of this process in the run.
+        size: number of processes.
+        local_rank: number of this process on its host.
+        store: key-value store that the ranks share; None for a world of one.
+        timeout_s: longest wait for another rank during training, in seconds.
     """
 
     def __init__(
@@ -37,15 +40,18 @@ class World:
     ) -> None:
         self.rank, self.size, self.local_rank = rank, size, local_rank
         self.timeout_s = timeout_s
-        self._store, self._met = store, 0
+        self._store, self._collectives = store, 0
         self._wrapped: list[DistributedDataParallel] = []
         self._totals: dict[str, int] = {}
-        # Agreement between hosts' flags goes over the CPU, so that asking never waits for a GPU.
+        # Flags are exchanged over the CPU (gloo), so that agreement never waits for a GPU.
         self._control = self._group(timeout_s)
-        self._patient = self._group(PATIENCE_S)
+        self._setup = self._group(SETUP_TIMEOUT_S)
 
     def duplicate(self) -> "World":
-        """The same processes over channels of their own, for a second thread; all processes call it together."""
+        """Return a world of the same processes with separate process groups, for a second thread.
+
+        All ranks must call this together.
+        """
         return World(self.rank, self.size, local_rank=self.local_rank, timeout_s=self.timeout_s)
 
     @property
@@ -53,14 +59,14 @@ class World:
         return self.rank == 0
 
     def synchronize(self, module: nn.Module, device: torch.device) -> nn.Module:
-        """The module as a callable whose gradients are the mean over all processes after each backward pass."""
+        """Wrap a module, so that its gradients are averaged over all ranks in each backward pass."""
         if self.size == 1:
             return module
         devices = [device] if device.type == "cuda" else None
-        # Gradients stay where they were sent from: one copy of them less in time and memory. Not static_graph: parts
-        # that are back-propagated before the one that is averaged end in an assertion within torch (its issue 143580),
-        # and all it saves is a search for unused parameters, which is not made here.
-        with warnings.catch_warnings():  # torch 2.15 has a new name for the flag, 2.10 only this one
+        # Gradients are views of the buckets that are sent between ranks, which saves the time and memory of a copy.
+        # static_graph stays off: with it, a backward pass without averaging before one with averaging fails an
+        # assertion (issue 143580 of PyTorch). It would only save a search for unused parameters, which is off anyway.
+        with warnings.catch_warnings():  # torch 2.15 renames the flag, torch 2.10 has only this name
             warnings.simplefilter("ignore", FutureWarning)
             wrapped = DistributedDataParallel(
                 module, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
@@ -70,7 +76,12 @@ class World:
 
     @contextmanager
     def accumulating(self, *, more_to_come: bool) -> Iterator[None]:
-        """Backward passes within add up locally while there are more to come; the last one also averages."""
+        """Context manager for one of several backward passes whose gradients add up.
+
+        Args:
+            more_to_come: add gradients on this rank only. Set it to False for the last backward pass, which averages
+                the accumulated gradients over all ranks.
+        """
         self._heartbeat()
         for wrapped in self._wrapped:
             wrapped.require_backward_grad_sync = not more_to_come
@@ -81,7 +92,7 @@ class World:
                 wrapped.require_backward_grad_sync = True
 
     def mean(self, values: Tensor) -> Tensor:
-        """The mean over all processes, in place."""
+        """Replace the values by their mean over all ranks, in place."""
         if self.size > 1:
             self._heartbeat()
             dist.all_reduce(values)
@@ -89,74 +100,81 @@ class World:
         return values
 
     def min(self, values: Tensor) -> Tensor:
-        """The least of each value over all processes, in place."""
+        """Replace each value by its minimum over all ranks, in place."""
         if self.size > 1:
             self._heartbeat()
             dist.all_reduce(values, op=dist.ReduceOp.MIN)
         return values
 
-    def any(self, flag: bool, *, patient: bool = False) -> bool:
-        """Whether the flag is set in any process; every process gets the same answer.
+    def any(self, flag: bool, *, no_timeout: bool = False) -> bool:
+        """Return whether the flag is set on any rank; all ranks get the same result and must call this together.
 
         Args:
-            patient: wait for as long as it takes, as a set-up may need.
+            no_timeout: wait up to a day for the other ranks instead of `timeout_s`, since set-up can take hours.
 
         Raises:
-            LostProcessError: a process has ended or does not answer.
+            LostProcessError: another rank has ended or does not respond in time.
         """
         if self._control is None:
             return flag
         self._heartbeat()
-        agreed = torch.tensor([int(flag)])
+        flags = torch.tensor([int(flag)])
         try:
-            dist.all_reduce(agreed, op=dist.ReduceOp.MAX, group=self._patient if patient else self._control)
+            dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=self._setup if no_timeout else self._control)
         except RuntimeError as error:
             raise self.lost_process_error(error) from None
-        return bool(agreed.item())
+        return bool(flags.item())
 
     def all_equal(self, number: int) -> bool:
-        """Whether all processes have the same number; every process gets the same answer."""
-        if self._patient is None:
+        """Return whether all ranks pass the same number; all ranks get the same result and must call this together.
+
+        Raises:
+            LostProcessError: another rank has ended.
+        """
+        if self._setup is None:
             return True
-        both = torch.tensor([number, -number])
+        bounds = torch.tensor([number, -number])
         try:
-            dist.all_reduce(both, op=dist.ReduceOp.MIN, group=self._patient)
+            dist.all_reduce(bounds, op=dist.ReduceOp.MIN, group=self._setup)
         except RuntimeError as error:
             raise self.lost_process_error(error) from None
-        least, most = both.tolist()
-        return bool(least == -most)
+        minimum, negated_maximum = bounds.tolist()
+        return bool(minimum == -negated_maximum)
 
     def total(self, name: str, amount: int) -> int:
-        """Add to a count that all processes share; returns where it stands."""
+        """Add `amount` to the counter `name`, which all ranks share; return the new total."""
         if self._store is not None:
             return int(self._store.add(f"total {name}", amount))
         self._totals[name] = self._totals.get(name, 0) + amount
         return self._totals[name]
 
     @contextmanager
-    def all_or_none(self, *, patient: bool = False) -> Iterator[None]:
-        """All processes leave the block well or none does.
+    def all_or_none(self, *, no_timeout: bool = False) -> Iterator[None]:
+        """Context manager: if the `with` body fails on one rank, fail on all ranks.
+
+        Args:
+            no_timeout: see `any`.
 
         Raises:
-            FailedElsewhereError: all went well here, but not in another process.
+            FailedElsewhereError: the body succeeded on this rank, but failed on another rank.
         """
         failed = True
         try:
             yield
             failed = False
         finally:
-            anywhere = self.any(failed, patient=patient)
-        if anywhere:
+            failed_anywhere = self.any(failed, no_timeout=no_timeout)
+        if failed_anywhere:
             raise FailedElsewhereError
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """Rank 0 runs the block, then the others do and find its work done; if it fails, they do not begin.
+        """Context manager: run the `with` body on rank 0, then on the other ranks, which can use the work of rank 0.
 
         Raises:
-            FailedElsewhereError: in them.
+            FailedElsewhereError: the body failed on rank 0; raised on the other ranks, which then do not run it.
         """
-        if not self.is_main and self.any(False, patient=True):
+        if not self.is_main and self.any(False, no_timeout=True):
             raise FailedElsewhereError
         failed = True
         try:
@@ -164,12 +182,12 @@ class World:
             failed = False
         finally:
             if self.is_main:
-                self.any(failed, patient=True)
+                self.any(failed, no_timeout=True)
 
     def lost_process_error(self, error: RuntimeError) -> LostProcessError:
-        """What it means that processes cannot reach one another, after what torch says of it."""
+        """Build the error for the user after a collective operation failed; it names the ranks that do not respond."""
         self._post(f"gave up {self.rank}")
-        if "tim" not in str(error).lower():  # "Timed out waiting", "timeout"
+        if "tim" not in str(error).lower():  # torch's texts for a timeout: "Timed out waiting", "timeout"
             return LostProcessError("another process of this run has ended, and this one with it")
         behind = self._behind()
         who = f"process {', '.join(map(str, behind))} does" if len(behind) == 1 else f"processes {behind} do"
@@ -179,19 +197,19 @@ class World:
         )
 
     def first_to_fail(self, code: int, reason: str) -> bool:
-        """Whether no other process has failed before; the first one leaves its exit code and reason for the others."""
+        """Return whether this rank is the first to fail; if so, post its exit code and reason for the other ranks."""
         if self._store is None:
             return True
         try:
             if self._store.add("failures", 1) > 1:
                 return False
             self._store.set("failure", f"{code} {reason}")
-        except (RuntimeError, ValueError):  # the store has gone with its host
+        except (RuntimeError, ValueError):  # the store ended with its host
             pass
         return True
 
     def first_failure(self) -> tuple[int, str] | None:
-        """Exit code and reason of the first process that failed, if it gets to say so."""
+        """Return exit code and reason of the first rank that failed; None if they are not posted within 10 s."""
         if self._store is None:
             return None
         try:
@@ -202,16 +220,16 @@ class World:
             return None
 
     def announce_exit(self) -> None:
-        """Leave word that this process has said all that it had to say."""
+        """Post to the store that this rank prints nothing more."""
         self._post(f"left {self.rank}")
 
     def wait_for_others_to_exit(self) -> None:
-        """Wait until the other processes have left, for those that are able to: what is said then is said last."""
+        """Wait up to 2 s for the other ranks to exit, so that this rank's error is printed last."""
         if self._store is None:
             return
         others = [f"left {rank}" for rank in range(self.size) if rank != self.rank]
-        with contextlib.suppress(RuntimeError, ValueError):  # one of them is lost, or the store has gone with its host
-            self._store.wait(others, datetime.timedelta(seconds=PATIENCE_WITH_THE_LOST_S))
+        with contextlib.suppress(RuntimeError, ValueError):  # a rank was lost, or the store ended with its host
+            self._store.wait(others, datetime.timedelta(seconds=FAILURE_WAIT_S))
 
     def _group(self, timeout_s: float) -> Any:
         if self.size == 1:
@@ -219,24 +237,27 @@ class World:
         return dist.new_group(backend="gloo", timeout=datetime.timedelta(seconds=timeout_s))
 
     def _heartbeat(self) -> None:
-        """Leave word of how often this process has met, or is about to meet, the others."""
+        """Count a collective operation that this rank begins, and post the count to the store."""
         if self._store is None:
             return
-        self._met += 1
-        self._post(f"met {self.rank}", str(self._met))
+        self._collectives += 1
+        self._post(f"met {self.rank}", str(self._collectives))
 
-    def _post(self, key: str, word: str = "") -> None:
+    def _post(self, key: str, value: str = "") -> None:
         if self._store is not None:
-            with contextlib.suppress(RuntimeError):  # the store has gone with its host, as the next meeting will show
-                self._store.set(key, word)
+            with contextlib.suppress(RuntimeError):  # the store ended with its host; the next operation reports it
+                self._store.set(key, value)
 
     def _behind(self) -> list[int]:
-        """The processes that have not come to where this one waits, or do not even notice that they wait in vain."""
+        """Find the ranks that do not respond: those that have begun fewer collective operations than others.
+
+        If all ranks have begun the same number, return the ranks that have not reported a timeout.
+        """
         try:
-            met = [int(self._store.get(f"met {rank}")) for rank in range(self.size)]
-            if behind := [rank for rank, count in enumerate(met) if count < max(met)]:
+            counts = [int(self._store.get(f"met {rank}")) for rank in range(self.size)]
+            if behind := [rank for rank, count in enumerate(counts) if count < max(counts)]:
                 return behind
-            until = time.monotonic() + PATIENCE_WITH_THE_LOST_S
+            until = time.monotonic() + FAILURE_WAIT_S
             while True:
                 silent = [rank for rank in range(self.size) if not self._store.check([f"gave up {rank}"])]
                 if len(silent) <= 1 or time.monotonic() > until:
@@ -247,19 +268,20 @@ class World:
 
 
 def launched() -> bool:
-    """Whether this process was started by torchrun."""
+    """Return whether torchrun started this process."""
     return "LOCAL_RANK" in os.environ
 
 
 @contextmanager
 def session(device_type: str, *, timeout_s: float = 600.0) -> Iterator[World]:
-    """Join the processes that torchrun started, or be a world of one.
+    """Context manager: join the processes that torchrun started, or yield a world of this process alone.
 
     Args:
-        timeout_s: how long processes wait for one another while training.
+        device_type: `cpu`, `cuda` or `mps`.
+        timeout_s: longest wait for another rank during training, in seconds.
 
     Raises:
-        CommandError: more processes on this host than it has devices, or a time that is none.
+        CommandError: this host has fewer GPUs than processes, or `timeout_s` is not positive.
     """
     if timeout_s <= 0:
         raise CommandError(f"trainer.timeout_s={timeout_s:g}: give a number of seconds above 0")
@@ -278,19 +300,19 @@ def session(device_type: str, *, timeout_s: float = 600.0) -> Iterator[World]:
         torch.cuda.set_device(local_rank)
     store = _store()
     backend = "nccl" if device_type == "cuda" else "gloo"
-    # NCCL ends the process without a word when its time is up: the control group, which knows names, is to come first.
+    # NCCL kills the process at its timeout without a message. The gloo groups time out first; that error names ranks.
     more_s = 120.0 if backend == "nccl" else 0.0
     dist.init_process_group(
         backend, store=store, rank=rank, world_size=size, timeout=datetime.timedelta(seconds=timeout_s + more_s)
     )
-    words = dist.PrefixStore("cyclestyle", store)  # type: ignore[attr-defined]
-    world = World(rank, size, local_rank=local_rank, store=words, timeout_s=timeout_s)
+    messages = dist.PrefixStore("cyclestyle", store)  # type: ignore[attr-defined]
+    world = World(rank, size, local_rank=local_rank, store=messages, timeout_s=timeout_s)
     try:
         yield world
     except BaseException as error:
-        if backend == "gloo":  # NCCL would wait here for processes that wait for this one
+        if backend == "gloo":  # NCCL would wait here for ranks that wait for this one
             dist.destroy_process_group()
-        # The first to fail has something to say; the others notice, and leave without a word.
+        # A rank with an Exception prints it, after all others; a rank that exits by SystemExit prints nothing more.
         if isinstance(error, Exception):
             world.wait_for_others_to_exit()
         else:
@@ -300,9 +322,9 @@ def session(device_type: str, *, timeout_s: float = 600.0) -> Iterator[World]:
 
 
 def _store() -> Any:
-    """The meeting point of the processes, with a name of its own for every restart of the job.
+    """Connect to the key-value store that the ranks share; keys get a prefix for each restart of the job.
 
-    After `torchrun --max-restarts` the new processes would otherwise read what the dead ones left behind.
+    After a restart by `torchrun --max-restarts`, the new processes must not read values that dead processes posted.
     """
     hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     store = dist.TCPStore(  # type: ignore[attr-defined]

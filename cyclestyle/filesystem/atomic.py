@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and disks that cannot take them."""
+"""Atomic writes of files, and errors for full or failing disks."""
 
 import errno
 import os
@@ -12,7 +12,7 @@ from typing import IO, Any
 
 from cyclestyle.errors import DiskError
 
-# Of a disk that is full, broken or not ours to write on; EFBIG comes from a limit on the size of files.
+# Errors of full, broken or unwritable disks; EFBIG means that a file exceeds a limit such as `ulimit -f`.
 _DISK_ERRORS = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENODEV}
 )
@@ -22,13 +22,14 @@ _TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
-    """A stream whose bytes stand under `path` once the block has ended well; on an exception `path` stays as it was.
+    """Context manager: yield a stream to a temporary file, which replaces `path` at the end of the `with` body.
 
-    It is written beside its target, so that the final rename never crosses a file system.
+    On an exception in the `with` body, `path` is unchanged and the temporary file is removed. The temporary file lies
+    beside `path`, so the final rename never crosses a file system.
     """
     temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
     try:
-        with temporary.open("xb") as stream:  # unlike tempfile's, it has the permissions of any new file
+        with temporary.open("xb") as stream:  # permissions follow the umask; `tempfile` would set 0600
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
@@ -39,20 +40,20 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small text file in UTF-8, whole or not at all."""
+    """Write a small text file atomically, in UTF-8."""
     with atomic_write(path) as stream:
         stream.write(text.encode())
 
 
 def remove_temporary_files(folder: Path) -> None:
-    """Remove what killed processes left half-written; nobody else may be writing there."""
+    """Remove temporary files that killed processes left in a folder; no other process may be writing to the folder."""
     for path in folder.glob(".*.tmp"):
         if _TEMPORARY.fullmatch(path.name):
             path.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames in a folder survive a power cut, where the system can."""
+    """Flush the entries of a folder, so that renames in it survive a power cut; no effect outside POSIX."""
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -63,14 +64,14 @@ def sync_folder(folder: Path) -> None:
 
 
 def disk_error(what: str, error: OSError, folder: Path, *, need: int, free: int | None) -> DiskError:
-    """The error for the user when files cannot be written.
+    """Build the DiskError for files that cannot be written; for a full disk it names the needed and the free space.
 
     Args:
-        what: could not be done, such as `"cannot write checkpoint at step 7"`.
-        error: what the system said.
-        folder: where they were to stand.
-        need: bytes that they take.
-        free: bytes that were free before, None if the system does not say.
+        what: failed action, for example `"cannot write checkpoint at step 7"`.
+        error: error that the operating system raised.
+        folder: target folder.
+        need: number of bytes to write.
+        free: number of free bytes before the action; None if unknown.
     """
     reason = (error.strerror or type(error).__name__).lower()
     if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -80,7 +81,7 @@ def disk_error(what: str, error: OSError, folder: Path, *, need: int, free: int 
 
 
 def free_space(folder: Path) -> int | None:
-    """Bytes that may still be written to the disk of a folder, None if the system does not say."""
+    """Return the number of free bytes on the disk that holds a folder; None if unknown."""
     try:
         return shutil.disk_usage(folder).free
     except OSError:
@@ -88,19 +89,19 @@ def free_space(folder: Path) -> int | None:
 
 
 def is_disk_error(error: OSError) -> bool:
-    """Whether an error is the disk's fault, not the program's."""
+    """Return whether an error comes from the disk rather than from the program."""
     return error.errno in _DISK_ERRORS
 
 
 def megabytes(count: int) -> str:
-    """A number of bytes as people read it, in units of a million."""
+    """Format a number of bytes in megabytes; 1 MB is a million bytes."""
     return f"{count / 1e6:.1f} MB" if count < 10e6 else f"{count / 1e6:,.0f} MB"
 
 
 class _Stream:
-    """A binary file that remembers the first error of its disk.
+    """Binary stream that stores the first OSError raised by `write`.
 
-    torch.save takes any object with a `write`, but hides what `write` raised behind an error of its own.
+    `torch.save` accepts any object with a `write` method, but replaces an OSError of that method by another error.
     """
 
     def __init__(self, stream: IO[bytes]) -> None:
@@ -118,8 +119,8 @@ class _Stream:
         self._stream.flush()
 
 
-def _write(path: Path, write: Callable[[Any], object]) -> None:
-    """Write a file and see it onto the disk; raises the system's own OSError if that cannot be done."""
+def write_and_sync(path: Path, write: Callable[[Any], object]) -> None:
+    """Call `write` with a stream to a file, and flush the file to the disk; on failure, raise the original OSError."""
     with path.open("wb") as file:
         stream = _Stream(file)
         try:

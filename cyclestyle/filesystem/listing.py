@@ -1,4 +1,4 @@
-"""What lies in folders, whatever names it has, and how to say it in one line."""
+"""Recursive listing of the image files in a folder, and formatting of arbitrary file names on one line."""
 
 import os
 import re
@@ -11,38 +11,39 @@ from cyclestyle.errors import DataError
 
 
 class Candidate(NamedTuple):
-    """A name that ends like a picture's."""
+    """Path with an image's extension in a listed folder; it may be unreadable."""
 
-    name: Path  # relative to the folder that was listed
+    name: Path  # relative to the listed folder
     size: int  # bytes
-    modified_ns: int
-    reason: str = ""  # why nothing can be read there: a pipe, a link to nothing; empty for files
+    modified_ns: int  # modification time, ns since 1970
+    reason: str = ""  # why the path cannot be read, such as `a link to nothing`; empty for regular files
 
 
 class Listing(NamedTuple):
-    """What there is below a folder, in an order that depends on names alone."""
+    """Image files in a folder and its subfolders; their order depends only on names."""
 
-    candidates: list[Candidate]  # each real file once, by the first of its names
-    repeated: list[Path]  # the other names of those files
-    named_like_pictures: list[Path]  # folders; they are entered as any other
-    unlisted: dict[Path, str]  # folders below it that cannot be listed, and why
-    folders: frozenset[tuple[int, int]]  # device and inode of all that were entered
+    candidates: list[Candidate]  # one for each file, under the first of its paths in name order
+    repeated: list[Path]  # further paths of the same files, through links
+    named_like_pictures: list[Path]  # folders with an image's extension; their content is listed too
+    unlisted: dict[Path, str]  # subfolder that cannot be listed -> reason
+    folders: frozenset[tuple[int, int]]  # device and inode of each listed folder
 
 
 def listing(root: Path, *, endings: Collection[str]) -> Listing:
-    """What is below `root` under names that end like pictures; nothing is opened, so that nothing blocks.
+    """List files with image extensions below `root`, without opening them, so that no pipe or device can block.
 
-    Files and folders come once each, by the first of their names, so that links cannot lead in circles; names that
-    start with a dot are passed over.
+    A file or folder with several paths, through links, is listed once, under the first path in name order, so link
+    loops terminate. Names that start with a dot are skipped.
 
     Args:
-        endings: of names, in lower case.
+        root: folder to list.
+        endings: image extensions in lower case, with the dot.
 
     Raises:
         DataError: `root` itself cannot be listed.
     """
-    found: list[tuple[Path, os.stat_result | str]] = []
-    lookalikes: list[Path] = []
+    matches: list[tuple[Path, os.stat_result | str]] = []
+    lookalikes: list[Path] = []  # folders with an image's extension
     unlisted: dict[Path, str] = {}
     entered: set[tuple[int, int]] = set()
     folders = [Path()]
@@ -60,26 +61,26 @@ def listing(root: Path, *, endings: Collection[str]) -> Listing:
             continue
         entered.add(identity)
 
-        below: list[Path] = []
+        subfolders: list[Path] = []
         for entry in entries:
             name = folder / entry.name
-            ends_like_one = name.suffix.lower() in endings
-            if entry.name.startswith(".") or not (ends_like_one or _may_be_folder(entry)):
+            has_ending = name.suffix.lower() in endings
+            if entry.name.startswith(".") or not (has_ending or _may_be_folder(entry)):
                 continue
             status = _status(entry)
             if not isinstance(status, str) and stat.S_ISDIR(status.st_mode):
-                below.append(name)
-                lookalikes += [name] if ends_like_one else []
-            elif ends_like_one:
-                found.append((name, status))
-        folders += reversed(below)  # of two ways into a folder, the first by name is taken
+                subfolders.append(name)
+                lookalikes += [name] if has_ending else []
+            elif has_ending:
+                matches.append((name, status))
+        folders += reversed(subfolders)  # a stack: a folder with several paths is listed under the first
 
-    candidates, repeated = _once_each(sorted(found, key=lambda one: one[0].parts))
+    candidates, repeated = _once_each(sorted(matches, key=lambda match: match[0].parts))
     return Listing(candidates, repeated, sorted(lookalikes), unlisted, frozenset(entered))
 
 
 def special_file_reason(mode: int) -> str:
-    """What is behind a name if not a file; empty for files."""
+    """Return why a path with this `st_mode` cannot be read as a file; empty for regular files."""
     if stat.S_ISREG(mode):
         return ""
     kinds = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
@@ -87,41 +88,41 @@ def special_file_reason(mode: int) -> str:
 
 
 def printable(path: Path) -> str:
-    """A path that can be printed on one line, whatever bytes are in its name."""
+    """Format a path for printing on one line, with escapes for control characters and invalid UTF-8."""
     return _printable(os.fsencode(path).decode("utf-8", "backslashreplace"))
 
 
 def one_line(text: str) -> str:
-    """Text as it can be printed on one line: no control characters, not too long."""
+    """Format text as one line of at most 200 characters, with escaped control characters."""
     text = _printable(" ".join(text.split()))
     return text if len(text) <= 200 else f"{text[:197]}..."
 
 
 def list_contents(folder: Path) -> str:
-    """A few of the names in a folder, for errors about what is not there."""
+    """Return the first four names in a folder and the number of remaining names, for errors about missing paths."""
     try:
         names = sorted(entry.name for entry in folder.iterdir())
     except OSError as error:
-        return f"what cannot be listed ({error.strerror})"
+        return f"nothing that can be listed ({error.strerror})"
     more = f" and {len(names) - 4:,} more" if len(names) > 4 else ""
     return ", ".join(printable(Path(name)) for name in names[:4]) + more or "nothing"
 
 
 def nearest_existing(path: Path) -> str:
-    """What there is instead of a path that is not there."""
-    there = next(parent for parent in path.absolute().parents if parent.is_dir())
-    return f"{printable(there)} contains {list_contents(there)}"
+    """Describe, for errors, the nearest existing parent folder of a missing path and the names in that folder."""
+    folder = next(parent for parent in path.absolute().parents if parent.is_dir())
+    return f"{printable(folder)} contains {list_contents(folder)}"
 
 
 def _may_be_folder(entry: "os.DirEntry[str]") -> bool:
-    """Whether it is worth asking what is behind a name that ends like no picture."""
+    """Return whether an entry is a folder, or a link and thus possibly a folder; needs no `stat` call."""
     return entry.is_symlink() or entry.is_dir(follow_symlinks=False)
 
 
 def _status(entry: "os.DirEntry[str]") -> os.stat_result | str:
-    """What is behind a name, or why that cannot be said."""
+    """Return the `stat` result of an entry, following links, or the reason why it cannot be determined."""
     try:
-        # What Windows knows from listing a folder does not tell files apart.
+        # On Windows `entry.stat()` gives no inode, so two paths of one file would not be recognized.
         return Path(entry.path).stat() if os.name == "nt" else entry.stat()
     except OSError as error:
         if isinstance(error, FileNotFoundError) and entry.is_symlink():
@@ -129,12 +130,12 @@ def _status(entry: "os.DirEntry[str]") -> os.stat_result | str:
         return error.strerror or str(error)
 
 
-def _once_each(found: list[tuple[Path, os.stat_result | str]]) -> tuple[list[Candidate], list[Path]]:
-    """The candidates, and what is left over: further names of the same files."""
+def _once_each(matches: list[tuple[Path, os.stat_result | str]]) -> tuple[list[Candidate], list[Path]]:
+    """Return one candidate for each file, and the further paths of the same files."""
     candidates: list[Candidate] = []
     repeated: list[Path] = []
     seen: set[tuple[int, int]] = set()
-    for name, status in found:
+    for name, status in matches:
         if isinstance(status, str):
             candidates.append(Candidate(name, 0, 0, status))
         elif _identity(status) in seen:
@@ -146,9 +147,9 @@ def _once_each(found: list[tuple[Path, os.stat_result | str]]) -> tuple[list[Can
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:
-    """The same for all names of a file or folder."""
+    """Return device and inode, which are equal for all paths of a file or folder."""
     return status.st_dev, status.st_ino
 
 
 def _printable(text: str) -> str:
-    return re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", lambda odd: ascii(odd[0])[1:-1], text)
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", lambda match: ascii(match[0])[1:-1], text)

@@ -1,4 +1,4 @@
-"""A folder for one process at a time."""
+"""Lock that lets one process at a time write to a folder."""
 
 import errno
 import os
@@ -11,10 +11,10 @@ from cyclestyle.errors import warn
 
 
 class Lock:
-    """A file that one process can hold; it lets go when the process ends, however it ends.
+    """Lock file held by one process; the operating system releases the lock when the process ends or is killed.
 
     Args:
-        file: is made where it is missing, and stays.
+        file: path of the lock file, which is created if missing and never removed.
     """
 
     def __init__(self, file: Path) -> None:
@@ -22,17 +22,20 @@ class Lock:
         self._stream: IO[str] | None = None
 
     def acquire(self) -> bool:
-        """Take it for good; False if another process has it. Raises OSError where the file cannot be opened.
+        """Take the lock until `release` or the end of the process; return False if another process holds the lock.
 
-        Where the file system knows no locks, the user is told and nobody is kept out.
+        On a file system without locks, print a warning and return True. Outside POSIX, return True without locking.
+
+        Raises:
+            OSError: the lock file cannot be opened.
         """
         self._stream = self.file.open("a")
         if os.name != "posix":
             return True
-        import fcntl  # not on Windows
+        import fcntl  # the module does not exist on Windows
 
         try:
-            # Of this process alone: its data workers, which may outlive it by seconds, do not hold it.
+            # Child processes do not inherit a POSIX lock, so data workers that outlive this process do not keep it.
             fcntl.lockf(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):
@@ -42,18 +45,18 @@ class Lock:
         return True
 
     def release(self) -> None:
-        """Let go of it before the process ends."""
+        """Release the lock before the end of the process."""
         if self._stream is not None:
             self._stream.close()
             self._stream = None
 
     def holder(self) -> int | None:
-        """The process of this host that has it, where the system tells."""
+        """Return the pid of the process that holds the lock; None if unknown or on another host."""
         if self._stream is None or sys.platform != "linux" or sys.maxsize < 2**32:
             return None
         import fcntl
 
         layout = "hhqqi0q"  # struct flock of fcntl(2): type, whence, start, length, pid
-        told = fcntl.fcntl(self._stream, fcntl.F_GETLK, struct.pack(layout, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
-        kind, _, _, _, pid = struct.unpack(layout, told)
-        return pid if kind != fcntl.F_UNLCK and pid > 0 else None  # of another host it is no number of ours
+        query = struct.pack(layout, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        kind, _, _, _, pid = struct.unpack(layout, fcntl.fcntl(self._stream, fcntl.F_GETLK, query))
+        return pid if kind != fcntl.F_UNLCK and pid > 0 else None  # a pid from another host means nothing here

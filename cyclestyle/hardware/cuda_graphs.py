@@ -1,7 +1,7 @@
-"""CUDA graphs: the kernels of a function are recorded once, and from then on launched all together.
+"""CUDA graphs: the kernels of a function are captured once and then launched together.
 
-Launching a kernel takes the processor some microseconds, whatever the kernel does. A step of CycleGAN has more than a
-thousand, and at batch 1 many are over sooner than the next is launched, so that a fast GPU waits for its host.
+Each launch of a kernel takes the processor some microseconds. A step of CycleGAN launches more than a thousand kernels.
+At batch 1 many kernels finish before the next is launched, so a fast GPU waits for the processor.
 """
 
 import functools
@@ -16,156 +16,156 @@ from cyclestyle.errors import CommandError, warn
 Tensors = dict[str, Tensor]
 Output = TypeVar("Output")
 
-REHEARSALS = 3  # calls before the recording, in which libraries look for their fastest kernels and moments are made
+REHEARSALS = 3  # warm-up calls before the capture: libraries choose kernels, the optimizer allocates its moments
 
 
 class GraphCapture(Protocol):
-    """Someone who can compute again what a function computed."""
+    """Captures the operations of functions, so that they can be replayed."""
 
     def rehearse(self, run: Callable[[], Output]) -> Output:
-        """Run a function that is to be recorded later, as it is."""
+        """Run a function eagerly, as a warm-up before its capture."""
 
     def record(self, run: Callable[[], Output]) -> tuple[Callable[[], None], Output]:
-        """Run a function without computing anything: only what it would compute is noted.
+        """Capture the operations of a function without executing them.
 
         Returns:
-            What computes it, each time that it is called, and the tensors that then hold the results, until the next
-            replay of any recording.
+            A function that replays the operations, and their output tensors. The next replay of any captured function
+            may overwrite these tensors.
 
         Raises:
-            RuntimeError: something in it cannot be recorded.
+            RuntimeError: an operation cannot be captured.
         """
 
 
 class CudaGraphCapture:
-    """Records on an NVIDIA GPU.
+    """Captures CUDA graphs on an NVIDIA GPU.
 
-    All recordings use the same memory, which is theirs alone as long as they live: they are to be replayed in the order
-    in which they were made, never two at a time.
+    All graphs share a memory pool, which nothing else uses while they exist. Replay them in the order of their capture,
+    never two concurrently.
     """
 
     def __init__(self, device: torch.device) -> None:
-        # Nothing can be recorded on the stream that is used by default.
+        # CUDA cannot capture on the default stream.
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._memory = torch.cuda.graph_pool_handle()
 
     def rehearse(self, run: Callable[[], Output]) -> Output:
-        usual = torch.cuda.current_stream()
-        self._stream.wait_stream(usual)
+        current = torch.cuda.current_stream()
+        self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
-            made = run()
-        usual.wait_stream(self._stream)
-        return made
+            outputs = run()
+        current.wait_stream(self._stream)
+        return outputs
 
     def record(self, run: Callable[[], Output]) -> tuple[Callable[[], None], Output]:
         graph = torch.cuda.CUDAGraph()
         with (
-            torch.cuda.stream(self._stream),  # which is left again even where a recording fails to begin
-            # Threads that pin the next batches' memory meanwhile would otherwise spoil the recording.
+            torch.cuda.stream(self._stream),  # restores the current stream even if the capture fails to begin
+            # thread_local: other threads pin memory for the next batches meanwhile, which must not abort the capture.
             torch.cuda.graph(graph, self._memory, self._stream, capture_error_mode="thread_local"),
         ):
-            made = run()
-        return graph.replay, made
+            outputs = run()
+        return graph.replay, outputs
 
 
 class CapturedGraph(NamedTuple):
-    """A function that is replayed."""
+    """Captured function, with the tensors that hold its arguments and results."""
 
     replay: Callable[[], None]
-    given: tuple[Tensor, ...]  # where it reads its arguments
-    made: Tensors  # where its results stand after a replay
+    inputs: tuple[Tensor, ...]  # read by each replay
+    outputs: Tensors  # written by each replay
 
 
 class GraphedCalls:
-    """Calls functions: the fourth call of each is recorded and replayed from then on.
+    """Calls functions eagerly three times each; captures each at its fourth call, and then replays it.
 
-    They may read and change any tensor on the device, as long as that stays in its place: what is to differ from call
-    to call has to be an argument or the content of such a tensor, since Python is not asked again after the recording.
-    Where one cannot be recorded, a warning says so and all are called as they are.
+    A function may read and change tensors on the device that keep their address. Values that differ between calls must
+    be arguments or contents of such tensors, since no Python code runs in a replay. If a capture fails, the user is
+    warned and all functions are called eagerly from then on.
     """
 
-    def __init__(self, recorder: GraphCapture) -> None:
-        self._recorder = recorder
+    def __init__(self, capture: GraphCapture) -> None:
+        self._capture = capture
         self._gave_up = False
         self._rehearsals: dict[str, int] = {}
-        self._recorded: dict[str, CapturedGraph] = {}
+        self._graphs: dict[str, CapturedGraph] = {}
 
-    def __call__(self, name: str, function: Callable[..., Tensors | None], *given: Tensor) -> Tensors | None:
-        """What a function makes of these tensors, in tensors of its own.
+    def __call__(self, name: str, function: Callable[..., Tensors | None], *inputs: Tensor) -> Tensors | None:
+        """Return the result of `function(*inputs)`, in tensors that later calls do not overwrite.
 
         Args:
-            name: of the function, by which it is known again.
-            function: gives named tensors; None, if anything was left out, from functions that are not to be recorded.
-            given: of the same shapes at every call.
+            name: identifies the function between calls.
+            function: function that returns named tensors. One that may return None (a skipped update) must not be
+                captured.
+            inputs: tensors of the same shapes at every call.
         """
         if self._gave_up:
-            return function(*given)
+            return function(*inputs)
         if self._rehearsals.get(name, 0) < REHEARSALS:
             self._rehearsals[name] = self._rehearsals.get(name, 0) + 1
-            return self._recorder.rehearse(functools.partial(function, *given))
-        recorded = self._recorded.get(name) or self._record(name, function, given)
-        if recorded is None:
-            return function(*given)
-        for held, new in zip(recorded.given, given, strict=True):
-            assert held.shape == new.shape
-            held.copy_(new)
-        recorded.replay()
-        return {key: made.clone() for key, made in recorded.made.items()}  # the next replay may overwrite them
+            return self._capture.rehearse(functools.partial(function, *inputs))
+        graph = self._graphs.get(name) or self._record(name, function, inputs)
+        if graph is None:
+            return function(*inputs)
+        for static, new in zip(graph.inputs, inputs, strict=True):
+            assert static.shape == new.shape
+            static.copy_(new)
+        graph.replay()
+        return {key: output.clone() for key, output in graph.outputs.items()}  # the next replay may overwrite outputs
 
     def forget(self) -> None:
-        """Begin anew, with rehearsals: tensors have been replaced that recordings read or change."""
-        self._recorded.clear()
+        """Clear all graphs and start again with warm-up calls; needed when tensors that graphs use are replaced."""
+        self._graphs.clear()
         self._rehearsals.clear()
 
     def _record(
-        self, name: str, function: Callable[..., Tensors | None], given: tuple[Tensor, ...]
+        self, name: str, function: Callable[..., Tensors | None], inputs: tuple[Tensor, ...]
     ) -> CapturedGraph | None:
-        held = tuple(tensor.clone() for tensor in given)
+        static = tuple(tensor.clone() for tensor in inputs)
         try:
-            replay, made = self._recorder.record(functools.partial(function, *held))
+            replay, outputs = self._capture.record(functools.partial(function, *static))
         except RuntimeError as error:
             self._gave_up = True
             self.forget()
-            reason = _first_line(error)
+            reason = _root_cause(error)
             warn(f"trainer.cuda_graphs: a step cannot be recorded ({reason}); its kernels are launched one by one")
             return None
-        assert made is not None
-        self._recorded[name] = CapturedGraph(replay, held, made)
-        return self._recorded[name]
+        assert outputs is not None
+        self._graphs[name] = CapturedGraph(replay, static, outputs)
+        return self._graphs[name]
 
 
-def call_directly(name: str, function: Callable[..., Tensors | None], *given: Tensor) -> Tensors | None:
-    """What `GraphedCalls` does, without any recording."""
-    return function(*given)
+def call_directly(name: str, function: Callable[..., Tensors | None], *inputs: Tensor) -> Tensors | None:
+    """Return the result of `function(*inputs)`: replaces `GraphedCalls` where nothing is captured."""
+    return function(*inputs)
 
 
 def choose_capture(
-    requested: bool | Literal["auto"],
+    requested: Literal[True, "auto"],
     capture: GraphCapture | None,
     obstacles: Mapping[str, bool],
     *,
     pays: bool,
 ) -> GraphCapture | None:
-    """The capture to record steps with; None where they are not recorded.
+    """Choose whether steps are captured; return the `GraphCapture` to use, or None to run steps eagerly.
 
     Args:
-        requested: the value of `trainer.cuda_graphs`; with `auto` steps are recorded where that is possible and `pays`.
-        capture: of this device; None where it has none.
-        obstacles: reasons against recording, and whether they apply.
+        requested: value of `trainer.cuda_graphs`; `auto` captures steps if no obstacle applies and `pays` is True.
+        capture: capture of this device; None if the device supports none.
+        obstacles: reason against capturing -> whether it applies.
+        pays: whether capturing makes steps faster.
 
     Raises:
-        CommandError: it is requested and something is in the way.
+        CommandError: `requested` is True, but an obstacle applies.
     """
-    if requested is False:
-        return None
     reasons = [reason for reason, applies in obstacles.items() if applies]
     if reasons and requested is True:
         raise CommandError(f"trainer.cuda_graphs=true {reasons[0]}: leave it out")
     return capture if (pays or requested is True) and not reasons else None
 
 
-def _first_line(error: BaseException) -> str:
-    """Of the error that came first: what is left open by it fails again when it is closed."""
+def _root_cause(error: BaseException) -> str:
+    """First line of an error's root cause, since the clean-up after it raises follow-up errors."""
     while error.__context__ is not None:
         error = error.__context__
     return str(error).partition("\n")[0]

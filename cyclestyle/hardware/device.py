@@ -1,4 +1,4 @@
-"""Where networks run and in what precision: decided here and nowhere else."""
+"""Choose device and precision, and wrap networks to run with them."""
 
 import copy
 import ctypes
@@ -20,19 +20,19 @@ _NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 class Hardware:
-    """A device, a precision, and how modules are called on them.
+    """Device and precision, and the ways to call modules on them.
 
     Args:
         device: `auto` takes a CUDA GPU, else Apple's, else the CPU.
-        precision: of the networks' arithmetic; weights and losses are always float32. `auto` is bf16 where the
-            hardware has it (CUDA from Ampere on, CPUs with native bf16), fp16 on older GPUs, else fp32.
-        deterministic: the same bits from the same seed on a GPU too, at some cost.
+        precision: precision of the networks' arithmetic; weights and losses are always float32. `auto` is bf16 on
+            hardware that supports it (CUDA from Ampere on, CPUs with native bf16), fp16 on older GPUs, else fp32.
+        deterministic: give bit-identical results for the same seed on GPUs too, at some cost in speed.
         compile: run the networks through `torch.compile`.
-        one_size: all batches have one size, so that a GPU's search for the fastest convolutions pays.
-        world: the processes that train together.
+        one_size: whether all batches have the same size; cuDNN then searches for the fastest convolutions.
+        world: processes that train together.
 
     Raises:
-        CommandError: this machine has no such device, or the device no such precision.
+        CommandError: this machine has no such device, or the device does not support the precision.
     """
 
     def __init__(
@@ -51,14 +51,14 @@ class Hardware:
         self.compile = compile
         if compile and self.device.type == "cpu" and not any(map(shutil.which, _compilers())):
             raise CommandError("compile=true needs a C++ compiler, such as g++, and there is none: leave it out")
-        # Convolutions, norms and padding are faster when pictures have their channels last. In fp32 on CPUs, where it
-        # brings little, sums keep the order that they had. Weights on CPUs stay as they are: convolutions copy them
-        # more, Adam and the casts of gradients less, which comes to the same.
-        last = self.device.type == "cuda" or (self.device.type == "cpu" and self.dtype != torch.float32)
-        self.layout = torch.channels_last if last else torch.contiguous_format
+        # Convolutions, norms and padding are faster on channels-last images. In fp32 on CPUs the gain is small, and the
+        # default layout preserves the order of sums. Weights on CPUs stay contiguous: convolutions then copy them more,
+        # Adam and the casts of gradients less, with the same total time.
+        channels_last = self.device.type == "cuda" or (self.device.type == "cpu" and self.dtype != torch.float32)
+        self.layout = torch.channels_last if channels_last else torch.contiguous_format
         self._weights = torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
-        # Fewer multiplications pay where they cost much: not where whole tiles are multiplied at once (AMX).
-        self._winograd = last and self.device.type == "cpu" and _native_bf16() == {"avx512_bf16"}
+        # Winograd saves multiplications. This does not pay on processors with AMX, which multiplies whole matrix tiles.
+        self._winograd = channels_last and self.device.type == "cpu" and _native_bf16() == {"avx512_bf16"}
         if deterministic:
             torch.use_deterministic_algorithms(True)
         if self.device.type == "cuda":
@@ -67,7 +67,7 @@ class Hardware:
 
     @property
     def precision(self) -> str:
-        """What `auto` came to."""
+        """Precision in use: `fp32`, `bf16` or `fp16`, never `auto`."""
         return _NAMES[self.dtype]
 
     def __str__(self) -> str:
@@ -78,34 +78,37 @@ class Hardware:
         """Move a module to the device, in place.
 
         Args:
-            training: compute its gradients in the way that is fastest on this device.
+            training: whether the module is trained; it then uses the fastest backward pass for this device.
         """
         module.to(device=self.device, memory_format=self._weights)  # type: ignore[call-overload]
         if training and self._winograd:
             use_winograd(module)
 
     def upload(self, batch: Tensor) -> Tensor:
-        """A batch (N, C, H, W) here, without waiting for it."""
+        """Copy a batch (N, C, H, W) to the device, without waiting for the copy."""
         return batch.to(self.device, non_blocking=True, memory_format=self.layout)
 
     def trim_memory(self) -> None:
-        """Let the system have what this process holds of its memory and does not use: on Linux, for the CPU's tensors.
+        """On Linux, return memory of freed CPU tensors to the system.
 
-        The C library keeps freed memory, in holes into which what comes next does not always fit.
+        The C library keeps this memory, in gaps that later allocations do not always fit.
         """
         if self.device.type == "cpu" and sys.platform == "linux":
-            trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; others have none and need none
+            trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only; other C libraries do not need it
             if trim is not None:
                 trim(0)
 
     def graph_capture(self) -> GraphCapture | None:
-        """Who records kernels to launch them together; None where nobody does."""
+        """Create a capture of CUDA graphs on this device; None if this is not a CUDA device."""
         return CudaGraphCapture(self.device) if self.device.type == "cuda" else None
 
     def wrap(self, module: nn.Module, *, synchronized: bool = False) -> Callable[..., Any]:
-        """How a module is to be called: compiled, across processes, under autocast, with float32 results.
+        """Wrap a module's call: compiled, with gradients averaged over ranks, under autocast, with float32 results.
 
-        The module itself stays as it is, so that what is saved never carries a wrapper's names.
+        The module itself is unchanged, so that saved names never contain a wrapper's prefix.
+
+        Args:
+            synchronized: whether gradients are averaged over ranks.
         """
         call: Any = torch.compile(module) if self.compile else module
         if synchronized:
@@ -113,39 +116,39 @@ class Hardware:
         return self.autocast(call)
 
     def prepare_inference(self, module: nn.Module) -> Callable[..., Any]:
-        """How a module that is trained no more is to be called: as `prepare` does it, but weights are cast once.
+        """Wrap a trained module's call for inference: like `wrap`, but the weights are cast only once.
 
-        What is called is a copy with weights in this precision and layout; the module itself stays as it is.
+        The call uses a copy with weights in this precision and layout; the module itself is unchanged.
         """
         low = copy.deepcopy(module)
         low.to(dtype=self.dtype, memory_format=self.layout)  # type: ignore[call-overload]
         call: Any = torch.compile(low) if self.compile else low
 
-        def cast(pictures: Tensor) -> Tensor:
-            made: Tensor = call(pictures.to(self.dtype, memory_format=self.layout))
-            return made.float()
+        def cast(images: Tensor) -> Tensor:
+            output: Tensor = call(images.to(self.dtype, memory_format=self.layout))
+            return output.float()
 
         return cast
 
     def autocast(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        """The call in this precision; what comes out, a tensor or a named tuple of tensors, is float32 again."""
+        """Wrap a call to compute in this precision and return float32: a tensor or a named tuple of tensors."""
         if self.dtype == torch.float32:
             return call
 
-        def cast(*pictures: Tensor, **flags: bool) -> Any:
+        def cast(*images: Tensor, **flags: bool) -> Any:
             with torch.autocast(self.device.type, self.dtype):
-                made = call(*pictures, **flags)
-            return made.float() if isinstance(made, Tensor) else made._make(_float(value) for value in made)
+                output = call(*images, **flags)
+            return output.float() if isinstance(output, Tensor) else output._make(_float(value) for value in output)
 
         return cast
 
     def scaler(self) -> torch.amp.GradScaler:
-        """Keeps fp16 gradients from vanishing; does nothing in the other precisions."""
+        """Gradient scaler that keeps fp16 gradients from vanishing; disabled in the other precisions."""
         return torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
 
 
 def device_type(device: str) -> str:
-    """What `auto` means on this machine."""
+    """Device type for a value of `device`; resolves `auto` on this machine."""
     if device != "auto":
         return device
     if torch.cuda.is_available():
@@ -154,7 +157,7 @@ def device_type(device: str) -> str:
 
 
 def device_count(device: str) -> int:
-    """How many devices of a type this machine has; a CPU counts as one."""
+    """Number of devices of a type on this machine; 1 for a CPU."""
     return torch.cuda.device_count() if device_type(device) == "cuda" else 1
 
 
@@ -184,18 +187,18 @@ def _fastest(device: torch.device) -> torch.dtype:
 
 
 def _compilers() -> list[str]:
-    """The names of C++ compilers that PyTorch looks for."""
+    """Names of the C++ compilers that PyTorch looks for."""
     return [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++", "c++", "cl"]
 
 
 def _native_bf16() -> set[str]:
-    """By which means the CPU multiplies bf16 in hardware; emulated it is slower than float32."""
-    if not hasattr(torch.cpu, "get_capabilities"):  # older than torch 2.11
+    """CPU features that multiply bf16 in hardware; without one, bf16 is emulated and slower than float32."""
+    if not hasattr(torch.cpu, "get_capabilities"):  # torch before 2.11
         older = {
             "avx512_bf16": torch.cpu._is_avx512_bf16_supported(),
             "amx_bf16": torch.cpu._is_amx_tile_supported(),
         }
-        return {name for name, has in older.items() if has}
+        return {name for name, supported in older.items() if supported}
     capabilities = torch.cpu.get_capabilities()
     return {name for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16") if capabilities.get(name, False)}
 
@@ -205,10 +208,10 @@ def _float(value: Tensor | None) -> Tensor | None:
 
 
 def process_count(devices: int | Literal["auto"], device: Literal["auto", "cpu", "cuda", "mps"]) -> int:
-    """How many processes `trainer.devices` asks for.
+    """Number of processes for a value of `trainer.devices`.
 
     Raises:
-        CommandError: more than there are devices.
+        CommandError: `devices` is below 1, or exceeds the number of devices of this machine.
     """
 
     available = device_count(device)

@@ -1,4 +1,4 @@
-"""Memory: its peak, and errors that say how to need less of it."""
+"""Peak memory, and errors with advice for users when memory runs out or a device fails."""
 
 import sys
 from pathlib import Path
@@ -11,16 +11,16 @@ from cyclestyle.filesystem.atomic import megabytes
 
 
 class Remedies(NamedTuple):
-    """What to do when memory runs out, and when a device is lost."""
+    """Advice for users, as parts of an error text."""
 
-    smaller: str
-    again: str
+    smaller: str  # advice when memory runs out
+    again: str  # advice when a device fails
 
 
 TRAINING = Remedies(
     smaller="set trainer.recompute=true, lower data.crop_size, trainer.batch_size or generator.channels, or raise "
-    "trainer.accumulate; the last checkpoint is whole",
-    again="the same command goes on from the last checkpoint, if need be with trainer.device=cpu",
+    "trainer.accumulate; the last checkpoint is complete",
+    again="the same command resumes from the last checkpoint, if need be with trainer.device=cpu",
 )
 TRANSLATING = Remedies(
     smaller="lower memory= or batch_size=, or shrink the pictures with resize=; the same command does the rest",
@@ -29,25 +29,25 @@ TRANSLATING = Remedies(
 
 
 def resource_error(error: BaseException, advice: Remedies = TRAINING) -> ResourceError | None:
-    """What an exception says of memory or of the device, with the knobs to turn; None if it is about something else."""
-    said = str(error)
+    """Create an error with advice if an exception means that memory ran out or the device failed; else None."""
+    message = str(error)
     if is_out_of_memory(error):
         return ResourceError(f"out of memory (peak {_peak()}): {advice.smaller}")
-    lost: tuple[type[BaseException], ...] = (getattr(torch, "AcceleratorError", torch.OutOfMemoryError),)
-    if isinstance(error, lost) or (isinstance(error, RuntimeError) and "CUDA error" in said):
-        return ResourceError(f"the device failed ({said.partition(chr(10))[0]}): {advice.again}")
+    device_errors: tuple[type[BaseException], ...] = (getattr(torch, "AcceleratorError", torch.OutOfMemoryError),)
+    if isinstance(error, device_errors) or (isinstance(error, RuntimeError) and "CUDA error" in message):
+        return ResourceError(f"the device failed ({message.partition(chr(10))[0]}): {advice.again}")
     return None
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out."""
-    # PyTorch's allocator on the CPU has no type of error of its own.
+    """Return whether an exception means that memory ran out."""
+    # PyTorch's CPU allocator raises a plain RuntimeError: only the text identifies it.
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "t allocate memory" in str(error)
 
 
 def resident_peak() -> int:
-    """Bytes of the machine's memory that this process has held at most; 0 where the system does not tell."""
-    # On Linux, what getrusage says begins with what the process held that started this one.
+    """Peak of this process's resident memory in bytes; 0 if the system does not report it."""
+    # On Linux, the peak reported by getrusage would include the peak of the parent process.
     status = Path("/proc/self/status")
     for line in status.read_text().splitlines() if status.exists() else ():
         if line.startswith("VmHWM:"):
@@ -60,8 +60,8 @@ def resident_peak() -> int:
 
 
 def _peak() -> str:
-    """The most memory that this process has held: of the GPU where it uses one, else of the machine."""
+    """Peak memory as text: GPU memory if this process uses a GPU, else the process's resident memory."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return f"{megabytes(torch.cuda.max_memory_allocated())} on the GPU"
-    held = resident_peak()
-    return megabytes(held) if held else "unknown"
+    peak = resident_peak()
+    return megabytes(peak) if peak else "unknown"

@@ -1,7 +1,7 @@
-"""How many threads compute, how they wait for one another, and whether other processes keep them waiting.
+"""Number of threads, their spinning while they wait, and detection of other processes that occupy the cores.
 
-Threads that share an operation meet at its end. Where other processes have the cores, one of them waits for another
-that is not running: two threads are then many times slower than one.
+Threads that share an operation synchronise at its end. If other processes occupy the cores, one thread waits for
+another that is not running: two threads are then many times slower than one.
 """
 
 import os
@@ -15,56 +15,57 @@ from typing import Literal, NamedTuple
 
 from cyclestyle.errors import CommandError, warn
 
-SPINS = 10_000  # of a thread that waits, before it sleeps: as fast as libgomp's 300,000 where nothing else runs
-LOOK_EVERY_S = 10.0  # for others on the processor
-LEAST_S = 0.2  # between two looks that are compared: the system counts in hundredths of a second
-WAITED = 0.25  # share of the time from which on waiting for a core is worth a line
+SPINS = 10_000  # spins of a waiting thread before it sleeps; on an idle machine as fast as libgomp's default 300,000
+LOOK_EVERY_S = 10.0  # seconds between two checks for other processes
+LEAST_S = 0.2  # shortest interval between two compared samples, in seconds: the system counts in hundredths
+WAITED = 0.25  # smallest share of time spent waiting for a core that causes a warning
 
 
 class Look(NamedTuple):
-    """What the system has counted up to a moment, in seconds."""
+    """Sample of the system's counters of processor time, in seconds."""
 
-    at_s: float
-    busy_s: float  # all processes, on the cores that this one may use; 0 where the system does not count it
-    own_s: float  # this process and its children
-    waited_s: float  # in which the main thread could have run and had no core; 0 likewise
+    at_s: float  # time of the sample, from time.perf_counter
+    busy_s: float  # processor time of all processes on the cores that this process may use; 0 if not counted
+    own_s: float  # processor time of this process and its children
+    waited_s: float  # time in which the main thread was ready to run but had no core; 0 if not counted
 
 
 class Choice(NamedTuple):
-    """A number of threads, and what the user should know of it."""
+    """Number of threads, and a note for the user."""
 
     threads: int
-    note: str = ""
+    note: str = ""  # empty if there is nothing to report
 
     def __str__(self) -> str:
         return _threads(self.threads)
 
 
 def spin_briefly(environment: "os._Environ[str] | dict[str, str]" = os.environ) -> None:
-    """Let OpenMP's threads sleep sooner where they wait; before PyTorch is imported, which reads it then."""
+    """Let waiting OpenMP threads sleep sooner; call this before PyTorch is imported and reads GOMP_SPINCOUNT."""
     if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & environment.keys():
         environment["GOMP_SPINCOUNT"] = str(SPINS)
 
 
 def check(threads: int | Literal["auto"], *, key: str) -> None:
-    """Raise a CommandError for a number that is none."""
+    """Raise a CommandError for a number of threads below 1."""
     if threads != "auto" and threads < 1:
         raise CommandError(f"{key}={threads}: give a number of threads, 1 or more, or auto")
 
 
 def choose(threads: int | Literal["auto"], *, key: str, since: Look | None) -> Choice:
-    """How many threads a new job computes with, and a suggestion where other processes have the cores.
+    """Number of threads for a new job, with a suggestion if other processes occupy the cores.
 
-    The number does not depend on the other processes: two runs from one command would else differ in rounding, and one
-    that was started beside a short job would be slow to its end.
+    The number does not depend on other processes. Otherwise two runs of one command could differ in rounding, and a run
+    started during a short job would keep too few threads after that job has ended.
 
     Args:
-        since: a look at the start of the command; None where other processes do not matter, as for a GPU.
+        key: config key of the number.
+        since: sample taken at the start of the command; None if other processes do not matter, as on a GPU.
     """
     if threads != "auto":
         return Choice(threads)
-    count = here()
-    if since is None or _given() or _ranks() > 1:  # processes of one job would take one another for others
+    count = usable_threads()
+    if since is None or _set_by_environment() or _ranks() > 1:  # ranks would mistake one another for other processes
         return Choice(count)
     others, cores = used_by_others(since, look_later(since)), len(cores_allowed())
     better = left_by_others(others, cores)
@@ -73,44 +74,48 @@ def choose(threads: int | Literal["auto"], *, key: str, since: Look | None) -> C
     return Choice(count, f"other processes use {others:.1f} of {cores} cores: {key}={better} is faster beside them")
 
 
-def here() -> int:
-    """The number that `auto` stands for in this process."""
-    return resolve(usual_threads(), given=_given(), cores=len(cores_allowed()), quota=quota(), ranks=_ranks())
+def usable_threads() -> int:
+    """Number of threads for `auto` in this process."""
+    fixed = _set_by_environment()
+    return resolve(usual_threads(), fixed=fixed, cores=len(cores_allowed()), quota=quota(), ranks=_ranks())
 
 
 def left_by_others(others: float, cores: int) -> int:
-    """How many threads find a core of their own beside processes that use `others` cores, 1 at least."""
+    """Number of cores that are free while other processes use `others` of `cores`; at least 1."""
     return max(1, round(cores - others))
 
 
-def resolve(usual: int, *, given: bool, cores: int, quota: float | None, ranks: int) -> int:
-    """The number that `auto` stands for.
+def resolve(usual: int, *, fixed: bool, cores: int, quota: float | None, ranks: int) -> int:
+    """Number of threads for `auto`.
 
     Args:
-        usual: PyTorch's own number.
-        given: it is the user's, or torchrun's, by the environment.
-        cores: that this process may use.
-        quota: of the container, in cores; None where there is none.
-        ranks: processes of the job on this machine.
+        usual: PyTorch's default number of threads.
+        fixed: whether the user or torchrun set this default by environment variables.
+        cores: number of cores that this process may use.
+        quota: the container's limit of processor time, in cores; None without a limit.
+        ranks: number of processes of the job on this machine.
     """
-    if given:
+    if fixed:
         return usual
     return max(1, min(usual, within(cores, quota) // ranks))
 
 
 def within(cores: int, quota: float | None) -> int:
-    """How many of some cores a quota lets this process use at a time, 1 at least."""
+    """Number of cores that this process may use simultaneously under a quota; at least 1."""
     return cores if quota is None else max(1, min(cores, int(quota)))
 
 
 def threads_of_each(processes: int) -> int:
-    """Threads of each of several processes that share the cores of this one, 1 at least."""
+    """Number of threads per process if several processes share the cores of this process; at least 1."""
     return max(1, within(len(cores_allowed()), quota()) // processes)
 
 
-def resume(threads: int | Literal["auto"], *, saved: int, most: int) -> Choice:
-    """How many threads a job continues with that was begun with `saved`, where at most `most` can run."""
-    count = min(saved, most) if threads == "auto" else threads
+def resume(threads: int | Literal["auto"], *, saved: int, available: int) -> Choice:
+    """Number of threads for a resumed job, with a note if it differs from the number `saved` at its start.
+
+    `auto` is the smaller of `saved` and `available`.
+    """
+    count = min(saved, available) if threads == "auto" else threads
     if count == saved:
         return Choice(count)
     return Choice(
@@ -120,53 +125,53 @@ def resume(threads: int | Literal["auto"], *, saved: int, most: int) -> Choice:
 
 
 def use(threads: int) -> None:
-    """Compute with so many threads from now on."""
+    """Set PyTorch's number of threads."""
     import torch
 
-    usual_threads()  # before it changes
-    if torch.get_num_threads() != threads:  # else PyTorch's own settings stay untouched
+    usual_threads()  # caches the default before it changes
+    if torch.get_num_threads() != threads:  # an equal number leaves PyTorch's settings untouched
         torch.set_num_threads(threads)
 
 
 @cache
 def usual_threads() -> int:
-    """PyTorch's own number: by the environment, else a thread for each core that this process may use."""
+    """PyTorch's default number of threads: from environment variables, else one per core that this process may use."""
     import torch
 
     return torch.get_num_threads()
 
 
 class Watch:
-    """Looks now and then whether other processes have the cores, and reports it once.
+    """Checks at intervals whether other processes occupy the cores, and warns once.
 
     Args:
-        threads: that compute.
-        key: how a user sets them.
-        every_s: seconds between two looks, at least.
-        tell: is warned.
+        threads: number of compute threads.
+        key: config key of this number.
+        every_s: shortest interval between two checks, in seconds.
+        warn: called with the warning.
     """
 
     def __init__(
-        self, threads: int, *, key: str, every_s: float = LOOK_EVERY_S, tell: Callable[[str], None] = warn
+        self, threads: int, *, key: str, every_s: float = LOOK_EVERY_S, warn: Callable[[str], None] = warn
     ) -> None:
-        self.threads, self.key, self._every_s, self._tell = threads, key, every_s, tell
+        self.threads, self.key, self._every_s, self._warn = threads, key, every_s, warn
         self._before = look()
-        self._told = threads == 1  # fewer there are not
+        self._done = threads == 1  # the only advice is fewer threads
 
     def __call__(self) -> None:
-        """Look, if that is due."""
-        if self._told or time.perf_counter() - self._before.at_s < self._every_s:
+        """Check whether other processes occupy the cores, if the interval since the last check has passed."""
+        if self._done or time.perf_counter() - self._before.at_s < self._every_s:
             return
         now = look()
         line = crowded(self._before, now, threads=self.threads, cores=len(cores_allowed()), key=self.key)
         self._before = now
         if line is not None:
-            self._told = True
-            self._tell(line)
+            self._done = True
+            self._warn(line)
 
 
 def crowded(before: Look, now: Look, *, threads: int, cores: int, key: str) -> str | None:
-    """The line for a user whose threads other processes keep from running; None where they do not."""
+    """Create the warning for the user if other processes keep this process's threads from running; else None."""
     waited = (now.waited_s - before.waited_s) / (now.at_s - before.at_s)
     others = used_by_others(before, now)
     better = left_by_others(others, cores)
@@ -179,28 +184,29 @@ def crowded(before: Look, now: Look, *, threads: int, cores: int, key: str) -> s
 
 
 def look() -> Look:
-    """What the system has counted up to now."""
+    """Sample the system's counters of processor time."""
     times = os.times()
-    own = times.user + times.system + times.children_user + times.children_system
-    if (started := sys.modules.get("multiprocessing")) is not None:  # else there are no workers, and it takes time
-        own += sum(_used(child.pid) for child in started.active_children())
-    return Look(time.perf_counter(), busy_s(_lines("/proc/stat"), cores_allowed()), own, _waited())
+    own_s = times.user + times.system + times.children_user + times.children_system
+    # Workers exist only if the module has been imported; importing it here would take time.
+    if (multiprocessing := sys.modules.get("multiprocessing")) is not None:
+        own_s += sum(_used(child.pid) for child in multiprocessing.active_children())
+    return Look(time.perf_counter(), busy_s(_lines("/proc/stat"), cores_allowed()), own_s, _waited())
 
 
 def look_later(before: Look) -> Look:
-    """A look that is far enough from an earlier one to be compared with it."""
+    """Sample the counters again, at the earliest `LEAST_S` seconds after the sample `before`."""
     time.sleep(max(0.0, before.at_s + LEAST_S - time.perf_counter()))
     return look()
 
 
 def used_by_others(before: Look, now: Look) -> float:
-    """How many cores other processes have used between two looks; 0 where the system does not count it."""
+    """Mean number of cores that other processes used between two samples; 0 if the system does not count this."""
     busy = now.busy_s - before.busy_s
     return max(0.0, busy - (now.own_s - before.own_s)) / (now.at_s - before.at_s)
 
 
 def busy_s(lines: Iterable[str], cores: set[int]) -> float:
-    """Seconds that some cores were busy since the start of the machine, by the lines of /proc/stat."""
+    """Busy time of the given cores since the machine started, in seconds, from the lines of /proc/stat."""
     ticks = 0
     for line in lines:
         name, *fields = line.split() or [""]
@@ -211,38 +217,43 @@ def busy_s(lines: Iterable[str], cores: set[int]) -> float:
 
 
 def cores_allowed() -> set[int]:
-    """The numbers of the cores that this process may use."""
+    """Numbers of the cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return os.sched_getaffinity(0)
     return set(range(os.cpu_count() or 1))
 
 
-def quota(root: Path = Path("/sys/fs/cgroup"), own: str = "/proc/self/cgroup") -> float | None:
-    """How many cores' time the system lets this process have, a container's limit say; None where it has none."""
-    ours = next((line.removeprefix("0::/") for line in _lines(own) if line.startswith("0::/")), "")
-    folder = root / ours
+def quota(root: Path = Path("/sys/fs/cgroup"), membership: str = "/proc/self/cgroup") -> float | None:
+    """Limit of this process's processor time in cores, for example in a container; None without a limit.
+
+    Args:
+        root: folder of control groups.
+        membership: file that names this process's control group.
+    """
+    group = next((line.removeprefix("0::/") for line in _lines(membership) if line.startswith("0::/")), "")
+    folder = root / group
     limits = []
-    for place in (folder, *folder.parents):
-        if place.is_relative_to(root):
-            limits += _limit(" ".join(_lines(place / "cpu.max")))
-    older = root / "cpu"  # the first version of control groups
-    both = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
-    limits += _limit(" ".join(line for name in both for line in _lines(older / name)))
+    for ancestor in (folder, *folder.parents):
+        if ancestor.is_relative_to(root):
+            limits += _limit(" ".join(_lines(ancestor / "cpu.max")))
+    version_1 = root / "cpu"  # control groups of version 1
+    files = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+    limits += _limit(" ".join(line for name in files for line in _lines(version_1 / name)))
     return min(limits, default=None)
 
 
-def _given() -> bool:
-    """Whether the number of threads is the user's, or torchrun's, by the environment."""
+def _set_by_environment() -> bool:
+    """Return whether the user or torchrun set the number of threads by environment variables."""
     return any(os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"))
 
 
 def _ranks() -> int:
-    """Processes of this job on this machine."""
+    """Number of processes of this job on this machine."""
     return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def _limit(text: str) -> list[float]:
-    """Cores, out of `quota period` in microseconds; `max` and -1 are none."""
+    """Parse `quota period` (microseconds) to a list of the limit in cores; empty for `max` and -1, meaning no limit."""
     with suppress(ValueError):
         allowed, period = map(int, text.split())
         if allowed > 0 and period > 0:
@@ -251,12 +262,12 @@ def _limit(text: str) -> list[float]:
 
 
 def _waited() -> float:
-    """Seconds that the main thread has waited for a core."""
+    """Time that the main thread has waited for a core, in seconds."""
     return next((int(line.split()[1]) / 1e9 for line in _lines("/proc/self/schedstat")), 0.0)
 
 
 def _used(pid: int | None) -> float:
-    """Seconds of processor time of a process that runs."""
+    """Processor time of a running process, in seconds."""
     for line in _lines(f"/proc/{pid}/stat"):
         user, system = line.rpartition(")")[2].split()[11:13]
         return (int(user) + int(system)) * _tick_s()
@@ -268,7 +279,7 @@ def _tick_s() -> float:
 
 
 def _lines(path: str | Path) -> list[str]:
-    """Of a file of the system's; none where it has no such file."""
+    """Lines of a system file; empty if there is no such file."""
     with suppress(OSError):
         return Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
     return []

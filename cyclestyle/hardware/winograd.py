@@ -1,16 +1,16 @@
-"""A 3x3 convolution whose backward pass multiplies 4 times a pixel instead of 9 (Winograd 1980; Lavin, Gray 2016).
+"""A 3x3 convolution whose backward pass needs 4 products per pixel instead of 9 (Winograd 1980; Lavin, Gray 2016).
 
-Pictures are cut into windows d of 4x4 px, 2 px apart, each of which makes 2x2 px of the result:
+Images are cut into windows d of 4x4 px, 2 px apart. Each window gives 2x2 px of the output:
 
     y = A^T [ (G w G^T) * (B^T d B) ] A
 
-with * by elements, summed over the channels (Lavin and Gray 2016, equation 8). Of y's gradient e follow those of the
-windows and of the weights, the latter summed over windows:
+where * multiplies elementwise and is summed over channels (Lavin and Gray 2016, equation 8). From the gradient e of y
+follow the gradients of the windows (left) and of the weights (right, summed over windows):
 
     B [ (G w G^T) * (A e A^T) ] B^T        G^T [ (A e A^T) * (B^T d B) ] G
 
-So for each of a window's 16 places there is one product of matrices, of windows by channels and of channels by
-channels. The matrices' last rows have another sign than in the paper, both, which cancels out and saves work.
+So each of the 16 positions in a window needs one matrix product: (windows x channels) times (channels x channels). The
+last rows of A and B^T have the opposite sign to those in the paper; the signs cancel, and this saves work.
 """
 
 from typing import Any
@@ -27,21 +27,21 @@ from cyclestyle.networks.resnet import ResidualBlock
 #                                   0 -1  1  0            1/2 -1/2  1/2
 #                                   0 -1  0  1             0    0    1
 _G = torch.tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
-_WINDOWS = 1024  # at a time, so that what belongs together stays in the processor's cache
+_WINDOWS = 1024  # windows computed at a time, so that intermediate values stay in the processor's cache
 
 
 class WinogradConv2d(nn.Conv2d):
-    """A 3x3 convolution without padding that shares the parameters of another, with Winograd's backward pass.
+    """3x3 convolution without padding that shares the parameters of `conv`, with Winograd's backward pass.
 
-    Images of an even height and width get their gradients, and the weights theirs, by fewer multiplications, if the
-    layer is large enough for that to pay; outputs are PyTorch's own. In bf16 the rounding error of those gradients is
-    some 2.4 times that of PyTorch's, which disappears behind the rounding of the outputs (docs/benchmarks.md).
+    Outputs equal PyTorch's outputs. Gradients of images and weights take fewer multiplications if height and width are
+    even and the layer is large enough for this to pay. In bf16 the rounding error of these gradients is about 2.4 times
+    the error of PyTorch's gradients, which is small against the rounding error of the outputs (docs/benchmarks.md).
 
     Args:
         conv: `nn.Conv2d(in_channels, out_channels, 3)`: (N, in_channels, H, W) -> (N, out_channels, H - 2, W - 2).
     """
 
-    winograd_from = 2**18  # channels (the fewer, of both sides) times pixels (of all images)
+    winograd_from = 2**18  # smallest layer: min(in_channels, out_channels) times the number of pixels of all images
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__(conv.in_channels, conv.out_channels, 3, device="meta")
@@ -51,7 +51,7 @@ class WinogradConv2d(nn.Conv2d):
         self.weight, self.bias = conv.weight, conv.bias
         self.train(conv.training)
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  PyTorch's name for it
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  name in nn.Conv2d
         if not (torch.is_grad_enabled() and self._pays(input)):
             return super().forward(input)
         kind = input.device.type
@@ -67,7 +67,7 @@ class WinogradConv2d(nn.Conv2d):
 
 
 def use_winograd(module: nn.Module) -> None:
-    """Exchange the convolutions of all residual blocks in a module, in place; parameters and their names stay."""
+    """Replace the convolutions of all residual blocks in a module, in place; parameters keep their names."""
     for block in module.modules():
         if isinstance(block, ResidualBlock):
             for half in (block.first, block.second):
@@ -76,65 +76,65 @@ def use_winograd(module: nn.Module) -> None:
 
 
 class _Convolution(torch.autograd.Function):
-    """`conv2d` in the precision of its pictures (N, I, H, W), with weights (O, I, 3, 3) and biases (O,)."""
+    """`conv2d` in the dtype of `images` (N, I, H, W), with weights (O, I, 3, 3) and biases (O,)."""
 
     @staticmethod
-    def forward(ctx: Any, pictures: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(pictures, weight)
-        return conv2d(pictures, weight.to(pictures.dtype), bias.to(pictures.dtype))
+    def forward(ctx: Any, images: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(images, weight)
+        return conv2d(images, weight.to(images.dtype), bias.to(images.dtype))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        pictures, weight = ctx.saved_tensors
-        of_pictures, of_weight = _gradients(gradient.permute(0, 2, 3, 1), pictures.permute(0, 2, 3, 1), weight)
-        return of_pictures.permute(0, 3, 1, 2), of_weight, gradient.sum((0, 2, 3), dtype=weight.dtype)
+        images, weight = ctx.saved_tensors
+        grad_images, grad_weight = _gradients(gradient.permute(0, 2, 3, 1), images.permute(0, 2, 3, 1), weight)
+        return grad_images.permute(0, 3, 1, 2), grad_weight, gradient.sum((0, 2, 3), dtype=weight.dtype)
 
 
 def _gradients(e: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Those of x (N, H + 2, W + 2, I) and of weight (O, I, 3, 3), where the result's is e (N, H, W, O)."""
+    """Gradients of x (N, H + 2, W + 2, I) and weight (O, I, 3, 3) from the output's gradient e (N, H, W, O)."""
     count, height, width, _ = e.shape
-    both = torch.kron(_G, _G).to(weight.dtype)  # (16, 9): G for rows and columns
-    weights = (both @ weight.reshape(-1, 9).T).to(e.dtype).view(16, *weight.shape[:2])
-    of_x, of_weight, products = torch.zeros_like(x), torch.empty_like(weight), None
+    g_2d = torch.kron(_G, _G).to(weight.dtype)  # (16, 9): G for rows and columns
+    weights = (g_2d @ weight.reshape(-1, 9).T).to(e.dtype).view(16, *weight.shape[:2])
+    grad_x, grad_weight, products = torch.zeros_like(x), torch.empty_like(weight), None
 
     rows = 2 * max(1, _WINDOWS // (count * width // 2))
     for top in range(0, height, rows):
         bottom = min(top + rows, height)
-        spread = _transform_gradient(e[:, top:bottom])
-        _inverse_input(torch.bmm(spread, weights), of_x[:, top : bottom + 2])
-        more = torch.bmm(spread.transpose(1, 2), _transform_input(x[:, top : bottom + 2]))
-        products = more if products is None else products.to(weight.dtype).add_(more)
+        transformed = _transform_gradient(e[:, top:bottom])
+        _inverse_input(torch.bmm(transformed, weights), grad_x[:, top : bottom + 2])
+        product = torch.bmm(transformed.transpose(1, 2), _transform_input(x[:, top : bottom + 2]))
+        products = product if products is None else products.to(weight.dtype).add_(product)
 
     assert products is not None
-    made = both.T.to(products.dtype) @ products.view(16, -1)
-    return of_x, of_weight.copy_(made.T.view_as(weight))
+    sums = g_2d.T.to(products.dtype) @ products.view(16, -1)
+    return grad_x, grad_weight.copy_(sums.T.view_as(weight))
 
 
 def _transform_input(x: Tensor) -> Tensor:
-    """B^T d B of all windows d of x (N, H + 2, W + 2, C): (16, N * H/2 * W/2, C)."""
+    """B^T d B for all windows d of x (N, H + 2, W + 2, C): (16, N * H/2 * W/2, C)."""
     count, height, width, channels = x.shape
     height, width = height // 2 - 1, width // 2 - 1
     rows = x.new_empty(4, 2, count, height, width + 1, channels)
-    made = x.new_empty(4, 4, count, height, width, channels)
+    output = x.new_empty(4, 4, count, height, width, channels)
     even, odd = _by_parity(x).contiguous()
     _apply_bt(even, odd, rows, dim=2)
-    _apply_bt(rows[:, 0], rows[:, 1], made.transpose(0, 1), dim=3)
-    return made.view(16, -1, channels)
+    _apply_bt(rows[:, 0], rows[:, 1], output.transpose(0, 1), dim=3)
+    return output.view(16, -1, channels)
 
 
-def _apply_bt(even: Tensor, odd: Tensor, made: Tensor, *, dim: int) -> None:
-    """B^T times each window along a dimension, of which every other place is in `even` and those between in `odd`."""
+def _apply_bt(even: Tensor, odd: Tensor, output: Tensor, *, dim: int) -> None:
+    """Write B^T times each window along `dim` to `output` (4, ...); `even` and `odd` are every second pixel."""
     count = even.shape[dim] - 1
     first, second, third, fourth = (x.narrow(dim, start, count) for start in (0, 1) for x in (even, odd))
-    torch.sub(first, third, out=made[0])
-    torch.add(second, third, out=made[1])
-    torch.sub(third, second, out=made[2])
-    torch.sub(fourth, second, out=made[3])
+    torch.sub(first, third, out=output[0])
+    torch.add(second, third, out=output[1])
+    torch.sub(third, second, out=output[2])
+    torch.sub(fourth, second, out=output[3])
 
 
 def _inverse_input(values: Tensor, x: Tensor) -> None:
-    """Add B m B^T to its window of x (N, H + 2, W + 2, C), for all m in values (16, N * H/2 * W/2, C)."""
+    """Add B m B^T to the window of x (N, H + 2, W + 2, C) for each m in values (16, N * H/2 * W/2, C)."""
     count, height, width, channels = x.shape
     height, width = height // 2 - 1, width // 2 - 1
     rows = x.new_zeros(2, 4, count, height + 1, width, channels)
@@ -144,7 +144,7 @@ def _inverse_input(values: Tensor, x: Tensor) -> None:
 
 
 def _apply_b(values: Tensor, even: Tensor, odd: Tensor, *, dim: int) -> None:
-    """Add B times the values to the windows along a dimension that `_apply_bt` would take."""
+    """Add B times the values (4, ...) to the windows along `dim`; `even` and `odd` are every second pixel."""
     count = even.shape[dim] - 1
     first, second, third, fourth = (x.narrow(dim, start, count) for start in (0, 1) for x in (even, odd))
     first += values[0]
@@ -154,22 +154,22 @@ def _apply_b(values: Tensor, even: Tensor, odd: Tensor, *, dim: int) -> None:
 
 
 def _transform_gradient(e: Tensor) -> Tensor:
-    """A b A^T of all blocks b of 2x2 px of e (N, H, W, C): (16, N * H/2 * W/2, C)."""
+    """A b A^T for all blocks b of 2x2 px in e (N, H, W, C): (16, N * H/2 * W/2, C)."""
     count, height, width, channels = e.shape
-    made = e.new_empty(4, 4, count, height // 2, width // 2, channels)
-    made[::3, ::3] = _by_parity(e)
-    _apply_a(made[::3].transpose(0, 1))
-    _apply_a(made)
-    return made.view(16, -1, channels)
+    output = e.new_empty(4, 4, count, height // 2, width // 2, channels)
+    output[::3, ::3] = _by_parity(e)
+    _apply_a(output[::3].transpose(0, 1))
+    _apply_a(output)
+    return output.view(16, -1, channels)
 
 
-def _apply_a(made: Tensor) -> None:
-    """A times the two values in the first and the last place, which it leaves there."""
-    torch.add(made[0], made[3], out=made[1])
-    torch.sub(made[0], made[3], out=made[2])
+def _apply_a(values: Tensor) -> None:
+    """Fill `values` (4, ...) with A times (values[0], values[3]); these two inputs remain unchanged."""
+    torch.add(values[0], values[3], out=values[1])
+    torch.sub(values[0], values[3], out=values[2])
 
 
 def _by_parity(x: Tensor) -> Tensor:
-    """(N, H, W, C) as (2, 2, N, H/2, W/2, C): whether the row and the column are odd first."""
+    """View (N, H, W, C) as (2, 2, N, H/2, W/2, C), indexed first by the parity of row and column."""
     count, height, width, channels = x.shape
     return x.view(count, height // 2, 2, width // 2, 2, channels).permute(2, 4, 0, 1, 3, 5)

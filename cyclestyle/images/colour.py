@@ -1,4 +1,4 @@
-"""Colours of whatever kind, through an embedded ICC profile or without, as sRGB."""
+"""Conversion of grey, RGB, CMYK and CIELAB colours to sRGB, with or without an embedded ICC profile."""
 
 import io
 from collections.abc import Callable
@@ -12,60 +12,63 @@ from cyclestyle.images.photo import PixelArray, largest
 
 _INTENT = ImageCms.Intent.RELATIVE_COLORIMETRIC
 _FLAGS = ImageCms.Flags.BLACKPOINTCOMPENSATION
-_EXACT = _FLAGS | ImageCms.Flags.NOOPTIMIZE  # otherwise through a coarse table, which misses dark greys by 4 %
-_MODES = {"GRAY": "L", "RGB": "RGB", "CMYK": "CMYK"}  # colour spaces of profiles, as Pillow calls them
-_CHANNELS = {1: "L", 3: "RGB", 4: "CMYK"}
+_EXACT = _FLAGS | ImageCms.Flags.NOOPTIMIZE  # the default optimization uses a coarse table, wrong by 4 % in dark greys
+_MODES = {"GRAY": "L", "RGB": "RGB", "CMYK": "CMYK"}  # colour space of a profile -> Pillow's mode
+_CHANNELS = {1: "L", 3: "RGB", 4: "CMYK"}  # number of channels -> Pillow's mode
 
 
 class Conversion(NamedTuple):
-    """A profile, ready to be used."""
+    """A parsed ICC profile and its transform to sRGB."""
 
-    mode: str  # of the colours that it is for: L, RGB or CMYK
-    is_srgb: bool  # or so near that nobody could tell
-    shallow: ImageCms.ImageCmsTransform  # for 8 bits
-    profile: bytes
+    mode: str  # Pillow's mode of the input colours: L, RGB or CMYK
+    is_srgb: bool  # whether the colours differ from sRGB by at most 1/255
+    transform: ImageCms.ImageCmsTransform  # to sRGB, for 8 bits a channel
+    profile: bytes  # ICC profile of the input colours
 
 
 @cache
 def srgb() -> bytes:
-    """The profile that output is tagged with, the same bytes at every call and on every system."""
+    """Return the sRGB ICC profile for output files; its bytes are the same at every call and on every system."""
     profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
-    profile[24:36] = bytes.fromhex("07ea 0001 0001 0000 0000 0000")  # made on 2026-01-01
-    profile[40:44] = bytes(4)  # the system that it was made on
+    profile[24:36] = bytes.fromhex("07ea 0001 0001 0000 0000 0000")  # creation date 2026-01-01
+    profile[40:44] = bytes(4)  # platform of creation
     return bytes(profile)
 
 
 def to_srgb(colours: PixelArray, profile: bytes) -> tuple[PixelArray, str]:
-    """Colours as sRGB (H, W, 3) of the same depth, and what their owner should know; empty if nothing.
+    """Convert colours to sRGB, with the relative colorimetric intent and black point compensation.
 
-    Relative colorimetric, with black point compensation. What has no profile is taken for sRGB; inks are then
-    subtracted from white.
+    Grey and RGB colours without a profile are treated as sRGB. CMYK inks without a profile are subtracted from white.
 
     Args:
-        colours: uint8 or uint16 (H, W) grey, (H, W, 3) RGB or (H, W, 4) CMYK, more being more ink.
-        profile: ICC; empty if there is none.
+        colours: uint8 or uint16 (H, W) grey, (H, W, 3) RGB or (H, W, 4) CMYK, where a larger value is more ink.
+        profile: ICC profile; empty if there is none.
+
+    Returns:
+        sRGB (H, W, 3) of the same dtype, and a note for the photo's owner, which is empty if there is none.
     """
     if not profile:
         return _without_profile(colours), ""
-    found = _conversion(profile)
-    if found is None:
+    conversion = _conversion(profile)
+    if conversion is None:
         return _without_profile(colours), "its colour profile cannot be read: taken for sRGB"
-    if found.mode == "RGB" and _mode(colours) == "L":
+    if conversion.mode == "RGB" and _mode(colours) == "L":
         colours = _without_profile(colours)
-    if found.mode != _mode(colours):
+    if conversion.mode != _mode(colours):
         return _without_profile(colours), "its colour profile is for another kind of colours: taken for sRGB"
-    if found.is_srgb:
+    if conversion.is_srgb:
         return _without_profile(colours), ""
-    if found.mode == "L":  # every grey that there is, once
-        return _converted(np.arange(largest(colours) + 1, dtype=colours.dtype)[None], found)[0][colours], ""
-    return _converted(colours, found), ""
+    if conversion.mode == "L":  # a lookup table of all grey values
+        greys = np.arange(largest(colours) + 1, dtype=colours.dtype)[None]
+        return _converted(greys, conversion)[0][colours], ""
+    return _converted(colours, conversion), ""
 
 
-def lab_to_srgb(picture: Image.Image) -> Image.Image:
-    """A CIELAB picture of 8 bits, whose white is D50, as sRGB."""
-    made = ImageCms.applyTransform(picture, _from_lab())
-    assert made is not None
-    return made
+def lab_to_srgb(image: Image.Image) -> Image.Image:
+    """Convert an 8-bit CIELAB image with white point D50 to sRGB."""
+    converted = ImageCms.applyTransform(image, _from_lab())
+    assert converted is not None
+    return converted
 
 
 @cache
@@ -79,11 +82,11 @@ def _mode(colours: PixelArray) -> str:
 
 
 def _without_profile(colours: PixelArray) -> PixelArray:
-    """Without a profile."""
-    return _PLAIN[_mode(colours)](colours)
+    """Convert colours without a usable profile to sRGB."""
+    return _TO_RGB[_mode(colours)](colours)
 
 
-def _repeated(grey: PixelArray) -> PixelArray:
+def _grey_to_rgb(grey: PixelArray) -> PixelArray:
     return np.repeat(grey[..., None], 3, axis=2)
 
 
@@ -93,18 +96,18 @@ def _identity(colours: PixelArray) -> PixelArray:
 
 def _cmyk_to_rgb(inks: PixelArray) -> PixelArray:
     if inks.dtype == np.uint8:
-        return np.asarray(_picture(inks).convert("RGB"))
+        return np.asarray(_to_pil(inks).convert("RGB"))
     full = largest(inks)
     paper = full - inks.astype(np.float32)
     return (paper[..., :3] * (paper[..., 3:] / full)).round().astype(inks.dtype)
 
 
-_PLAIN: dict[str, Callable[[PixelArray], PixelArray]] = {"L": _repeated, "RGB": _identity, "CMYK": _cmyk_to_rgb}
+_TO_RGB: dict[str, Callable[[PixelArray], PixelArray]] = {"L": _grey_to_rgb, "RGB": _identity, "CMYK": _cmyk_to_rgb}
 
 
-@lru_cache(maxsize=16)  # of a photo set, most have the same
+@lru_cache(maxsize=16)  # most photos of a set share one profile
 def _conversion(profile: bytes) -> Conversion | None:
-    """None for what is no profile, or one for no kind of colours that pictures have."""
+    """Parse an ICC profile; return None for damaged data and for colour spaces other than grey, RGB and CMYK."""
     try:
         opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         mode = _MODES[opened.profile.xcolor_space.strip()]
@@ -114,7 +117,7 @@ def _conversion(profile: bytes) -> Conversion | None:
     except (OSError, ImageCms.PyCMSError, KeyError, ValueError):
         return None
     conversion = Conversion(mode, False, transform, profile)
-    return conversion._replace(is_srgb=mode in _TRIED and _is_nearly_srgb(conversion, _TRIED[mode]()))
+    return conversion._replace(is_srgb=mode in _PROBES and _is_nearly_srgb(conversion, _PROBES[mode]()))
 
 
 def _grey_ramp() -> PixelArray:
@@ -126,12 +129,12 @@ def _coarse_cube() -> PixelArray:
     return np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(16, -1, 3)
 
 
-_TRIED: dict[str, Callable[[], PixelArray]] = {"L": _grey_ramp, "RGB": _coarse_cube}
+_PROBES: dict[str, Callable[[], PixelArray]] = {"L": _grey_ramp, "RGB": _coarse_cube}
 
 
 def _is_nearly_srgb(conversion: Conversion, colours: PixelArray) -> bool:
-    made = _convert_8bit(colours, conversion).astype(int)
-    return bool(np.abs(made - _without_profile(colours)).max() <= 1)
+    converted = _convert_8bit(colours, conversion).astype(int)
+    return bool(np.abs(converted - _without_profile(colours)).max() <= 1)
 
 
 def _converted(colours: PixelArray, conversion: Conversion) -> PixelArray:
@@ -139,16 +142,16 @@ def _converted(colours: PixelArray, conversion: Conversion) -> PixelArray:
 
 
 def _convert_8bit(colours: PixelArray, conversion: Conversion) -> PixelArray:
-    made = ImageCms.applyTransform(_picture(colours), conversion.shallow)
-    assert made is not None
-    return np.asarray(made)
+    converted = ImageCms.applyTransform(_to_pil(colours), conversion.transform)
+    assert converted is not None
+    return np.asarray(converted)
 
 
 def _convert_16bit(colours: PixelArray, conversion: Conversion) -> PixelArray:
     import imagecodecs
 
     spaces = {"L": "gray", "RGB": "rgb", "CMYK": "cmyk"}
-    made: PixelArray = imagecodecs.cms_transform(
+    converted: PixelArray = imagecodecs.cms_transform(
         np.ascontiguousarray(colours),
         conversion.profile,
         srgb(),
@@ -158,8 +161,8 @@ def _convert_16bit(colours: PixelArray, conversion: Conversion) -> PixelArray:
         intent=int(_INTENT),
         flags=int(_EXACT),
     )
-    return made
+    return converted
 
 
-def _picture(colours: PixelArray) -> Image.Image:
+def _to_pil(colours: PixelArray) -> Image.Image:
     return Image.frombytes(_mode(colours), (colours.shape[1], colours.shape[0]), colours.tobytes())

@@ -1,4 +1,4 @@
-"""What was in a file, before its colours are sRGB and its pixels upright."""
+"""Content of an image file, before the conversion to sRGB and to upright pixels."""
 
 from typing import Any, NamedTuple
 
@@ -8,13 +8,13 @@ from cyclestyle.images.photo import PixelArray
 
 
 class DecodedImage(NamedTuple):
-    """A decoded file."""
+    """Decoded image file: stored colours and metadata."""
 
-    colours: PixelArray  # uint8 or uint16 (H, W) grey, (H, W, 3) RGB or (H, W, 4) CMYK, more being more ink
-    alpha: PixelArray | None  # (H, W); colours are not multiplied by it
+    colours: PixelArray  # uint8 or uint16: (H, W) grey, (H, W, 3) RGB, or (H, W, 4) CMYK (0 is no ink)
+    alpha: PixelArray | None  # (H, W), dtype of `colours`, which are not premultiplied
     profile: bytes  # ICC; empty if there is none
     exif: Image.Exif
     xmp: bytes | str
     dpi: tuple[Any, Any] | None
-    format: str  # as Pillow calls it
-    notes: tuple[str, ...] = ()
+    format: str  # Pillow's name of the file format, such as `WEBP`
+    notes: tuple[str, ...] = ()  # for the photo's owner, a few words each

@@ -1,8 +1,4 @@
-"""Pictures as files and pictures as tensors: the only place that knows both.
-
-A picture is an upright RGB `PIL.Image`, its pixels are uint8 (3, H, W), and networks see float in [-1, 1].
-PyTorch is imported by the functions that make tensors, so that processes that only read and write files start quickly.
-"""
+"""Image files as upright RGB `PIL.Image`s: search, decoding, checks and encoding, all without PyTorch."""
 
 import os
 import struct
@@ -10,7 +6,7 @@ import zlib
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageColor, ImageFile, ImageOps, UnidentifiedImageError
@@ -19,34 +15,31 @@ from cyclestyle.errors import DataError
 from cyclestyle.filesystem.atomic import atomic_write
 from cyclestyle.filesystem.listing import listing, one_line, printable, special_file_reason
 
-if TYPE_CHECKING:
-    pass
-
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
-MAX_PIXELS = 178_956_970  # above which Pillow would refuse a picture if it were asked
+MAX_PIXELS = 178_956_970  # Pillow raises an error above this number by default
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")  # Pillow knows others, for which nobody vouches
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")  # Pillow has more formats, untested here
 _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "JPEG": {"quality": 95, "subsampling": 0},
     "WEBP": {"quality": 95},
     "TIFF": {"compression": "tiff_deflate"},
 }
 
-Image.MAX_IMAGE_PIXELS = None  # `read` and `facts` have limits of their own, and Pillow's warns from half of its on
+Image.MAX_IMAGE_PIXELS = None  # `read` and `probe` check `max_pixels`; Pillow would warn above half its limit
 
 
 class ImageError(DataError):
-    """A file that is no picture, or a damaged one.
+    """Error for a file that cannot be read or written as an image.
 
     Args:
-        path: of the file.
-        reason: what is wrong with it, in one line.
-        permanent: the file itself is at fault, so that reading it again would end the same; False for a refused
-            permission, a disk that is gone and the like.
+        path: path of the file.
+        reason: cause, in one line.
+        permanent: True if the content of the file is at fault, so that reading it again would fail too; False for
+            a missing permission, an unmounted disk and similar causes.
     """
 
     def __init__(self, path: Path, reason: str, permanent: bool = True) -> None:
-        super().__init__(path, reason, permanent)  # all of them, so that it survives the way out of a data worker
+        super().__init__(path, reason, permanent)  # unpickling in another process needs all arguments
         self.path, self.reason, self.permanent = path, one_line(reason), permanent
 
     def __str__(self) -> str:
@@ -54,38 +47,38 @@ class ImageError(DataError):
 
 
 class ImageInfo(NamedTuple):
-    """What a file holds."""
+    """Size and state of an image file."""
 
-    width: int  # px, as of `height`: turned upright
-    height: int
-    animated: bool  # it has more frames than the first, which is the picture
-    decoded: bool  # all of it; False where only its header was read, because it has too many pixels
+    width: int  # px, of the upright image
+    height: int  # px, of the upright image
+    animated: bool  # more than one frame; only the first is used
+    decoded: bool  # False if only the header was read, because the image has too many pixels
 
 
 def find(root: Path) -> list[Path]:
-    """All picture files below `root`, relative to it, in an order that depends on their names alone.
+    """Return the paths of all image files below `root`, relative to `root`; their order depends only on names.
 
-    Files and folders come once each, by the first of their names, so that links cannot lead in circles; names that
-    start with a dot are passed over, and so is what is no file: pipes, devices, links to nothing.
+    A file or folder with several paths, through links, is listed once, under the first path in name order. Names that
+    start with a dot are skipped, and so are pipes, devices and links to nothing.
 
     Raises:
-        DataError: a folder that cannot be listed.
+        DataError: a folder cannot be listed.
     """
-    found = listing(root, endings=EXTENSIONS)
-    for folder, reason in found.unlisted.items():
+    content = listing(root, endings=EXTENSIONS)
+    for folder, reason in content.unlisted.items():
         raise DataError(f"{printable((root / folder).absolute())} cannot be listed: {reason}")
-    return [candidate.name for candidate in found.candidates if not candidate.reason]
+    return [candidate.name for candidate in content.candidates if not candidate.reason]
 
 
 def read(path: Path, *, background: str = "white", max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The picture in a file: RGB, turned upright, of an animated one the first frame.
+    """Decode an image file to upright RGB; only the first frame of an animation is read.
 
     Args:
-        background: what transparent pictures are laid on; see `colour`.
-        max_pixels: of a larger picture nothing but the header is read.
+        background: colour behind transparent pixels; see `colour`.
+        max_pixels: largest accepted width x height; only the header of a larger image is read.
 
     Raises:
-        PictureError: the file is not a picture, its data are damaged, or it has too many pixels.
+        ImageError: the file is not an image, is damaged, or has too many pixels.
     """
     with open_image(path) as image:
         if image.width * image.height > max_pixels:
@@ -94,43 +87,43 @@ def read(path: Path, *, background: str = "white", max_pixels: int = MAX_PIXELS)
 
 
 def probe(path: Path, *, max_pixels: int = MAX_PIXELS) -> ImageInfo:
-    """What `read` would find: the whole file is decoded, unless it has more than `max_pixels`.
+    """Check an image file by decoding it completely, and return its size; beyond `max_pixels`, read only the header.
 
     Raises:
-        PictureError: as of `read`, but not for too many pixels.
+        ImageError: the file is not an image or is damaged.
     """
     with open_image(path) as image:
         if image.width * image.height > max_pixels:
             return ImageInfo(image.width, image.height, animated=False, decoded=False)
         turned = apply_orientation(image)
-        to_rgb(turned.crop((0, 0, 1, 1)))  # whether its kind of colours can be had
+        to_rgb(turned.crop((0, 0, 1, 1)))  # raises for unsupported colour modes
         return ImageInfo(turned.width, turned.height, animated=is_animated(image), decoded=True)
 
 
 def too_large(width: int, height: int, max_pixels: int) -> str:
-    """Why a picture with more than `max_pixels` is not used."""
+    """Return the error message for an image with more than `max_pixels`."""
     return f"{width:,} x {height:,} pixels are more than {max_pixels:,}"
 
 
 def colour(text: str) -> tuple[int, int, int]:
-    """Red, green and blue, 0 to 255, of a colour as Pillow writes them: `white`, `#808080`, `rgb(128, 128, 128)`.
+    """Parse a colour in Pillow's notation, `white`, `#808080` or `rgb(128, 128, 128)`, to red, green, blue (0 to 255).
 
     Raises:
-        ValueError: no such colour.
+        ValueError: `text` is not a colour.
     """
     red, green, blue, *_ = ImageColor.getrgb(text)
     return red, green, blue
 
 
 def to_rgb(image: Image.Image, *, background: str = "white") -> Image.Image:
-    """Any colour mode as RGB; 16-bit grey keeps its brightness, transparency is laid over a colour (see `colour`).
+    """Convert any colour mode to RGB: 16-bit grey keeps its brightness, `background` shows through transparency.
 
     Raises:
-        ValueError: floating-point colours, which have no agreed white: Pillow would make most of them black.
+        ValueError: the image has floating-point colours, whose white is undefined.
     """
     if image.mode == "F":
-        raise ValueError("floating-point colours are not supported")
-    if image.mode.startswith("I"):  # Pillow's own conversion would cut 16 bits at 255: all white
+        raise ValueError("floating-point colours are not supported")  # Pillow would turn most of them black
+    if image.mode.startswith("I"):  # Pillow would clip 16-bit values at 255: all white
         grey = np.asarray(image, dtype=np.float32) / 257.0
         image = Image.fromarray(grey.round().clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
@@ -141,12 +134,12 @@ def to_rgb(image: Image.Image, *, background: str = "white") -> Image.Image:
 
 
 def resize(image: Image.Image, width: int, height: int) -> Image.Image:
-    """Bicubic with antialiasing, as the reference does it."""
+    """Resize to `width` x `height` px with the bicubic, antialiasing filter of the original implementation."""
     return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BICUBIC)
 
 
 def save(image: Image.Image, path: Path) -> None:
-    """Write a picture in the format that the name's ending says, whole or not at all."""
+    """Write an image atomically, in the format that the extension of `path` selects."""
     format_name = Image.registered_extensions()[path.suffix.lower()]
     with atomic_write(path) as stream:
         image.save(stream, format=format_name, **_SAVE_OPTIONS.get(format_name, {}))
@@ -154,14 +147,17 @@ def save(image: Image.Image, path: Path) -> None:
 
 @contextmanager
 def open_image(path: Path) -> Iterator[ImageFile.ImageFile]:
-    """A picture whose header has been read; whatever goes wrong with it then is a PictureError too."""
+    """Context manager: open an image and read its header; re-raise errors from the `with` body as `ImageError`."""
     with open_bytes(path) as stream, identify(path, stream) as image:
         yield image
 
 
 @contextmanager
 def open_bytes(path: Path) -> Iterator[IO[bytes]]:
-    """What is in a file, not empty; whatever goes wrong with it in the block is a PictureError."""
+    """Context manager: open a non-empty file for reading; re-raise errors from the `with` body as `ImageError`.
+
+    A MemoryError is raised unchanged.
+    """
     try:
         with _stream(path) as stream:
             yield stream
@@ -171,20 +167,20 @@ def open_bytes(path: Path) -> Iterator[IO[bytes]]:
         if error.errno is not None:
             raise ImageError(path, error.strerror or str(error), False) from None
         raise ImageError(path, f"damaged or unreadable picture ({error})") from None
-    except Exception as error:  # at damaged data Pillow raises nearly anything, and what it raises changes
+    except Exception as error:  # Pillow raises nearly any type for damaged data, varying by version
         raise ImageError(path, f"damaged or unreadable picture ({error})") from None
 
 
 def identify(path: Path, stream: IO[bytes], *, formats: Collection[str] = FORMATS) -> ImageFile.ImageFile:
-    """A picture whose header has been read.
+    """Detect the format and read the header of an image.
 
     Args:
-        path: of the file, for the error.
-        stream: what is in it, from its start.
-        formats: those that are tried, by Pillow's names.
+        path: path of the file, for the error message.
+        stream: open file, positioned at its start.
+        formats: Pillow's names of the formats to try.
 
     Raises:
-        PictureError: it is of none of them.
+        ImageError: none of the formats matches.
     """
     try:
         return Image.open(stream, formats=tuple(formats))
@@ -196,62 +192,63 @@ def identify(path: Path, stream: IO[bytes], *, formats: Collection[str] = FORMAT
 
 
 def decode(image: ImageFile.ImageFile) -> None:
-    """Read all of a picture; raise nearly anything if its data are damaged, `content` makes a PictureError of it."""
+    """Decode all pixels; damaged data raise nearly any exception, which `open_bytes` re-raises as an `ImageError`."""
     if image.format == "PNG":
         assert image.fp is not None
         check_png(image.fp)
-    ImageFile.LOAD_TRUNCATED_IMAGES = False  # its default, which other libraries are known to change
+    ImageFile.LOAD_TRUNCATED_IMAGES = False  # Pillow's default, which some other libraries change
     image.load()
 
 
 def apply_orientation(image: ImageFile.ImageFile) -> Image.Image:
-    """The picture itself, decoded and turned as its EXIF data say."""
+    """Decode an image, then rotate or mirror it in place to undo its EXIF orientation."""
     decode(image)
     ImageOps.exif_transpose(image, in_place=True)
     return image
 
 
 def check_png(stream: IO[bytes]) -> None:
-    """Raise a ValueError unless all of a PNG is there with its checksums right.
+    """Raise a ValueError unless a PNG is complete and all its checksums match.
 
-    Pillow does not look at those of the pixels and fills with black what it then cannot decode.
+    Pillow ignores the checksums of pixel data and fills undecodable parts with black.
     """
     before = stream.tell()
-    stream.seek(8)  # the signature
+    stream.seek(8)  # after the signature
     kind = b""
     while kind != b"IEND":
         head = stream.read(8)
         if len(head) < 8:
             raise ValueError("the end is missing")
-        left, kind = struct.unpack(">I4s", head)
+        remaining, kind = struct.unpack(">I4s", head)
         checksum = zlib.crc32(kind)
-        while piece := stream.read(min(left, 2**20)):
+        while piece := stream.read(min(remaining, 2**20)):
             checksum = zlib.crc32(piece, checksum)
-            left -= len(piece)
-        if left or stream.read(4) != checksum.to_bytes(4, "big"):
+            remaining -= len(piece)
+        if remaining or stream.read(4) != checksum.to_bytes(4, "big"):
             raise ValueError(f"the checksum of a part {kind!r} is wrong")
     stream.seek(before)
 
 
 def is_animated(image: ImageFile.ImageFile) -> bool:
-    """Whether there are frames beyond the first; the smaller versions in a telephone's JPEG (MPO) are none."""
+    """Return whether an image has more than one frame; previews in a phone's JPEG (MPO) do not count as frames."""
     try:
         return image.format != "MPO" and bool(getattr(image, "is_animated", False))
-    except Exception:  # a damaged second frame, and again nearly anything
+    except Exception:  # a damaged second frame, for which Pillow raises nearly any type
         return True
 
 
 def _stream(path: Path) -> IO[bytes]:
-    """A file opened for reading; nothing else is, for opening a pipe may block and a device may do anything."""
-    why_not = special_file_reason(path.stat().st_mode)
-    if not why_not:
-        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # it may be a pipe by now
+    """Open a regular file for reading; opening a pipe could block, and opening a device could have side effects."""
+    fault = special_file_reason(path.stat().st_mode)
+    if not fault:
+        # O_NONBLOCK, since a pipe may have replaced the file after the check above.
+        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
         stream = os.fdopen(os.open(path, flags), "rb")
         status = os.fstat(stream.fileno())
-        why_not = special_file_reason(status.st_mode) or (
+        fault = special_file_reason(status.st_mode) or (
             "" if status.st_size else "empty, not a picture that can be read"
         )
-        if not why_not:
+        if not fault:
             return stream
         stream.close()
-    raise ImageError(path, why_not)
+    raise ImageError(path, fault)

@@ -1,4 +1,4 @@
-"""The kinds of files that can be read and written, by the endings of their names."""
+"""Readable and writable image formats, by the extensions of file names."""
 
 from pathlib import Path
 from typing import Literal
@@ -9,7 +9,7 @@ from cyclestyle.images import decoding
 
 
 def _register_heif() -> bool:
-    """Whether HEIC files can be opened."""
+    """Register the HEIC decoder; return False if `pillow_heif` is not installed."""
     try:
         import pillow_heif
     except ImportError:
@@ -19,9 +19,9 @@ def _register_heif() -> bool:
 
 
 HAS_HEIF = _register_heif()
-READ = (*decoding.FORMATS, *(("HEIF",) if HAS_HEIF else ()))  # by Pillow's names
+READ = (*decoding.FORMATS, *(("HEIF",) if HAS_HEIF else ()))  # readable formats, by Pillow's names
 
-BY_ENDING = {  # and their own names
+BY_ENDING = {  # extension -> common name
     ".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WebP", ".bmp": "BMP", ".tif": "TIFF", ".tiff": "TIFF",
     ".gif": "GIF", ".avif": "AVIF", ".heic": "HEIC", ".heif": "HEIC", ".hif": "HEIC",
 }  # fmt: skip
@@ -29,8 +29,9 @@ ENDINGS = frozenset(ending for ending, name in BY_ENDING.items() if HAS_HEIF or 
 
 _OWN_NAMES = {"WEBP": "WebP", "HEIF": "HEIC", "MPO": "JPEG"}
 _NOT_WRITTEN = {"GIF"} | (set() if "HEIF" in Image.SAVE else {"HEIC"})
-_KEPT_AS = {"GIF": "PNG", "HEIC": "JPEG"}  # what is read only, or takes half a minute to encode
-_ASKED_FOR = {"png": "PNG", "jpeg": "JPEG", "webp": "WebP", "heic": "HEIC"}
+# Formats that format=keep replaces: GIF cannot be written, and encoding HEIC takes half a minute.
+_KEPT_AS = {"GIF": "PNG", "HEIC": "JPEG"}
+_REQUESTED = {"png": "PNG", "jpeg": "JPEG", "webp": "WebP", "heic": "HEIC"}
 _FIRST_ENDING = {"PNG": ".png", "JPEG": ".jpg", "WebP": ".webp", "HEIC": ".heic"}
 
 Format = Literal["keep", "png", "jpeg", "webp", "heic"]
@@ -38,32 +39,32 @@ HEIC_AS_JPEG = "HEIC is written as JPEG: format=heic keeps it"
 
 
 def own_name(pillow_name: str) -> str:
-    """A format's name as people write it."""
+    """Return the common name of a format, such as `WebP` for Pillow's `WEBP`."""
     return _OWN_NAMES.get(pillow_name, pillow_name)
 
 
 def pillow_name(name: str) -> str:
-    """Pillow's name of a format that is written."""
+    """Return Pillow's name of a writable format, such as `WEBP` for `WebP`."""
     return {"WebP": "WEBP", "HEIC": "HEIF"}.get(name, name)
 
 
 def is_written(ending: str) -> bool:
-    """Whether files whose lower-case ending it is can be written."""
+    """Return whether files with this lower-case extension can be written."""
     return ending in BY_ENDING and BY_ENDING[ending] not in _NOT_WRITTEN
 
 
 def target_name(name: Path, format: Format) -> Path:  # noqa: A002
-    """The name under which a picture is written; nothing is read for it.
+    """Return the output file name for an input file name; the file itself is not read.
 
     Args:
-        format: `keep` is the one of its ending, but PNG for GIF and JPEG for HEIC.
+        format: `keep` selects the format of the input's extension, except PNG for GIF and JPEG for HEIC.
     """
     ending = name.suffix.lower()
-    found = BY_ENDING.get(ending, "PNG")
-    wanted = _ASKED_FOR.get(format) or _KEPT_AS.get(found, found)
-    return name if BY_ENDING.get(ending) == wanted else name.with_suffix(_FIRST_ENDING[wanted])
+    source = BY_ENDING.get(ending, "PNG")
+    target = _REQUESTED.get(format) or _KEPT_AS.get(source, source)
+    return name if BY_ENDING.get(ending) == target else name.with_suffix(_FIRST_ENDING[target])
 
 
 def becomes_jpeg(name: Path, format: Format) -> bool:  # noqa: A002
-    """Whether a picture is written as JPEG though it is named as a HEIC and JPEG was not asked for."""
+    """Return whether `format` is `keep` and the file name has a HEIC extension, so that the output is a JPEG."""
     return format == "keep" and BY_ENDING.get(name.suffix.lower()) == "HEIC"

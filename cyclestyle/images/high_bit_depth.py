@@ -1,4 +1,4 @@
-"""Files with 16 bits a channel, which Pillow opens as 8 bits or not at all."""
+"""Decoding of PNG and TIFF files with 16 bits a channel, which Pillow opens as 8 bits or not at all."""
 
 import io
 import logging
@@ -21,24 +21,24 @@ from cyclestyle.images.photo import PixelArray, largest
 
 _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _SAMPLES, _PLANAR, _EXTRA, _FORMAT = 256, 257, 258, 262, 277, 284, 338, 339
 _X_RESOLUTION, _Y_RESOLUTION, _UNIT, _XMP, _PROFILE = 282, 283, 296, 700, 34675
-_PREMULTIPLIED, _ALPHA = 1, 2  # kinds of extra channels
-_UNSIGNED, _FLOATING, _UNDEFINED = 1, 3, 4  # kinds of numbers
-_WHITE_IS_ZERO = 0
-_APART = 2  # a plane for each channel
-_COLOURS = {0: 1, 1: 1, 2: 3, 5: 4}  # channels of each photometric interpretation that can be read: grey, RGB, CMYK
-_TELLING = (b"eXIf", b"iTXt", b"tEXt", b"zTXt", b"pHYs")  # parts of a PNG that may hold metadata
-_INCHES = {2: 1.0, 3: 2.54}  # per unit of resolution
+_PREMULTIPLIED, _ALPHA = 1, 2  # values of ExtraSamples
+_UNSIGNED, _FLOATING, _UNDEFINED = 1, 3, 4  # values of SampleFormat
+_WHITE_IS_ZERO = 0  # value of PhotometricInterpretation
+_SEPARATE_PLANES = 2  # value of PlanarConfiguration
+_COLOURS = {0: 1, 1: 1, 2: 3, 5: 4}  # PhotometricInterpretation of grey, RGB or CMYK -> number of colour channels
+_METADATA_CHUNKS = (b"eXIf", b"iTXt", b"tEXt", b"zTXt", b"pHYs")
+_PER_INCH = {2: 1.0, 3: 2.54}  # ResolutionUnit -> factor to pixels per inch
 
 
 class Png(NamedTuple):
-    """The header of a PNG."""
+    """Header of a PNG."""
 
     width: int
     height: int
-    bits: int
+    bits: int  # number of bits a channel
 
     def read(self, path: Path, stream: IO[bytes]) -> DecodedImage:
-        """All of a file with 16 bits a channel."""
+        """Decode a file with 16 bits a channel."""
         import imagecodecs
 
         stream.seek(0)
@@ -53,23 +53,23 @@ class Png(NamedTuple):
 
         stream.seek(0)
         with decoding.identify(path, stream) as image:
-            if any(kind in content[content.rfind(b"IDAT") :] for kind in _TELLING):
-                image.load()  # or what comes after the pixels would not be seen
+            if any(kind in content[content.rfind(b"IDAT") :] for kind in _METADATA_CHUNKS):
+                image.load()  # Pillow reads chunks after the pixels only when it decodes
             info = image.info
             frames = int(getattr(image, "n_frames", 1))
-            exif, notes = exif_of(lambda: Image.Image.getexif(image))  # a PNG's own would decode it
+            exif, notes = exif_of(lambda: Image.Image.getexif(image))  # `PngImageFile.getexif` would decode the pixels
             profile, xmp, dpi = info.get("icc_profile", b""), xmp_of(info), info.get("dpi")
         notes += (f"the first of {frames} frames",) if frames > 1 else ()
         return DecodedImage(colours, alpha, profile, exif, xmp, dpi, "PNG", notes)
 
 
 class Tiff(NamedTuple):
-    """The first directory of a TIFF."""
+    """Header of a TIFF, which is its first directory."""
 
     tags: Mapping[int, Any]
-    bits: int  # of each channel
-    offset: int
-    start: bytes  # of the file
+    bits: int  # number of bits a channel
+    offset: int  # bytes from the start of the file to the directory
+    start: bytes  # first 4 bytes of the file: byte order and version
 
     @property
     def width(self) -> int:
@@ -80,7 +80,7 @@ class Tiff(NamedTuple):
         return int(self.tags[_HEIGHT])
 
     def read(self, path: Path, stream: IO[bytes]) -> DecodedImage:
-        """All of a file with 16 bits a channel."""
+        """Decode a file with 16 bits a channel."""
         kind = self.tags.get(_PHOTOMETRIC, -1)
         if kind not in _COLOURS:
             raise ImageError(path, "16-bit colours that are neither grey, RGB nor CMYK are not supported")
@@ -89,9 +89,9 @@ class Tiff(NamedTuple):
             raise ValueError(f"its colours take {_COLOURS[kind]} samples a pixel, it has {channels.shape[-1]}")
         extra = _as_tuple(self.tags.get(_EXTRA, ()))
         extra = extra or (_ALPHA,) * (channels.shape[2] - _COLOURS[kind])
-        alphas = [number for number, one in enumerate(extra) if one in (_PREMULTIPLIED, _ALPHA)]
+        alphas = [number for number, channel in enumerate(extra) if channel in (_PREMULTIPLIED, _ALPHA)]
         if alphas and _COLOURS[kind] + alphas[0] >= channels.shape[2]:
-            raise ValueError("the alpha that its header announces is missing")
+            raise ValueError("its header announces an alpha channel, which is missing")
         colours, alpha = _split_alpha(channels, _COLOURS[kind], _COLOURS[kind] + alphas[0] if alphas else None)
         if alpha is not None and extra[alphas[0]] == _PREMULTIPLIED:
             colours = _unpremultiply(colours, alpha)
@@ -104,22 +104,22 @@ class Tiff(NamedTuple):
         return DecodedImage(colours, alpha, profile, exif, xmp, self._dpi(), "TIFF", notes)
 
     def _exif(self, stream: IO[bytes]) -> Image.Exif:
-        made = Image.Exif()
-        made.endian, made.bigtiff = "<" if self.start.startswith(b"II") else ">", 43 in self.start[2:4]
-        made.load_from_fp(stream, self.offset)
-        return made
+        exif = Image.Exif()
+        exif.endian, exif.bigtiff = "<" if self.start.startswith(b"II") else ">", 43 in self.start[2:4]
+        exif.load_from_fp(stream, self.offset)
+        return exif
 
     def _dpi(self) -> tuple[Any, Any] | None:
-        inches = _INCHES.get(self.tags.get(_UNIT, 2))
+        factor = _PER_INCH.get(self.tags.get(_UNIT, 2))
         across, down = self.tags.get(_X_RESOLUTION), self.tags.get(_Y_RESOLUTION)
-        return (across * inches, down * inches) if inches and across and down else None
+        return (across * factor, down * factor) if factor and across and down else None
 
 
 def header(path: Path, stream: IO[bytes]) -> Png | Tiff | None:
-    """What a PNG or TIFF says of itself; None for all other kinds of files.
+    """Read the header of a PNG or TIFF; return None for all other formats.
 
     Raises:
-        PictureError: a TIFF whose channels are of a kind that cannot be read.
+        ImageError: the channels of a TIFF have an unsupported number type or number of bits.
     """
     stream.seek(0)
     start = stream.read(32)
@@ -138,16 +138,16 @@ def header(path: Path, stream: IO[bytes]) -> Png | Tiff | None:
 
 
 def check_libraries(path: Path) -> None:
-    """Raise a PictureError if those are missing that read and write 16 bits a channel."""
-    if not all(_is_there(name) for name in ("tifffile", "imagecodecs")):
+    """Raise an `ImageError` if a library for 16 bits a channel is missing."""
+    if not all(_is_installed(name) for name in ("tifffile", "imagecodecs")):
         raise ImageError(path, "16 bits a channel need more libraries: pip install 'cyclestyle[deep]'")
 
 
 def _tiff_bits(path: Path, tags: Mapping[int, Any]) -> int:
     kinds = set(_as_tuple(tags.get(_FORMAT, 1)))
     if kinds - {_UNSIGNED, _UNDEFINED}:
-        what = "floating-point" if _FLOATING in kinds else "signed or complex"
-        raise ImageError(path, f"{what} colours are not supported, save it with 8 or 16 bits a channel")
+        kind = "floating-point" if _FLOATING in kinds else "signed or complex"
+        raise ImageError(path, f"{kind} colours are not supported, save it with 8 or 16 bits a channel")
     widths = sorted(set(_as_tuple(tags.get(_BITS, 1))))
     if len(widths) > 1 or widths[0] not in (1, 2, 4, 8, 16):
         bits = " and ".join(map(str, widths))
@@ -156,34 +156,34 @@ def _tiff_bits(path: Path, tags: Mapping[int, Any]) -> int:
 
 
 def is_negative_plane(tags: Mapping[int, Any]) -> bool:
-    """Whether a TIFF is grey with white as zero, and marked as having its channels apart, though there is only one."""
+    """Return whether a TIFF has one grey channel with 0 as white, but declares separate planes for its channels."""
     samples = tags.get(_SAMPLES, 1)
-    return tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO and tags.get(_PLANAR) == _APART and samples == 1
+    return tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO and tags.get(_PLANAR) == _SEPARATE_PLANES and samples == 1
 
 
-def _is_there(name: str) -> bool:
+def _is_installed(name: str) -> bool:
     try:
         return find_spec(name) is not None
-    except ValueError:  # kept from being imported
+    except ValueError:  # raised if `sys.modules[name]` is None, which disables the import
         return False
 
 
 def _tiff_channels(stream: IO[bytes]) -> tuple[PixelArray, int]:
-    """The first page, uint16 (H, W, channels), and how many pages there are.
+    """Decode the first page of a TIFF to uint16 (H, W, channels); also return the number of pages.
 
     Raises:
-        ValueError: parts of it are missing.
+        ValueError: strips or tiles are missing.
     """
     import tifffile
 
-    logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what is wrong is said by exceptions
+    logging.getLogger("tifffile").addHandler(logging.NullHandler())  # errors are logged, but raised as well
     stream.seek(0)
-    content = stream.read()  # tifffile asks open files for a name, which one opened by its descriptor has not
+    content = stream.read()  # tifffile needs a file name, which a file opened by descriptor lacks
     with tifffile.TiffFile(io.BytesIO(content)) as opened:
         page = opened.pages[0]
         parts = list(zip(page.dataoffsets, page.databytecounts, strict=True))
         if len(parts) != prod(page.chunked) or any(not count or start + count > len(content) for start, count in parts):
-            raise ValueError("parts of it are missing")  # tifffile would take them for black
+            raise ValueError("parts of it are missing")  # tifffile would fill them with black
         channels = page.asarray(maxworkers=1).astype(np.uint16, copy=False)
         if channels.ndim == 2:
             return channels[..., None], len(opened.pages)
@@ -196,11 +196,11 @@ def _split_alpha(channels: PixelArray, count: int, alpha: int | None) -> tuple[P
 
 
 def _unpremultiply(colours: PixelArray, alpha: PixelArray) -> PixelArray:
-    """Colours that were multiplied by alpha, as they were; black where nothing is left of them."""
+    """Divide premultiplied colours by alpha; colours with alpha 0 become black."""
     full = largest(colours)
     weights = alpha.astype(np.float64)[(...,) + (None,) * (colours.ndim - 2)]
-    whole = np.divide(colours * float(full), weights, out=np.zeros(colours.shape), where=weights > 0)
-    return whole.round().clip(0, full).astype(colours.dtype)
+    restored = np.divide(colours * float(full), weights, out=np.zeros(colours.shape), where=weights > 0)
+    return restored.round().clip(0, full).astype(colours.dtype)
 
 
 def _as_tuple(value: Any) -> tuple[Any, ...]:

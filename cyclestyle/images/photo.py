@@ -1,4 +1,4 @@
-"""What a photographer's file comes to."""
+"""A decoded photo: pixels, transparency, metadata and notes."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -6,35 +6,35 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-PixelArray = npt.NDArray[Any]  # uint8 or uint16, 0 to the largest of the type
+PixelArray = npt.NDArray[Any]  # uint8 or uint16; values use the full range of the dtype
 
 
 @dataclass(frozen=True)
 class Metadata:
-    """What is kept besides the pixels; empty unless it was asked for."""
+    """Metadata to preserve in the output file; empty unless requested."""
 
-    exif: bytes = b""  # a TIFF structure after `Exif\\0\\0`: upright, without thumbnail
+    exif: bytes = b""  # `Exif\\0\\0` and a TIFF structure: orientation 1, no thumbnail
     xmp: bytes = b""  # XML in UTF-8
     dpi: tuple[float, float] | None = None  # pixels per inch, across and down
 
 
 @dataclass(frozen=True, eq=False)
 class Photo:
-    """A picture as it should be seen."""
+    """Upright sRGB image of a user's file."""
 
     pixels: PixelArray  # (H, W, 3), uint8 or uint16, sRGB, upright
-    alpha: PixelArray | None = None  # (H, W), of the same type; colours are not multiplied by it
+    alpha: PixelArray | None = None  # (H, W), dtype of `pixels`, which are not premultiplied
     metadata: Metadata = field(default_factory=Metadata)
-    notes: tuple[str, ...] = ()  # what its owner should know, a few words each
+    notes: tuple[str, ...] = ()  # for the photo's owner, a few words each
 
 
 def largest(samples: PixelArray) -> int:
-    """White, or opaque: 255 or 65535."""
+    """Return the largest value of the dtype, 255 or 65535, which means white or opaque."""
     return int(np.iinfo(samples.dtype).max)
 
 
 def fault(photo: Photo) -> str:
-    """Why a photo is none that the rest of the program can work with; empty where it is."""
+    """Return why the arrays of a photo are invalid; empty if they are valid."""
     pixels, alpha = photo.pixels, photo.alpha
     if pixels.dtype not in (np.uint8, np.uint16):
         return f"numbers of the type {pixels.dtype}"

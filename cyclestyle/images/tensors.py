@@ -1,4 +1,7 @@
-"""Images as tensors: uint8 pixels, floats in [-1, 1], and back."""
+"""Conversions between PIL images, integer tensors and float tensors in [-1, 1].
+
+PyTorch is imported within the functions: processes that only read and write files import this module and start fast.
+"""
 
 from typing import TYPE_CHECKING
 
@@ -11,21 +14,21 @@ if TYPE_CHECKING:
 
 
 def pil_to_uint8(image: Image.Image) -> "Tensor":
-    """An RGB picture as uint8 (3, H, W)."""
+    """Convert an RGB image to a uint8 tensor (3, H, W)."""
     import torch
 
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def to_float(pixels: "Tensor") -> "Tensor":
-    """uint8 or uint16 pixels (..., H, W), 0 to 255 or 65535, as floats in [-1, 1] of PyTorch's default type."""
+    """Convert uint8 (0 to 255) or uint16 (0 to 65535) pixels to floats in [-1, 1] of the default dtype; any shape."""
     import torch
 
     return pixels.to(torch.get_default_dtype()) / (torch.iinfo(pixels.dtype).max / 2) - 1.0
 
 
 def quantize(values: "Tensor", dtype: "torch.dtype") -> "Tensor":
-    """Floats in [-1, 1] as integers, rounded; values beyond the range are clipped.
+    """Convert floats in [-1, 1] to integers, rounded and clipped to the range of `dtype`.
 
     Args:
         dtype: `torch.uint8` (0 to 255) or `torch.uint16` (0 to 65535).
@@ -37,12 +40,12 @@ def quantize(values: "Tensor", dtype: "torch.dtype") -> "Tensor":
 
 
 def to_uint8(values: "Tensor") -> "Tensor":
-    """Floats in [-1, 1] as uint8, rounded; values beyond the range are clipped."""
+    """Convert floats in [-1, 1] to uint8, rounded and clipped to 0 to 255."""
     import torch
 
     return quantize(values, torch.uint8)
 
 
 def uint8_to_pil(pixels: "Tensor") -> Image.Image:
-    """uint8 (3, H, W) as an RGB picture."""
+    """Convert a uint8 tensor (3, H, W) to an RGB image."""
     return Image.fromarray(pixels.permute(1, 2, 0).contiguous().cpu().numpy())

@@ -1,7 +1,7 @@
-"""TIFF files as we write them: 8 or 16 bits a channel, deflated, with EXIF directories.
+"""Encoder of TIFF files with 8 or 16 bits a channel, deflate compression and EXIF directories.
 
-Pillow has no 16 bits and cannot write EXIF directories into a compressed file in memory, tifffile has no EXIF
-directories at all. The layout is that of TIFF 6.0, with the differences of its section 14.
+Pillow has no 16-bit RGB and cannot write EXIF directories into a compressed file in memory; tifffile has no EXIF
+directories. Source of the layout: TIFF 6.0, with the horizontal differencing of its section 14.
 """
 
 import zlib
@@ -27,19 +27,20 @@ _X_RESOLUTION, _Y_RESOLUTION, _PLANAR, _UNIT, _PREDICTOR, _EXTRA, _XMP, _PROFILE
     700,
     34675,
 )
-_DEFLATE, _RGB, _TOGETHER, _DIFFERENCES, _ALPHA, _INCH = 8, 2, 1, 2, 2, 2
-DEFLATE_LEVEL = 4  # of photographs the size of 6, up to four times as fast
-_STRIP = 2**18  # bytes before compression, about
-_HEADER = b"II*\0\x08\0\0\0"  # the directory follows
+_DEFLATE, _RGB, _INTERLEAVED, _DIFFERENCES, _ALPHA, _INCH = 8, 2, 1, 2, 2, 2
+DEFLATE_LEVEL = 4  # photos take as many bytes as at level 6, and encoding is up to four times as fast
+_STRIP = 2**18  # maximum bytes of a strip before compression; a strip has at least one row
+_HEADER = b"II*\0\x08\0\0\0"  # little-endian, first directory at offset 8
 
 
 def encoded(channels: PixelArray, *, profile: bytes, metadata: Metadata, exif: Mapping[int, Any]) -> bytes:
-    """A whole file.
+    """Encode an image as the content of a TIFF file.
 
     Args:
-        channels: uint8 or uint16 (H, W, 3) RGB or (H, W, 4) with alpha, which does not multiply the colours.
-        profile: ICC.
-        exif: directories by their tags, as `PIL.Image.Exif` has them.
+        channels: uint8 or uint16 (H, W, 3) RGB, or (H, W, 4) with alpha that is not premultiplied.
+        profile: ICC profile.
+        metadata: XMP and resolution to write; its EXIF data are ignored in favour of `exif`.
+        exif: EXIF tags and nested directories, as in `PIL.Image.Exif`.
     """
     height, width, count = channels.shape
     rows = max(1, _STRIP // (width * count * channels.itemsize))
@@ -51,7 +52,7 @@ def encoded(channels: PixelArray, *, profile: bytes, metadata: Metadata, exif: M
         directory[tag] = value
     _describe(directory, channels)
     directory[_ROWS] = rows
-    directory[_OFFSETS] = (0, *accumulate(lengths[:-1]))  # from the end of the directory, as `tobytes` expects them
+    directory[_OFFSETS] = (0, *accumulate(lengths[:-1]))  # from the end of the directory; `tobytes` adds its length
     directory[_COUNTS] = tuple(lengths)
     directory.tagtype[_OFFSETS] = directory.tagtype[_COUNTS] = TiffTags.LONG
     directory[_PROFILE] = profile
@@ -70,13 +71,13 @@ def _describe(directory: ImageFileDirectory_v2, channels: PixelArray) -> None:
     directory[_WIDTH], directory[_HEIGHT], directory[_SAMPLES] = width, height, count
     directory[_BITS] = (channels.itemsize * 8,) * count
     directory[_COMPRESSION], directory[_PREDICTOR] = _DEFLATE, _DIFFERENCES
-    directory[_PHOTOMETRIC], directory[_PLANAR] = _RGB, _TOGETHER
+    directory[_PHOTOMETRIC], directory[_PLANAR] = _RGB, _INTERLEAVED
     if count == 4:
         directory[_EXTRA] = _ALPHA
 
 
 def _strip(channels: PixelArray) -> bytes:
-    """Rows as the differences of neighbours, which deflate better."""
+    """Compress rows as horizontal differences, which deflate better."""
     rows = channels.astype(channels.dtype.newbyteorder("<"))
     rows[:, 1:] -= channels[:, :-1]
     return zlib.compress(rows.tobytes(), DEFLATE_LEVEL)

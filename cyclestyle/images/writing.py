@@ -1,4 +1,4 @@
-"""From sRGB pixels to a file in the format that its name says."""
+"""Writing of a photo to a file, in the format of the file's extension, and verification of that file."""
 
 import io
 import struct
@@ -17,38 +17,40 @@ from cyclestyle.images.decoding import ImageError
 from cyclestyle.images.metadata import with_size
 from cyclestyle.images.photo import Metadata, Photo, PixelArray, largest
 
-_ANY = 2**31 - 1
-_DIRECTORIES = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)  # within EXIF data
+_ANY = 2**31 - 1  # practically no limit
+_DIRECTORIES = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)  # nested in EXIF data
 
 
 class _Format(NamedTuple):
-    """What a kind of file can hold, and how it is made."""
+    """Encoder and limits of a file format."""
 
-    encoded: Callable[[PixelArray, Metadata, int], bytes]  # (H, W, 3 or 4), what it can hold, quality
+    encoded: Callable[
+        [PixelArray, Metadata, int], bytes
+    ]  # channels (H, W, 3 or 4), metadata within the limits, quality
     alpha: bool = True
-    deep: bool = False  # 16 bits a channel
-    longest: int = _ANY  # px a side
-    exif: int = _ANY  # bytes, as of `xmp`
-    xmp: int = _ANY
+    sixteen_bit: bool = False  # 16 bits a channel
+    longest: int = _ANY  # longest side, px
+    exif: int = _ANY  # bytes
+    xmp: int = _ANY  # bytes
     dpi: bool = True
-    doubtful: bool = False  # its encoder makes files, now and then, that nothing can decode
+    doubtful: bool = False  # the encoder sometimes produces files that no decoder reads
 
 
 def write(photo: Photo, path: Path, *, quality: int = 95) -> tuple[str, ...]:
-    """Write a photo in the format that the name's ending says, whole or not at all; equal photos give equal bytes.
+    """Write a photo atomically, in the format that the extension selects; equal photos give equal bytes.
 
-    The file takes its name once its size and its header were read back and are right; a HEIC is decoded as well.
+    Before the temporary file is renamed, its size and header are read back and compared; a HEIC is also decoded.
 
     Args:
-        path: see `target_name`.
-        quality: of JPEG, WebP, AVIF and HEIC, 1 to 100.
+        path: output file, with a writable extension, see `file_formats.target_name`.
+        quality: 1 to 100, for JPEG, WebP, AVIF and HEIC; ignored by other formats.
 
     Returns:
-        what its owner should know, a few words each.
+        Notes for the photo's owner, a few words each.
 
     Raises:
-        PictureError: the format cannot hold the picture, or what was written cannot be opened again.
-        OSError: of the disk.
+        ImageError: the format cannot hold the image, or the written file cannot be opened again.
+        OSError: writing failed, for example because the disk is full.
     """
     assert photo.pixels.dtype in (np.uint8, np.uint16), photo.pixels.dtype
     assert photo.alpha is None or photo.alpha.dtype == photo.pixels.dtype, photo.alpha.dtype
@@ -68,7 +70,7 @@ def write(photo: Photo, path: Path, *, quality: int = 95) -> tuple[str, ...]:
         content = kind.encoded(channels, metadata, quality)
     except MemoryError:
         raise
-    except Exception as error:  # encoders raise nearly anything
+    except Exception as error:  # encoders raise nearly any type
         raise ImageError(path, f"cannot be written as a {name} ({error}): choose format=png") from None
     with atomic_write(path) as stream:
         stream.write(content)
@@ -78,42 +80,47 @@ def write(photo: Photo, path: Path, *, quality: int = 95) -> tuple[str, ...]:
 
 
 def _verify(written: Path, path: Path, count: int, size: tuple[int, int]) -> None:
-    """Raise a PictureError unless a file has so many bytes and opens as a picture of that size.
+    """Raise an `ImageError` unless a file has `count` bytes and opens as an image of the expected size.
 
     Args:
-        written: the file.
-        path: its final name, whose ending is that of the format.
-        size: width and height in px.
+        written: temporary file.
+        path: final name; its extension gives the format.
+        count: expected number of bytes.
+        size: expected width and height, px.
     """
     name, kind = file_formats.BY_ENDING[path.suffix.lower()], _FORMATS[file_formats.BY_ENDING[path.suffix.lower()]]
-    there = written.stat().st_size
-    if there != count:
-        raise ImageError(path, f"{there:,} bytes of {count:,} were written: is the disk damaged?", permanent=False)
+    actual = written.stat().st_size
+    if actual != count:
+        raise ImageError(path, f"{actual:,} bytes of {count:,} were written: is the disk damaged?", permanent=False)
     try:
         with Image.open(written, formats=(file_formats.pillow_name(name),)) as image:
             if kind.doubtful:
                 image.load()
-            found = image.size
+            actual_size = image.size
     except MemoryError:
         raise
-    except Exception as error:  # decoders raise nearly anything
+    except Exception as error:  # decoders raise nearly any type
         if isinstance(error, OSError) and error.errno is not None:
             raise
         other = "png" if name == "JPEG" else "jpeg"
         raise ImageError(path, f"the {name} cannot be opened again ({error}): choose format={other}") from None
-    if found != size:
-        raise ImageError(path, f"the {name} has {found[0]} x {found[1]} pixels, not {size[0]} x {size[1]}")
+    if actual_size != size:
+        width, height = actual_size
+        raise ImageError(path, f"the {name} has {width} x {height} pixels, not {size[0]} x {size[1]}")
 
 
 def _fit_to_format(photo: Photo, kind: _Format, name: str) -> tuple[PixelArray, list[str]]:
-    """The channels, (H, W, 3) or with alpha (H, W, 4), as a kind of file can hold them, and what was lost."""
+    """Convert a photo to (H, W, 3), or (H, W, 4) with alpha, as the format allows.
+
+    Also return notes on what the conversion discards.
+    """
     channels, alpha, notes = photo.pixels, photo.alpha, []
     if alpha is not None and kind.alpha:
         channels = np.dstack([channels, alpha])
     elif alpha is not None and alpha.min() < largest(alpha):
         channels = _over_white(channels, alpha)
         notes.append(f"{name} has no transparency: laid over white")
-    if channels.dtype == np.uint16 and not kind.deep:
+    if channels.dtype == np.uint16 and not kind.sixteen_bit:
         channels = ((channels.astype(np.uint32) + 128) // 257).astype(np.uint8)
         notes.append(f"{name} has 8 bits a channel: 16 became 8")
     return channels, notes
@@ -128,33 +135,33 @@ def _over_white(pixels: PixelArray, alpha: PixelArray) -> PixelArray:
 def _fitting_metadata(
     metadata: Metadata, kind: _Format, name: str, width: int, height: int
 ) -> tuple[Metadata, list[str]]:
-    """What a kind of file can hold, true for the picture's size, and what was lost."""
+    """Select the metadata that a format can hold, and set their image size; also return notes on discarded metadata."""
     notes = []
     exif = with_size(metadata.exif, width, height).tobytes() if metadata.exif else b""
-    made = replace(metadata, exif=exif)
+    fitting = replace(metadata, exif=exif)
     if len(exif) > kind.exif:
-        made = replace(made, exif=b"")
+        fitting = replace(fitting, exif=b"")
         notes.append(f"its EXIF data do not fit a {name}: left out")
     if len(metadata.xmp) > kind.xmp:
-        made = replace(made, xmp=b"")
+        fitting = replace(fitting, xmp=b"")
         notes.append(f"its XMP data do not fit a {name}: left out")
     if metadata.dpi and not kind.dpi:
-        made = replace(made, dpi=None)
-        if not made.exif:  # where it may stand as well
+        fitting = replace(fitting, dpi=None)
+        if not fitting.exif:  # EXIF data hold the resolution too
             notes.append(f"its resolution does not fit a {name}: left out")
-    return made, notes
+    return fitting, notes
 
 
 def _by_pillow(pillow_name: str, **options: Any) -> Callable[[PixelArray, Metadata, int], bytes]:
-    """Formats that Pillow writes completely. They are made in memory: its errors of full disks have no number."""
+    """Return an encoder that uses Pillow alone; it encodes in memory, since Pillow hides the errno of a full disk."""
 
     def encoded(channels: PixelArray, metadata: Metadata, quality: int) -> bytes:
-        told: dict[str, Any] = {"quality": quality, "icc_profile": colour.srgb(), **options}
-        told |= {"exif": metadata.exif} if metadata.exif else {}
-        told |= {"xmp": metadata.xmp} if metadata.xmp else {}
-        told |= {"dpi": metadata.dpi} if metadata.dpi else {}
+        fields: dict[str, Any] = {"quality": quality, "icc_profile": colour.srgb(), **options}
+        fields |= {"exif": metadata.exif} if metadata.exif else {}
+        fields |= {"xmp": metadata.xmp} if metadata.xmp else {}
+        fields |= {"dpi": metadata.dpi} if metadata.dpi else {}
         stream = io.BytesIO()
-        Image.fromarray(channels).save(stream, pillow_name, **told)
+        Image.fromarray(channels).save(stream, pillow_name, **fields)
         return stream.getvalue()
 
     return encoded
@@ -163,23 +170,23 @@ def _by_pillow(pillow_name: str, **options: Any) -> Callable[[PixelArray, Metada
 def _png(channels: PixelArray, metadata: Metadata, quality: int) -> bytes:
     del quality
     if channels.dtype == np.uint16:
-        return _deep_png(channels, metadata)
-    told: dict[str, Any] = {"icc_profile": colour.srgb(), "compress_level": tiff.DEFLATE_LEVEL}
-    told |= {"exif": metadata.exif} if metadata.exif else {}
-    told |= {"dpi": metadata.dpi} if metadata.dpi else {}
+        return _png_16bit(channels, metadata)
+    fields: dict[str, Any] = {"icc_profile": colour.srgb(), "compress_level": tiff.DEFLATE_LEVEL}
+    fields |= {"exif": metadata.exif} if metadata.exif else {}
+    fields |= {"dpi": metadata.dpi} if metadata.dpi else {}
     if metadata.xmp:
-        told["pnginfo"] = PngImagePlugin.PngInfo()
-        told["pnginfo"].add_itxt("XML:com.adobe.xmp", metadata.xmp.decode("utf-8", "replace"))
+        fields["pnginfo"] = PngImagePlugin.PngInfo()
+        fields["pnginfo"].add_itxt("XML:com.adobe.xmp", metadata.xmp.decode("utf-8", "replace"))
     stream = io.BytesIO()
-    Image.fromarray(channels).save(stream, "PNG", **told)
+    Image.fromarray(channels).save(stream, "PNG", **fields)
     return stream.getvalue()
 
 
-def _deep_png(channels: PixelArray, metadata: Metadata) -> bytes:
-    """Pillow has no 16 bits, imagecodecs no other chunks than those of the pixels."""
+def _png_16bit(channels: PixelArray, metadata: Metadata) -> bytes:
+    """Encode 16 bits a channel with imagecodecs, and insert the chunks that it cannot write."""
     import imagecodecs
 
-    bare = bytes(imagecodecs.png_encode(np.ascontiguousarray(channels), level=tiff.DEFLATE_LEVEL))
+    pixels_only = bytes(imagecodecs.png_encode(np.ascontiguousarray(channels), level=tiff.DEFLATE_LEVEL))
     chunks = [(b"iCCP", b"sRGB\0\0" + zlib.compress(colour.srgb()))]
     if metadata.dpi:
         across, down = (round(value / 0.0254) for value in metadata.dpi)
@@ -188,8 +195,8 @@ def _deep_png(channels: PixelArray, metadata: Metadata) -> bytes:
         chunks.append((b"eXIf", metadata.exif.removeprefix(b"Exif\0\0")))
     if metadata.xmp:
         chunks.append((b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + metadata.xmp))
-    start = 8 + 12 + 13  # signature and header
-    return bare[:start] + b"".join(_chunk(kind, data) for kind, data in chunks) + bare[start:]
+    start = 8 + 12 + 13  # bytes of the signature and the header chunk
+    return pixels_only[:start] + b"".join(_chunk(kind, data) for kind, data in chunks) + pixels_only[start:]
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:
@@ -205,12 +212,12 @@ def _tiff(channels: PixelArray, metadata: Metadata, quality: int) -> bytes:
 
 
 _FORMATS = {
-    "PNG": _Format(_png, deep=True),
-    "TIFF": _Format(_tiff, deep=True),
+    "PNG": _Format(_png, sixteen_bit=True),
+    "TIFF": _Format(_tiff, sixteen_bit=True),
     "JPEG": _Format(_by_pillow("JPEG", subsampling=0), alpha=False, longest=65_500, exif=65_533, xmp=65_533 - 29),
     "WebP": _Format(_by_pillow("WEBP"), longest=16_383, dpi=False),
     "BMP": _Format(_by_pillow("BMP"), alpha=False, exif=0, xmp=0),
-    # With more threads, or tiles as suit their number, the bytes would depend on the machine.
+    # One thread and no automatic tiling: otherwise the bytes would depend on the machine.
     "AVIF": _Format(
         _by_pillow("AVIF", subsampling="4:4:4", max_threads=1, autotiling=False), longest=65_536, dpi=False
     ),

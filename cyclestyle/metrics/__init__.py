@@ -1,1 +1,1 @@
-"""How good translations are, in numbers."""
+"""Metrics of translation quality: PSNR, SSIM and colour distance."""

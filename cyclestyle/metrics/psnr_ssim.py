@@ -1,4 +1,4 @@
-"""Measures of pictures by their pixels; a picture is uint8 (3, H, W), RGB as in sRGB, here as everywhere."""
+"""Pixel-wise similarity of two images, each uint8 (3, H, W) in sRGB."""
 
 import math
 
@@ -6,26 +6,26 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d
 
-_WINDOW, _SIGMA = 11, 1.5  # of SSIM, px
+_WINDOW, _SIGMA = 11, 1.5  # px, width and standard deviation of the Gaussian window of SSIM
 _C1, _C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, which SSIM's authors used
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as used by the authors of SSIM
 
 
 def psnr(x: Tensor, y: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB over all channels; infinite for equal pictures."""
+    """Compute the peak signal-to-noise ratio in dB over all channels; infinite for identical images."""
     error = (x.to(torch.float64) - y.to(torch.float64)).square().mean().item()
     return 10 * math.log10(255**2 / error) if error else math.inf
 
 
 def ssim(x: Tensor, y: Tensor) -> float:
-    """Structural similarity of luminance, 1 for equal pictures.
+    """Compute the structural similarity of luminance, 1 for identical images.
 
-    Wang, Bovik, Sheikh, Simoncelli: Image Quality Assessment: From Error Visibility to Structural Similarity, 2004: a
-    Gaussian window of 11 px with sigma 1.5, at all places where it fits in. On a side shorter than 11 px it is cut to
-    that side, so that every picture has a value.
+    Wang, Bovik, Sheikh, Simoncelli: Image Quality Assessment: From Error Visibility to Structural Similarity, 2004.
+    Gaussian window of 11 px with sigma 1.5, at all positions inside the image. Along a side shorter than
+    11 px, the window is cut to the length of the side, so that SSIM is defined for every image.
     """
     luma = torch.tensor(_LUMA, dtype=torch.float64)
-    first, second = (torch.einsum("c,chw->hw", luma, picture.to(torch.float64)) for picture in (x, y))
+    first, second = (torch.einsum("c,chw->hw", luma, image.to(torch.float64)) for image in (x, y))
     maps = torch.stack([first, second, first * first, second * second, first * second])
     mean_x, mean_y, square_x, square_y, product = _windowed(maps)
 
@@ -38,14 +38,14 @@ def ssim(x: Tensor, y: Tensor) -> float:
 
 
 def _windowed(maps: Tensor) -> Tensor:
-    """Means of maps (N, H, W) under the Gaussian window, at all places where it fits in."""
+    """Return the means of maps (N, H, W), weighted by the Gaussian window, at all positions inside the map."""
     height, width = maps.shape[-2:]
     rows, columns = _gaussian(min(_WINDOW, height)), _gaussian(min(_WINDOW, width))
     return conv2d(conv2d(maps[:, None], rows[None, None, :, None]), columns[None, None, None, :])[:, 0]
 
 
 def _gaussian(length: int) -> Tensor:
-    """Weights that sum to 1, (length,)."""
+    """Return Gaussian weights (length,) with sum 1."""
     distance = torch.arange(length, dtype=torch.float64) - (length - 1) / 2
     weights = torch.exp(-(distance**2) / (2 * _SIGMA**2))
     return weights / weights.sum()

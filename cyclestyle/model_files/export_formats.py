@@ -1,4 +1,4 @@
-"""The files that a model is handed on in, one for each direction: named, encoded and described for people."""
+"""Export formats: each format names and encodes one file for each direction of a model, and adds notes for users."""
 
 import io
 import re
@@ -17,62 +17,62 @@ from cyclestyle.model_files.original_weights import reference_options, to_refere
 
 
 class File(NamedTuple):
-    """One direction, ready to be written."""
+    """Exported file of one direction: its name, content and notes."""
 
     name: str
     content: bytes
-    notes: list[str]  # what whoever uses it needs to know, a line each
+    notes: list[str]  # hints for users of the file, a line each
 
 
 class Encoded(NamedTuple):
-    """What a format makes of a generator."""
+    """Content of an exported file, and notes for its users."""
 
     content: bytes
     notes: list[str]
 
 
 class Format(NamedTuple):
-    """A kind of file."""
+    """File format of exported generators."""
 
-    name: Callable[[GeneratorFile, str], str]  # of the source and its direction as part of a file name
+    name: Callable[[GeneratorFile, str], str]  # returns the file name for a source and its file stem (see `_stem`)
     encode: Callable[[nn.Module, GeneratorFile], Encoded]
 
 
 def files(sources: GeneratorFiles, *, format: str, direction: str | None = None) -> list[File]:  # noqa: A002
-    """The directions of a model, or one of them, in one of FORMATS.
+    """Encode all directions of a model, or only `direction`, in a format of `FORMATS`.
 
     Raises:
-        CommandError: no such direction.
-        CheckpointError: weights that do not fit, or a network that the format cannot hold.
+        CommandError: `direction` is unknown.
+        CheckpointError: the weights do not fit the network, or the format does not support the network.
     """
     kind = FORMATS[format]
-    made = []
-    for source in _chosen(sources, direction):
+    encoded_files = []
+    for source in _selected(sources, direction):
         encoded = kind.encode(build(source), source)
-        made.append(File(kind.name(source, _stem(source)), encoded.content, encoded.notes))
-    return made
+        encoded_files.append(File(kind.name(source, _stem(source)), encoded.content, encoded.notes))
+    return encoded_files
 
 
 def names(sources: GeneratorFiles, *, format: str, direction: str | None = None) -> list[str]:  # noqa: A002
-    """What `files` will call them; raises CommandError for a direction that there is not."""
-    return [FORMATS[format].name(source, _stem(source)) for source in _chosen(sources, direction)]
+    """Return the names of the files that `files` encodes; raise a CommandError if `direction` is unknown."""
+    return [FORMATS[format].name(source, _stem(source)) for source in _selected(sources, direction)]
 
 
-def _chosen(sources: GeneratorFiles, direction: str | None) -> list[GeneratorFile]:
-    return list(sources.found.values()) if direction is None else [sources.choose(direction)]
+def _selected(sources: GeneratorFiles, direction: str | None) -> list[GeneratorFile]:
+    return list(sources.by_side.values()) if direction is None else [sources.select(direction)]
 
 
 def _safetensors(generator: nn.Module, source: GeneratorFile) -> Encoded:
-    part = "ema" if source.weights == "ema" else "generators"
-    tensors = {f"{part}.{source.side}.{name}": tensor for name, tensor in generator.state_dict().items()}
-    about = {
+    group = "ema" if source.weights == "ema" else "generators"
+    tensors = {f"{group}.{source.side}.{name}": tensor for name, tensor in generator.state_dict().items()}
+    header = {
         "direction": source.direction if source.states_direction else None,
         "weights": source.weights,
         "step": source.step,
         "training": source.training,
     }
     step = source.step or 0
-    model = Model(tensors, source.architecture, {}, source.domains, step, source.path, about)
+    model = Model(tensors, source.architecture, {}, source.domains, step, source.path, header)
     return Encoded(model_bytes(model), [])
 
 
@@ -94,8 +94,8 @@ def _onnx(generator: nn.Module, source: GeneratorFile) -> Encoded:
     return Encoded(
         content,
         [
-            f"differs from PyTorch by {shapes} (of [-1, 1]; {onnx.TOLERANCE} would be too much)",
-            f"other programs give it sizes that are multiples of {multiple} px, {minimum} px at least",
+            f"largest difference from PyTorch: {shapes} (values in [-1, 1]; at most {onnx.TOLERANCE} is accepted)",
+            f"other programs must pass images with sides that are multiples of {multiple} px and at least {minimum} px",
         ],
     )
 
@@ -108,21 +108,24 @@ FORMATS = {
 
 
 def _letter(source: GeneratorFile) -> str:
-    """What stands for a direction in the reference's files; nothing where it is not known."""
+    """Return the suffix of a direction in file names of the 2017 implementation; empty if the direction is unknown."""
     if not source.states_direction:
         return ""
     return "_A" if source.side == "ab" else "_B"
 
 
 def _stem(source: GeneratorFile) -> str:
-    """A direction as part of a file name, whatever the domains are called; a reference file keeps its own."""
+    """Return a valid file stem for a direction, made of its domain names, such as `photo2monet`.
+
+    A source that does not state its step, such as a `.pth` file, keeps its file stem.
+    """
     if source.step is None:
         return source.path.stem
-    names = [re.sub(r"[^\w.-]+", "_", name).strip(".")[:_LONGEST] for name in source.domains]
+    names = [re.sub(r"[^\w.-]+", "_", name).strip(".")[:_MAX_NAME] for name in source.domains]
     ab, ba = "2".join(names), "2".join(reversed(names))
-    if ab.casefold() == ba.casefold() or not all(names):  # the two would be one file
+    if ab.casefold() == ba.casefold() or not all(names):  # both directions would get the same file
         ab, ba = "a2b", "b2a"
     return ab if source.side == "ab" else ba
 
 
-_LONGEST = 60  # characters of a domain's name in a file's
+_MAX_NAME = 60  # characters of a domain's name in a file name

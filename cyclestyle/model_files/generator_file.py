@@ -1,4 +1,4 @@
-"""One direction of a model as data, whichever file it comes in: what translators and exported files are made of."""
+"""One direction of a model as data, independent of its file format: the source of translators and exported files."""
 
 import hashlib
 import json
@@ -19,24 +19,24 @@ from cyclestyle.networks import registry
 Side = Literal["ab", "ba"]
 Weights = Literal["ema", "raw"]
 
-REFERENCE = (".pth", ".pt")  # how files of the reference implementation end
-_PARTS: dict[Weights, str] = {"ema": "ema", "raw": "generators"}  # what they are called in a model file
-_NAMED = re.compile(r"_G_([AB])\.(pth|pt)", re.IGNORECASE)  # in latest_net_G_A.pth, which maps A to B
+REFERENCE = (".pth", ".pt")  # suffixes of files of the 2017 implementation
+_GROUPS: dict[Weights, str] = {"ema": "ema", "raw": "generators"}  # first part of tensor names in a model file
+_LETTER = re.compile(r"_G_([AB])\.(pth|pt)", re.IGNORECASE)  # latest_net_G_A.pth translates A to B
 
 
 class GeneratorFile(NamedTuple):
-    """A generator of one direction."""
+    """Generator of one direction: architecture, weights and origin."""
 
-    architecture: dict[str, Any]  # as its file describes it: to be trusted in nothing before `build`
+    architecture: dict[str, Any]  # from the file's header; not validated before `build`
     tensors: dict[str, Tensor]
     side: Side
     domains: tuple[str, str]
     weights: Weights
     path: Path
-    step: int | None = None  # None where the file does not say
-    training: dict[str, Any] | None = None  # what an exported file tells of how it came to be
-    prefix: str = ""  # of its tensors in a file that has a header
-    states_direction: bool = True  # whether the file says which direction it is
+    step: int | None = None  # None if the file does not state its step
+    training: dict[str, Any] | None = None  # summary of the training, see `provenance.training_summary`
+    prefix: str = ""  # prefix of the tensor names in a safetensors file; empty for other files
+    states_direction: bool = True  # whether the file states its direction
 
     @property
     def direction(self) -> str:
@@ -44,33 +44,35 @@ class GeneratorFile(NamedTuple):
 
 
 class GeneratorFiles(NamedTuple):
-    """The directions that a model has: two after training, one in a file that was exported or comes from elsewhere."""
+    """All directions of a model: two in a checkpoint, one in an exported file or in a `.pth` file."""
 
-    found: dict[Side, GeneratorFile]
+    by_side: dict[Side, GeneratorFile]
     path: Path
     domains: tuple[str, str]
 
     @property
     def directions(self) -> tuple[str, ...]:
-        return tuple(source.direction for source in self.found.values())
+        return tuple(source.direction for source in self.by_side.values())
 
-    def choose(self, direction: str | None) -> GeneratorFile:
-        """The one that a direction means; the domains' own names come before `a2b` and `b2a`.
+    def select(self, direction: str | None) -> GeneratorFile:
+        """Return the generator of a direction, such as `photo2monet`, `a2b` or `b2a`.
+
+        Direction names made of the domain names take precedence over `a2b` and `b2a`.
 
         Raises:
-            CommandError: there are two and `direction` is neither, or one and it is another.
+            CommandError: the model does not have this direction, or has two directions and `direction` is None.
         """
-        if len(self.found) == 1:
+        if len(self.by_side) == 1:
             return self._only(direction)
         ab, ba = _unambiguous_names(self.domains)
         side = _side_of(direction, self.domains)
         if side is None:
             wrong = "direction= is missing" if direction is None else f"direction={direction} is unknown"
             raise CommandError(f"{wrong}: this model translates {ab} or {ba}")
-        return self.found[side]
+        return self.by_side[side]
 
     def _only(self, direction: str | None) -> GeneratorFile:
-        (source,) = self.found.values()
+        (source,) = self.by_side.values()
         if direction is None or (source.states_direction and _side_of(direction, self.domains) == source.side):
             return source
         which = f", {source.direction}" if source.states_direction else ""
@@ -78,33 +80,37 @@ class GeneratorFiles(NamedTuple):
 
 
 def read(path: Path, *, weights: Weights = "ema") -> GeneratorFiles:
-    """The directions of a run's folder, a checkpoint's folder, a safetensors file or a reference file.
+    """Read the generators of a model.
 
     Args:
-        weights: `ema` is the moving average where the model has one, else the weights of the last step.
+        path: a run folder, a checkpoint folder, a safetensors file, or a `.pth` file of the 2017 implementation.
+        weights: `ema` selects the moving average if the model has one, else the weights of the last step; `raw` always
+            selects the weights of the last step.
 
     Raises:
-        CheckpointError: there is none, it is damaged, or no file of a generator.
-        CommandError: the last step's weights of a file that was exported without them.
+        CheckpointError: the file is missing, damaged, or does not hold a generator.
+        CommandError: `weights` is `raw`, but the file holds only the moving average.
     """
     if path.suffix.lower() == ".onnx" and path.is_file():
-        raise CheckpointError(f"{path} is an .onnx file, which only onnxruntime runs: give what it was exported from")
+        raise CheckpointError(
+            f"{path} is an .onnx file, which only onnxruntime runs: give the checkpoint that it was exported from"
+        )
     if path.suffix.lower() in REFERENCE and path.is_file():
         return _from_reference(path)
     return _from_model(directory.read_model(path), weights)
 
 
 def directions(domains: tuple[str, str]) -> tuple[str, str]:
-    """The names of a to b and of b to a."""
+    """Return the names of the directions from a to b and from b to a."""
     a, b = domains
     return f"{a}2{b}", f"{b}2{a}"
 
 
 def build(source: GeneratorFile) -> nn.Module:
-    """The network that a source describes, with its weights, on the CPU.
+    """Build the network of a `GeneratorFile`, with its weights, on the CPU.
 
     Raises:
-        CheckpointError: no such network, one that does not translate RGB pictures, or weights that do not fit it.
+        CheckpointError: the network is unknown, does not translate RGB images, or does not fit the weights.
     """
     architecture, path = source.architecture, source.path
     name = architecture.get("name")
@@ -112,22 +118,22 @@ def build(source: GeneratorFile) -> nn.Module:
         known = " or ".join(registry.GENERATORS)
         raise CheckpointError(f"{path}: its generator is called {str(name)[:40]!r}, expected {known}")
     if any(architecture.get(key, 3) != 3 for key in ("in_channels", "out_channels")):
-        raise CheckpointError(f"{path}: its generator does not translate RGB pictures, the only kind there is here")
+        raise CheckpointError(f"{path}: its generator does not translate RGB images, the only supported kind")
     generator = registry.build(architecture)
 
     differences = model.state_dict_mismatch(generator.state_dict(), source.tensors)
     if differences:
-        part, teller = (f" {source.prefix}*", "header describes") if source.prefix else ("", "names describe")
-        fault = f"{path}: its weights{part} do not fit the {name} generator that its {teller}"
+        group, description = (f" {source.prefix}*", "header describes") if source.prefix else ("", "names describe")
+        fault = f"{path}: its weights{group} do not fit the {name} generator that its {description}"
         raise CheckpointError("\n  ".join([fault, *differences]))
     generator.load_state_dict(source.tensors)
     return generator
 
 
 def fingerprint(generator: nn.Module) -> str:
-    """Sha256, in hexadecimal, of what decides over translations: architecture and weights, in float32.
+    """Return the SHA-256, in hexadecimal, of the architecture and the float32 weights, which determine translations.
 
-    Dropout is left out: it does nothing in evaluation, and not every file says how much there was.
+    The rate of dropout is left out: dropout does nothing in evaluation mode, and `.pth` files do not state the rate.
     """
     architecture: Mapping[str, object] = generator.architecture  # type: ignore[assignment]
     digest = hashlib.sha256()
@@ -140,14 +146,14 @@ def fingerprint(generator: nn.Module) -> str:
 
 
 def _from_model(model: Model, weights: Weights) -> GeneratorFiles:
-    found: dict[Side, GeneratorFile] = {}
+    by_side: dict[Side, GeneratorFile] = {}
     for side in ("ab", "ba"):
         averaged, last = model.weights_under(f"ema.{side}."), model.weights_under(f"generators.{side}.")
         if weights == "raw" and averaged and not last:
             raise CommandError(f"weights=raw: {model.path} holds the moving average only, leave weights= out")
         kind: Weights = "ema" if weights == "ema" and averaged else "raw"
         if tensors := averaged if kind == "ema" else last:
-            found[side] = GeneratorFile(
+            by_side[side] = GeneratorFile(
                 model.generator,
                 tensors,
                 side,
@@ -156,12 +162,12 @@ def _from_model(model: Model, weights: Weights) -> GeneratorFiles:
                 model.path,
                 None if model.export is not None and model.export.get("step", 0) is None else model.step,
                 _training(model),
-                prefix=f"{_PARTS[kind]}.{side}.",
+                prefix=f"{_GROUPS[kind]}.{side}.",
                 states_direction=model.export is None or model.export.get("direction") is not None,
             )
-    if not found:
+    if not by_side:
         raise CheckpointError(f"{model.path} holds no generator: expected generators.ab.* or ema.ab.* in it")
-    return GeneratorFiles(found, model.path, model.domains)
+    return GeneratorFiles(by_side, model.path, model.domains)
 
 
 def _training(model: Model) -> dict[str, Any] | None:
@@ -176,9 +182,9 @@ def _from_reference(path: Path) -> GeneratorFiles:
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
     if not all(tensor.is_floating_point() for tensor in weights.values()):
-        raise CheckpointError(f"{path}: its weights are no floating-point numbers")
-    named = _NAMED.search(path.name)
-    side: Side = "ba" if named and named[1].upper() == "B" else "ab"
+        raise CheckpointError(f"{path}: its weights are not floating-point numbers")
+    match = _LETTER.search(path.name)
+    side: Side = "ba" if match and match[1].upper() == "B" else "ab"
     source = GeneratorFile(
         dict(architecture),
         {name: tensor.float() for name, tensor in weights.items()},
@@ -186,14 +192,14 @@ def _from_reference(path: Path) -> GeneratorFiles:
         ("a", "b"),
         "raw",
         path,
-        states_direction=named is not None,
+        states_direction=match is not None,
     )
     return GeneratorFiles({side: source}, path, source.domains)
 
 
 def _unambiguous_names(domains: tuple[str, str]) -> tuple[str, str]:
     ab, ba = directions(domains)
-    return ("a2b", "b2a") if ab == ba else (ab, ba)  # domains x and x2x, for one: only the letters tell the two apart
+    return ("a2b", "b2a") if ab == ba else (ab, ba)  # equal for domains such as x and x2x
 
 
 def _side_of(direction: str | None, domains: tuple[str, str]) -> Side | None:

@@ -1,7 +1,7 @@
 """Generators as ONNX files: written with PyTorch, checked against it, and run by onnxruntime.
 
-The graph is the network for sizes that are multiples of `multiple` and at least `minimum` px, both recorded in the
-file; whoever runs it pads other pictures and crops the result, as `OnnxGenerator` does.
+The graph accepts heights and widths that are multiples of `multiple` and at least `minimum` px; a header in the file
+states both numbers. Images of other sizes must be padded before and cropped after the graph, see `OnnxGenerator`.
 """
 
 import hashlib
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
     import onnxruntime
 
 VERSION = 1
-TOLERANCE = 1e-3  # in units of [-1, 1]: an eighth of a step of 8 bits
-_KEY = "cyclestyle"  # of our JSON among the file's properties
-_LARGEST = 1024  # px, of `multiple` and `minimum`: those of a U-Net with ten levels
-_MOST_BYTES = 2**31  # of a protobuf
-_GARBLED = (ValueError, KeyError, TypeError, RecursionError)
+TOLERANCE = 1e-3  # largest accepted difference of values in [-1, 1]: an eighth of an 8-bit step
+_KEY = "cyclestyle"  # name of the metadata property that holds our JSON header
+_MAX_MINIMUM = 1024  # px; largest accepted `multiple` and `minimum`, enough for a U-Net with ten levels
+_MAX_BYTES = 2**31  # size limit of a protobuf
+_GARBLED = (ValueError, KeyError, TypeError, RecursionError)  # raised while parsing a damaged header
 _MISSING = "needs onnx, onnxscript and onnxruntime: pip install 'cyclestyle[export]'"
 
 
 @runtime_checkable
 class Unpadded(Protocol):
-    """A generator that says what it does to sizes which need no padding."""
+    """A generator with a forward pass for sizes that need no padding."""
 
     multiple: int
     minimum: int
@@ -45,58 +45,59 @@ class Unpadded(Protocol):
 
 
 class Difference(NamedTuple):
-    """How far onnxruntime is from PyTorch."""
+    """Difference between the outputs of onnxruntime and PyTorch for one input shape."""
 
     shape: tuple[int, ...]  # (N, 3, H, W)
-    largest: float  # of all absolute differences, in units of [-1, 1]
+    largest: float  # largest absolute difference of output values, which lie in [-1, 1]
 
 
 class Exported(NamedTuple):
-    """The bytes of an ONNX file, and how it compares."""
+    """Content of an ONNX file, and the differences of its outputs from PyTorch's."""
 
     content: bytes
     differences: list[Difference]
 
 
 def export(generator: nn.Module, source: GeneratorFile) -> Exported:
-    """A generator, on the CPU, as an ONNX file of its own with dynamic batch, height and width.
+    """Export a generator on the CPU as one ONNX file with dynamic batch, height and width; compare it with PyTorch.
 
     Raises:
-        CommandError: the packages that this takes are not installed.
-        CheckpointError: the network cannot be exported, or the file computes something else than PyTorch.
+        CommandError: the required packages are not installed.
+        CheckpointError: the network cannot be exported, or its outputs in onnxruntime and PyTorch differ by more than
+            `TOLERANCE`.
     """
     if not isinstance(generator, Unpadded):
         raise CheckpointError(
             f"{source.path}: a {type(generator).__name__} cannot be exported as onnx: it has no unpadded(), multiple "
             "and minimum"
         )
-    if 4 * sum(parameter.numel() for parameter in generator.parameters()) > _MOST_BYTES - 2**20:
-        raise CheckpointError(f"{source.path}: its generator is too large for an .onnx file, which ends at 2 GB")
+    if 4 * sum(parameter.numel() for parameter in generator.parameters()) > _MAX_BYTES - 2**20:
+        raise CheckpointError(f"{source.path}: its generator is too large for an .onnx file, whose limit is 2 GB")
     graph = _graph(generator)
     properties = graph.metadata_props.add()
     properties.key, properties.value = _KEY, json.dumps(_header(generator, source))
     content: bytes = graph.SerializeToString()
     differences = _differences(generator, OnnxGenerator(content, source.path, device="cpu"))
     for shape, largest in differences:
-        if not largest <= TOLERANCE:  # nor may it be NaN
+        if not largest <= TOLERANCE:  # NaN fails this comparison too
             raise CheckpointError(
-                f"{source.path}: as onnx its pictures differ by {largest:.1e} from PyTorch's at "
+                f"{source.path}: as onnx its images differ by {largest:.1e} from PyTorch's at "
                 f"{' x '.join(map(str, shape))}, more than {TOLERANCE}: export it as safetensors"
             )
     return Exported(content, differences)
 
 
 class OnnxGenerator:
-    """A generator that onnxruntime computes: float32 (N, 3, H, W) in [-1, 1] both ways, on the CPU, any H and W.
+    """A generator computed by onnxruntime; input and output are float32 (N, 3, H, W) in [-1, 1] on CPU, any H and W.
 
     Args:
-        content: of an ONNX file that `export` made.
-        path: where it came from, for messages.
-        device: `auto` takes a CUDA GPU where onnxruntime can use one, else the CPU.
+        content: bytes of an ONNX file that `export` has written.
+        path: path of the file, for error messages.
+        device: `auto` selects a CUDA GPU if onnxruntime can use one, else the CPU.
 
     Raises:
-        CommandError: onnxruntime is not installed, or has no such device.
-        CheckpointError: the file is damaged, or none of ours.
+        CommandError: onnxruntime is not installed, or does not support the device.
+        CheckpointError: the file is damaged, or was not written by `export`.
     """
 
     backend: Literal["torch", "onnx"] = "onnx"
@@ -105,11 +106,12 @@ class OnnxGenerator:
     def __init__(self, content: bytes, path: Path, *, device: Literal["auto", "cpu", "cuda", "mps"] = "auto") -> None:
         self.path = path
         self.fingerprint = hashlib.sha256(content).hexdigest()
-        self.hardware = Hardware("cpu", precision="fp32")  # where pictures are handed over
+        self.hardware = Hardware("cpu", precision="fp32")  # inputs and outputs stay on the CPU
         self._session = _session(content, path, device)
         header = _read_header(self._session, path)
         self.sources, self.multiple, self.minimum = header
-        self(torch.zeros(1, 3, self.minimum, self.minimum))  # what cannot be run is known before anything is written
+        # A graph that cannot run fails here, before any output is written.
+        self(torch.zeros(1, 3, self.minimum, self.minimum))
 
     @classmethod
     def load(
@@ -120,14 +122,19 @@ class OnnxGenerator:
         precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
         compile: bool = False,  # noqa: A002
     ) -> "OnnxGenerator":
-        """What `export` has written; errors as of the class, and a CommandError for what is PyTorch's alone."""
+        """Load a file that `export` has written.
+
+        Raises:
+            CommandError: see the class; also if an option is supported by PyTorch only.
+            CheckpointError: see the class; also if the file is missing or unreadable.
+        """
         if precision not in ("auto", "fp32"):
             raise CommandError(f"precision={precision}: {path} computes in fp32: leave precision= out")
         if compile:
             raise CommandError(f"compile=true is for PyTorch, {path} runs through onnxruntime: leave compile= out")
         try:
-            if path.stat().st_size > _MOST_BYTES:
-                raise CheckpointError(f"{path} cannot be read: an .onnx file has 2 GB at most")
+            if path.stat().st_size > _MAX_BYTES:
+                raise CheckpointError(f"{path} cannot be read: it is larger than 2 GB, the limit of an .onnx file")
             content = path.read_bytes()
         except FileNotFoundError:
             raise CheckpointError(f"no checkpoint at {path.absolute()}") from None
@@ -135,18 +142,18 @@ class OnnxGenerator:
             raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
         return cls(content, path, device=device)
 
-    def __call__(self, pictures: Tensor) -> Tensor:
-        padded, crop = pad_to_multiple(pictures, self.multiple, minimum=self.minimum)
+    def __call__(self, images: Tensor) -> Tensor:
+        padded, crop = pad_to_multiple(images, self.multiple, minimum=self.minimum)
         (name,) = (entry.name for entry in self._session.get_inputs())
         try:
-            (made,) = self._session.run(None, {name: padded.float().contiguous().numpy()})
-            translated = torch.from_numpy(made)
-        except Exception as error:  # onnxruntime's own types, which depend on what is wrong with the graph
-            if "llocat" in str(error):  # it failed to allocate memory
+            (output,) = self._session.run(None, {name: padded.float().contiguous().numpy()})
+            translated = torch.from_numpy(output)
+        except Exception as error:  # onnxruntime's error types for faulty graphs have no base in common
+            if "llocat" in str(error):  # onnxruntime failed to allocate memory
                 raise MemoryError(str(error)) from None
             raise CheckpointError(f"{self.path} cannot be run: {_first_line(error)}") from None
         if translated.shape != padded.shape or translated.dtype != torch.float32:
-            raise CheckpointError(f"{self.path} is no generator: pictures come back as {tuple(translated.shape)}")
+            raise CheckpointError(f"{self.path} is not a generator: it returns {tuple(translated.shape)}")
         return translated[crop]
 
     def __str__(self) -> str:
@@ -154,15 +161,15 @@ class OnnxGenerator:
 
 
 def _graph(generator: Unpadded) -> "onnx.ModelProto":
-    """The network, without what the exporter notes about the program that it came from, names of folders among it."""
+    """Trace the network to an ONNX graph; remove the exporter's notes from it, since they contain local paths."""
     try:
-        import onnxscript  # noqa: F401  what the exporter needs, and says in several lines
+        import onnxscript  # noqa: F401  required by the exporter, whose own error takes several lines
     except ImportError:
         raise CommandError(f"format=onnx {_MISSING}") from None
-    count, height, width = (torch.export.Dim(name, min=1, max=most) for name, most in _DIMENSIONS)
-    multiple, least = generator.multiple, generator.minimum
-    shapes = {"pictures": {0: count, 2: multiple * height, 3: multiple * width}}
-    example = torch.zeros(2, 3, 3 * least, 2 * least)
+    count, height, width = (torch.export.Dim(name, min=1, max=largest) for name, largest in _DIMENSIONS)
+    multiple, minimum = generator.multiple, generator.minimum
+    shapes = {"images": {0: count, 2: multiple * height, 3: multiple * width}}
+    example = torch.zeros(2, 3, 3 * minimum, 2 * minimum)
     with _quiet():
         program = torch.onnx.export(
             _Core(generator).eval(),
@@ -177,29 +184,29 @@ def _graph(generator: Unpadded) -> "onnx.ModelProto":
     assert program is not None
     model: onnx.ModelProto = program.model_proto
     graph = model.graph
-    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
-        part.ClearField("metadata_props")
-        part.ClearField("doc_string")
+    for entry in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        entry.ClearField("metadata_props")
+        entry.ClearField("doc_string")
     return model
 
 
-_DIMENSIONS = (("batch", 2**16), ("height", 2**16), ("width", 2**16))  # the latter in units of `multiple`
+_DIMENSIONS = (("batch", 2**16), ("height", 2**16), ("width", 2**16))  # height and width in units of `multiple`
 
 
 class _Core(nn.Module):
-    """`unpadded` as a module."""
+    """Module whose forward pass is `generator.unpadded`."""
 
     def __init__(self, generator: Unpadded) -> None:
         super().__init__()
         self.generator = generator
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        return self.generator.unpadded(pictures)
+    def forward(self, images: Tensor) -> Tensor:
+        return self.generator.unpadded(images)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's advice, which is about its own inner works."""
+    """Context manager: silence the exporter's warnings and log lines, which concern its internals."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -211,7 +218,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _header(generator: Unpadded, source: GeneratorFile) -> dict[str, Any]:
-    """What other programs need to know about the graph, and ours about the model."""
+    """Build the JSON header: facts about the graph for other programs, and facts about the model for this program."""
     return {
         "version": VERSION,
         "input": "float32 RGB (N, 3, H, W) in [-1, 1]; the output is the same",
@@ -229,25 +236,26 @@ def _header(generator: Unpadded, source: GeneratorFile) -> dict[str, Any]:
 
 
 def _differences(generator: nn.Module, exported: OnnxGenerator) -> list[Difference]:
-    """At three sizes, none of which is the one that was traced: odd sides, two pictures, sides of different lengths.
+    """Compare the outputs of PyTorch and onnxruntime at three input shapes other than the traced shape.
 
-    None is tiny: over four numbers instance norm magnifies rounding, and every program has its own.
+    The shapes have odd sides, two images, and sides of different lengths. None is tiny: instance norm over few values
+    magnifies rounding errors, which differ between the two programs.
     """
     assert isinstance(generator, Unpadded)
     side, step = max(32, generator.minimum), max(48, generator.multiple)
     shapes = [(1, 3, side // 2 + 1, side - 1), (2, 3, side, side + step), (1, 3, side + step - 1, side + 1)]
     random = torch.Generator().manual_seed(0)
-    found = []
+    differences = []
     for shape in shapes:
-        pictures = torch.rand(shape, generator=random) * 2 - 1
+        images = torch.rand(shape, generator=random) * 2 - 1
         with torch.inference_mode():
-            expected = generator.eval()(pictures)
-        found.append(Difference(shape, (exported(pictures) - expected).abs().max().item()))
-    return found
+            expected = generator.eval()(images)
+        differences.append(Difference(shape, (exported(images) - expected).abs().max().item()))
+    return differences
 
 
 def _session(content: bytes, path: Path, device: str) -> "onnxruntime.InferenceSession":
-    """From bytes, for which onnxruntime reads no other files; nor is it told of any library of operators."""
+    """Create an onnxruntime session from bytes, so that it reads no other files; register no custom operators."""
     try:
         import onnxruntime
     except ImportError:
@@ -255,16 +263,16 @@ def _session(content: bytes, path: Path, device: str) -> "onnxruntime.InferenceS
     has_cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
     if device == "mps" or (device == "cuda" and not has_cuda):
         raise CommandError(
-            f"device={device}: onnxruntime has none here, it would run on {'cuda' if has_cuda else 'cpu'}"
+            f"device={device}: this onnxruntime does not support it, it would run on {'cuda' if has_cuda else 'cpu'}"
         )
     providers = ["CUDAExecutionProvider"] if has_cuda and device != "cpu" else []
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 4  # of 4: what is wrong is told below, once
+    options.log_severity_level = 4  # fatal only; errors are raised below
     try:
         session = onnxruntime.InferenceSession(content, options, providers=[*providers, "CPUExecutionProvider"])
-    except Exception as error:  # its own types, without a base in common
+    except Exception as error:  # onnxruntime's error types have no base in common
         raise CheckpointError(f"{path} cannot be read as an .onnx file: {_first_line(error)}") from None
     if device == "cuda" and _device(session) != "cuda":
         raise CommandError("device=cuda: onnxruntime could not start it, it would run on cpu")
@@ -282,20 +290,20 @@ class _Header(NamedTuple):
 
 
 def _read_header(session: "onnxruntime.InferenceSession", path: Path) -> _Header:
-    """What `_header` wrote; the weights themselves stay in the graph."""
+    """Read the header that `_header` built; its `GeneratorFile` has no tensors, as the weights stay in the graph."""
     text = session.get_modelmeta().custom_metadata_map.get(_KEY)
     if text is None:
-        raise CheckpointError(f"{path} was not exported by cyclestyle: what sizes it takes is not known")
+        raise CheckpointError(f"{path} was not exported by cyclestyle: the sizes that it accepts are unknown")
     try:
         header = json.loads(text)
-        version, multiple, minimum = (_whole(header[key]) for key in ("version", "multiple", "minimum"))
+        version, multiple, minimum = (_parse_integer(header[key]) for key in ("version", "multiple", "minimum"))
         if version > VERSION:
             raise CheckpointError(f"{path} is of version {version}, this program reads up to {VERSION}: update it")
-        if minimum % multiple or minimum > _LARGEST:
+        if minimum % multiple or minimum > _MAX_MINIMUM:
             raise ValueError(f"minimum {minimum}, multiple {multiple}")
         first, second = (str(name) for name in header["domains"])
         side, weights = _SIDES[header["side"]], _WEIGHTS[header["weights"]]
-        step = None if header["step"] is None else _whole(header["step"], least=0)
+        step = None if header["step"] is None else _parse_integer(header["step"], minimum=0)
         source = GeneratorFile(
             dict(header["generator"]),
             {},
@@ -317,8 +325,8 @@ _SIDES: dict[str, Literal["ab", "ba"]] = {"ab": "ab", "ba": "ba"}
 _WEIGHTS: dict[str, Literal["ema", "raw"]] = {"ema": "ema", "raw": "raw"}
 
 
-def _whole(value: object, *, least: int = 1) -> int:
-    if type(value) is not int or not least <= value < 2**63:
+def _parse_integer(value: object, *, minimum: int = 1) -> int:
+    if type(value) is not int or not minimum <= value < 2**63:
         raise ValueError(f"a number ({str(value)[:40]})")
     return value
 

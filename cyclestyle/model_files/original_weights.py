@@ -1,4 +1,4 @@
-"""The names that weights have in files of the reference PyTorch implementation of CycleGAN."""
+"""Conversion of weights from and to the files of the 2017 PyTorch implementation of CycleGAN, the reference."""
 
 import itertools
 from collections.abc import Callable, Mapping
@@ -13,11 +13,11 @@ from cyclestyle.networks.unet import UNetGenerator
 
 Architecture = dict[str, str | int | float | bool]
 
-# Buffers that old files have at instance norms; what they hold was never used.
+# Buffers of instance norms in old files; their values were never used.
 _UNUSED = ("running_mean", "running_var", "num_batches_tracked")
 
-# What the reference's command line calls a network of our name and so many blocks or levels.
-_OPTIONS = {
+# (network name here, number of blocks or levels) -> value of the reference's option --netG
+_NETG_OPTIONS = {
     ("resnet", 9): "resnet_9blocks",
     ("resnet", 6): "resnet_6blocks",
     ("unet", 8): "unet_256",
@@ -27,72 +27,76 @@ _DEPTHS = {"resnet": "blocks", "unet": "levels"}
 
 
 class DetectedArchitecture(NamedTuple):
-    """A generator that was found in a reference file."""
+    """Architecture and weights of a generator detected in a reference file."""
 
     architecture: Architecture
-    weights: dict[str, Tensor]  # under our names, as they were stored
+    weights: dict[str, Tensor]  # unchanged tensors, under the parameter names of our networks
 
 
 def detect_architecture(state_dict: Mapping[str, Tensor]) -> DetectedArchitecture:
-    """Which generator a reference file holds, by its names and shapes alone, and its weights under our names.
+    """Detect the architecture of a generator in a reference file from names and shapes, and rename its weights.
 
-    A `module.` before all names and the statistics that old instance norms kept are left out. A dropout in a ResNet,
-    which moves a convolution by one place, is taken for the reference's 0.5; in a U-Net it leaves no trace.
+    A prefix `module.` of all names and the running statistics of old instance norms are removed. Dropout in a ResNet is
+    detected, since it shifts the index of a convolution; its rate is assumed to be the reference's 0.5. Dropout in a
+    U-Net cannot be detected and is set to 0.
 
     Raises:
-        CheckpointError: it is no generator of RGB pictures that there is here, batch norm among the reasons.
+        CheckpointError: the file does not hold a supported generator of RGB images; batch norm is not supported.
     """
-    found = _bare(state_dict)
-    if norm := next((name for name, tensor in found.items() if name.endswith(".weight") and tensor.ndim == 1), None):
+    tensors = _without_unused(state_dict)
+    if norm := next((name for name, tensor in tensors.items() if name.endswith(".weight") and tensor.ndim == 1), None):
         raise CheckpointError(
             f"it has batch norm ({norm.removesuffix('.weight')} has weights of its own), and generators here have "
             "instance norm: train it with --norm instance"
         )
-    for network, is_it, describe in _FAMILIES:
-        if is_it(found):
+    for network, matches, describe in _FAMILIES:
+        if matches(tensors):
             try:
-                architecture = describe(found)
+                architecture = describe(tensors)
             except (KeyError, IndexError):
-                raise CheckpointError(f"it looks like a {network.__name__} of which layers are missing") from None
+                raise CheckpointError(f"it looks like a {network.__name__} with missing layers") from None
             _check_colours(architecture)
             names = _names(network, architecture)
-            return DetectedArchitecture(architecture, _renamed(found, names))
-    kind = "a discriminator" if "model.0.weight" in found else "not a generator of the reference"
-    raise CheckpointError(f"it is {kind}: expected a ResNet or a U-Net, latest_net_G_A.pth for one")
+            return DetectedArchitecture(architecture, _renamed(tensors, names))
+    kind = "a discriminator" if "model.0.weight" in tensors else "not a generator of the reference"
+    raise CheckpointError(f"it is {kind}: expected a ResNet or a U-Net, such as latest_net_G_A.pth")
 
 
 def from_reference(state_dict: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
-    """The tensors of a reference file under the names of `network`, ready for its `load_state_dict`.
+    """Rename the tensors of a reference file to the parameter names of `network`, for `network.load_state_dict`.
 
-    Raises CheckpointError where the file has other names than `network` has in the reference; shapes are not compared.
+    Raises:
+        CheckpointError: the names in the file differ from the reference's names for `network`. Shapes are not compared.
     """
     return _renamed(state_dict, reference_names(network))
 
 
 def to_reference(network: nn.Module) -> dict[str, Tensor]:
-    """The weights of `network` under the names of the reference, ready for its `load_state_dict`; on the CPU, copied.
+    """Copy the weights of `network` to the CPU under the reference's names, for `load_state_dict` in the reference.
 
-    Raises CheckpointError for a network that the reference does not have.
+    Raises:
+        CheckpointError: the reference does not have this network.
     """
     ours = network.state_dict()
     return {theirs: ours[name].detach().cpu().clone() for name, theirs in reference_names(network).items()}
 
 
 def reference_options(network: nn.Module) -> str:
-    """What the reference's command line must say to build a generator that loads the weights of `network`.
+    """Return the command-line options with which the reference builds a generator for the weights of `network`.
 
-    Raises CheckpointError where it has no word for it: a ResNet of other than 9 or 6 blocks, a U-Net of other than 8 or
-    7 levels, resized upsampling.
+    Raises:
+        CheckpointError: the reference has no options for this network: its ResNets have 9 or 6 blocks, its U-Nets 8 or
+            7 levels, and none has resized upsampling.
     """
     reference_names(network)
     assert isinstance(network, ResNetGenerator | UNetGenerator), "discriminators have other options"
     architecture = network.architecture
     depth = _DEPTHS[str(architecture["name"])]
-    option = _OPTIONS.get((str(architecture["name"]), int(architecture[depth])))
+    option = _NETG_OPTIONS.get((str(architecture["name"]), int(architecture[depth])))
     if option is None:
-        there_are = " and ".join(str(number) for name, number in _OPTIONS if name == architecture["name"])
+        supported = " and ".join(str(number) for name, number in _NETG_OPTIONS if name == architecture["name"])
         raise CheckpointError(
-            f"the reference tools build a {architecture['name']} with {there_are} {depth}, this one has "
+            f"the reference tools build a {architecture['name']} with {supported} {depth}, this one has "
             f"{architecture[depth]}: export it as safetensors or onnx"
         )
     dropout = "" if architecture["dropout"] else " --no_dropout"
@@ -100,15 +104,17 @@ def reference_options(network: nn.Module) -> str:
 
 
 def reference_names(network: nn.Module) -> dict[str, str]:
-    """The names of all weights of `network`, each with the name that it has in the reference's files.
+    """Map the names of all weights of `network` to their names in the reference's files.
 
-    The reference numbers the layers of a whole network in one sequence, and those of a residual block in another, where
-    dropout shifts the second convolution; its U-Nets are nested. Raises CheckpointError for a network that the
-    reference does not have or that it saves with other layers: resized upsampling, a U-Net with detail, a patch
-    discriminator without norm, and the pixel and texture discriminators.
+    The reference numbers the layers of a network in one sequence, and the layers of each residual block in another.
+    Dropout in a block shifts the index of its second convolution by 1. U-Nets of the reference are nested modules.
+
+    Raises:
+        CheckpointError: the reference does not have this network or saves it with other layers: resized upsampling, a
+            U-Net with detail, a patch discriminator without norm, and the pixel and texture discriminators.
     """
     if isinstance(network, PatchDiscriminator) and network.architecture["norm"]:
-        return _parts(_patch_layers(len(network.body)))
+        return _weights_and_biases(_patch_layers(len(network.body)))
     if not isinstance(network, ResNetGenerator | UNetGenerator):
         raise CheckpointError(
             f"no reference file fits {type(network).__name__}: expected a resnet, a unet or a patch with norm"
@@ -128,12 +134,12 @@ def _names(network: type[nn.Module], architecture: Architecture) -> dict[str, st
             "or onnx"
         )
     if network is UNetGenerator:
-        return _parts(_unet_layers(int(architecture["levels"])))
-    return _parts(_resnet_layers(int(architecture["blocks"]), has_dropout=architecture["dropout"] != 0))
+        return _weights_and_biases(_unet_layers(int(architecture["levels"])))
+    return _weights_and_biases(_resnet_layers(int(architecture["blocks"]), has_dropout=architecture["dropout"] != 0))
 
 
-def _parts(layers: dict[str, str]) -> dict[str, str]:
-    return {f"{ours}.{part}": f"{theirs}.{part}" for ours, theirs in layers.items() for part in ("weight", "bias")}
+def _weights_and_biases(layers: dict[str, str]) -> dict[str, str]:
+    return {f"{ours}.{kind}": f"{theirs}.{kind}" for ours, theirs in layers.items() for kind in ("weight", "bias")}
 
 
 def _resnet_layers(blocks: int, *, has_dropout: bool) -> dict[str, str]:
@@ -150,14 +156,17 @@ def _resnet_layers(blocks: int, *, has_dropout: bool) -> dict[str, str]:
 
 
 def _unet_layers(levels: int) -> dict[str, str]:
-    """Each level holds all that is inside it between its two convolutions; the outermost has no activation before."""
+    """Map our layer names to the reference's: each level contains the inner levels between its two convolutions.
+
+    The outermost level has no activation before its first convolution, so the index of that convolution is 0, not 1.
+    """
     layers = {"down.0.conv": "model.model.0", "head.conv": "model.model.3"}
-    place = "model.model.1.model"
+    prefix = "model.model.1.model"
     for i in range(1, levels):
         is_innermost = i == levels - 1
-        layers[f"down.{i}.conv"] = f"{place}.1"
-        layers[f"up.{levels - 1 - i}.conv"] = f"{place}.{3 if is_innermost else 5}"
-        place += ".3.model"
+        layers[f"down.{i}.conv"] = f"{prefix}.1"
+        layers[f"up.{levels - 1 - i}.conv"] = f"{prefix}.{3 if is_innermost else 5}"
+        prefix += ".3.model"
     return layers
 
 
@@ -166,38 +175,38 @@ def _patch_layers(layers: int) -> dict[str, str]:
     return {"stem.conv": "model.0", **body, "head": f"model.{2 + 3 * layers}"}
 
 
-def _bare(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without the prefix of a DataParallel and what instance norms do not use."""
+def _without_unused(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Remove the prefix `module.` of DataParallel and the unused buffers of instance norms."""
     wrapped = all(name.startswith("module.") for name in state_dict)
-    bare = {name.removeprefix("module.") if wrapped else name: tensor for name, tensor in state_dict.items()}
-    return {name: tensor for name, tensor in bare.items() if name.rpartition(".")[2] not in _UNUSED}
+    tensors = {name.removeprefix("module.") if wrapped else name: tensor for name, tensor in state_dict.items()}
+    return {name: tensor for name, tensor in tensors.items() if name.rpartition(".")[2] not in _UNUSED}
 
 
-def _is_resnet(found: Mapping[str, Tensor]) -> bool:
-    return "model.1.weight" in found and "model.4.weight" in found
+def _is_resnet(tensors: Mapping[str, Tensor]) -> bool:
+    return "model.1.weight" in tensors and "model.4.weight" in tensors
 
 
-def _describe_resnet(found: Mapping[str, Tensor]) -> Architecture:
-    blocks = _count(found, lambda i: f"model.{10 + i}.conv_block.1.weight")
-    stem, head = found["model.1.weight"], found[f"model.{17 + blocks}.weight"]
+def _describe_resnet(tensors: Mapping[str, Tensor]) -> Architecture:
+    blocks = _count(tensors, lambda i: f"model.{10 + i}.conv_block.1.weight")
+    stem, head = tensors["model.1.weight"], tensors[f"model.{17 + blocks}.weight"]
     return {
         "name": "resnet",
         "channels": stem.shape[0],
         "blocks": blocks,
-        "dropout": 0.5 if "model.10.conv_block.6.weight" in found else 0.0,
+        "dropout": 0.5 if "model.10.conv_block.6.weight" in tensors else 0.0,
         "upsample": "transposed",
         "in_channels": stem.shape[1],
         "out_channels": head.shape[0],
     }
 
 
-def _is_unet(found: Mapping[str, Tensor]) -> bool:
-    return "model.model.0.weight" in found
+def _is_unet(tensors: Mapping[str, Tensor]) -> bool:
+    return "model.model.0.weight" in tensors
 
 
-def _describe_unet(found: Mapping[str, Tensor]) -> Architecture:
-    inner = _count(found, lambda i: f"model.model.1.model.{'3.model.' * i}1.weight")
-    outermost, head = found["model.model.0.weight"], found["model.model.3.weight"]
+def _describe_unet(tensors: Mapping[str, Tensor]) -> Architecture:
+    inner = _count(tensors, lambda i: f"model.model.1.model.{'3.model.' * i}1.weight")
+    outermost, head = tensors["model.model.0.weight"], tensors["model.model.3.weight"]
     return {
         "name": "unet",
         "channels": outermost.shape[0],
@@ -205,20 +214,20 @@ def _describe_unet(found: Mapping[str, Tensor]) -> Architecture:
         "dropout": 0.0,
         "upsample": "transposed",
         "in_channels": outermost.shape[1],
-        "out_channels": head.shape[1],  # a transposed convolution has its inputs first
+        "out_channels": head.shape[1],  # weights of a transposed convolution: (in, out, height, width)
     }
 
 
-def _count(found: Mapping[str, Tensor], name: Callable[[int], str]) -> int:
-    """How many of `name(0)`, `name(1)`, ... there are in a row."""
-    return next(i for i in itertools.count() if name(i) not in found)
+def _count(tensors: Mapping[str, Tensor], name: Callable[[int], str]) -> int:
+    """Count the consecutive names `name(0)`, `name(1)`, ... in the file."""
+    return next(i for i in itertools.count() if name(i) not in tensors)
 
 
 def _check_colours(architecture: Architecture) -> None:
-    for key, what in (("in_channels", "input_nc"), ("out_channels", "output_nc")):
+    for key, option in (("in_channels", "input_nc"), ("out_channels", "output_nc")):
         if architecture[key] != 3:
             raise CheckpointError(
-                f"it has {what}={architecture[key]}: expected 3, since RGB pictures are the only kind there is here"
+                f"it has {option}={architecture[key]}: expected 3, since only RGB images are supported"
             )
 
 
@@ -227,18 +236,18 @@ def _renamed(state_dict: Mapping[str, Tensor], names: Mapping[str, str]) -> dict
     unknown = sorted(set(state_dict) - set(names.values()))
     if missing or unknown:
         raise CheckpointError(
-            f"not a reference file of this network: missing {_some(missing)}; unknown {_some(unknown)}"
+            f"not a reference file of this network: missing {_first_name(missing)}; unknown {_first_name(unknown)}"
         )
     return {ours: state_dict[theirs] for ours, theirs in names.items()}
 
 
-def _some(names: list[str]) -> str:
+def _first_name(names: list[str]) -> str:
     if not names:
         return "nothing"
     return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
-_FAMILIES = (  # how each is told from the other, and described
+_FAMILIES = (  # network class, test for its tensor names, function that describes its architecture
     (UNetGenerator, _is_unet, _describe_unet),
     (ResNetGenerator, _is_resnet, _describe_resnet),
 )

@@ -1,4 +1,4 @@
-"""What a run's folder tells of how a model came to be, in a few numbers that go along with its exported files."""
+"""Provenance of a model: a short summary of its training, read from the run folder for exported files."""
 
 import json
 import math
@@ -8,32 +8,32 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped, unused-ignore]
 
-from cyclestyle.cli.keys import EXPORTED, with_present_names
+from cyclestyle.cli.keys import EXPORTED
 from cyclestyle.errors import warn
 
-_LOSS = "loss/"  # before the names of losses in metrics.jsonl
-_MOST_LOSSES = 40
-_MOST_BYTES = 2**20  # of a config that somebody could have written
-_LONGEST = 80  # characters of a word
+_LOSS = "loss/"  # prefix of losses in metrics.jsonl
+_MAX_LOSSES = 40
+_MAX_BYTES = 2**20  # maximum bytes that are read from an untrusted config
+_MAX_LENGTH = 80  # maximum characters of a text
 
 
 def run_folder(model: Path) -> Path | None:
-    """The folder of the run whose checkpoint a model file belongs to, if it does."""
+    """Return the run folder of the checkpoint that contains a model file; None for other files."""
     checkpoints = model.parent.parent
     run = checkpoints.parent
     return run if checkpoints.name == "checkpoints" and (run / "config.yaml").is_file() else None
 
 
 def training_summary(run: Path, *, step: int) -> dict[str, Any]:
-    """Name, steps, recipe and the last logged losses of a run, as plain data; what its files do not tell is left out.
+    """Summarise a run as plain data: name, steps, recipe and last logged losses; missing values are left out.
 
     Args:
-        step: of the checkpoint; what was logged after it is not looked at.
+        step: step of the checkpoint; log lines of later steps are ignored.
     """
-    config = with_present_names(_config(run / "config.yaml"))
+    config = _config(run / "config.yaml")
     recipe = {key: value for key in EXPORTED if (value := _plain(_at(config, key))) is not None}
     if isinstance(target := _at(config, "adversarial._target_"), str):
-        recipe["adversarial"] = target.rpartition(".")[2][:_LONGEST]  # a word for people, which nobody imports
+        recipe["adversarial"] = target.rpartition(".")[2][:_MAX_LENGTH]  # for display only, never imported
     name = _plain(config.get("name"))
     return {
         "name": run.absolute().name if name is None else name,
@@ -46,34 +46,34 @@ def training_summary(run: Path, *, step: int) -> dict[str, Any]:
 def _config(path: Path) -> Mapping[str, Any]:
     try:
         with path.open("rb") as stream:
-            found = yaml.safe_load(stream.read(_MOST_BYTES))
-        if isinstance(found, Mapping):
-            return found
+            config = yaml.safe_load(stream.read(_MAX_BYTES))
+        if isinstance(config, Mapping):
+            return config
     except (OSError, UnicodeError, ValueError, RecursionError, yaml.YAMLError):
         pass
-    warn(f"{path} cannot be read: the exported files will not say how the model was trained")
+    warn(f"{path} cannot be read: the exported files will have no summary of the training")
     return {}
 
 
 def _at(config: Mapping[str, Any], key: str) -> object:
-    """The value of a dotted key; None where there is none."""
-    found: object = config
+    """Return the value of a dotted key, None if the config lacks it."""
+    value: object = config
     for name in key.split("."):
-        found = found.get(name) if isinstance(found, Mapping) else None
-    return found
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
 
 
 def _plain(value: object) -> str | float | bool | None:
-    """A word or a number that JSON can hold."""
+    """Return a text, number or boolean that JSON can represent, else None."""
     if isinstance(value, str):
-        return value[:_LONGEST]
+        return value[:_MAX_LENGTH]
     if isinstance(value, bool) or (isinstance(value, int) and abs(value) < 2**63):
         return value
     return value if isinstance(value, float) and math.isfinite(value) else None
 
 
 def _losses(path: Path, step: int) -> dict[str, float]:
-    """The losses of the last line up to a step."""
+    """Return the losses in the last log line with losses up to `step`."""
     last: dict[str, float] = {}
     try:
         with path.open(encoding="utf-8", errors="replace") as stream:
@@ -84,11 +84,11 @@ def _losses(path: Path, step: int) -> dict[str, float]:
     except OSError:
         return {}
     losses = {key.removeprefix(_LOSS): value for key, value in last.items() if key.startswith(_LOSS)}
-    return dict(list(losses.items())[:_MOST_LOSSES])
+    return dict(list(losses.items())[:_MAX_LOSSES])
 
 
 def _line(text: str) -> dict[str, float]:
-    """The numbers of a line; none for the half line that a killed process left."""
+    """Return the numbers in a log line; empty for an incomplete line that a killed process left."""
     try:
         values = json.loads(text)
     except (ValueError, RecursionError):
@@ -96,7 +96,7 @@ def _line(text: str) -> dict[str, float]:
     if not isinstance(values, dict):
         return {}
     return {
-        key[:_LONGEST]: value
+        key[:_MAX_LENGTH]: value
         for key, value in values.items()
         if isinstance(value, int | float) and math.isfinite(value) and abs(value) < 2**63
     }

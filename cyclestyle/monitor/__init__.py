@@ -1,4 +1,4 @@
-"""Who watches a run: TensorBoard, a file of numbers, the console, a profile of some steps, a look at the processor."""
+"""Loggers of a run: console, TensorBoard, metrics file, profiler, and a check for busy processors."""
 
 from cyclestyle.monitor.console import Console
 from cyclestyle.monitor.fault_tolerant import FaultTolerantLogger

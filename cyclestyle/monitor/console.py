@@ -1,4 +1,4 @@
-"""Progress for whoever sits in front of it, plain lines for a log file."""
+"""Logger for the console: a progress bar on a terminal, plain lines in a log file."""
 
 import time
 from datetime import timedelta
@@ -11,11 +11,13 @@ from cyclestyle.monitor.logger import Samples
 
 
 class Console:
-    """Losses, speed and time left: a live bar on a terminal, one line a log elsewhere.
+    """Shows losses, speed and remaining time: a live bar on a terminal, elsewhere one line per log.
 
     Args:
-        start: steps done before.
-        total: steps when training ends.
+        folder: run folder; unused, as every logger receives the same arguments.
+        domains: names of domains a and b; unused.
+        start: number of steps done before this process started.
+        total: step at which training ends.
     """
 
     def __init__(self, folder: Path, *, domains: tuple[str, str], start: int = 0, total: int = 0) -> None:
@@ -43,12 +45,12 @@ class Console:
         if self._bar is not None:
             self._bar.update(self._task, completed=step, losses=losses)
             return
-        pace = (time.perf_counter() - self._since) / max(step - self.start, 1)
-        left = timedelta(seconds=round(pace * (self.total - step)))
-        print(f"step {step}/{self.total}  {losses}  {left} left", flush=True)
+        step_s = (time.perf_counter() - self._since) / max(step - self.start, 1)
+        remaining = timedelta(seconds=round(step_s * (self.total - step)))
+        print(f"step {step}/{self.total}  {losses}  {remaining} left", flush=True)
 
     def pictures(self, step: int, a: Samples, b: Samples) -> None:
-        """Nothing: a terminal shows no pictures."""
+        """Do nothing: a terminal shows no images."""
 
     def close(self) -> None:
         if self._bar is not None:
@@ -56,12 +58,12 @@ class Console:
 
 
 def _summary(values: dict[str, float]) -> str:
-    """Sums of like terms, in the order that people look at them."""
-    parts = [
+    """Format the total of each kind of loss, the speed, and the time share of waiting for data if it exceeds 5 %."""
+    losses = [
         f"{word} {sum(value for name, value in values.items() if name.startswith(f'loss/{kind}')):.3f}"
         for word, kind in (("gan", "gan_"), ("cycle", "cycle_"), ("identity", "identity_"), ("disc", "discriminator_"))
         if any(name.startswith(f"loss/{kind}") for name in values)
     ]
     waiting = values["speed/waiting_for_data"]
     speed = f"{values['speed/images_per_s']:.1f} images/s"
-    return "  ".join([*parts, speed, *([f"{waiting:.0%} waiting for data"] if waiting > 0.05 else [])])
+    return "  ".join([*losses, speed, *([f"{waiting:.0%} waiting for data"] if waiting > 0.05 else [])])

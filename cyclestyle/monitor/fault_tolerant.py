@@ -1,4 +1,4 @@
-"""A logger whose disk may fail: what it tells is worth less than the training that it tells of."""
+"""Wrapper that keeps disk errors of a logger from ending the training."""
 
 from collections.abc import Callable
 
@@ -7,35 +7,35 @@ from cyclestyle.monitor.logger import Logger, Samples
 
 
 class FaultTolerantLogger:
-    """Hands everything on to a logger; where the disk fails it, training goes on, with one warning.
+    """Passes all calls to a logger; on disk errors it warns once and training continues.
 
     Args:
-        make: the logger; asked again as long as it cannot be made.
-        name: of the logger, for the warning.
-        tell: is warned.
+        make: function that creates the logger; if it raises OSError, the next log tries again.
+        name: name of the logger in the warning.
+        warn: function that receives the warning.
     """
 
-    def __init__(self, make: Callable[[], Logger], *, name: str, tell: Callable[[str], None] = warn) -> None:
-        self._make, self._name, self._tell = make, name, tell
+    def __init__(self, make: Callable[[], Logger], *, name: str, warn: Callable[[str], None] = warn) -> None:
+        self._make, self._name, self._warn = make, name, warn
         self._logger: Logger | None = None
         self._warned = False
         self._try(lambda logger: None)
 
     def on_step(self, step: int) -> None:
-        """One step more."""
+        """Report a finished step."""
         if self._logger is not None:
             self._logger.on_step(step)
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
-        """Numbers to write down."""
+        """Log the values of a step."""
         self._try(lambda logger: logger.metrics(step, values))
 
     def pictures(self, step: int, a: Samples, b: Samples) -> None:
-        """Probe pictures to write down."""
+        """Log the samples of a step."""
         self._try(lambda logger: logger.pictures(step, a, b))
 
     def close(self) -> None:
-        """The end."""
+        """Close the logger."""
         if self._logger is not None:
             self._try(lambda logger: logger.close())
 
@@ -47,5 +47,5 @@ class FaultTolerantLogger:
         except OSError as error:
             if not self._warned:
                 reason = (error.strerror or str(error) or type(error).__name__).lower()
-                self._tell(f"{self._name} cannot be written: {reason}; training goes on without it")
+                self._warn(f"{self._name} cannot be written: {reason}; training continues without it")
             self._warned = True

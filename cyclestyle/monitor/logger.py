@@ -1,4 +1,4 @@
-"""The protocol of loggers, and the values that they receive."""
+"""Protocol of loggers, and the values that they receive."""
 
 from enum import StrEnum
 from typing import NamedTuple, Protocol
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Samples(NamedTuple):
-    """The probe images of one domain and what the generators make of them, (N, 3, H, W) uint8 each."""
+    """Probe images of one domain and the generators' outputs for them; (N, 3, H, W) uint8 each."""
 
     real: Tensor
     translated: Tensor
@@ -25,11 +25,11 @@ class Logger(Protocol):
 
 
 class Phase(StrEnum):
-    """What the time of a step goes into, under the names that it has in a profile; parts do not overlap."""
+    """Parts of a training step; values are their names in a profile. Phases do not overlap."""
 
-    DATA = "data"  # waiting for pictures, and sending them to the device
+    DATA = "data"  # waiting for images, and their transfer to the device
     FORWARD = "forward"  # networks and losses
-    BACKWARD = "backward"  # with what processes exchange meanwhile
-    OPTIMIZER = "optimizer"  # looking at gradients, the update, the moving average
-    LOGGING = "logging"  # waiting for the device, numbers and probe pictures
+    BACKWARD = "backward"  # includes communication between ranks
+    OPTIMIZER = "optimizer"  # check of the gradients, update, moving average
+    LOGGING = "logging"  # waiting for the device, metrics and samples
     SAVING = "saving"  # checkpoints

@@ -1,4 +1,4 @@
-"""Numbers and probe pictures as plain files."""
+"""Logger that writes metrics and samples as plain files."""
 
 import json
 import math
@@ -11,12 +11,14 @@ from cyclestyle.monitor.sample_grid import column_titles, grid
 
 
 class MetricsFile:
-    """One line of JSON a log in `metrics.jsonl`, one picture a direction and sampling in `samples/`.
+    """Writes one JSON line per log to `metrics.jsonl`, and one image per direction to `samples/` at each sampling.
 
     Args:
-        folder: of the run.
-        domains: names of a and b.
-        start: steps done before; lines of this step and later ones are dropped, since they will be told again.
+        folder: run folder.
+        domains: names of domains a and b.
+        start: number of steps done before this process started. Lines of this and later steps are removed, since these
+            steps are logged again.
+        total: step at which training ends; unused.
     """
 
     def __init__(self, folder: Path, *, domains: tuple[str, str], start: int = 0, total: int = 0) -> None:
@@ -27,7 +29,7 @@ class MetricsFile:
         self._stream = path.open("a", encoding="utf-8")
 
     def on_step(self, step: int) -> None:
-        """Nothing: the file has a line at every log."""
+        """Do nothing: only logs are written."""
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
         self._stream.write(json.dumps({"step": step, **values}) + "\n")
@@ -35,9 +37,9 @@ class MetricsFile:
 
     def pictures(self, step: int, a: Samples, b: Samples) -> None:
         first, second = self.domains
-        for samples, here, there in ((a, first, second), (b, second, first)):
-            path = self.samples / f"step_{step:08d}_{here}2{there}.png"
-            decoding.save(grid(samples, column_titles(here, there)), path)
+        for samples, source, target in ((a, first, second), (b, second, first)):
+            path = self.samples / f"step_{step:08d}_{source}2{target}.png"
+            decoding.save(grid(samples, column_titles(source, target)), path)
 
     def close(self) -> None:
         self._stream.close()
@@ -48,7 +50,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _step(line: str) -> float:
-    """The step that a line tells of; infinity for the half line that a killed process or a full disk left."""
+    """Step of a line; infinity for an incomplete line, left by a killed process or a full disk."""
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):

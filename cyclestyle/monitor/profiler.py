@@ -1,4 +1,4 @@
-"""Where the time of a training step goes: a few steps recorded once, as a trace to look into and as a small table."""
+"""Profile of a few training steps, as a trace and as a table of phases."""
 
 import contextlib
 import gzip
@@ -16,56 +16,56 @@ from cyclestyle.errors import warn
 from cyclestyle.filesystem.atomic import atomic_write, write_text
 from cyclestyle.monitor.logger import Samples
 
-OTHER, STEP = "other", "whole step"  # rows of the table beside the parts
-_UNITS_PER_S = 1e6  # the times of a trace are microseconds
+OTHER, STEP = "other", "whole step"  # rows of the table after the phases
+_UNITS_PER_S = 1e6  # times in a trace are in microseconds
 
 
 class ProfileWindow(NamedTuple):
-    """Which steps of a process are recorded, once."""
+    """Numbers of steps before and during the one recording of a process."""
 
-    wait: int = 5  # in which networks are compiled and convolutions chosen
-    warmup: int = 3  # in which the profiler runs and what it says is thrown away
-    steps: int = 5  # recorded
+    wait: int = 5  # steps without profiler, in which networks are compiled and convolution algorithms are chosen
+    warmup: int = 3  # steps with profiler whose events are discarded
+    steps: int = 5  # recorded steps
 
     @property
     def before(self) -> int:
-        """Steps that come first."""
+        """Number of steps before the recorded ones."""
         return self.wait + self.warmup
 
     @property
     def end(self) -> int:
-        """Steps after which all is recorded."""
+        """Number of steps after which recording is complete."""
         return self.before + self.steps
 
 
-USUAL = ProfileWindow()
+DEFAULT_WINDOW = ProfileWindow()
 
 
 class Profile:
-    """Records some steps of this process with PyTorch's profiler; writes `profile/` in the run's folder and says so.
+    """Records some steps of this process with PyTorch's profiler, writes `profile/` in the run folder, prints a table.
 
-    What cannot be written is told in a line, and training goes on.
+    If the files cannot be written, one warning is given and training continues.
 
     Args:
-        folder: of the run.
-        parts: the names that the parts of a step are marked with; parts do not overlap.
-        device: type of the one that trains; a CUDA device's own times are recorded too.
-        window: which steps; counted from the start of this process, not of the run.
-        tell: is warned.
+        folder: run folder.
+        phases: names of the phases of a step, as marked in the trace; phases do not overlap.
+        device: type of the training device; GPU times are recorded only for `cuda`.
+        window: steps to record, counted from the start of this process, not of the run.
+        warn: called with warnings.
     """
 
     def __init__(
         self,
         folder: Path,
         *,
-        parts: Sequence[str],
+        phases: Sequence[str],
         device: str = "cpu",
-        window: ProfileWindow = USUAL,
-        tell: Callable[[str], None] = warn,
+        window: ProfileWindow = DEFAULT_WINDOW,
+        warn: Callable[[str], None] = warn,
     ) -> None:
-        self._folder, self._parts, self._window, self._tell = folder / "profile", parts, window, tell
-        self._done = self._last = 0  # steps of this process, and the number of the latest in the run
-        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it prints lines of its own that concern nobody
+        self._folder, self._phases, self._window, self._warn = folder / "profile", phases, window, warn
+        self._done = self._last = 0  # number of steps of this process; number of the latest step in the run
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # silences Kineto's own log lines
         self._profiler: profile | None = profile(
             activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device == "cuda" else [])],
             schedule=schedule(wait=window.wait, warmup=window.warmup, active=window.steps, repeat=1),
@@ -73,7 +73,7 @@ class Profile:
         self._profiler.start()
 
     def on_step(self, step: int) -> None:
-        """One step more."""
+        """Advance the profiler; write the profile after the last recorded step."""
         if self._profiler is None:
             return
         self._done, self._last = self._done + 1, step
@@ -82,17 +82,17 @@ class Profile:
             self._finish(self._profiler)
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
-        """Nothing: how long logging takes is seen in the trace."""
+        """Do nothing: the trace shows how long logging takes."""
 
     def pictures(self, step: int, a: Samples, b: Samples) -> None:
-        """Nothing, likewise."""
+        """Do nothing: the trace shows how long sampling takes."""
 
     def close(self) -> None:
-        """The end of training, maybe before all is recorded."""
+        """End recording; if training ended early, warn and write the steps recorded so far."""
         if self._profiler is None:
             return
         recorded = max(self._done - self._window.before, 0)
-        self._tell(
+        self._warn(
             f"trainer.profile: {recorded} of {self._window.steps} steps recorded: they are steps "
             f"{self._window.before + 1} to {self._window.end} of this start, and training ended after {self._done}; "
             f"set trainer.steps higher"
@@ -100,7 +100,7 @@ class Profile:
         self._finish(self._profiler)
 
     def _finish(self, profiler: profile) -> None:
-        """Stop, write what has been recorded, if anything, and show it."""
+        """Stop the profiler; write and print the recorded steps, if there are any."""
         self._profiler = None
         profiler.stop()
         recorded = self._done - self._window.before
@@ -108,71 +108,71 @@ class Profile:
             return
         try:
             trace = _exported(profiler)
-            found = breakdown(json.loads(trace)["traceEvents"], self._parts, steps=recorded)
+            times = breakdown(json.loads(trace)["traceEvents"], self._phases, steps=recorded)
             self._folder.mkdir(exist_ok=True)
             with atomic_write(self._folder / "trace.json.gz") as stream:
                 stream.write(gzip.compress(trace))
             title = f"Where the time goes: means of {_steps(self._last - recorded + 1, self._last)}"
             write_text(
-                self._folder / "table.md", "\n".join([f"# {title}", "", *markdown(found), "", *_notes(found), ""])
+                self._folder / "table.md", "\n".join([f"# {title}", "", *markdown(times), "", *_notes(times), ""])
             )
-        except (OSError, ValueError, KeyError) as error:  # the disk; a trace that broke off, or of another shape
+        except (OSError, ValueError, KeyError) as error:  # a disk error, or a trace that is incomplete or malformed
             reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-            self._tell(f"trainer.profile cannot be written: {reason.lower()}; training goes on without it")
+            self._warn(f"trainer.profile cannot be written: {reason.lower()}; training continues without it")
             return
         files = f"{self._folder}: table.md, and trace.json.gz for https://ui.perfetto.dev or chrome://tracing"
-        with contextlib.suppress(OSError):  # whoever reads it may have gone before
-            print("\n".join([title, *(f"  {line}" for line in plain(found)), files]), flush=True)
+        with contextlib.suppress(OSError):  # stdout may be a closed pipe
+            print("\n".join([title, *(f"  {line}" for line in plain(times)), files]), flush=True)
 
 
 class Times(NamedTuple):
-    """Mean seconds of a step: on the clock, and those that a GPU was busy with what was begun meanwhile."""
+    """Mean seconds per step: wall-clock time, and the GPU's busy time for work launched in that time."""
 
     clock_s: float
     device_s: float
 
 
 class Breakdown(NamedTuple):
-    """What a step's time goes into: its parts and OTHER, whose times on the clock add up to the step's."""
+    """Mean times of a step's phases and of OTHER; their wall-clock times add up to the time of the whole step."""
 
-    parts: Mapping[str, Times]
+    phases: Mapping[str, Times]
     step: Times
 
 
-def breakdown(events: Iterable[Mapping[str, Any]], parts: Sequence[str], *, steps: int) -> Breakdown:
-    """Add up a trace.
+def breakdown(events: Iterable[Mapping[str, Any]], phases: Sequence[str], *, steps: int) -> Breakdown:
+    """Add up the times of a trace by phase.
 
-    A GPU's work belongs to the part whose mark was open when it was begun, on whatever thread, since the GPU runs
-    behind; work at the same time counts once.
+    GPU work counts for the phase in which it was launched, on any thread, since the GPU runs later than the processor.
+    Time in which several GPU operations run concurrently counts once.
 
     Args:
-        events: of a Chrome trace as PyTorch writes it.
-        parts: names of the marks.
-        steps: how many steps of the trace count: the first ones, as the last may have broken off.
+        events: events of a Chrome trace as PyTorch writes it.
+        phases: names of the phases, as marked in the trace.
+        steps: number of steps to count, from the first step on; the last step in a trace may be incomplete.
 
     Raises:
-        ValueError: it has no steps.
+        ValueError: the trace has no steps.
     """
-    marks, begun, work = _parse_events(events, parts)
+    marks, launch_times, work = _parse_events(events, phases)
     spans = [mark for mark in marks if mark.name.startswith("ProfilerStep#")][:steps]
     if not spans:
         raise ValueError("the trace has no steps")
-    marks = [mark for mark in marks if mark.name in parts and spans[0].start <= mark.start < spans[-1].end]
+    marks = [mark for mark in marks if mark.name in phases and spans[0].start <= mark.start < spans[-1].end]
     starts = [mark.start for mark in marks]
 
-    def part_at(time: float) -> str:
+    def phase_at(time: float) -> str:
         index = bisect_right(starts, time) - 1
         return marks[index].name if index >= 0 and time < marks[index].end else OTHER
 
-    busy: dict[str, list[Span]] = {name: [] for name in (*parts, OTHER)}
+    busy: dict[str, list[Span]] = {name: [] for name in (*phases, OTHER)}
     for correlation, span in work:
-        if spans[0].start <= begun.get(correlation, float("-inf")) < spans[-1].end:
-            busy[part_at(begun[correlation])].append(span)
+        if spans[0].start <= launch_times.get(correlation, float("-inf")) < spans[-1].end:
+            busy[phase_at(launch_times[correlation])].append(span)
 
     def mean(clock: float, device: list[Span]) -> Times:
         return Times(clock / _UNITS_PER_S / len(spans), _union_length(device) / _UNITS_PER_S / len(spans))
 
-    clocks = {name: sum(mark.end - mark.start for mark in marks if mark.name == name) for name in parts}
+    clocks = {name: sum(mark.end - mark.start for mark in marks if mark.name == name) for name in phases}
     whole = sum(span.end - span.start for span in spans)
     clocks[OTHER] = whole - sum(clocks.values())
     return Breakdown(
@@ -181,24 +181,24 @@ def breakdown(events: Iterable[Mapping[str, Any]], parts: Sequence[str], *, step
     )
 
 
-def markdown(found: Breakdown) -> list[str]:
-    """The table in Markdown, readable as it is."""
-    head, *rows = _rows(found)
+def markdown(times: Breakdown) -> list[str]:
+    """Lines of the table in Markdown, aligned so that its source is readable."""
+    head, *rows = _rows(times)
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     rule = "|".join(["", "-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:]), ""])
     lines = [" | ".join(_padded(row, widths)) for row in (head, *rows)]
     return [f"| {lines[0]} |", rule, *(f"| {line} |" for line in lines[1:])]
 
 
-def plain(found: Breakdown) -> list[str]:
-    """The table for the screen."""
-    rows = _rows(found)
+def plain(times: Breakdown) -> list[str]:
+    """Lines of the table for a terminal."""
+    rows = _rows(times)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(_padded(row, widths)) for row in rows]
 
 
 class Span(NamedTuple):
-    """From `start` to `end`, microseconds; `name` where it has a meaning."""
+    """Interval from `start` to `end` in microseconds; `name` is set for marks only."""
 
     start: float
     end: float
@@ -206,7 +206,8 @@ class Span(NamedTuple):
 
 
 def _exported(profiler: profile) -> bytes:
-    """The trace as Chrome's JSON; PyTorch can write it to a file only, and raises nothing if it cannot."""
+    """Trace in Chrome's JSON format."""
+    # PyTorch exports to files only, and raises no error if the export fails: reading the file then raises one.
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(file))
@@ -214,25 +215,25 @@ def _exported(profiler: profile) -> bytes:
 
 
 def _parse_events(
-    events: Iterable[Mapping[str, Any]], parts: Sequence[str]
+    events: Iterable[Mapping[str, Any]], phases: Sequence[str]
 ) -> tuple[list[Span], dict[int, float], list[tuple[int, Span]]]:
-    """The marks in order, when each piece of the GPU's work was begun, and these pieces, both by their number."""
+    """Return the sorted marks, correlation id -> launch time, and (correlation id, span) of each piece of GPU work."""
     marks: list[Span] = []
-    begun: dict[int, float] = {}
+    launch_times: dict[int, float] = {}
     work: list[tuple[int, Span]] = []
     for event in events:
         kind, name = event.get("cat"), str(event.get("name"))
-        if kind == "user_annotation" and (name in parts or name.startswith("ProfilerStep#")):
+        if kind == "user_annotation" and (name in phases or name.startswith("ProfilerStep#")):
             marks.append(Span(event["ts"], event["ts"] + event["dur"], name))
         elif kind in ("cuda_runtime", "cuda_driver"):
-            begun[event["args"]["correlation"]] = event["ts"]
+            launch_times[event["args"]["correlation"]] = event["ts"]
         elif kind in ("kernel", "gpu_memcpy", "gpu_memset"):
             work.append((event["args"]["correlation"], Span(event["ts"], event["ts"] + event["dur"])))
-    return sorted(marks), begun, work
+    return sorted(marks), launch_times, work
 
 
 def _union_length(spans: Iterable[Span]) -> float:
-    """How long at least one of them lasts, microseconds."""
+    """Length of the union of the spans, in microseconds."""
     covered, until = 0.0, float("-inf")
     for span in sorted(spans):
         covered += max(span.end - max(span.start, until), 0.0)
@@ -240,13 +241,13 @@ def _union_length(spans: Iterable[Span]) -> float:
     return covered
 
 
-def _rows(found: Breakdown) -> list[list[str]]:
-    """What stands in the table, the head first; nothing of a GPU where none was seen at work."""
+def _rows(times: Breakdown) -> list[list[str]]:
+    """Cells of the table, header first; without the GPU column if the trace has no GPU work."""
     rows = [["part", "s/step", "share", "GPU s/step"]]
-    for name, times in {**found.parts, STEP: found.step}.items():
-        share = times.clock_s / found.step.clock_s
-        rows.append([name, f"{times.clock_s:.4f}", f"{share:.1%}", f"{times.device_s:.4f}"])
-    return rows if found.step.device_s else [row[:-1] for row in rows]
+    for name, row in {**times.phases, STEP: times.step}.items():
+        share = row.clock_s / times.step.clock_s
+        rows.append([name, f"{row.clock_s:.4f}", f"{share:.1%}", f"{row.device_s:.4f}"])
+    return rows if times.step.device_s else [cells[:-1] for cells in rows]
 
 
 def _padded(row: Sequence[str], widths: Sequence[int]) -> list[str]:
@@ -254,16 +255,16 @@ def _padded(row: Sequence[str], widths: Sequence[int]) -> list[str]:
     return [name.ljust(widths[0]), *(text.rjust(width) for text, width in zip(numbers, widths[1:], strict=True))]
 
 
-def _notes(found: Breakdown) -> list[str]:
+def _notes(times: Breakdown) -> list[str]:
     notes = [
-        f"`{OTHER}` is what no mark covers. Being recorded makes a step slower, most of all one of small networks.",
+        f"`{OTHER}` is time outside all marks. Recording makes a step slower, most of all with small networks.",
         "",
         "`trace.json.gz` has each operation of these steps: open it in https://ui.perfetto.dev or chrome://tracing.",
     ]
-    if found.step.device_s:
+    if times.step.device_s:
         notes[1:1] = [
-            "The processor hands work to the GPU and goes on: s/step is the processor's time, waiting included, GPU",
-            "s/step is how long the GPU was busy with what that part gave it.",
+            "The processor launches work on the GPU without waiting for it: s/step is the processor's time, including",
+            "its waits; GPU s/step is how long the GPU was busy with work launched in that part.",
         ]
     return notes
 

@@ -1,4 +1,4 @@
-"""Curves and probe pictures in TensorBoard."""
+"""Logger that writes curves and samples for TensorBoard."""
 
 import threading
 from pathlib import Path
@@ -11,26 +11,27 @@ from cyclestyle.monitor.sample_grid import column_titles, grid
 
 
 class TensorBoard:
-    """Writes TensorBoard events into the run's folder; after a resume the curves join.
+    """Writes TensorBoard events into the run folder; curves continue after a resume.
+
+    On a full disk the methods raise OSError, and the next call begins a new file.
 
     Args:
-        folder: of the run.
-        domains: names of a and b.
-        start: steps done before; what the folder holds of this step and later ones is not shown any more.
-
-    Where the disk is full the methods raise OSError, and the next call begins a new file.
+        folder: run folder.
+        domains: names of domains a and b.
+        start: number of steps done before this process started; TensorBoard hides older events of this and later steps.
+        total: step at which training ends; unused.
     """
 
     def __init__(self, folder: Path, *, domains: tuple[str, str], start: int = 0, total: int = 0) -> None:
         self.domains, self._folder = domains, folder
         self._writer: Any = None
-        # The writer's own thread says what went wrong to whoever calls next; its traceback would say it again.
+        # The writer's thread passes its error to the next call; printing its traceback would only repeat the error.
         self._hook = threading.excepthook
         self._open(purge_step=start)
         threading.excepthook = self._mute_writer_thread
 
     def on_step(self, step: int) -> None:
-        """Nothing: curves have a point at every log."""
+        """Do nothing: curves have points only at logs."""
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
         try:
@@ -46,9 +47,9 @@ class TensorBoard:
         first, second = self.domains
         try:
             writer = self._open()
-            for samples, here, there in ((a, first, second), (b, second, first)):
-                sheet = grid(samples, column_titles(here, there))
-                writer.add_image(f"{here}2{there}", np.asarray(sheet), step, dataformats="HWC")
+            for samples, source, target in ((a, first, second), (b, second, first)):
+                sheet = grid(samples, column_titles(source, target))
+                writer.add_image(f"{source}2{target}", np.asarray(sheet), step, dataformats="HWC")
             writer.flush()
         except OSError:
             self._writer = None
@@ -63,7 +64,7 @@ class TensorBoard:
 
     def _open(self, *, purge_step: int | None = None) -> Any:
         if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter  # takes a second to import
+            from torch.utils.tensorboard import SummaryWriter  # imported late: it takes a second
 
             self._writer = SummaryWriter(str(self._folder), purge_step=purge_step)
         return self._writer

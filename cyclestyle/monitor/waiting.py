@@ -1,4 +1,4 @@
-"""A logger that writes nothing: it looks whether other processes keep the training's threads waiting."""
+"""Logger that writes nothing, but checks whether other processes keep the training threads waiting."""
 
 from collections.abc import Callable
 
@@ -6,24 +6,24 @@ from cyclestyle.monitor.logger import Samples
 
 
 class Waiting:
-    """Looks after each step, as far as that is due.
+    """Calls `watch` after each step.
 
     Args:
-        watch: looks, and tells the user.
+        watch: function that checks for busy processors if a check is due, and warns the user.
     """
 
     def __init__(self, watch: Callable[[], object]) -> None:
         self._watch = watch
 
     def on_step(self, step: int) -> None:
-        """One step more."""
+        """Call `watch`."""
         self._watch()
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
-        """Nothing: logs may be an hour apart where it matters."""
+        """Do nothing: logs may be an hour apart on a slow machine."""
 
     def pictures(self, step: int, a: Samples, b: Samples) -> None:
-        """Nothing, likewise."""
+        """Do nothing: samples may be hours apart."""
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: nothing is open."""

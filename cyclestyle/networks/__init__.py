@@ -1,4 +1,4 @@
-"""Generators and discriminators, and the table by which a model file names them."""
+"""Generator and discriminator networks, and the registry of the names that model files use for them."""
 
 from cyclestyle.networks.initialization import initialize
 from cyclestyle.networks.patchgan import PatchDiscriminator, receptive_field

@@ -1,4 +1,4 @@
-"""Instance norm that keeps the memory layout of its pictures (Ulyanov, Vedaldi, Lempitsky 2016)."""
+"""Instance norm that preserves the memory layout (Ulyanov, Vedaldi, Lempitsky 2016)."""
 
 import torch
 from torch import Tensor, nn
@@ -6,16 +6,17 @@ from torch.nn.functional import batch_norm
 
 
 class InstanceNorm(nn.InstanceNorm2d):
-    """`nn.InstanceNorm2d(channels)`: every channel of every picture of (N, C, H, W) to mean 0 and variance 1 over H, W.
+    """`nn.InstanceNorm2d(channels)`: normalises each channel of each image (N, C, H, W) to mean 0 and variance 1.
 
-    PyTorch computes it as the batch norm of one picture of N * C channels. In channels last that means a copy before
-    it and one after it, and on CPUs, up to torch 2.15, gradients of a single picture that are wrong. Here such pictures
-    are batches of one, one after the other: the same numbers without the copies.
+    PyTorch computes instance norm as the batch norm of one image with N * C channels. In channels-last layout, this
+    needs a copy before and after. On CPUs, up to torch 2.15, it also yields wrong gradients for a single image. Batches
+    in channels-last layout, and single images in any layout, are therefore normalised image by image as batches of
+    size 1: the same values without the copies.
     """
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  PyTorch's name for it
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  the name in PyTorch
         if torch.compiler.is_compiling() or (len(input) > 1 and input.is_contiguous()):
             return super().forward(input)
-        pictures = torch.split(input, 1)
-        made = [batch_norm(picture, None, None, training=True, eps=self.eps) for picture in pictures]
-        return made[0] if len(made) == 1 else torch.cat(made)
+        images = torch.split(input, 1)
+        outputs = [batch_norm(image, None, None, training=True, eps=self.eps) for image in images]
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)

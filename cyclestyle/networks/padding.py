@@ -1,4 +1,4 @@
-"""Padding: inside the networks, and around pictures whose size a network cannot take as it is."""
+"""Padding inside the networks, and around images whose size does not fit a network."""
 
 from types import EllipsisType
 from typing import NamedTuple
@@ -8,17 +8,17 @@ from torch import Tensor, nn
 
 
 class Padded(NamedTuple):
-    """A padded picture, and the index that takes the original's place out of anything of the padded size."""
+    """A padded image, and the index that crops any tensor of the padded size to the original area."""
 
-    picture: Tensor
+    image: Tensor
     crop: tuple[EllipsisType, slice, slice]
 
 
 def pad_to_multiple(x: Tensor, multiple: int, *, minimum: int) -> Padded:
-    """Pad (N, C, H, W) until H and W are multiples of `multiple` and at least `minimum`, itself such a multiple.
+    """Pad (N, C, H, W) until H and W are multiples of `multiple` and at least `minimum`, which must be a multiple too.
 
-    The margins are shared between both sides, the odd pixel going right or below. They are reflections where the side
-    is long enough for that, else repetitions of the edge. What fits already comes back as it is: the same tensor.
+    The margin is split evenly between both sides, with an odd pixel at the right or bottom. It is filled by reflection
+    if the side is long enough, else by repeating the edge. An image that needs no padding is returned uncopied.
     """
     height, width = x.shape[-2:]
     top, bottom = _margins(height, multiple, minimum)
@@ -33,15 +33,15 @@ def pad_to_multiple(x: Tensor, multiple: int, *, minimum: int) -> Padded:
 
 
 class ReflectionPad(nn.ReflectionPad2d):
-    """`nn.ReflectionPad2d` for training: also deterministic on CUDA, and in the precision that its input has.
+    """`nn.ReflectionPad2d` for training: deterministic on CUDA as well, and in the dtype of its input.
 
-    Under `torch.use_deterministic_algorithms` PyTorch refuses the backward pass of its own kernel on CUDA, so the same
-    values are gathered by index; everywhere else it is PyTorch's module, which is faster and exports to ONNX as a
-    single node. Autocast on CPUs would compute it in float32 and keep that copy for the backward pass: it is left out,
-    as padding only moves values.
+    Under `torch.use_deterministic_algorithms` the backward pass of PyTorch's CUDA kernel raises an error, so the same
+    values are gathered by index. Otherwise PyTorch's module is used, which is faster and exports to ONNX as a single
+    node. Autocast on CPUs would pad in float32 and store the float32 copy for the backward pass. Autocast is disabled
+    here, as padding only moves values.
     """
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  PyTorch's name for it
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  the name in PyTorch
         if input.is_cuda and torch.are_deterministic_algorithms_enabled():
             return reflect_by_index(input, self.padding)
         if input.is_cpu and torch.is_autocast_enabled("cpu"):
@@ -71,7 +71,7 @@ def _margins(size: int, multiple: int, minimum: int) -> tuple[int, int]:
 
 
 def _positions(size: int, before: int, after: int, *, device: torch.device) -> Tensor:
-    """Which of `size` pixels stands at each place of the padded side: mirrored at the edges, else the nearest one."""
+    """Return the source index of each position of a padded side: by reflection, or the edge if `size` is too small."""
     positions = torch.arange(-before, size + after, device=device)
     if max(before, after) < size:
         last = size - 1

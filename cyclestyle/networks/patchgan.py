@@ -1,4 +1,4 @@
-"""PatchGAN: a discriminator that scores overlapping patches, not the picture (Isola et al. 2017; Li and Wand 2016)."""
+"""PatchGAN: a discriminator that scores overlapping patches (Isola et al. 2017; Li and Wand 2016)."""
 
 from collections import OrderedDict
 
@@ -10,13 +10,15 @@ from cyclestyle.networks.validation import check_counts
 
 
 class PatchDiscriminator(nn.Module):
-    """(N, in_channels, H, W) in [-1, 1] -> scores (N, 1, H / 2**layers - 2, W / 2**layers - 2), unbounded, no sigmoid.
+    """PatchGAN discriminator, which maps images to unbounded scores (no sigmoid) of overlapping patches.
 
-    channels    width of the first convolution; it doubles up to eight times that (1 to 1024)
-    layers      convolutions of stride 2: 1, 2 and 3 judge patches of 16, 34 and 70 px (1 to 8)
-    norm        instance norm behind all convolutions but the first and the last; it divides out how strong a texture is
+    (N, in_channels, H, W) in [-1, 1] -> (N, 1, H / 2**layers - 2, W / 2**layers - 2); ranges of arguments in brackets:
 
-    Raises CommandError for an argument outside these ranges. Pictures have `minimum_size` px at least.
+    channels    width of the first convolution; later widths double, up to eight times this one (1 to 1024)
+    layers      convolutions of stride 2: 1, 2 and 3 give patches of 16, 34 and 70 px (1 to 8)
+    norm        instance norm, which hides the strength of a texture, after all convolutions but the first and the last
+
+    Raises CommandError for an argument outside its range. Images need at least `minimum_size` px per side.
     """
 
     def __init__(self, channels: int = 64, layers: int = 3, *, norm: bool = True, in_channels: int = 3) -> None:
@@ -53,16 +55,17 @@ class PatchDiscriminator(nn.Module):
 
     @property
     def minimum_size(self) -> int:
-        """The smallest square picture in px that the network can judge; it gets a single score.
+        """Side in px of the smallest accepted square image, for which there is a single score.
 
-        The last instance norm needs 2 px, the convolution of stride 1 before it one more, and those of stride 2 halve.
+        The last instance norm needs 2 px, the convolution of stride 1 before it 3 px; each convolution of stride 2
+        doubles the size.
         """
         size: int = 3 * 2 ** len(self.body)
         return size
 
     @property
     def receptive_field(self) -> int:
-        """Side in px of the patch behind one score."""
+        """Side in px of the patch that one score depends on."""
         return receptive_field(self)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -71,8 +74,8 @@ class PatchDiscriminator(nn.Module):
 
 
 def receptive_field(network: nn.Module) -> int:
-    """Side in px of the patch behind one output of a plain chain of convolutions, as both discriminators are."""
-    side, step = 1, 1  # px of the input behind one place, and between two neighbouring ones
+    """Side in px of the input patch that one output of a plain chain of convolutions depends on."""
+    side, step = 1, 1  # input px that one output depends on, and input px between neighbouring outputs
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             side += (module.kernel_size[0] - 1) * step

@@ -1,4 +1,4 @@
-"""PixelGAN: a discriminator that judges the colour of every pixel by itself (Isola et al. 2017)."""
+"""PixelGAN: a discriminator that scores the colour of every pixel separately (Isola et al. 2017)."""
 
 from collections import OrderedDict
 
@@ -10,11 +10,13 @@ from cyclestyle.networks.validation import check_counts
 
 
 class PixelDiscriminator(nn.Module):
-    """(N, in_channels, H, W) in [-1, 1] -> scores (N, 1, H, W), unbounded, no sigmoid.
+    """PixelGAN discriminator, which maps images to unbounded scores (no sigmoid) of all pixels.
 
-    channels    width of the first convolution, half that of the second (1 to 1024)
+    (N, in_channels, H, W) in [-1, 1] -> (N, 1, H, W); range of the argument in brackets:
 
-    Raises CommandError for an argument outside this range. Pictures have `minimum_size` px at least.
+    channels    width of the first convolution; the second has twice as many (1 to 1024)
+
+    Raises CommandError for an argument outside its range. Images need at least `minimum_size` px per side.
     """
 
     def __init__(self, channels: int = 64, *, in_channels: int = 3) -> None:
@@ -44,12 +46,12 @@ class PixelDiscriminator(nn.Module):
 
     @property
     def minimum_size(self) -> int:
-        """The smallest square picture in px that the network can judge: instance norm is not defined on one pixel."""
+        """Side in px of the smallest accepted square image: instance norm is undefined on one pixel."""
         return 2
 
     @property
     def receptive_field(self) -> int:
-        """Side in px of the patch behind one score; the statistics of instance norm, of the whole picture, aside."""
+        """Side in px of the patch that one score depends on, apart from the image-wide statistics of instance norm."""
         return receptive_field(self)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The table by which a model file names its networks."""
+"""Registry of the network names that model files use."""
 
 import inspect
 from collections.abc import Mapping
@@ -24,10 +24,10 @@ MAX_PARAMETERS = 2**29  # 2 GiB in float32, 47 times the default generator
 
 
 def build(architecture: Mapping[str, object]) -> nn.Module:
-    """The network that an `architecture` describes: a name from the tables, and numbers for its constructor.
+    """Build a network from an `architecture`: the `name` of a registered network and arguments of its constructor.
 
-    Arguments left out take their defaults. Raises CheckpointError, and nothing else, for whatever a damaged or hostile
-    model file may say here; no memory is spent before the size is known to be sensible.
+    Missing arguments take their defaults. Raises CheckpointError, and no other exception, for any value that a
+    damaged or hostile model file can contain. The number of parameters is checked before memory is allocated.
     """
     table = GENERATORS | DISCRIMINATORS
     name = architecture.get("name")
@@ -50,16 +50,16 @@ def build(architecture: Mapping[str, object]) -> nn.Module:
         raise CheckpointError(f"impossible architecture {name}: {error}") from None
     if size > MAX_PARAMETERS:
         raise CheckpointError(
-            f"architecture {name} would have {size:,} parameters: expected {MAX_PARAMETERS:,} at most"
+            f"architecture {name} would have {size:,} parameters: expected at most {MAX_PARAMETERS:,}"
         )
 
     return network(**arguments)
 
 
 def with_defaults(architecture: Mapping[str, object]) -> dict[str, str | int | float | bool]:
-    """An `architecture` with the arguments that it leaves to the defaults: files may be older than an argument.
+    """Add missing arguments to an `architecture` with their defaults: an old model file may lack a newer argument.
 
-    Raises CheckpointError as `build` does.
+    Raises CheckpointError under the same conditions as `build`.
     """
     with torch.device("meta"):
         network = build(architecture)
@@ -68,7 +68,7 @@ def with_defaults(architecture: Mapping[str, object]) -> dict[str, str | int | f
 
 
 def _is_plain(value: object) -> bool:
-    """A number or a word that can be printed; `repr` itself fails on integers of thousands of digits."""
+    """Return whether a value is a short text or number; `repr` fails on integers of thousands of digits."""
     if isinstance(value, str):
         return len(value) <= 40
     return isinstance(value, float) or (isinstance(value, int) and abs(value) < 10**30)

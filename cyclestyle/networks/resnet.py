@@ -1,4 +1,4 @@
-"""The generator of CycleGAN: a residual network at a quarter of the size (Zhu et al. 2017; Johnson et al. 2016)."""
+"""The CycleGAN generator: residual blocks at a quarter of the image size (Zhu et al. 2017; Johnson et al. 2016)."""
 
 from collections import OrderedDict
 
@@ -15,26 +15,26 @@ UPSAMPLES = ("transposed", "resize")
 
 
 class ResNetGenerator(nn.Module):
-    """(N, in_channels, H, W) in [-1, 1] -> (N, out_channels, H, W) in [-1, 1], for every H and W from 1 px up.
+    """ResNet generator: (N, in_channels, H, W) -> (N, out_channels, H, W), both in [-1, 1], for any size from 1 px.
 
-    Its stages `stem`, `down`, `trunk`, `up` and `head`, run in this order, are the whole network, `unpadded`, for sizes
-    that are multiples of `multiple` and at least `minimum` px; `forward` pads other sizes by reflection and crops the
-    result.
+    The stages `stem`, `down`, `trunk`, `up` and `head`, in this order, form the whole network (`unpadded`). Its input
+    sides must be multiples of `multiple` px and at least `minimum` px; `forward` pads other sizes by reflection and
+    crops the output. Arguments, with their ranges in brackets:
 
     channels    width of the stem and the head; the trunk has four times as many (1 to 1024)
-    blocks      residual blocks: the paper takes 9 from 256 px on and 6 at 128 px (0 to 64)
-    dropout     probability between the two convolutions of each block, in [0, 1); the reference's option is 0.5
-    upsample    "transposed" convolutions as in the paper, or "resize": nearest neighbour and a convolution, which
-                leaves no checkerboard (Odena et al. 2016)
+    blocks      number of residual blocks; the paper uses 9 for 256 px and larger, 6 for 128 px (0 to 64)
+    dropout     probability between the two convolutions of each block, in [0, 1); the 2017 implementation offers 0.5
+    upsample    "transposed" convolutions as in the paper, or "resize": nearest-neighbour resizing and a convolution,
+                which avoids checkerboard patterns (Odena et al. 2016)
 
-    With `recompute` set, each residual block keeps nothing but its input for the backward pass and is computed again
-    there: less memory, one more forward pass of the trunk (Chen et al. 2016).
+    With `recompute` set, each residual block stores only its input and is recomputed in the backward pass. This needs
+    less memory, but one more forward pass of the trunk (Chen et al. 2016).
 
-    Raises CommandError for an argument outside these ranges.
+    Raises CommandError for an argument outside its range.
     """
 
     recompute = False
-    multiple, minimum = 4, 8  # px; the trunk's reflection by 1 px needs 2 px, a quarter of 8
+    multiple, minimum = 4, 8  # px; the trunk has a quarter of the size and reflects by 1 px, which needs 2 px
 
     def __init__(
         self,
@@ -90,7 +90,7 @@ class ResNetGenerator(nn.Module):
         return self.unpadded(x)[crop]
 
     def unpadded(self, x: Tensor) -> Tensor:
-        """`forward` for sizes that need no padding: without a branch that depends on the size, so that it exports."""
+        """Translate images that need no padding; no branch depends on the size, so that this method can be exported."""
         x = self.down(self.stem(x))
         if self.recompute and torch.is_grad_enabled():
             for block in self.trunk:
@@ -102,7 +102,7 @@ class ResNetGenerator(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """(N, channels, H, W) -> the same shape, for H and W from 2 px up: x + second(dropout(first(x)))."""
+    """Residual block, x + second(dropout(first(x))), for x of shape (N, channels, H, W) with sides of at least 2 px."""
 
     def __init__(self, channels: int, *, dropout: float = 0.0) -> None:
         super().__init__()

@@ -1,29 +1,30 @@
-"""A discriminator of colours and one of textures, side by side (after Ignatov et al. 2018, "WESPE", section 3)."""
+"""Parallel discriminators of images and of their texture (after Ignatov et al. 2018, "WESPE", section 3)."""
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812  everybody's name for it
+from torch.nn import functional as F  # noqa: N812  the conventional name
 
 from cyclestyle.networks.padding import repeat_edges
 from cyclestyle.networks.patchgan import PatchDiscriminator, receptive_field
 from cyclestyle.networks.validation import check_counts
 
-FINE, COARSE = 0.7, 4.0  # px, standard deviations of the blurs between which lies what counts as texture
-GAIN = 12.0  # brings its light, about 0.1, to the size of a picture's values
+FINE, COARSE = 0.7, 4.0  # px, standard deviations of the two Gaussian blurs whose difference is the texture
+GAIN = 12.0  # scales the texture, with values of about 0.1, to the range of images
 
 
 class TextureDiscriminator(nn.Module):
-    """(N, in_channels, H, W) in [-1, 1] -> scores (N, 2, H / 2**layers - 2, W / 2**layers - 2), unbounded, no sigmoid.
+    """Two PatchGAN discriminators, for the image and for its texture, with unbounded scores (no sigmoid).
 
-    The first scores are a PatchDiscriminator's, the second ones those of another that sees texture alone: light in
-    waves of a few px. It has no norm, since instance norm divides out how strong a texture is, and no colour, so that
-    nothing but brush strokes, grain and the like can please it.
+    (N, in_channels, H, W) in [-1, 1] -> (N, 2, H / 2**layers - 2, W / 2**layers - 2). Channel 0 has the scores of the
+    image, channel 1 the scores of its texture: the variations of brightness over a few px. The texture discriminator
+    has no instance norm, which would hide the strength of a texture, and gets no colours. Its scores depend on brush
+    strokes, grain and the like alone. Arguments, with their ranges in brackets:
 
-    channels           width of the first one's first convolution; it doubles up to eight times that (1 to 1024)
-    layers             convolutions of stride 2 in both (1 to 8)
-    texture_channels   `channels` of the second one (1 to 1024)
+    channels           `channels` of the image discriminator (1 to 1024)
+    layers             convolutions of stride 2 in each discriminator (1 to 8)
+    texture_channels   `channels` of the texture discriminator (1 to 1024)
 
-    Raises CommandError for an argument outside these ranges. Pictures have `minimum_size` px at least.
+    Raises CommandError for an argument outside its range. Images need at least `minimum_size` px per side.
     """
 
     def __init__(
@@ -43,12 +44,12 @@ class TextureDiscriminator(nn.Module):
 
     @property
     def minimum_size(self) -> int:
-        """The smallest square picture in px that the network can judge; it gets a single score of each kind."""
+        """Side in px of the smallest accepted square image, for which there is a single score of each kind."""
         return self.patch.minimum_size
 
     @property
     def receptive_field(self) -> int:
-        """Side in px of the patch behind one score of texture, the larger of the two."""
+        """Side in px of the patch that one texture score depends on; it is larger than for image scores."""
         return receptive_field(self.texture) + 2 * _radius(COARSE)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -56,18 +57,19 @@ class TextureDiscriminator(nn.Module):
 
 
 def texture(x: Tensor) -> Tensor:
-    """(N, C, H, W) -> (N, 1, H, W): light in waves between two sizes, those of the pixels and of things left out."""
+    """Filter brightness by a band-pass, (N, C, H, W) -> (N, 1, H, W), to remove single pixels and large shapes."""
     light = x.mean(dim=1, keepdim=True)
     return GAIN * (_blurred(light, FINE) - _blurred(light, COARSE))
 
 
 def _blurred(light: Tensor, deviation: float) -> Tensor:
-    """(N, 1, H, W) under a Gaussian of so many px, edges repeated, at every size from 1 px up."""
+    """Blur (N, 1, H, W) by a Gaussian with a standard deviation in px; edges are repeated, so that any size works."""
     radius = _radius(deviation)
-    # In float32 at least: rounded otherwise for a translation in bf16, the kernel would tell it from a real picture.
-    wanted = torch.promote_types(light.dtype, torch.float32)
-    places = torch.arange(-radius, radius + 1, dtype=wanted, device=light.device)
-    kernel = torch.softmax(-places.square() / (2 * deviation**2), dim=0).to(light.dtype)  # exp(-x^2 / 2 s^2), of sum 1
+    # At least float32: real images are float32, and bf16 translations would be recognised by a rounded kernel.
+    dtype = torch.promote_types(light.dtype, torch.float32)
+    positions = torch.arange(-radius, radius + 1, dtype=dtype, device=light.device)
+    gaussian = torch.softmax(-positions.square() / (2 * deviation**2), dim=0)  # exp(-x^2 / 2 s^2), sums to 1
+    kernel = gaussian.to(light.dtype)
     wide = repeat_edges(light, radius)
     return F.conv2d(F.conv2d(wide, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1))
 

@@ -1,4 +1,4 @@
-"""The U-Net of pix2pix, a generator with skip connections, here with instance norm (Isola et al. 2017)."""
+"""The U-Net generator of pix2pix, with instance norm instead of batch norm (Isola et al. 2017)."""
 
 from collections import OrderedDict
 
@@ -13,22 +13,24 @@ from cyclestyle.networks.validation import check_counts
 
 
 class UNetGenerator(nn.Module):
-    """(N, in_channels, H, W) in [-1, 1] -> (N, out_channels, H, W) in [-1, 1], for every H and W from 1 px up.
+    """U-Net generator: (N, in_channels, H, W) -> (N, out_channels, H, W), both in [-1, 1], for any size from 1 px.
 
-    `down[i]` halves the size, `up` doubles it back, beginning at the innermost level: that is the whole network,
-    `unpadded`, for multiples of 2**levels, which is `multiple` and `minimum`. Other sizes are padded by reflection and
-    the result is cropped.
+    Each module of `down` halves the size; the modules of `up`, from the innermost level outwards, and `head` double it
+    again. Together they form the whole network (`unpadded`). Its input sides must be multiples of 2**levels px, the
+    value of `multiple` and `minimum`; `forward` pads other sizes by reflection and crops the output. Arguments, with
+    their ranges in brackets:
 
-    channels    width of the outermost level; it doubles up to eight times that (1 to 1024)
-    levels      how often the size is halved: the reference takes 8 for 256 px and 7 for 128 px (2 to 10)
-    dropout     probability behind the levels between the fifth and the innermost, as in the reference (0.5), in [0, 1)
-    upsample    "transposed" convolutions as in the reference, or "resize": nearest neighbour and a convolution, which
-                leaves no grid of dots after short training (Odena et al. 2016)
-    detail      width of two convolutions at the picture's own size, which also see the picture and whose result is
-                added to it: what is fine stays from the first step on, and brush strokes can grow from it (0: none, as
-                in the reference; to 1024)
+    channels    width of the outermost level; inner widths double, up to eight times this one (1 to 1024)
+    levels      number of halvings; the 2017 implementation uses 8 for 256 px and 7 for 128 px (2 to 10)
+    dropout     probability of dropout in levels 5 to `levels - 1`, in [0, 1), level 1 being the outermost; the 2017
+                implementation uses 0.5
+    upsample    "transposed" convolutions as in the paper, or "resize": nearest-neighbour resizing and a convolution,
+                which avoids a grid of dots after short training (Odena et al. 2016)
+    detail      width of two further convolutions at full size. Their input includes the input image, and their output
+                is added to it. Fine detail is preserved from the first step, and brush strokes can develop from it (0
+                to 1024; 0: no such convolutions, as in the paper)
 
-    Raises CommandError for an argument outside these ranges, and for `detail` where in_channels are not out_channels.
+    Raises CommandError for an argument outside its range, and for `detail` if in_channels differs from out_channels.
     """
 
     def __init__(
@@ -82,7 +84,7 @@ class UNetGenerator(nn.Module):
         self.down = nn.ModuleList([nn.Sequential(OrderedDict(conv=_halve(in_channels, widths[0])))])
         for i in range(1, levels):
             down = nn.Sequential(OrderedDict(act=nn.LeakyReLU(0.2), conv=_halve(widths[i - 1], widths[i])))
-            if i < innermost:  # which is 1x1 px in the smallest picture: nothing to normalise
+            if i < innermost:  # the innermost level can have a single pixel, which cannot be normalised
                 down.append(InstanceNorm(widths[i]))
             self.down.append(down)
 
@@ -118,8 +120,8 @@ class UNetGenerator(nn.Module):
         return self.unpadded(x)[crop]
 
     def unpadded(self, x: Tensor) -> Tensor:
-        """`forward` for sizes that need no padding: without a branch that depends on the size, so that it exports."""
-        picture, skips = x, []
+        """Translate images that need no padding; no branch depends on the size, so that this method can be exported."""
+        image, skips = x, []
         for down in self.down:
             x = down(x)
             skips.append(x)
@@ -130,13 +132,13 @@ class UNetGenerator(nn.Module):
 
         y: Tensor = self.head(x)
         if self.architecture["detail"]:
-            y = self.fine(torch.cat([y, picture], dim=1)) + inverse_tanh(picture)
+            y = self.fine(torch.cat([y, image], dim=1)) + inverse_tanh(image)
         return torch.tanh(y)
 
 
-def inverse_tanh(picture: Tensor) -> Tensor:
-    """What `tanh` turns into nearly this picture, of values in [-1, 1]: at the ends themselves it would be infinite."""
-    return torch.atanh(0.95 * picture)
+def inverse_tanh(image: Tensor) -> Tensor:
+    """Compute the inverse of `tanh` for 0.95 times an image in [-1, 1]; the factor keeps it finite at both ends."""
+    return torch.atanh(0.95 * image)
 
 
 def _halve(channels: int, out_channels: int) -> nn.Conv2d:

@@ -1,1 +1,1 @@
-"""Objectives: the losses of a training step, and the images that they compare."""
+"""Training objectives: the adversarial losses, all losses of a CycleGAN step, and the image pool."""

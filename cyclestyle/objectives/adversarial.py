@@ -1,16 +1,16 @@
-"""Adversarial losses: what a discriminator makes of its scores, and what a generator makes of them.
+"""Adversarial losses of discriminators and generators, computed from discriminator scores.
 
 Each class has three methods that take scores of any shape and return a scalar of the same dtype: `real` and `fake` are
-the two terms of a discriminator, to be weighted by the caller, and `fool` is the term of a generator.
+the two terms of a discriminator, which the caller weights, and `generator` is the term of a generator.
 """
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812  everybody's name for it
+from torch.nn import functional as F  # noqa: N812  the conventional name
 
 
 class LeastSquares:
-    """Mean squared distance to 1 for real and 0 for fake pictures (Mao et al. 2017): what CycleGAN uses."""
+    """Mean squared distance of scores to 1 for real and 0 for fake images (Mao et al. 2017), as used by CycleGAN."""
 
     def real(self, scores: Tensor) -> Tensor:
         return (scores - 1).square().mean()
@@ -36,7 +36,7 @@ class BinaryCrossEntropy:
 
 
 class Hinge:
-    """Real scores are pushed above 1 and fake ones below -1, no further; a generator's are raised (Lim and Ye 2017)."""
+    """Hinge loss: margin 1 for real and -1 for fake scores; linear for the generator (Lim and Ye 2017)."""
 
     def real(self, scores: Tensor) -> Tensor:
         return F.relu(1 - scores).mean()

@@ -1,7 +1,7 @@
-"""The CycleGAN objective: which pictures are made from which, and what each of them costs.
+"""The CycleGAN objective: translations in both directions, and the losses computed from them.
 
-Two generators translate between domains a and b, two discriminators judge a and b. Nothing here knows about
-optimizers, devices, processes or files.
+Two generators translate between domains a and b, and two discriminators score images of a and b. This module is
+independent of optimizers, devices, ranks and files.
 
 Zhu, Park, Isola, Efros: Unpaired Image-to-Image Translation using Cycle-Consistent Adversarial Networks, 2017.
 """
@@ -17,22 +17,22 @@ from torch.nn.functional import l1_loss
 
 
 class Translations(NamedTuple):
-    """What the generators made of a batch; every picture is (N, C, H, W) in [-1, 1], None if it was not asked for."""
+    """Outputs of the generators for a batch: images (N, C, H, W) in [-1, 1], None if not requested."""
 
     fake_a: Tensor | None = None  # ba(b)
     fake_b: Tensor | None = None  # ab(a)
-    cycled_a: Tensor | None = None  # ba(fake_b), should be a
-    cycled_b: Tensor | None = None  # ab(fake_a), should be b
-    same_a: Tensor | None = None  # ba(a), should be a
-    same_b: Tensor | None = None  # ab(b), should be b
+    reconstructed_a: Tensor | None = None  # ba(fake_b), reconstruction of a
+    reconstructed_b: Tensor | None = None  # ab(fake_a), reconstruction of b
+    identity_a: Tensor | None = None  # ba(a), compared with a
+    identity_b: Tensor | None = None  # ab(b), compared with b
 
 
 class Generators(nn.Module):
-    """Both generators as one module: one call a backward pass, which is what DDP counts on.
+    """Both generators as one module, for a single call per backward pass, as DDP requires.
 
     Args:
-        ab: translates domain a to b, (N, C, H, W) to (N, C, H, W).
-        ba: translates domain b to a.
+        ab: generator from domain a to b, (N, C, H, W) to (N, C, H, W).
+        ba: generator from domain b to a.
     """
 
     def __init__(self, ab: nn.Module, ba: nn.Module) -> None:
@@ -46,69 +46,70 @@ class Generators(nn.Module):
         *,
         fake_a: bool = True,
         fake_b: bool = True,
-        cycled_a: bool = True,
-        cycled_b: bool = True,
-        same_a: bool = True,
-        same_b: bool = True,
+        reconstructed_a: bool = True,
+        reconstructed_b: bool = True,
+        identity_a: bool = True,
+        identity_b: bool = True,
     ) -> Translations:
-        """The pictures that are asked for, in as few and as large calls as possible.
+        """Compute the requested images in as few generator calls as possible.
 
-        A generator's translation and its identity go through it together; the statistics of instance norm belong to
-        one picture, so that this changes nothing but the speed. A cycle needs its translation.
+        Each generator gets the inputs of its translation and its identity image in one call. This changes the speed
+        alone, as instance norm takes statistics per image. `reconstructed_a` requires `fake_b`, and `reconstructed_b`
+        requires `fake_a`.
         """
-        made_b, kept_b = _together(self.ab, a if fake_b else None, b if same_b else None)
-        made_a, kept_a = _together(self.ba, b if fake_a else None, a if same_a else None)
+        translated_b, unchanged_b = _batched(self.ab, a if fake_b else None, b if identity_b else None)
+        translated_a, unchanged_a = _batched(self.ba, b if fake_a else None, a if identity_a else None)
         return Translations(
-            fake_a=made_a,
-            fake_b=made_b,
-            cycled_a=self.ba(made_b) if cycled_a else None,
-            cycled_b=self.ab(made_a) if cycled_b else None,
-            same_a=kept_a,
-            same_b=kept_b,
+            fake_a=translated_a,
+            fake_b=translated_b,
+            reconstructed_a=self.ba(translated_b) if reconstructed_a else None,
+            reconstructed_b=self.ab(translated_a) if reconstructed_b else None,
+            identity_a=unchanged_a,
+            identity_b=unchanged_b,
         )
 
 
-class Wanted(NamedTuple):
-    """Which of the `Translations` to make."""
+class Requested(NamedTuple):
+    """Fields of `Translations` to compute."""
 
     fake_a: bool = False
     fake_b: bool = False
-    cycled_a: bool = False
-    cycled_b: bool = False
-    same_a: bool = False
-    same_b: bool = False
+    reconstructed_a: bool = False
+    reconstructed_b: bool = False
+    identity_a: bool = False
+    identity_b: bool = False
 
 
 class Scores(NamedTuple):
-    """What the discriminators say of a batch: maps (N, 1, h, w) of scores, high for real; None without pictures."""
+    """Score maps (N, 1, h, w) of both discriminators, high for real images; None for a domain without images."""
 
     a: Tensor | None
     b: Tensor | None
 
 
 class Discriminators(nn.Module):
-    """Both discriminators as one module; each is named for the domain that it judges."""
+    """Both discriminators as one module, each named after the domain whose images it scores."""
 
     def __init__(self, a: nn.Module, b: nn.Module) -> None:
         super().__init__()
         self.a, self.b = a, b
 
     def forward(self, a: Tensor | None, b: Tensor | None) -> Scores:
-        """Scores of pictures that are, or pretend to be, of domain a and of domain b."""
+        """Compute scores of real or translated images, for domain a and for domain b."""
         return Scores(None if a is None else self.a(a), None if b is None else self.b(b))
 
 
 class Adversarial(Protocol):
-    """The game between generators and discriminators; each method makes a scalar of a map of scores."""
+    """Adversarial loss; each method reduces a map of scores to a scalar."""
 
     def real(self, scores: Tensor) -> Tensor: ...
     def fake(self, scores: Tensor) -> Tensor: ...
     def generator(self, scores: Tensor) -> Tensor: ...
 
 
-Losses = dict[str, Tensor]
-Part = Callable[[Tensor, Tensor], tuple[Losses, Translations]]
-Call = Callable[..., Any]
+Losses = dict[str, Tensor]  # log key -> weighted scalar
+Part = Callable[[Tensor, Tensor], tuple[Losses, Translations]]  # arguments: real images of a and of b
+Call = Callable[..., Any]  # a module, or a function that calls it
 
 
 def _bare(module: nn.Module, *, synchronized: bool) -> Call:
@@ -116,17 +117,17 @@ def _bare(module: nn.Module, *, synchronized: bool) -> Call:
 
 
 class CycleGAN:
-    """The losses of a CycleGAN, named and weighted; a term of weight 0 is absent and its pictures are not made.
+    """Named and weighted losses of a CycleGAN; a loss of weight 0 is absent and its images are not computed.
 
     Args:
-        generators: what translates; kept bare, for saving.
-        discriminators: what judges; kept bare, for saving.
-        adversarial: least squares in the paper.
+        generators: both generators; stored without wrappers, for saving.
+        discriminators: both discriminators; stored without wrappers, for saving.
+        adversarial: adversarial loss (paper: least squares).
         cycle_a: weight of |ba(ab(a)) - a| (paper: 10).
         cycle_b: weight of |ab(ba(b)) - b|.
         identity: weight of |ba(a) - a| and |ab(b) - b|, relative to the cycle weight of the same domain (paper: 0.5).
-        prepare: how a module is called: under autocast, compiled, across processes. With `synchronized` its gradients
-            are to be averaged over all processes.
+        prepare: function that wraps a module with autocast, compilation, DDP or the like. With `synchronized=True`, the
+            gradients of its parameters are averaged over all ranks.
     """
 
     def __init__(
@@ -145,106 +146,109 @@ class CycleGAN:
         self.cycle_a, self.cycle_b = cycle_a, cycle_b
         self.identity_a, self.identity_b = identity * cycle_a, identity * cycle_b
 
-        self._wanted = Wanted(
+        self._requested = Requested(
             fake_a=True,
             fake_b=True,
-            cycled_a=self.cycle_a != 0,
-            cycled_b=self.cycle_b != 0,
-            same_a=self.identity_a != 0,
-            same_b=self.identity_b != 0,
+            reconstructed_a=self.cycle_a != 0,
+            reconstructed_b=self.cycle_b != 0,
+            identity_a=self.identity_a != 0,
+            identity_b=self.identity_b != 0,
         )
         self._translate = prepare(generators, synchronized=True)
-        self._judge = prepare(discriminators, synchronized=True)
-        self._judge_alone = prepare(discriminators, synchronized=False)  # frozen: has no gradients to share
+        self._score = prepare(discriminators, synchronized=True)
+        # The generators' losses use this wrapper: they need no gradients of the discriminators' parameters.
+        self._score_unsynchronized = prepare(discriminators, synchronized=False)
 
     def generator_losses(self, a: Tensor, b: Tensor) -> tuple[Losses, Translations]:
-        """What the generators have to make smaller (Zhu et al. 2017, eq. 3 and 5.2).
+        """Compute the losses of the generators (Zhu et al. 2017, eq. 3 and section 5.2).
 
         Args:
-            a, b: real pictures (N, C, H, W) in [-1, 1].
+            a, b: real images (N, C, H, W) in [-1, 1].
 
         Returns:
-            The losses, which sum to the generators' objective, and the pictures that were made.
+            The losses, whose sum is the generators' objective, and the images computed for them.
         """
-        return self._generator_losses(self._wanted, a, b)
+        return self._generator_losses(self._requested, a, b)
 
     @property
     def generator_parts(self) -> tuple[Part, ...]:
-        """`generator_losses` in parts, to be called and back-propagated one after the other: their gradients add up.
+        """Parts of `generator_losses`, one for each direction; call backward after each part to add up the gradients.
 
-        One part is all that one translation and the other domain's picture make of a generator: three of the six
-        passes, in half the memory. The last part uses every parameter of both generators, which DDP counts on.
+        A part computes translation and reconstruction of one direction, and the identity image of the translating
+        generator: three of the six forward passes, in half the memory. The last part uses every parameter of both
+        generators, as DDP requires. Without cycle losses there is a single part.
         """
-        wanted = self._wanted
-        from_a = Wanted(fake_b=True, cycled_a=wanted.cycled_a, same_b=wanted.same_b)
-        from_b = Wanted(fake_a=True, cycled_b=wanted.cycled_b, same_a=wanted.same_a)
-        if wanted.cycled_b:
+        requested = self._requested
+        from_a = Requested(fake_b=True, reconstructed_a=requested.reconstructed_a, identity_b=requested.identity_b)
+        from_b = Requested(fake_a=True, reconstructed_b=requested.reconstructed_b, identity_a=requested.identity_a)
+        if requested.reconstructed_b:
             parts = [from_a, from_b]
-        elif wanted.cycled_a:
+        elif requested.reconstructed_a:
             parts = [from_b, from_a]
         else:
-            parts = [wanted]
+            parts = [requested]
         return tuple(functools.partial(self._generator_losses, part) for part in parts)
 
-    def _generator_losses(self, wanted: Wanted, a: Tensor, b: Tensor) -> tuple[Losses, Translations]:
-        """Those of the losses that come from the pictures that are wanted."""
-        made: Translations = self._translate(a, b, **wanted._asdict())
+    def _generator_losses(self, requested: Requested, a: Tensor, b: Tensor) -> tuple[Losses, Translations]:
+        """Compute the requested images; return their losses and the images."""
+        outputs: Translations = self._translate(a, b, **requested._asdict())
         losses: Losses = {}
-        if made.fake_a is not None or made.fake_b is not None:
+        if outputs.fake_a is not None or outputs.fake_b is not None:
             with _frozen(self.discriminators):
-                scores: Scores = self._judge_alone(made.fake_a, made.fake_b)
+                scores: Scores = self._score_unsynchronized(outputs.fake_a, outputs.fake_b)
             for name, score in (("loss/gan_ab", scores.b), ("loss/gan_ba", scores.a)):
                 if score is not None:
                     losses[name] = self.adversarial.generator(score)
-        for name, weight, picture, real in (
-            ("loss/cycle_a", self.cycle_a, made.cycled_a, a),
-            ("loss/cycle_b", self.cycle_b, made.cycled_b, b),
-            ("loss/identity_a", self.identity_a, made.same_a, a),
-            ("loss/identity_b", self.identity_b, made.same_b, b),
+        for name, weight, output, real in (
+            ("loss/cycle_a", self.cycle_a, outputs.reconstructed_a, a),
+            ("loss/cycle_b", self.cycle_b, outputs.reconstructed_b, b),
+            ("loss/identity_a", self.identity_a, outputs.identity_a, a),
+            ("loss/identity_b", self.identity_b, outputs.identity_b, b),
         ):
-            if picture is not None:
-                losses[name] = weight * l1_loss(picture, real)
-        return losses, made
+            if output is not None:
+                losses[name] = weight * l1_loss(output, real)
+        return losses, outputs
 
     def discriminator_losses(self, a: Tensor, b: Tensor, fake_a: Tensor, fake_b: Tensor) -> tuple[Losses, Losses]:
-        """What the discriminators have to make smaller, and what they said.
+        """Compute the losses of the discriminators, and mean scores for logging.
 
         Args:
-            a, b: real pictures (N, C, H, W) in [-1, 1].
-            fake_a, fake_b: translations, detached from the generators; those that an image pool gave back.
+            a, b: real images (N, C, H, W) in [-1, 1].
+            fake_a, fake_b: translations from the image pools, detached from the generators.
 
         Returns:
-            The losses, and the mean scores of real and translated pictures (to watch, without gradients).
+            The losses, and the mean scores of real and translated images, without gradients.
         """
-        # One call for real and fake, like the generators' above; DDP wants one call a backward pass.
-        said_of_a, said_of_b = self._judge(torch.cat([a, fake_a]), torch.cat([b, fake_b]))
-        (real_a, said_a), (real_b, said_b) = said_of_a.chunk(2), said_of_b.chunk(2)
+        # One call for real and fake images, as DDP requires one call per backward pass.
+        scores_a, scores_b = self._score(torch.cat([a, fake_a]), torch.cat([b, fake_b]))
+        (score_real_a, score_fake_a), (score_real_b, score_fake_b) = scores_a.chunk(2), scores_b.chunk(2)
 
         losses = {
-            "loss/discriminator_a": 0.5 * (self.adversarial.real(real_a) + self.adversarial.fake(said_a)),
-            "loss/discriminator_b": 0.5 * (self.adversarial.real(real_b) + self.adversarial.fake(said_b)),
+            "loss/discriminator_a": 0.5 * (self.adversarial.real(score_real_a) + self.adversarial.fake(score_fake_a)),
+            "loss/discriminator_b": 0.5 * (self.adversarial.real(score_real_b) + self.adversarial.fake(score_fake_b)),
         }
         means = {
-            "score/real_a": real_a.detach().mean(),
-            "score/fake_a": said_a.detach().mean(),
-            "score/real_b": real_b.detach().mean(),
-            "score/fake_b": said_b.detach().mean(),
+            "score/real_a": score_real_a.detach().mean(),
+            "score/fake_a": score_fake_a.detach().mean(),
+            "score/real_b": score_real_b.detach().mean(),
+            "score/fake_b": score_fake_b.detach().mean(),
         }
         return losses, means
 
 
-def _together(generator: nn.Module, *batches: Tensor | None) -> list[Tensor | None]:
-    """One call of a generator for all batches that are there."""
-    there = [batch for batch in batches if batch is not None]
-    if not there:
+def _batched(generator: nn.Module, *batches: Tensor | None) -> list[Tensor | None]:
+    """Return the outputs of one generator call for all batches that are not None, in order; None for the others."""
+    present = [batch for batch in batches if batch is not None]
+    if not present:
         return [None for _ in batches]
-    made = iter(generator(torch.cat(there) if len(there) > 1 else there[0]).split([len(batch) for batch in there]))
-    return [None if batch is None else next(made) for batch in batches]
+    joined = torch.cat(present) if len(present) > 1 else present[0]
+    outputs = iter(generator(joined).split([len(batch) for batch in present]))
+    return [None if batch is None else next(outputs) for batch in batches]
 
 
 @contextmanager
 def _frozen(module: nn.Module) -> Iterator[None]:
-    """Gradients pass through the module but are not computed for its own parameters."""
+    """Context manager: freeze the parameters of a module; gradients still pass through to its input."""
     module.requires_grad_(False)
     try:
         yield

@@ -1,4 +1,4 @@
-"""The image pool: discriminators see a history of translations, not only the newest (Shrivastava et al. 2017)."""
+"""Image pool: a history of translations for the discriminators to score (Shrivastava et al. 2017)."""
 
 import math
 
@@ -12,16 +12,17 @@ from cyclestyle.rng import rng_for
 class ImagePool:
     """A pool of past translations of one domain, split over the positions of the global batch.
 
-    Position s of a batch of B owns ceil(size / B) slots and decides from the seed and the draw alone, so that what it
-    returns depends neither on the other positions nor on which process holds it. While its slots fill, a new image is
-    returned and stored; afterwards, with probability 1/2 the new image is returned and forgotten, else a random
-    stored one is returned and replaced by it. With B = 1 this is the pool of the paper.
+    Each of the B positions of the batch has ceil(size / B) slots. Its random numbers depend on the seed and the sample
+    index alone, so that its results depend neither on other positions nor on the rank that holds it. Until its slots
+    are full, each new image is stored and returned. Afterwards, with probability 1/2 the new image is returned and not
+    stored; otherwise a random stored image is returned, and the new image takes its slot. With B = 1 this is the pool
+    of the paper.
 
     Args:
-        size: slots of the whole pool; 0 returns every image as it came.
-        batch_size: B, the global batch.
+        size: number of slots of the whole pool; 0 returns every image unchanged.
+        batch_size: B, size of the global batch.
         seed: the run's seed.
-        purpose: names this pool's random decisions, such as `"pool a"`.
+        purpose: name of this pool's random stream, such as `"pool a"`.
 
     Raises:
         CommandError: a negative size.
@@ -35,14 +36,14 @@ class ImagePool:
         self.stored: dict[int, list[Tensor]] = {}  # position -> at most `slots` images (C, H, W)
 
     def exchange(self, images: Tensor, draws: list[int]) -> Tensor:
-        """For each new image, itself or an older one.
+        """Return each new image, or an older image in its place, and update the pool.
 
         Args:
-            images: (N, C, H, W), detached.
-            draws: the draw number of each; draw n stands at position n mod B of its batch.
+            images: new translations (N, C, H, W), detached.
+            draws: sample index of each image; sample index n has position n mod B in its batch.
 
         Returns:
-            (N, C, H, W) on the same device.
+            Images (N, C, H, W) on the same device.
         """
         if not self.slots:
             return images
@@ -50,7 +51,7 @@ class ImagePool:
 
     def _exchange_one(self, image: Tensor, draw: int) -> Tensor:
         stored = self.stored.setdefault(draw % self.batch_size, [])
-        if stored and stored[0].shape != image.shape:  # a resumed run may have changed its crop
+        if stored and stored[0].shape != image.shape:  # a resumed run may have another crop size
             stored.clear()
         if len(stored) < self.slots:
             stored.append(image.clone())
@@ -63,9 +64,9 @@ class ImagePool:
         return older
 
     def state_dict(self) -> dict[int, Tensor]:
-        """The stored images of the positions that this process holds: position -> (n, C, H, W)."""
+        """Return the stored images of the positions that this rank holds: position -> (n, C, H, W)."""
         return {position: torch.stack(stored) for position, stored in self.stored.items()}
 
     def load_state_dict(self, state: dict[int, Tensor]) -> None:
-        """Take over stored images; positions of other processes may be among them and are kept unused."""
+        """Load stored images; images at positions of other ranks stay unused."""
         self.stored = {position: list(images.unbind()) for position, images in state.items()}

@@ -1,1 +1,1 @@
-"""Photo sets: inputs, plan, journal, workers, contact sheet."""
+"""Translation of photo sets: search for inputs, plan, journal, workers and contact sheet."""

@@ -1,6 +1,6 @@
-"""Pictures through a model as a stream: read ahead, put into batches of one size, translated.
+"""Translation of a stream of images: they are read ahead, grouped into batches of one size, and translated.
 
-What is held in memory at any time does not grow with the number of pictures.
+Memory in use does not grow with the number of images.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -13,16 +13,16 @@ from torch import Tensor
 from cyclestyle.errors import CommandError, DataError
 from cyclestyle.images import decoding, tensors
 from cyclestyle.photoset.worker_pool import Workers
-from cyclestyle.translation.pipeline import MOST_IN_BATCH
+from cyclestyle.translation.pipeline import MAX_PIXELS_IN_BATCH
 
-Model = Callable[[Tensor], Tensor]  # uint8 (N, 3, H, W) both ways
+Model = Callable[[Tensor], Tensor]  # input and output are uint8 (N, 3, H, W)
 FailedPhoto = Callable[[Path, DataError], object]
 
-MOST_WAITING = 2**25  # pixels of pictures that wait for others of their size: 100 MB
+MAX_WAITING_PIXELS = 2**25  # maximum in images that wait for others of the same size; 100 MB at 8 bits
 
 
 class HasPixels(Protocol):
-    """Whatever has a picture's pixels, (3, H, W)."""
+    """Object that has the pixels of an image, (3, H, W)."""
 
     @property
     def pixels(self) -> Tensor: ...
@@ -32,14 +32,14 @@ _Item = TypeVar("_Item", bound=HasPixels)
 
 
 class QueuedPhoto(NamedTuple):
-    """A picture and where it comes from."""
+    """An image and the path of its file."""
 
     source: Path
     pixels: Tensor  # uint8 (3, H, W)
 
 
 class TranslatedPhoto(NamedTuple):
-    """A picture before and after, uint8 (3, H, W) each."""
+    """An image before and after translation, uint8 (3, H, W) each."""
 
     source: Path
     photo: Tensor
@@ -49,21 +49,21 @@ class TranslatedPhoto(NamedTuple):
 def translated(
     sources: Iterable[Path], model: Model, *, batch_size: int, workers: Workers, failed: FailedPhoto
 ) -> Iterator[TranslatedPhoto]:
-    """Every picture with its translation, not in the order of `sources`: sizes that are alike go together.
+    """Yield every image with its translation, grouped by size instead of in the order of `sources`.
 
     Args:
-        batch_size: pictures in a batch, at most; large ones share it with fewer.
-        workers: who reads.
-        failed: is told of pictures that cannot be read, which are then passed over; it may raise.
+        batch_size: maximum number of images in a batch; batches of large images have fewer.
+        workers: pool that reads the files.
+        failed: called with the path of an unreadable file and the error; unless it raises, the file is skipped.
     """
     for batch in batches(photos(sources, workers=workers, failed=failed), batch_size):
-        made = model(torch.stack([photo.pixels for photo in batch]))
-        for photo, translation in zip(batch, made, strict=True):
+        translations = model(torch.stack([photo.pixels for photo in batch]))
+        for photo, translation in zip(batch, translations, strict=True):
             yield TranslatedPhoto(photo.source, photo.pixels, translation)
 
 
 def photos(sources: Iterable[Path], *, workers: Workers, failed: FailedPhoto) -> Iterator[QueuedPhoto]:
-    """The pictures, in order, a few of them being read ahead."""
+    """Yield the images in the order of `sources`; the next few are read ahead."""
     for source, reading in workers.ahead(_pixels, sources):
         try:
             yield QueuedPhoto(source, workers.finish(reading))
@@ -72,49 +72,50 @@ def photos(sources: Iterable[Path], *, workers: Workers, failed: FailedPhoto) ->
 
 
 def batches(
-    coming: Iterable[_Item],
+    items: Iterable[_Item],
     batch_size: int,
     *,
-    most: Callable[[int, int], int] = lambda height, width: MOST_IN_BATCH // (height * width),
-    first: int | None = None,
+    max_batch: Callable[[int, int], int] = lambda height, width: MAX_PIXELS_IN_BATCH // (height * width),
+    first_batch_size: int | None = None,
 ) -> Iterator[list[_Item]]:
-    """Pictures of one size and type together, as many as may be in a batch, and fewer where too many others would wait.
+    """Yield batches of images of one size and dtype; a batch is smaller if too many images wait.
 
     Args:
-        batch_size: pictures in a batch.
-        most: of a height and a width, if that is less.
-        first: pictures in the first batch, where somebody waits to see one.
+        items: images of any sizes.
+        batch_size: maximum number of images in a batch.
+        max_batch: returns a second maximum for a batch of images, from their height and width.
+        first_batch_size: maximum number of images in the first batch, for an early result; None means `batch_size`.
     """
     check_batch_size(batch_size)
-    now = batch_size if first is None else first
+    size = batch_size if first_batch_size is None else first_batch_size
     waiting: dict[tuple[torch.Size, torch.dtype], list[_Item]] = {}
-    for picture in coming:
-        kind = picture.pixels.shape[-2:], picture.pixels.dtype
-        alike = waiting.setdefault(kind, [])
-        alike.append(picture)
-        if len(alike) >= max(1, min(now, most(*kind[0]))):
-            now = batch_size
+    for item in items:
+        kind = item.pixels.shape[-2:], item.pixels.dtype
+        group = waiting.setdefault(kind, [])
+        group.append(item)
+        if len(group) >= max(1, min(size, max_batch(*kind[0]))):
+            size = batch_size
             yield waiting.pop(kind)
         elif _is_crowded(waiting.values(), batch_size):
-            yield waiting.pop(max(waiting, key=lambda kind: _count(waiting[kind])))
+            yield waiting.pop(max(waiting, key=lambda kind: _pixel_count(waiting[kind])))
     yield from waiting.values()
 
 
 def check_batch_size(batch_size: int) -> None:
-    """Raise a CommandError unless it is a size."""
+    """Raise a CommandError for a batch size below 1."""
     if batch_size < 1:
         raise CommandError(f"batch_size={batch_size}: give a number of pictures, 1 or more")
 
 
-def _is_crowded(sets: Iterable[list[_Item]], batch_size: int) -> bool:
-    """Whether sets of many sizes hold too many pictures back, or too many pixels."""
-    sets = list(sets)
-    return sum(map(len, sets)) >= 4 * batch_size or sum(map(_count, sets)) > MOST_WAITING
+def _is_crowded(groups: Iterable[list[_Item]], batch_size: int) -> bool:
+    """Return whether too many images, or images with too many pixels, wait in all groups together."""
+    groups = list(groups)
+    return sum(map(len, groups)) >= 4 * batch_size or sum(map(_pixel_count, groups)) > MAX_WAITING_PIXELS
 
 
-def _count(alike: list[_Item]) -> int:
-    """Pixels of pictures of one size."""
-    return len(alike) * alike[0].pixels.shape[-2:].numel()
+def _pixel_count(group: list[_Item]) -> int:
+    """Return the number of pixels in a group of images of one size."""
+    return len(group) * group[0].pixels.shape[-2:].numel()
 
 
 def _pixels(source: Path) -> Tensor:

@@ -1,4 +1,4 @@
-"""Which pictures are meant: one file, a folder, a pattern, a list of paths."""
+"""Search for the photos that an input names: one file, a folder, a pattern, or a list of paths."""
 
 import fnmatch
 import glob
@@ -13,101 +13,102 @@ from cyclestyle.filesystem.listing import list_contents, listing, nearest_existi
 from cyclestyle.images import file_formats
 from cyclestyle.photoset import path_lists
 
-FORMATS = "JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF or HEIC"  # in words, what `ENDINGS` says
-ENDINGS = file_formats.ENDINGS | {
-    ".heic",
-    ".heif",
-    ".hif",
-}  # a telephone's pictures are never passed over without a word
+FORMATS = "JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF or HEIC"  # `ENDINGS` in words
+# HEIC files are found even if the library that reads them is missing: they are reported, never skipped silently.
+ENDINGS = file_formats.ENDINGS | {".heic", ".heif", ".hif"}
 STANDARD_INPUT = "-"
 LIST = ".txt"
 
 
-Own = Callable[[Path], Collection[str]]  # of an output folder: the names of translations that are known to be in it
+KnownOutputs = Callable[[Path], Collection[str]]  # output folder -> names of its known translations
 
 
 class InputFile(NamedTuple):
-    """A picture that is to be translated."""
+    """A photo that is to be translated."""
 
     path: Path
-    name: Path  # relative: under which its translation stands in the output
+    name: Path  # relative path, from which the path of the translation in the output is made
     size: int = 0  # bytes
-    modified_ns: int = 0
-    reason: str = ""  # why it cannot be read; empty where nothing is known against it
+    modified_ns: int = 0  # modification time
+    reason: str = ""  # why the file cannot be read; empty if no reason is known
 
 
 class FoundInputs(NamedTuple):
-    """What was found."""
+    """Photos found by a search."""
 
     sources: list[InputFile]
-    skipped_own_outputs: int  # pictures that are translations of earlier commands, and are not translated again
+    skipped_own_outputs: int  # count of translations of earlier commands, which are not translated again
 
 
 def find(
-    wanted: str, *, output: Path | None = None, own: Own = lambda _: (), stream: IO[bytes] | None = None
+    spec: str,
+    *,
+    output: Path | None = None,
+    known_outputs: KnownOutputs = lambda _: (),
+    stream: IO[bytes] | None = None,
 ) -> FoundInputs:
-    """The pictures that `wanted` means, each once, in an order that depends on names alone.
+    """Find the photos that `spec` names: each file once, in the order of names.
 
     Args:
-        wanted: a picture; a folder, searched with all that lies below it; a pattern such as `photos/**/*.jpg`; a .txt
-            file with a path on each line, see `lists.entries`; or `-`, for the same on standard input, where paths may
-            also be separated by zero bytes, as `find -print0` does it. Among the paths may be folders.
-        output: what is found in it by searching folders is passed over.
-        own: so are translations that other folders below the input are known to hold.
-        stream: standard input, where it is another.
+        spec: a photo; a folder, searched with all its subfolders; a pattern such as `photos/**/*.jpg`; a .txt file
+            with a path on each line, see `path_lists.entries`; or `-`, for such a list on standard input, where zero
+            bytes may separate the paths too (`find -print0`). A path in a list may be a folder.
+        output: output folder; files that a search of folders finds in it are skipped.
+        known_outputs: returns the names of known translations in a folder; all folders of the input skip them.
+        stream: used instead of standard input.
 
     Raises:
-        DataError: there are no pictures; or a list that cannot be decoded, or that names a folder above its own.
+        DataError: no photos found; or a list that cannot be decoded, or that names a folder above the list's folder.
     """
-    path = Path(wanted)
-    is_named = False  # one by one: then nothing is passed over but what was certainly translated
-    if wanted == STANDARD_INPUT:
+    path = Path(spec)
+    is_list = False  # a list names photos one by one, so only known translations are skipped
+    if spec == STANDARD_INPUT:
         content = (stream or sys.stdin.buffer).read()
-        is_named, found = True, _listed(content, "standard input", folder=Path(), zeros=True)
+        is_list, candidates = True, _from_list(content, "standard input", folder=Path(), allow_zeros=True)
     elif path.is_dir():
-        found = list(_below(path, Path()))
+        candidates = list(_in_folder(path, Path()))
     elif path.is_file() and path.suffix.lower() == LIST:
-        is_named, found = True, _list_file(path)
+        is_list, candidates = True, _from_list_file(path)
     elif os.path.lexists(path):
         return FoundInputs([_single(path)], 0)
-    elif glob.has_magic(wanted):
-        found = _matching(path)
+    elif glob.has_magic(spec):
+        candidates = _matching(path)
     else:
         raise DataError(f"no picture or folder {printable(path.absolute())}: {nearest_existing(path)}")
 
-    found = _once(found)
-    kept = list(_foreign(found, path, output=output, is_named=is_named, own=own))
-    if not kept:
-        raise DataError(_nothing(wanted, path, skipped_own_outputs=len(found)))
-    return FoundInputs(kept, len(found) - len(kept))
+    candidates = _unique(candidates)
+    sources = list(_without_translations(candidates, path, output=output, is_list=is_list, known_outputs=known_outputs))
+    if not sources:
+        raise DataError(_nothing_found(spec, path, skipped_own_outputs=len(candidates)))
+    return FoundInputs(sources, len(candidates) - len(sources))
 
 
 def names(folder: Path) -> list[Path]:
-    """The names of all pictures below a folder.
+    """Return the paths of all photos below a folder, relative to that folder.
 
     Raises:
-        DataError: no such folder, no pictures in it, or something there that cannot be read.
+        DataError: the folder is missing, has no photos, or contains a file or subfolder that cannot be read.
     """
     if not folder.is_dir():
         raise DataError(f"no folder {printable(folder.absolute())}: {nearest_existing(folder)}")
-    found = find(os.fspath(folder)).sources
-    for source in found:
+    sources = find(os.fspath(folder)).sources
+    for source in sources:
         if source.reason:
             raise DataError(f"{printable(source.path)}: {source.reason}")
-    return [source.name for source in found]
+    return [source.name for source in sources]
 
 
-def _below(folder: Path, prefix: Path) -> Iterator[InputFile]:
-    """What is in a folder; its names begin with `prefix`."""
-    found = listing(folder, endings=ENDINGS)
-    for name, size, modified_ns, reason in found.candidates:
+def _in_folder(folder: Path, prefix: Path) -> Iterator[InputFile]:
+    """Yield the photos below a folder, and subfolders that cannot be listed; names begin with `prefix`."""
+    contents = listing(folder, endings=ENDINGS)
+    for name, size, modified_ns, reason in contents.candidates:
         yield InputFile(folder / name, prefix / name, size, modified_ns, reason)
-    for name, reason in found.unlisted.items():
+    for name, reason in contents.unlisted.items():
         yield InputFile(folder / name, prefix / name, reason=f"this folder cannot be listed: {reason}")
 
 
 def _single(path: Path) -> InputFile:
-    """A picture that was asked for by its name."""
+    """Return the photo at a path; raise a DataError if the name does not end like that of an image."""
     if path.suffix.lower() not in ENDINGS and path.is_file():
         raise DataError(
             f"{printable(path.absolute())} does not end like a picture ({FORMATS}) or a list of them ({LIST})"
@@ -127,15 +128,16 @@ def _source(path: Path, name: Path) -> InputFile:
 
 
 def _matching(pattern: Path) -> list[InputFile]:
-    """What a pattern finds; names are relative to the folder before its first special character."""
-    fixed = Path(*_until_magic(pattern.parts))
-    rest = pattern.parts[len(fixed.parts) :]
-    if not fixed.is_dir():
+    """Return the photos that match a pattern; names are relative to the last folder before the wildcards."""
+    root = Path(*_until_magic(pattern.parts))
+    rest = pattern.parts[len(root.parts) :]
+    if not root.is_dir():
         return []
-    return [source for source in _below(fixed, Path()) if _matches(source.name.parts, rest)]
+    return [source for source in _in_folder(root, Path()) if _matches(source.name.parts, rest)]
 
 
 def _until_magic(parts: Iterable[str]) -> Iterator[str]:
+    """Yield the parts of a path before the first part with a wildcard."""
     for part in parts:
         if glob.has_magic(part):
             return
@@ -143,7 +145,7 @@ def _until_magic(parts: Iterable[str]) -> Iterator[str]:
 
 
 def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
-    """Whether a name fits a pattern, or lies below a folder that does; `**` is any number of folders."""
+    """Return whether a path matches a pattern, or lies below a folder that does; `**` matches any number of folders."""
     if not pattern:
         return True
     if pattern[0] == "**":
@@ -151,57 +153,62 @@ def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
     return bool(parts) and fnmatch.fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
 
 
-def _list_file(path: Path) -> list[InputFile]:
+def _from_list_file(path: Path) -> list[InputFile]:
     try:
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f"{printable(path)} cannot be read: {error.strerror}") from None
-    return _listed(content, printable(path), folder=path.parent, zeros=False)
+    return _from_list(content, printable(path), folder=path.parent, allow_zeros=False)
 
 
-def _listed(content: bytes, whose: str, *, folder: Path, zeros: bool) -> list[InputFile]:
-    """What a list of paths names; names are relative to the current folder, or to the one that holds them all.
+def _from_list(content: bytes, list_name: str, *, folder: Path, allow_zeros: bool) -> list[InputFile]:
+    """Return the photos that a list of paths names.
+
+    Names are relative to the current folder if it contains all paths, else to the deepest folder that does.
 
     Args:
-        folder: that the list is in.
-        zeros: whether zero bytes may separate paths.
+        content: bytes of the list.
+        list_name: name of the list, for errors.
+        folder: folder of the list.
+        allow_zeros: whether zero bytes may separate paths.
     """
-    paths = path_lists.entries(content, whose, zeros=zeros)
-    path_lists.check_places(paths, folder, whose)
+    paths = path_lists.entries(content, list_name, allow_zeros=allow_zeros)
+    path_lists.check_places(paths, folder, list_name)
 
-    whole = [Path(os.path.abspath(path)) for path in paths]  # noqa: PTH100 - takes .. away and follows no link
-    root = _common(whole)
-    found: list[InputFile] = []
-    for path, place in zip(paths, whole, strict=True):
-        name = place.relative_to(root)
+    absolute = [Path(os.path.abspath(path)) for path in paths]  # noqa: PTH100 - removes .. and follows no link
+    root = _common_folder(absolute)
+    sources: list[InputFile] = []
+    for path, absolute_path in zip(paths, absolute, strict=True):
+        name = absolute_path.relative_to(root)
         if path.is_dir():
-            found += _below(path, name)
+            sources += _in_folder(path, name)
         else:
-            found.append(_source(path, name))
-    return found
+            sources.append(_source(path, name))
+    return sources
 
 
-def _common(places: list[Path]) -> Path:
-    here = Path.cwd()
-    if all(place.is_relative_to(here) for place in places):
-        return here
-    return Path(os.path.commonpath([place.parent for place in places]))
+def _common_folder(paths: list[Path]) -> Path:
+    """Return the current folder if it contains all paths, else the deepest folder that does."""
+    current = Path.cwd()
+    if all(path.is_relative_to(current) for path in paths):
+        return current
+    return Path(os.path.commonpath([path.parent for path in paths]))
 
 
-def _once(found: Iterable[InputFile]) -> list[InputFile]:
-    """Each picture once, however often it was named, and each name once."""
+def _unique(candidates: Iterable[InputFile]) -> list[InputFile]:
+    """Return the candidates in the order of names; of several paths to one file, only the first."""
     seen: set[tuple[int, int] | Path] = set()
-    kept = []
-    for source in sorted(found, key=lambda one: one.name.parts):
+    unique = []
+    for source in sorted(candidates, key=lambda source: source.name.parts):
         identity = identity_of(source.path) or source.path
         if identity not in seen:
             seen.add(identity)
-            kept.append(source)
-    return kept
+            unique.append(source)
+    return unique
 
 
 def identity_of(path: Path) -> tuple[int, int] | None:
-    """The same for all names of a file; None if there is none."""
+    """Return device and inode of a file, which are equal for all paths to it; None if it does not exist."""
     try:
         status = path.stat()
     except OSError:
@@ -209,44 +216,46 @@ def identity_of(path: Path) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def _foreign(
-    found: Iterable[InputFile], root: Path, *, output: Path | None, is_named: bool, own: Own
+def _without_translations(
+    candidates: Iterable[InputFile], root: Path, *, output: Path | None, is_list: bool, known_outputs: KnownOutputs
 ) -> Iterator[InputFile]:
-    """The pictures without those that are translations.
+    """Yield the candidates that are not translations of earlier commands.
 
-    In the output all are, and in other folders below the input those that they are known to hold. Of pictures that were
-    named one by one only those are passed over that the output is known to hold: a list may be made by searching.
+    In a search, every file in the output folder counts as a translation, and so do known translations in other folders
+    below the input. From a list, only known translations in the output folder are skipped: a command such as
+    `find` may have listed them together with the photos.
     """
     inside = None if output is None or root.resolve().is_relative_to(output.resolve()) else output.resolve()
     known: dict[Path, frozenset[str]] = {}
-    for source in found:
+    for source in candidates:
         folder = source.path.parent
         in_output = inside is not None and folder.resolve().is_relative_to(inside)
-        if in_output and not is_named:
+        if in_output and not is_list:
             continue
         below_input = [folder, *folder.parents][: len(source.name.parts) - 1]
-        holders = below_input if not is_named else [output] if in_output and output is not None else []
+        holders = below_input if not is_list else [output] if in_output and output is not None else []
         for holder in holders:
             if holder not in known:
-                known[holder] = frozenset(own(holder))
+                known[holder] = frozenset(known_outputs(holder))
         if not any(_within(source.path, holder) in known[holder] for holder in holders):
             yield source
 
 
 def _within(path: Path, folder: Path) -> str:
-    """A path relative to a folder that holds it, with slashes."""
+    """Return a path relative to a folder that contains it, with forward slashes."""
     if path.is_relative_to(folder):
         return path.relative_to(folder).as_posix()
     return path.resolve().relative_to(folder.resolve()).as_posix()
 
 
-def _nothing(wanted: str, path: Path, *, skipped_own_outputs: int) -> str:
+def _nothing_found(spec: str, path: Path, *, skipped_own_outputs: int) -> str:
+    """Return the error text for an input without photos."""
     if skipped_own_outputs:
         return (
             f"all {skipped_own_outputs:,} pictures of {printable(path)} are translations that an earlier command made"
         )
     if path.is_dir():
         return f"no pictures ({FORMATS}) in {printable(path.absolute())}, which contains {list_contents(path)}"
-    if wanted == STANDARD_INPUT:
+    if spec == STANDARD_INPUT:
         return f"standard input lists no pictures ({FORMATS})"
     return f"no pictures ({FORMATS}) match {printable(path)}"

@@ -1,4 +1,4 @@
-"""Ending a translation that somebody asks to stop: at once, with what is written noted down, and nothing half-done."""
+"""Immediate stop of a translation by a signal: finished files are in the journal, and no file is half-written."""
 
 import os
 import signal
@@ -9,37 +9,37 @@ from types import FrameType, TracebackType
 from cyclestyle.errors import CyclestyleError
 from cyclestyle.signals import INTERRUPTED, STOP_SIGNALS, STOPPED
 
-ECHO_S = 0.5  # a terminal's Ctrl-C reaches a process under torchrun twice
+ECHO_S = 0.5  # signals within this time are one: under torchrun, one Ctrl-C reaches a process twice
 
 
 class InterruptedSetError(CyclestyleError):
-    """The command was asked to stop; started again, it does the rest."""
+    """A signal stopped the command; repeating the command translates the remaining photos."""
 
     code = STOPPED
 
 
 class InterruptHandler:
-    """A context, in the main thread, that signals end: computing is broken off, for the journal knows what is done.
+    """Context manager for the main thread: the first stop signal ends the `with` body immediately.
 
-    A second signal ends the process without a word.
+    Photos finished by then are in the journal. A second signal ends the process without a message.
 
     Raises:
-        StoppedError: at the end of the block, in the first process; in others only their exit code says it.
+        InterruptedSetError: at the end of the `with` body, on rank 0; other ranks exit silently with the same code.
     """
 
     def __init__(self) -> None:
-        self._asked: float | None = None  # when
-        self._before: dict[signal.Signals, object] = {}
+        self._requested_at: float | None = None  # monotonic time in s
+        self._previous: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> "InterruptHandler":
         for number in STOP_SIGNALS:
-            self._before[number] = signal.signal(number, self._break_off)
+            self._previous[number] = signal.signal(number, self._interrupt)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
         if isinstance(error, _Interrupted):
             if os.environ.get("RANK", "0") != "0":
@@ -48,13 +48,13 @@ class InterruptHandler:
                 f"stopped by {error}: what is done is kept, and the same command does the rest"
             ) from None
 
-    def _break_off(self, number: int, _: FrameType | None) -> None:
-        if self._asked is None:
-            self._asked = time.monotonic()
+    def _interrupt(self, number: int, _: FrameType | None) -> None:
+        if self._requested_at is None:
+            self._requested_at = time.monotonic()
             raise _Interrupted(signal.Signals(number).name)
-        if time.monotonic() - self._asked > ECHO_S:
+        if time.monotonic() - self._requested_at > ECHO_S:
             os._exit(INTERRUPTED if number == signal.SIGINT else STOPPED)
 
 
 class _Interrupted(BaseException):
-    """Not an Exception, which libraries catch."""
+    """Exception with the name of the first stop signal; a BaseException, since libraries may catch every Exception."""

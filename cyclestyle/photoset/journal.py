@@ -1,14 +1,14 @@
-"""What has been done in an output folder, so that the same command does only what is missing.
+"""Journal of the translations in an output folder; a repeated command reads it and translates the remaining photos.
 
 ```
 output/.cyclestyle/
-  journal.jsonl    a line when a picture's translation is about to be written, and one when it is there or has failed
-  report.jsonl     how each picture of the last command fared, in order
-  thumbnails/      of the contact sheet
-  lock             held by the command that is at work
+  journal.jsonl    a line before a photo's translation is written, and one after it was written or failed
+  report.jsonl     outcome of each photo of the last command, in order
+  thumbnails/      images of the contact sheet
+  lock             held by the running command
 ```
 
-A line is added in one piece and never changed, so that several processes may share the journal and `kill -9` costs at
+Each line is appended in one write and never changed: several processes may share the journal, and `kill -9` costs at
 most the last line. Names are relative to the output folder, with slashes.
 """
 
@@ -29,23 +29,23 @@ from cyclestyle.photoset.inputs import InputFile
 FOLDER = ".cyclestyle"
 NAME = "journal.jsonl"
 VERSION = 1
-MOST_LINES = 4  # for each picture, before the journal is written anew
+MAX_LINES = 4  # maximum number of lines per photo; a longer journal is rewritten
 
-Stamp = tuple[int, int]  # bytes, and when it was last changed in ns
+Stamp = tuple[int, int]  # size in bytes, and modification time in ns
 Status = Literal["translated", "up to date", "kept", "failed"]
 
 
 class JournalEntry(NamedTuple):
-    """What is known of one picture."""
+    """State of one photo and its translations."""
 
-    source: str  # its absolute path
-    stamp: Stamp  # of the picture when it was read
-    settings: str  # fingerprint of all that decides what its translation looks like
-    targets: dict[str, Stamp | None]  # its translations; None while they are being written
+    source: str  # absolute path of the photo
+    stamp: Stamp  # stamp of the photo when it was read
+    settings: str  # fingerprint of all settings that affect the translation's pixels
+    targets: dict[str, Stamp | None]  # name of a translation -> stamp of its file; None while it is being written
     size: tuple[int, int] = (0, 0)  # px, width and height
     notes: tuple[str, ...] = ()
     elapsed_s: float = 0.0
-    reason: str = ""  # why there is none; empty where all went well
+    reason: str = ""  # why there is no translation; empty on success
 
     @property
     def is_done(self) -> bool:
@@ -53,7 +53,7 @@ class JournalEntry(NamedTuple):
 
 
 class ReportRow(NamedTuple):
-    """How one picture of a command fared."""
+    """Outcome of one photo of a command."""
 
     source: Path
     targets: tuple[str, ...]
@@ -68,39 +68,39 @@ class Journal:
     """The journal of an output folder.
 
     Args:
-        output: the folder; nothing is made in it before `take`.
+        output: output folder; nothing is created in it before `acquire`.
     """
 
     def __init__(self, output: Path) -> None:
         self.output, self.folder = output, output / FOLDER
-        self.entries: dict[str, JournalEntry] = {}  # by `Job.key`
+        self.entries: dict[str, JournalEntry] = {}  # keys are `Job.key`
         self._file = self.folder / NAME
         self._lock = Lock(self.folder / "lock")
-        self._is_untidy = False
+        self._needs_rewrite = False
 
     def acquire(self) -> None:
-        """Make the folder, and keep other commands out of it until `release` or the end of the process.
+        """Create the folder and lock it for this command until `release` or the end of the process.
 
         Raises:
-            CommandError: another command is at work there.
-            DiskError: it cannot be written.
+            CommandError: another command works in this folder.
+            DiskError: the folder cannot be written.
         """
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            taken = self._lock.acquire()
-        if not taken:
+            is_acquired = self._lock.acquire()
+        if not is_acquired:
             by = "" if (pid := self._lock.holder()) is None else f" by pid {pid}"
             raise CommandError(f"{printable(self.output)} is in use{by}: wait for it, or choose another output=")
 
     def translations(self) -> set[str]:
-        """The names of all translations that it knows of."""
+        """Return the names of all translations in the journal."""
         return {target for entry in self.entries.values() for target in entry.targets}
 
     def release(self) -> None:
         self._lock.release()
 
     def read(self) -> None:
-        """Take in what earlier commands, or the other processes of this one, have written."""
+        """Load the entries that earlier commands, or the other ranks of this command, have written."""
         try:
             text = self._file.read_bytes()
         except FileNotFoundError:
@@ -108,67 +108,76 @@ class Journal:
         except OSError as error:
             raise DiskError(f"cannot read {printable(self._file)}: {(error.strerror or '').lower()}") from None
         lines = text.splitlines(keepends=True)
-        self.entries = dict(known for line in lines if (known := _entry(line)) is not None)
+        self.entries = dict(parsed for line in lines if (parsed := _parse(line)) is not None)
         is_cut = bool(lines) and not lines[-1].endswith(b"\n")
-        self._is_untidy = is_cut or len(lines) > MOST_LINES * max(1, len(self.entries))
+        self._needs_rewrite = is_cut or len(lines) > MAX_LINES * max(1, len(self.entries))
 
     def tidy(self) -> None:
-        """Write the journal anew where later lines have replaced most of it, or the last was cut short."""
-        if self._is_untidy:
+        """Rewrite the journal if most of its lines are outdated, or its last line is incomplete."""
+        if self._needs_rewrite:
             with writing(self._file), atomic_write(self._file) as stream:
-                stream.writelines(_line(name, entry) for name, entry in self.entries.items())
+                stream.writelines(_line(key, entry) for key, entry in self.entries.items())
 
-    def add(self, name: str, entry: JournalEntry) -> None:
-        """Write down how things stand with a picture."""
-        self.entries[name] = entry
+    def add(self, key: str, entry: JournalEntry) -> None:
+        """Append the state of a photo.
+
+        Args:
+            key: `Job.key`.
+            entry: new state.
+
+        Raises:
+            DiskError: the journal cannot be written.
+        """
+        self.entries[key] = entry
         with writing(self._file):
             descriptor = os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-            line = _line(name, entry)
+            line = _line(key, entry)
             try:
-                _lock_for_a_moment(descriptor)
+                _lock_until_closed(descriptor)
                 if os.write(descriptor, line) < len(line):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             finally:
                 os.close(descriptor)
 
-    def report(self, lines: Iterable[ReportRow]) -> None:
-        """Write down how each picture of this command fared."""
+    def report(self, rows: Iterable[ReportRow]) -> None:
+        """Write the outcome of each photo of this command to `report.jsonl`."""
         path = self.folder / "report.jsonl"
         with writing(path), atomic_write(path) as stream:
-            for line in lines:
-                told = {"source": os.fspath(line.source), "targets": line.targets, "status": line.status}
-                more = {"reason": line.reason, "notes": line.notes, "elapsed_s": round(line.elapsed_s, 3)}
-                size = {"width": line.size[0], "height": line.size[1]} if any(line.size) else {}
-                stream.write(json.dumps(told | {key: value for key, value in more.items() if value} | size).encode())
+            for row in rows:
+                fields = {"source": os.fspath(row.source), "targets": row.targets, "status": row.status}
+                optional = {"reason": row.reason, "notes": row.notes, "elapsed_s": round(row.elapsed_s, 3)}
+                size = {"width": row.size[0], "height": row.size[1]} if any(row.size) else {}
+                optional = {key: value for key, value in optional.items() if value}
+                stream.write(json.dumps(fields | optional | size).encode())
                 stream.write(b"\n")
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Whatever the system refuses within is a DiskError about a path."""
+    """Context manager: re-raise an OSError from the `with` body as a DiskError about `path`."""
     try:
         yield
     except OSError as error:
         raise disk_error(path, error) from None
 
 
-def _lock_for_a_moment(descriptor: int) -> None:
-    """Until the file is closed: what is added at the end is in one piece on a network's file system too."""
+def _lock_until_closed(descriptor: int) -> None:
+    """Lock a file until it is closed, so that lines of several processes do not mix on a network file system."""
     if os.name == "posix":
         import fcntl
 
-        with suppress(OSError):  # one without locks
+        with suppress(OSError):  # a file system without locks
             fcntl.lockf(descriptor, fcntl.LOCK_EX)
 
 
 def disk_error(path: Path, error: OSError) -> DiskError:
-    """What it means that nothing can be written there."""
+    """Return the error for a path that cannot be written, with a remedy."""
     remedy = "all pictures written so far are whole, and the same command does the rest"
     return DiskError(f"cannot write {printable(path.absolute())}: {(error.strerror or '').lower()}; {remedy}")
 
 
 def stamp(path: Path) -> Stamp | None:
-    """What tells whether a file has been changed; None if there is none."""
+    """Return size and modification time of a file, to detect changes; None if the file does not exist."""
     try:
         status = path.stat()
     except OSError:
@@ -177,36 +186,37 @@ def stamp(path: Path) -> Stamp | None:
 
 
 def started_entry(source: InputFile, settings: str, targets: Iterable[str]) -> JournalEntry:
-    """What is noted before a picture's translations are written."""
-    there: dict[str, Stamp | None] = dict.fromkeys(targets)
-    return JournalEntry(os.path.abspath(source.path), (source.size, source.modified_ns), settings, there)  # noqa: PTH100
+    """Return the entry of a photo before its translations are written."""
+    pending: dict[str, Stamp | None] = dict.fromkeys(targets)
+    return JournalEntry(os.path.abspath(source.path), (source.size, source.modified_ns), settings, pending)  # noqa: PTH100
 
 
-def _line(name: str, entry: JournalEntry) -> bytes:
-    told: dict[str, Any] = {"v": VERSION, "name": name} | entry._asdict()
-    return json.dumps({key: value for key, value in told.items() if value}).encode() + b"\n"
+def _line(key: str, entry: JournalEntry) -> bytes:
+    """Encode an entry as a line of JSON; `key`, a `Job.key`, is stored as "name"."""
+    fields: dict[str, Any] = {"v": VERSION, "name": key} | entry._asdict()
+    return json.dumps({field: value for field, value in fields.items() if value}).encode() + b"\n"
 
 
-def _entry(line: bytes) -> tuple[str, JournalEntry] | None:
-    """What a line says; None for one that was cut short, or that this version cannot read."""
+def _parse(line: bytes) -> tuple[str, JournalEntry] | None:
+    """Return key and entry of a line; None if the line is incomplete, or this version cannot read it."""
     try:
-        told = json.loads(line)
-        if told["v"] != VERSION:
+        fields = json.loads(line)
+        if fields["v"] != VERSION:
             return None
-        return str(told["name"]), JournalEntry(
-            source=str(told["source"]),
-            stamp=_pair(told.get("stamp", (0, 0))),
-            settings=str(told.get("settings", "")),
-            targets={str(name): _pair(is_) if is_ else None for name, is_ in told.get("targets", {}).items()},
-            size=_pair(told.get("size", (0, 0))),
-            notes=tuple(map(str, told.get("notes", ()))),
-            elapsed_s=float(told.get("elapsed_s", 0.0)),
-            reason=str(told.get("reason", "")),
+        return str(fields["name"]), JournalEntry(
+            source=str(fields["source"]),
+            stamp=_pair(fields.get("stamp", (0, 0))),
+            settings=str(fields.get("settings", "")),
+            targets={str(name): _pair(stamp) if stamp else None for name, stamp in fields.get("targets", {}).items()},
+            size=_pair(fields.get("size", (0, 0))),
+            notes=tuple(map(str, fields.get("notes", ()))),
+            elapsed_s=float(fields.get("elapsed_s", 0.0)),
+            reason=str(fields.get("reason", "")),
         )
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
 
 
-def _pair(two: Any) -> tuple[int, int]:
-    first, second = two
+def _pair(values: Any) -> tuple[int, int]:
+    first, second = values
     return int(first), int(second)

@@ -1,4 +1,4 @@
-"""Lists of paths: how they are encoded, what separates names, and the places that a list may not name."""
+"""Parsing of lists of paths, and a check for folders that a list may not name."""
 
 import codecs
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 from cyclestyle.errors import DataError
 from cyclestyle.filesystem.listing import printable
 
-# The longer marks first: the one of UTF-32 begins like that of UTF-16.
+# Byte order marks with their encodings. UTF-32 comes before UTF-16, whose mark is the start of the UTF-32 mark.
 _MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32-le"),
     (codecs.BOM_UTF32_BE, "utf-32-be"),
@@ -19,87 +19,92 @@ _MARKS = (
 _QUOTES = ("'", '"')
 
 
-def entries(content: bytes, whose: str, *, zeros: bool) -> list[Path]:
-    """The paths in a list, in its order.
+def entries(content: bytes, list_name: str, *, allow_zeros: bool) -> list[Path]:
+    """Return the paths in a list, in the order of the list.
 
-    Lines are UTF-8, or by their byte order mark UTF-16 or UTF-32. Empty lines and those that begin with
-    `#` are left out, quotes around a whole line are taken off, and `~` is a home folder. Where zero bytes separate
-    names, each name is taken byte by byte.
+    Lines are UTF-8; a byte order mark makes them UTF-16 or UTF-32. Empty lines and lines that begin with `#` are
+    skipped, quotes around a whole line are removed, and a leading `~` is the home folder. If zero bytes separate the
+    names, the names are used unchanged.
 
     Args:
-        whose: list it is, for errors.
-        zeros: whether zero bytes may separate names, as `find -print0` writes them.
+        content: bytes of the list.
+        list_name: name of the list, for errors.
+        allow_zeros: whether zero bytes may separate names (`find -print0`).
 
     Raises:
-        DataError: it cannot be decoded, or lists nothing.
+        DataError: the list is empty, cannot be decoded, or has zero bytes that are not allowed.
     """
     encoding = next(((mark, name) for mark, name in _MARKS if content.startswith(mark)), None)
     if encoding is None and b"\0" in content:
-        names = _between_zeros(content, whose, zeros=zeros)
+        names = _between_zeros(content, list_name, allow_zeros=allow_zeros)
         paths = [Path(os.fsdecode(name)) for name in names]
     else:
-        text = _decoded(content, *(encoding or (b"", "")), whose)
-        paths = [Path(os.path.expanduser(name)) for name in _names(text)]  # noqa: PTH111 - leaves nobody's ~ alone
+        text = _decode(content, *(encoding or (b"", "")), list_name)
+        paths = [Path(os.path.expanduser(name)) for name in _names(text)]  # noqa: PTH111 - leaves an unknown user's ~ as it is
     if not paths:
-        raise DataError(f"{whose} lists no pictures: give a path on each line")
+        raise DataError(f"{list_name} lists no pictures: give a path on each line")
     return paths
 
 
-def check_places(paths: Sequence[Path], folder: Path, whose: str) -> None:
-    """Refuse paths that hold the list itself and much besides: a root, or any folder above `folder`.
+def check_places(paths: Sequence[Path], folder: Path, list_name: str) -> None:
+    """Raise a DataError if a path is a root folder or a folder above `folder`: the list is then probably damaged.
 
-    Links and `..` are followed; `folder` itself is no reason to refuse.
+    Links and `..` are resolved; `folder` itself is allowed.
 
     Args:
-        folder: that the list is in.
+        paths: entries of the list.
+        folder: folder of the list.
+        list_name: name of the list, for errors.
 
     Raises:
-        DataError: one of the paths is such a place.
+        DataError: a path is a root folder or a folder above `folder`.
     """
     above = {*folder.absolute().parents, *folder.resolve().parents}
     identities = {identity for place in above if (identity := _identity(place)) is not None}
     for path in paths:
-        whole = Path(os.path.abspath(path))  # noqa: PTH100 - takes .. away without following links
-        if whole.parent == whole or _identity(path) in identities:
-            what = "the root of a disk" if whole.parent == whole else f"above {printable(folder.absolute())}"
+        absolute = Path(os.path.abspath(path))  # noqa: PTH100 - removes .. without following links
+        if absolute.parent == absolute or _identity(path) in identities:
+            place = "the root of a disk" if absolute.parent == absolute else f"above {printable(folder.absolute())}"
             raise DataError(
-                f"{whose} lists {printable(path)}, which is {what}: is the list damaged? To translate all that is "
-                f"there, give input={printable(whole)} itself"
+                f"{list_name} lists {printable(path)}, which is {place}: is the list damaged? To translate all that is "
+                f"there, give input={printable(absolute)} itself"
             )
 
 
-def _between_zeros(content: bytes, whose: str, *, zeros: bool) -> list[bytes]:
-    """The names that zero bytes separate.
+def _between_zeros(content: bytes, list_name: str, *, allow_zeros: bool) -> list[bytes]:
+    """Split a list into names at its zero bytes.
 
     Raises:
-        DataError: the zero bytes are halves of characters, or separate names where they may not.
+        DataError: the zero bytes are halves of UTF-16 characters, or are not allowed as separators.
     """
     names = [name for name in content.split(b"\0") if name]
-    # In UTF-16 every second byte of Latin letters, slashes and line ends is zero; a few folders may be called 1, 2, 3.
+    # In UTF-16, each Latin letter, slash and line end has a zero byte, so the text falls into names of one byte. Up to
+    # three names of one byte are accepted, since folders may be called 1, 2, 3.
     is_single = [len(name) == 1 for name in names]
     if (sum(is_single) * 2 > len(names) > 3) or any(name in (b"\n", b"\r") for name in names):
-        raise DataError(f"{whose} looks like UTF-16 without a byte order mark: save it as UTF-8")
-    if not zeros:
+        raise DataError(f"{list_name} looks like UTF-16 without a byte order mark: save it as UTF-8")
+    if not allow_zeros:
         raise DataError(
-            f"{whose} holds zero bytes, which separate names on standard input only: give a path on each line, or "
+            f"{list_name} holds zero bytes, which separate names on standard input only: give a path on each line, or "
             "input=- and the list as standard input"
         )
     return names
 
 
-def _decoded(content: bytes, mark: bytes, encoding: str, whose: str) -> str:
-    """The text behind a byte order mark; without an encoding, as the file system spells names."""
+def _decode(content: bytes, mark: bytes, encoding: str, list_name: str) -> str:
+    """Remove the byte order mark and decode the text; an empty `encoding` means the encoding of file names."""
     content = content.removeprefix(mark)
     try:
         text = content.decode(encoding) if encoding else os.fsdecode(content)
     except UnicodeDecodeError:
-        raise DataError(f"{whose} is damaged: it begins as {encoding.upper()}, and cannot be decoded so") from None
+        raise DataError(f"{list_name} is damaged: it begins as {encoding.upper()}, and cannot be decoded so") from None
     if "\0" in text:
-        raise DataError(f"{whose} is damaged: it holds zero characters, which no name has")
+        raise DataError(f"{list_name} is damaged: it holds zero characters, which no name has")
     return text
 
 
 def _names(text: str) -> Iterator[str]:
+    """Yield the paths in a list, without comments, empty lines and enclosing quotes."""
     for line in text.split("\n"):
         line = line.removesuffix("\r")
         bare = line.strip()
@@ -110,7 +115,7 @@ def _names(text: str) -> Iterator[str]:
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """The same for all names of a file or folder; None if there is none."""
+    """Return device and inode of a file or folder, which are equal for all paths to it; None if it does not exist."""
     try:
         status = path.stat()
     except (OSError, ValueError):

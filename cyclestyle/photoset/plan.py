@@ -1,4 +1,7 @@
-"""What translating a set takes: which picture goes where, and what is done already. Nothing is decoded or written."""
+"""Planning of a set's translation: each photo's target files, and the jobs already done.
+
+No image is decoded or written.
+"""
 
 import hashlib
 import itertools
@@ -21,7 +24,7 @@ Existing = Literal["skip", "overwrite", "error"]
 
 
 class Job(NamedTuple):
-    """One picture, and where its translations go: one, or one for each strength of a sweep."""
+    """One photo and the files of its translations, one for each strength."""
 
     source: InputFile
     targets: tuple[Path, ...]  # relative to the output folder
@@ -29,120 +32,127 @@ class Job(NamedTuple):
 
     @property
     def key(self) -> str:
-        """Its name in the journal, such that a sweep is one entry and a single translation another."""
+        """Key in the journal, made from all targets: several strengths share one entry."""
         return "\0".join(target.as_posix() for target in self.targets)
 
 
 class Jobs(NamedTuple):
-    """All pictures that are meant."""
+    """All jobs of a command."""
 
-    folder: Path  # the output
+    folder: Path  # output folder
     jobs: list[Job]
-    is_single: bool  # one picture that goes under a name of its own, with nothing else around it
-    skipped_own_outputs: int = 0  # pictures that are translations themselves, and were passed over
+    is_single: bool  # one photo with a file name as output: no journal, no contact sheet
+    skipped_own_outputs: int = 0  # count of inputs skipped as translations of earlier commands
 
     @property
     def hidden(self) -> Path | None:
-        """Where the journal and its like stand."""
+        """Folder of journal, report and thumbnails; None for a single file."""
         return None if self.is_single else self.folder / FOLDER
 
 
 class Plan(NamedTuple):
-    """What there is to do."""
+    """The jobs of a command, divided into those to do and those already done."""
 
-    folder: Path  # the output
-    jobs: list[Job]  # all pictures
+    folder: Path  # output folder
+    jobs: list[Job]  # all jobs
     todo: list[Job]
-    already_done: list[ReportRow]  # the other pictures: up to date, kept, or such that they cannot be read
-    journal: Journal | None  # None for a single picture under a name of its own
+    already_done: list[ReportRow]  # results of the other jobs: up to date, kept, or unreadable
+    journal: Journal | None  # None for a single photo with a file name as output
 
 
-def jobs(wanted: str, output: Path, *, format: Format = "keep", folders: Sequence[str] = ("",)) -> Jobs:  # noqa: A002
-    """The pictures that `wanted` means, see `inputs.find`, and where each goes.
+def make_jobs(spec: str, output: Path, *, format: Format = "keep", folders: Sequence[str] = ("",)) -> Jobs:  # noqa: A002
+    """Find the photos of an input and choose the target of each.
 
     Args:
-        output: a folder; for one picture also a name that ends like a picture's.
-        format: of the translations; it decides the ending of their names.
-        folders: below the output, one for each translation of a picture.
+        spec: photo, folder, pattern or list, see `inputs.find`.
+        output: a folder; for one photo also a file name with an image's ending.
+        format: format of the translations; it decides the ending of their names.
+        folders: folders below the output, one for each translation of a photo.
 
     Raises:
-        CommandError: a translation would take the place of an input, or the output cannot be what it should.
-        DataError: there are no pictures.
+        CommandError: a translation would overwrite an input, or `output` does not fit the input or the format.
+        DataError: no photos found.
     """
     if format == "heic" and not file_formats.is_written(".heic"):
         raise CommandError("format=heic needs another library: pip install 'cyclestyle[heic]'")
     if output.suffix.lower() in ENDINGS and not output.is_dir():
-        return _single(wanted, output, format, folders)
+        return _single(spec, output, format, folders)
     if output.exists() and not output.is_dir():
         raise CommandError(
             f"output={printable(output)} is a file: give a folder, or for one picture a name like a picture's"
         )
-    if Path(wanted).is_dir() and output.exists() and output.samefile(wanted):
+    if Path(spec).is_dir() and output.exists() and output.samefile(spec):
         raise CommandError(f"output={printable(output)} is the input folder itself: inputs are never overwritten")
-    sources, passed = find(wanted, output=output, own=_translations)
-    found = [
+    sources, skipped = find(spec, output=output, known_outputs=_translations)
+    targets = target_names([source.name for source in sources], format)
+    all_jobs = [
         Job(source, tuple(Path(folder) / name for folder in folders), notes)
-        for source, (name, notes) in zip(sources, target_names([one.name for one in sources], format), strict=True)
+        for source, (name, notes) in zip(sources, targets, strict=True)
     ]
-    _protect_inputs(found, output)
-    return Jobs(output, found, is_single=False, skipped_own_outputs=passed)
+    _protect_inputs(all_jobs, output)
+    return Jobs(output, all_jobs, is_single=False, skipped_own_outputs=skipped)
 
 
-def plan(wanted: Jobs, *, existing: Existing, settings: str, world: World) -> Plan:
-    """What is still to do, going by the journal, of which this command takes hold.
+def make_plan(requested: Jobs, *, existing: Existing, settings: str, world: World) -> Plan:
+    """Divide jobs, by the journal, into those to do and those already done.
 
-    A translation is up to date when picture and settings are those that it was made from. Otherwise it is made anew if
-    an earlier command made it and nobody changed it since; what else is there is kept.
+    The journal stays locked for this command.
+
+    A translation is up to date if its photo and settings are unchanged. Otherwise the photo is translated again, and
+    the new translation replaces the file of an earlier command. A file of other origin, or one that was changed since,
+    is kept instead.
 
     Args:
-        existing: `skip` is that; `overwrite` makes everything anew, whoever made it; `error` refuses to begin where
-            something is there that is not up to date.
-        settings: fingerprint of all that decides what a translation looks like.
-        world: the processes that share the work.
+        requested: all jobs of the command.
+        existing: `skip` is the rule above; `overwrite` translates every photo again and replaces files of other
+            origin too; `error` raises a CommandError if a file exists that is not up to date.
+        settings: fingerprint of all settings that affect a translation's pixels.
+        world: the ranks, which divide the jobs among them.
 
     Raises:
-        CommandError: `existing` is `error` and something is there; another command is at work on this output.
+        CommandError: `existing` is `error` and a file exists; or another command uses this output.
         DiskError: the output cannot be written.
     """
-    journal = None if wanted.is_single else Journal(wanted.folder)
+    journal = None if requested.is_single else Journal(requested.folder)
     if journal is not None:
         with world.main_first():
             if world.is_main:
                 journal.acquire()
                 journal.read()
                 journal.tidy()
-                remove_temporary_files(wanted.folder, wanted.jobs)
+                clean_output_folder(requested.folder, requested.jobs)
         journal.read()
-    ours = _OutputOwnership(wanted, journal)
+    ownership = _OutputOwnership(requested, journal)
     todo: list[Job] = []
-    settled: list[ReportRow] = []
-    in_the_way: list[Path] = []
-    for job in wanted.jobs:
+    done: list[ReportRow] = []
+    existing_targets: list[Path] = []
+    for job in requested.jobs:
         entry = journal.entries.get(job.key) if journal is not None else None
-        foreign = next(filter(None, (ours.objection(job, target) for target in job.targets)), "")
+        objection = next(filter(None, (ownership.objection(job, target) for target in job.targets)), "")
         if job.source.reason:
-            settled.append(_line(job, "failed", job.source.reason))
-        elif existing != "overwrite" and entry is not None and _is_current(job, entry, settings, wanted.folder):
-            settled.append(_line(job, "up to date", notes=entry.notes, size=entry.size))
-        elif existing == "skip" and foreign:
-            settled.append(_line(job, "kept", f"{foreign}; existing=overwrite replaces it"))
+            done.append(_row(job, "failed", job.source.reason))
+        elif existing != "overwrite" and entry is not None and _is_current(job, entry, settings, requested.folder):
+            done.append(_row(job, "up to date", notes=entry.notes, size=entry.size))
+        elif existing == "skip" and objection:
+            done.append(_row(job, "kept", f"{objection}; existing=overwrite replaces it"))
         else:
-            in_the_way += [target for target in job.targets if os.path.lexists(wanted.folder / target)]
+            existing_targets += [target for target in job.targets if os.path.lexists(requested.folder / target)]
             todo.append(job)
-    if existing == "error" and in_the_way:
-        more = f" and {len(in_the_way) - 1:,} more are" if len(in_the_way) > 1 else " is"
+    if existing == "error" and existing_targets:
+        more = f" and {len(existing_targets) - 1:,} more are" if len(existing_targets) > 1 else " is"
         raise CommandError(
-            f"{printable(wanted.folder / in_the_way[0])}{more} there already: existing=skip or overwrite"
+            f"{printable(requested.folder / existing_targets[0])}{more} there already: existing=skip or overwrite"
         )
     _check_agreement(todo, world)
-    return Plan(wanted.folder, wanted.jobs, todo, settled, journal)
+    return Plan(requested.folder, requested.jobs, todo, done, journal)
 
 
-def remove_temporary_files(folder: Path, jobs: Iterable[Job]) -> None:
-    """Remove what killed processes left half-written wherever translations go; nobody else may be writing there.
+def clean_output_folder(folder: Path, jobs: Iterable[Job]) -> None:
+    """Remove temporary files of killed processes from all folders of translations; call it while no process writes.
 
     Args:
-        folder: the output.
+        folder: output folder.
+        jobs: jobs whose targets' folders are searched.
     """
     hidden = folder / FOLDER
     places = {folder, *((folder / target).parent for job in jobs for target in job.targets)}
@@ -152,84 +162,91 @@ def remove_temporary_files(folder: Path, jobs: Iterable[Job]) -> None:
 
 
 def target_names(names: Sequence[Path], format: Format) -> list[tuple[Path, tuple[str, ...]]]:  # noqa: A002
-    """The names of translations, with notes where they are not those of the pictures; no two are alike.
+    """Choose a unique name for each translation, with a note where it is not the photo's name with the new ending.
 
-    Where a change of format, or a file system that takes capitals and small letters for the same, would make two names
-    one, the picture that has the name already keeps it, and the others get their whole name and the new ending, or a
-    number. No file gets the name of a folder that others need.
+    A change of format can make two names equal, and so can a file system that ignores case. The photo that already has
+    the name keeps it; each other translation gets its photo's full name plus the new ending, or a number. No file gets
+    the name of a folder that other translations need.
+
+    Args:
+        names: photos, relative to the input.
+        format: format of the translations.
+
+    Returns:
+        Name and notes of each photo's translation, in the order of `names`.
     """
-    wanted = [file_formats.target_name(name, format) for name in names]
-    folders = {_folded(parent) for name in wanted for parent in name.parents}
-    natural = {_folded(name) for name in wanted}
+    natural = [file_formats.target_name(name, format) for name in names]
+    folders = {_folded(parent) for name in natural for parent in name.parents}
+    reserved = {_folded(name) for name in natural}
     taken: set[str] = set()
-    given: dict[int, Path] = {}
-    for index in sorted(range(len(names)), key=lambda index: wanted[index] != names[index]):  # keepers first
-        name = wanted[index]
+    chosen: dict[int, Path] = {}
+    for index in sorted(range(len(names)), key=lambda index: natural[index] != names[index]):  # unchanged names first
+        name = natural[index]
         if _folded(name) in taken | folders:
-            others = _others(names[index], wanted[index])
-            name = next(other for other in others if _folded(other) not in taken | folders | natural)
+            alternatives = _alternatives(names[index], natural[index])
+            name = next(other for other in alternatives if _folded(other) not in taken | folders | reserved)
         taken.add(_folded(name))
-        given[index] = name
+        chosen[index] = name
     return [
-        (given[index], tuple(_notes(name, given[index], wanted[index], format))) for index, name in enumerate(names)
+        (chosen[index], tuple(_notes(name, chosen[index], natural[index], format))) for index, name in enumerate(names)
     ]
 
 
 def heic_as_jpeg(jobs: Iterable[Job]) -> int:
-    """How many HEIC are written as JPEG though nobody asked for that."""
+    """Count the HEIC photos that are written as JPEG by default."""
     return sum(file_formats.HEIC_AS_JPEG in job.notes for job in jobs)
 
 
-def _notes(name: Path, given: Path, wanted: Path, format: Format) -> Iterator[str]:  # noqa: A002
-    """What the owner of a picture should know about the name of its translation."""
+def _notes(name: Path, chosen: Path, natural: Path, format: Format) -> Iterator[str]:  # noqa: A002
+    """Yield notes for the user about the name of a photo's translation."""
     if file_formats.becomes_jpeg(name, format):
         yield file_formats.HEIC_AS_JPEG
-    if given != wanted:
-        yield f"named {given.name}: another has its name"
+    if chosen != natural:
+        yield f"named {chosen.name}: the name {natural.name} is taken"
 
 
-def _others(name: Path, wanted: Path) -> Iterator[Path]:
-    """Names for a translation whose own is taken: a.jpg.png, a-2.png, a-3.png and so on."""
-    if wanted.suffix != name.suffix:
-        yield name.with_name(name.name + wanted.suffix)
+def _alternatives(name: Path, natural: Path) -> Iterator[Path]:
+    """Yield names for a translation whose natural name is taken: a.jpg.png, a-2.png, a-3.png and so on."""
+    if natural.suffix != name.suffix:
+        yield name.with_name(name.name + natural.suffix)
     for number in itertools.count(2):
-        yield wanted.with_stem(f"{wanted.stem}-{number}")
+        yield natural.with_stem(f"{natural.stem}-{number}")
 
 
-def _single(wanted: str, output: Path, format: Format, folders: Sequence[str]) -> Jobs:  # noqa: A002
-    """One picture, under the name `output`."""
+def _single(spec: str, output: Path, format: Format, folders: Sequence[str]) -> Jobs:  # noqa: A002
+    """Return the job of one photo whose output is a file name."""
     if len(folders) > 1:
         raise CommandError(f"output={printable(output)} is one file: several strengths need a folder")
-    if not Path(wanted).is_file() or Path(wanted).suffix.lower() == LIST:
+    if not Path(spec).is_file() or Path(spec).suffix.lower() == LIST:
         raise CommandError(
-            f"output={printable(output)} is a name for one picture, but input= is not one: give a folder"
+            f"output={printable(output)} is a name for one picture, but input= is not one picture: give a folder"
         )
     if not file_formats.is_written(output.suffix.lower()):
         raise CommandError(f"output={printable(output)}: this format cannot be written, choose .png")
     if format != "keep" and file_formats.target_name(Path(output.name), format) != Path(output.name):
-        raise CommandError(f"output={printable(output)} is not what format={format} says: leave format= out")
-    ((source,), _) = find(wanted)
+        raise CommandError(f"output={printable(output)} does not end like format={format}: leave format= out")
+    ((source,), _) = find(spec)
     job = Job(source, (Path(output.name),))
     _protect_inputs([job], output.parent)
     return Jobs(output.parent, [job], is_single=True)
 
 
 def _check_agreement(todo: Sequence[Job], world: World) -> None:
-    """Raise a CommandError unless all processes have found the same work."""
-    told = "\n".join(job.key for job in todo).encode(errors="surrogateescape")
-    if not world.all_equal(int.from_bytes(hashlib.sha256(told).digest()[:7])):
+    """Raise a CommandError unless all ranks have found the same jobs."""
+    keys = "\n".join(job.key for job in todo).encode(errors="surrogateescape")
+    if not world.all_equal(int.from_bytes(hashlib.sha256(keys).digest()[:7])):
         raise CommandError("the processes do not find the same pictures: is the input changing, or not shared?")
 
 
 def _folded(path: Path) -> str:
-    """The same for names that some file system takes for the same."""
+    """Normalize a path: on some file systems, two paths with the same normalized form are one file."""
     return unicodedata.normalize("NFC", os.fspath(path)).casefold()
 
 
-def _protect_inputs(found: Sequence[Job], output: Path) -> None:
-    """Raise a CommandError if any target is, by whatever name, one of the sources."""
-    sources = {identity_of(job.source.path) for job in found} - {None}
-    for job in found:
+def _protect_inputs(jobs: Sequence[Job], output: Path) -> None:
+    """Raise a CommandError if a target is the same file as a source, even by another path."""
+    sources = {identity_of(job.source.path) for job in jobs} - {None}
+    for job in jobs:
         for target in job.targets:
             if identity_of(output / target) in sources:
                 raise CommandError(
@@ -239,6 +256,7 @@ def _protect_inputs(found: Sequence[Job], output: Path) -> None:
 
 
 def _is_current(job: Job, entry: JournalEntry, settings: str, output: Path) -> bool:
+    """Return whether a job's translations exist unchanged and belong to the current photo and settings."""
     names = {target.as_posix() for target in job.targets}
     is_same = entry.stamp == (job.source.size, job.source.modified_ns) and entry.settings == settings
     return (
@@ -247,43 +265,44 @@ def _is_current(job: Job, entry: JournalEntry, settings: str, output: Path) -> b
 
 
 class _OutputOwnership:
-    """What is known of the files in an output folder: whose they are."""
+    """Origins of the files in an output folder, according to the journal."""
 
-    def __init__(self, wanted: Jobs, journal: Journal | None) -> None:
-        self.folder = wanted.folder
-        self._goes_to = {_absolute(job): {target.as_posix() for target in job.targets} for job in wanted.jobs}
-        self._made: dict[str, list[JournalEntry]] = {}
+    def __init__(self, requested: Jobs, journal: Journal | None) -> None:
+        self.folder = requested.folder
+        self._targets_of = {_absolute(job): {target.as_posix() for target in job.targets} for job in requested.jobs}
+        self._entries_for: dict[str, list[JournalEntry]] = {}  # keys are targets
         for entry in journal.entries.values() if journal is not None else ():
             for name in entry.targets:
-                self._made.setdefault(name, []).append(entry)
+                self._entries_for.setdefault(name, []).append(entry)
 
     def objection(self, job: Job, target: Path) -> str:
-        """Why the file at a target may not be replaced by a translation of this picture; nothing if it may."""
+        """Return why the job must not replace the file at `target`; empty if it may replace the file."""
         path = self.folder / target
         if not os.path.lexists(path):
             return ""
-        name, there = target.as_posix(), stamp(path)
-        makers = [entry for entry in self._made.get(name, []) if entry.targets[name] in (None, there)]
+        name, current = target.as_posix(), stamp(path)
+        makers = [entry for entry in self._entries_for.get(name, []) if entry.targets[name] in (None, current)]
         if not makers:
-            return f"{printable(path)} is not this program's, or was changed since"
-        others = [entry.source for entry in makers if self._still_needs(entry.source, name, than=_absolute(job))]
+            return f"{printable(path)} was not written by this program, or was changed since"
+        others = [entry.source for entry in makers if self._is_needed_by(entry.source, name, job)]
         if len(others) < len(makers):
             return ""
         return f"{printable(path)} was made from {printable(Path(others[0]))}"
 
-    def _still_needs(self, source: str, name: str, *, than: str) -> bool:
-        """Whether a file was made from another picture that is there, and has no other place to go."""
-        if source == than or not Path(source).exists():
+    def _is_needed_by(self, source: str, name: str, job: Job) -> bool:
+        """Return whether the photo `source` still exists, needs the target `name` and is not the job's photo."""
+        if source == _absolute(job) or not Path(source).exists():
             return False
-        return name in self._goes_to.get(source, {name})
+        return name in self._targets_of.get(source, {name})
 
 
 def _absolute(job: Job) -> str:
-    return os.path.abspath(job.source.path)  # noqa: PTH100 - as the journal has it: no link is followed
+    """Return the absolute path of a job's photo, as the journal stores it."""
+    return os.path.abspath(job.source.path)  # noqa: PTH100 - the journal does not resolve links
 
 
 def _translations(folder: Path) -> set[str]:
-    """The translations that a folder's journal knows of."""
+    """Return the names of the translations in a folder's journal; empty without a journal."""
     if not (folder / FOLDER / NAME).is_file():
         return set()
     journal = Journal(folder)
@@ -295,7 +314,7 @@ def _is_untouched(targets: Mapping[str, object], output: Path, names: Iterable[s
     return (targets[name] == stamp(output / name) for name in names)
 
 
-def _line(
+def _row(
     job: Job,
     status: Literal["up to date", "kept", "failed"],
     reason: str = "",

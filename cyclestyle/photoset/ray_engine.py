@@ -1,4 +1,4 @@
-"""A set of pictures over the machines of a Ray cluster, all of which see the same files."""
+"""Translation of a photo set on a Ray cluster whose machines share a file system."""
 
 import logging
 import os
@@ -13,7 +13,7 @@ from cyclestyle.errors import CommandError, CyclestyleError, DiskError, Resource
 from cyclestyle.hardware import memory
 from cyclestyle.hardware.memory import TRANSLATING
 from cyclestyle.photoset import runner
-from cyclestyle.photoset.doubts import Doubts
+from cyclestyle.photoset.failure_streak import FailureStreak
 from cyclestyle.photoset.journal import JournalEntry, ReportRow
 from cyclestyle.photoset.plan import Job, Plan
 from cyclestyle.photoset.runner import JobResult, Settings
@@ -22,68 +22,71 @@ from cyclestyle.translation.pipeline import TranslationPipeline
 
 Make = Callable[[], TranslationPipeline]
 
-LOST = "the process that was at it was killed twice: is it too large for the memory?"
+LOST = "the process that translated it was killed twice: is it too large for the memory?"
 
 
 def run_plan(plan: Plan, make: Make, settings: Settings, *, workers: int | Literal["auto"] = "auto") -> JobResult:
-    """Do what a plan says through Ray Data: actors hold the model, and each picture is one call of `translate_one`.
+    """Run a plan through Ray Data: actors hold the model, and each photo is one call of `translate_one`.
 
-    The cluster is the one that `RAY_ADDRESS` names, else this machine. The journal is written here, by one process.
+    The cluster is that at the environment variable `RAY_ADDRESS`; by default, one is started on this machine. Only this
+    process writes the journal.
 
     Args:
-        make: the model and its settings; it is called in every actor.
-        workers: actors; by themselves one for each GPU of the cluster, without GPUs one for each machine.
+        plan: jobs, output and journal.
+        make: factory of the model with its settings, called in every actor.
+        settings: options for reading and writing.
+        workers: number of actors; `auto` is one for each GPU of the cluster, or without GPUs one for each machine.
 
     Raises:
         CommandError: Ray is not installed.
-        DiskError: the output cannot be written; what has been written so far is whole.
+        DiskError: the output cannot be written; all files written so far are complete.
         ResourceError: a device was lost.
-        BrokenModelError: the model fails on too many pictures in a row, or on all.
+        BrokenModelError: the model fails on too many photos in a row, or on all photos.
     """
     plan = _absolute(plan)
     writing = settings.writing._replace(
         output=plan.folder, sheet=settings.writing.sheet and settings.writing.sheet.absolute()
     )
     settings = settings._replace(writing=writing)
-    lines: list[ReportRow] = []
+    rows: list[ReportRow] = []
     done: set[str] = set()
-    doubts = Doubts()
+    streak = FailureStreak()
 
     def note(job: Job, entry: JournalEntry) -> None:
         if plan.journal is not None:
             plan.journal.add(job.key, entry)
-        lines.append(runner.line(job, entry))
+        rows.append(runner.report_row(job, entry))
         done.add(job.key)
 
-    def settle() -> None:
-        for job, reason in doubts.settled():
+    def clear_streak() -> None:
+        for job, reason in streak.clear():
             note(job, runner.failed_entry(job, plan.journal, reason))
 
     with Counter(len(plan.todo)) as counter:
-        for job, made in _made(plan, make, settings, workers):
-            if isinstance(made, BrokenModelError):
-                doubts.add(job, made.reason, made)
+        for job, result in _results(plan, make, settings, workers):
+            if isinstance(result, BrokenModelError):
+                streak.add(job, result.reason, result)
             else:
-                note(job, made)
-            if isinstance(made, JournalEntry) and made.is_done:
-                settle()
+                note(job, result)
+            if isinstance(result, JournalEntry) and result.is_done:
+                clear_streak()
             counter.advance()
-        doubts.end()
-        settle()
+        streak.finish()
+        clear_streak()
         runner.remove_temporaries(plan)
         elapsed_s = counter.elapsed_s
     for job in plan.todo:
         if job.key not in done:
             note(job, runner.failed_entry(job, plan.journal, LOST))
-    return runner.outcome(plan, lines, elapsed_s)
+    return runner.job_result(plan, rows, elapsed_s)
 
 
 class BrokenModelError(Exception):
-    """What a model has raised in another process.
+    """Error that a model raised in another process.
 
     Args:
-        trace: its traceback there.
-        reason: for the report.
+        trace: text of the traceback in the other process.
+        reason: text for the report.
     """
 
     def __init__(self, trace: str, reason: str) -> None:
@@ -92,35 +95,38 @@ class BrokenModelError(Exception):
 
 
 class Actor:
-    """A model that lives in a process of the cluster."""
+    """Process of the cluster that holds a model."""
 
     def __init__(self, make: Make, settings: Settings, todo: Sequence[Job]) -> None:
-        self.treatment, self.settings, self.todo = make(), settings, todo
+        self.pipeline, self.settings, self.todo = make(), settings, todo
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Treat the picture of a number; errors are in the row, not raised: Ray would try again."""
+        """Translate photo `row["number"]` of `todo`; errors are returned in the row.
+
+        Ray would repeat the call after a raised error.
+        """
         number = int(row["number"])
-        nothing = {"number": number, "entry": None, "disk": "", "device": "", "trace": "", "reason": ""}
+        empty = {"number": number, "entry": None, "disk": "", "device": "", "trace": "", "reason": ""}
         try:
-            return nothing | {"entry": runner.translate_one(self.todo[number], self.treatment, self.settings)}
+            return empty | {"entry": runner.translate_one(self.todo[number], self.pipeline, self.settings)}
         except DiskError as error:
-            return nothing | {"disk": str(error)}
+            return empty | {"disk": str(error)}
         except Exception as error:
-            if runner.is_final(error):
-                known = error if isinstance(error, CyclestyleError) else memory.resource_error(error, TRANSLATING)
-                return nothing | {"device": str(known)}
-            return nothing | {"trace": traceback.format_exc(), "reason": runner.of_the_model(error)}
+            if runner.is_fatal(error):
+                user_error = error if isinstance(error, CyclestyleError) else memory.resource_error(error, TRANSLATING)
+                return empty | {"device": str(user_error)}
+            return empty | {"trace": traceback.format_exc(), "reason": runner.model_failure_reason(error)}
 
 
-def _made(
+def _results(
     plan: Plan, make: Make, settings: Settings, workers: int | Literal["auto"]
 ) -> Iterator[tuple[Job, JournalEntry | BrokenModelError]]:
-    """What came of each picture, in the order in which they are done, but for those that killed their actor twice."""
+    """Yield the result of each photo, in the order of completion; photos that killed their actor twice are missing."""
     if not plan.todo:
         return
     ray = library()
-    started = not ray.is_initialized()
-    if started:
+    is_started_here = not ray.is_initialized()
+    if is_started_here:
         _start(ray)
     try:
         for job in plan.todo:
@@ -128,53 +134,54 @@ def _made(
                 plan.journal.add(job.key, runner.pending_entry(job, settings))
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
-        context.max_errored_blocks = -1  # a block is a picture: whatever happens to one, the others go on
+        context.max_errored_blocks = -1  # each block is one photo, and a failed photo must not stop the others
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
         gpus = int(ray.cluster_resources().get("GPU", 0))
         actors = workers if workers != "auto" else gpus or len(ray.nodes())
         numbers = ray.data.from_items([{"number": number} for number in range(len(plan.todo))])
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # newer versions of Ray have another name for the last argument
+            warnings.simplefilter("ignore")  # newer versions of Ray have another name for `max_task_retries`
             results = numbers.repartition(len(plan.todo)).map(
                 Actor,
                 fn_constructor_args=(make, settings, plan.todo),
                 concurrency=min(max(1, actors), len(plan.todo)),
                 num_gpus=1 if gpus else 0,
-                max_task_retries=1,  # Ray Data's own number is infinite, which a picture that kills its actor uses up
+                max_task_retries=1,  # without a limit, the default, a photo that kills its actor would run for ever
             )
         for row in results.iter_rows():
             if row["disk"]:
                 raise DiskError(row["disk"])
             if row["device"]:
                 raise ResourceError(row["device"])
-            made = BrokenModelError(row["trace"], row["reason"]) if row["trace"] else row["entry"]
-            yield plan.todo[row["number"]], made
+            result = BrokenModelError(row["trace"], row["reason"]) if row["trace"] else row["entry"]
+            yield plan.todo[row["number"]], result
     finally:
-        if started:
+        if is_started_here:
             ray.shutdown()
 
 
 def _absolute(plan: Plan) -> Plan:
-    """The plan such that processes that run in other folders understand it."""
+    """Return the plan with absolute paths, for processes in other working directories."""
     todo = [job._replace(source=job.source._replace(path=job.source.path.absolute())) for job in plan.todo]
     return plan._replace(folder=plan.folder.absolute(), todo=todo)
 
 
 def _start(ray: Any) -> None:
-    """Join the cluster that `RAY_ADDRESS` names, else start one of this machine.
+    """Join the cluster at `RAY_ADDRESS`, else start one on this machine.
 
-    By itself Ray would join whatever was started here last, and wait for it for minutes where it was killed since.
+    By default, Ray would join the cluster that was last started on this machine, and wait for minutes if that cluster
+    was killed.
     """
     address = os.environ.get("RAY_ADDRESS", "local")
     try:
-        with _quietly():
+        with _silenced_stderr():
             ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL, include_dashboard=False)
     except ConnectionError:
         raise CommandError(f"engine=ray: no Ray cluster answers at RAY_ADDRESS={address}") from None
 
 
 def library() -> Any:
-    """Ray, which is an extra; raises CommandError where it is not installed."""
+    """Import Ray, an optional dependency; raise a CommandError if it is not installed."""
     try:
         import ray
         import ray.data
@@ -184,19 +191,21 @@ def library() -> Any:
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
-    """Ray's parts in C++ are quiet from here on; what Ray raises is raised all the same.
+def _silenced_stderr() -> Iterator[None]:
+    """Context manager: discard stderr in the `with` body; Ray's C++ processes stay silent after it too.
 
-    They would warn of what Ray Data itself does with the arguments of actors, and, while they are started, tell that
-    they were asked to be quiet.
+    Ray's exceptions are still raised.
+
+    The C++ processes would warn of Ray Data's own use of actor arguments, and report at their start that their log
+    level was changed.
     """
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     sys.stderr.flush()
-    before, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
+    stderr, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
     try:
         yield
     finally:
-        os.dup2(before, 2)
-        os.close(before)
-        os.close(nowhere)
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(null)

@@ -1,6 +1,7 @@
-"""A set of pictures as one job: read by workers, translated in batches of one size, written by workers, noted down.
+"""Translation of a photo set: workers read, the model translates batches of one size, workers write.
 
-What is done is in the journal as soon as it is, so that whatever ends the program, the same command does the rest.
+Each finished photo is recorded in the journal immediately: after any stop, the same command translates the remaining
+photos.
 """
 
 import contextlib
@@ -24,55 +25,55 @@ from cyclestyle.hardware import memory
 from cyclestyle.images.decoding import ImageError
 from cyclestyle.images.photo import Photo, PixelArray, fault
 from cyclestyle.photoset import batching, worker_tasks
-from cyclestyle.photoset.doubts import Doubts
+from cyclestyle.photoset.failure_streak import FailureStreak
 from cyclestyle.photoset.journal import Journal, JournalEntry, ReportRow, Status, disk_error, started_entry, writing
-from cyclestyle.photoset.plan import Job, Plan, remove_temporary_files
+from cyclestyle.photoset.plan import Job, Plan, clean_output_folder
 from cyclestyle.photoset.worker_pool import Task, Workers
 from cyclestyle.photoset.worker_tasks import Reading, Writing, Written
 from cyclestyle.progress import Counter, Progress
 
-SHOWN = 5  # failures on the screen; the report has them all
+SHOWN = 5  # maximum number of failures in the summary; the report lists all
 
 
 class Pipeline(Protocol):
-    """What is done to pictures of one size: uint8 or uint16 (N, 3, H, W), each result likewise."""
+    """Translates images of one size, uint8 or uint16 (N, 3, H, W), to results of the same dtype and shape."""
 
     def __call__(self, pixels: Tensor, *, advance: Callable[[float], object] | None = None) -> list[Tensor]: ...
     def max_batch(self, height: int, width: int) -> int: ...
 
 
 class LoadedPhoto(NamedTuple):
-    """A picture that has been read."""
+    """A photo that has been read."""
 
     job: Job
     photo: Photo
-    pixels: Tensor  # (3, H, W), the photo's own
+    pixels: Tensor  # (3, H, W); shares the memory of `photo.pixels` where possible
 
 
 class Settings(NamedTuple):
-    """How pictures are read and written."""
+    """Options for reading and writing photos."""
 
     reading: Reading
     writing: Writing
-    fingerprint: str  # of all that decides what a translation looks like
+    fingerprint: str  # fingerprint of all settings that affect a translation's pixels
 
 
 class JobResult(NamedTuple):
-    """How a command has fared."""
+    """Outcome of a command."""
 
-    lines: list[ReportRow]  # of every picture, in order
+    lines: list[ReportRow]  # one row for each photo, in order
     elapsed_s: float
 
     def count(self, *statuses: str) -> int:
-        return sum(line.status in statuses for line in self.lines)
+        return sum(row.status in statuses for row in self.lines)
 
     @property
     def failures(self) -> list[ReportRow]:
-        return [line for line in self.lines if line.status == "failed"]
+        return [row for row in self.lines if row.status == "failed"]
 
 
 def check(*, batch_size: int, workers: int | Literal["auto"]) -> None:
-    """Raise a CommandError for numbers that are none."""
+    """Raise a CommandError for a batch size below 1 or a negative number of workers."""
     batching.check_batch_size(batch_size)
     if workers != "auto" and workers < 0:
         raise CommandError(f"workers={workers}: give a number of processes, or 0 for threads of this one")
@@ -80,77 +81,84 @@ def check(*, batch_size: int, workers: int | Literal["auto"]) -> None:
 
 def run_plan(
     plan: Plan,
-    treatment: Pipeline,
+    pipeline: Pipeline,
     settings: Settings,
     *,
     world: World | None = None,
     workers: int | Literal["auto"] = "auto",
     batch_size: int = 8,
 ) -> JobResult:
-    """Do what a plan says, together with the other processes where there are any.
+    """Run the jobs of a plan; several ranks divide the jobs among them.
 
     Args:
-        workers: processes that read and write.
-        batch_size: pictures of one size that go through the model together, at most.
+        plan: jobs, output and journal.
+        pipeline: translation of a batch.
+        settings: options for reading and writing.
+        world: the ranks; by default, only this process.
+        workers: number of processes in each rank that read and write files; 0 for threads.
+        batch_size: maximum number of images of one size that are translated together.
 
     Raises:
-        DiskError: the output cannot be written; what has been written so far is whole.
+        DiskError: the output cannot be written; all files written so far are complete.
     """
     world = world or World()
     if settings.writing.sheet is not None:
-        with writing(settings.writing.sheet):  # what stands in the way of all thumbnails is no photo's failure
+        with writing(settings.writing.sheet):  # an error here affects all thumbnails, so it ends the command
             settings.writing.sheet.mkdir(parents=True, exist_ok=True)
-    mine = plan.todo[world.rank :: world.size]
-    with Workers.suited(workers, len(mine)) as hands, _Shared(len(plan.todo), world) as progress:
-        lines = translate(
-            mine, treatment, settings, workers=hands, journal=plan.journal, batch_size=batch_size, progress=progress
+    share = plan.todo[world.rank :: world.size]
+    with Workers.suited(workers, len(share)) as pool, _SharedProgress(len(plan.todo), world) as progress:
+        rows = translate(
+            share, pipeline, settings, workers=pool, journal=plan.journal, batch_size=batch_size, progress=progress
         )
         if world.size > 1 and plan.journal is not None:
-            world.any(False, patient=True)
+            world.any(False, no_timeout=True)
             plan.journal.read()
             entries = plan.journal.entries
-            lines = [line(job, entries.get(job.key) or failed_entry(job, None, "it was not done")) for job in plan.todo]
+            rows = [
+                report_row(job, entries.get(job.key) or failed_entry(job, None, "it was not processed"))
+                for job in plan.todo
+            ]
         if world.is_main:
             remove_temporaries(plan)
         elapsed_s = progress.elapsed_s
-    return outcome(plan, lines, elapsed_s)
+    return job_result(plan, rows, elapsed_s)
 
 
 def complete_sheet(plan: Plan, outcome: JobResult, settings: Settings, workers: int | Literal["auto"]) -> None:
-    """Make the thumbnails that pictures lack which were translated when no contact sheet was asked for."""
+    """Write the missing thumbnails of photos that an earlier command translated without a contact sheet."""
     sheet = settings.writing.sheet
     if sheet is None:
         return
-    current = {line.targets for line in outcome.lines if line.status == "up to date"}
+    current = {row.targets for row in outcome.lines if row.status == "up to date"}
     jobs = [job for job in plan.jobs if tuple(target.as_posix() for target in job.targets) in current]
     jobs = [job for job in jobs if not all((sheet / name).exists() for name in thumbnail_names(job.targets))]
-    with Workers.suited(workers, len(jobs)) as hands:
-        for _, task in hands.ahead(functools.partial(_rewrite_thumbnails, how=settings.writing), jobs):
+    with Workers.suited(workers, len(jobs)) as pool:
+        for _, task in pool.ahead(functools.partial(_rewrite_thumbnails, how=settings.writing), jobs):
             try:
-                hands.finish(task)
+                pool.finish(task)
             except Exception as error:
-                _reason(error)  # a picture without a thumbnail is shown as it is
+                _reason(error)  # raises fatal errors; without a thumbnail, the page shows the photo itself
 
 
 def _rewrite_thumbnails(job: Job, how: Writing) -> None:
-    worker_tasks.rewrite_thumbnail(job.source.path, job.targets, thumbnail_names(job.targets), how)
+    worker_tasks.rewrite_thumbnails(job.source.path, job.targets, thumbnail_names(job.targets), how)
 
 
 def remove_temporaries(plan: Plan) -> None:
-    """Remove what workers that were killed have left half-written; all others have ended their work."""
+    """Remove temporary files of killed workers; call it when all other workers have finished."""
     if plan.journal is not None:
-        remove_temporary_files(plan.folder, plan.todo)
+        clean_output_folder(plan.folder, plan.todo)
 
 
-def outcome(plan: Plan, lines: Sequence[ReportRow], elapsed_s: float) -> JobResult:
-    """How a command has fared whose work has come to `lines`."""
-    everything = sorted([*plan.already_done, *lines], key=lambda line: line.source.parts)
-    return JobResult(everything, elapsed_s)
+def job_result(plan: Plan, rows: Sequence[ReportRow], elapsed_s: float) -> JobResult:
+    """Return the outcome of a command: the rows of jobs that were already done, and `rows`, in order."""
+    all_rows = sorted([*plan.already_done, *rows], key=lambda row: row.source.parts)
+    return JobResult(all_rows, elapsed_s)
 
 
 def translate(
     todo: Sequence[Job],
-    treatment: Pipeline,
+    pipeline: Pipeline,
     settings: Settings,
     *,
     workers: Workers,
@@ -158,91 +166,104 @@ def translate(
     batch_size: int = 8,
     progress: Progress | None = None,
 ) -> list[ReportRow]:
-    """Carry out jobs; pictures that fail do not keep the others from being done.
+    """Run jobs; a photo that fails does not stop the others.
 
     Args:
-        journal: takes down what is done.
-        batch_size: pictures of one size that go through the model together, at most.
+        todo: jobs to run.
+        pipeline: translation of a batch.
+        settings: options for reading and writing.
+        workers: pool that reads and writes files.
+        journal: journal for the finished jobs.
+        batch_size: maximum number of images of one size that are translated together.
+        progress: counter of the finished jobs.
 
     Returns:
-        How each of them fared, in the order in which they were done.
+        The outcome of each job, in the order of completion.
 
     Raises:
-        DiskError: the output cannot be written; what has been written so far is whole.
+        DiskError: the output cannot be written; all files written so far are complete.
     """
-    work = _Work(treatment, settings, workers, journal, progress)
+    work = _Work(pipeline, settings, workers, journal, progress)
     batching.check_batch_size(batch_size)
+    batches = batching.batches(work.loaded(todo), batch_size, max_batch=pipeline.max_batch, first_batch_size=1)
     try:
-        for batch in batching.batches(work.loaded(todo), batch_size, most=treatment.max_batch, first=1):
+        for batch in batches:
             work.translate_batch(batch)
-        work.end()
-    except BaseException:  # the disk is full, or somebody asks to stop
-        work.break_off()
+        work.finish()
+    except BaseException:  # a full disk, or a stop signal
+        work.abort()
         raise
-    return work.lines
+    return work.rows
 
 
-def translate_one(job: Job, treatment: Pipeline, settings: Settings) -> JournalEntry:
-    """Read, translate and write one picture, and nothing else; what went wrong with it is in the entry.
+def translate_one(job: Job, pipeline: Pipeline, settings: Settings) -> JournalEntry:
+    """Read, translate and write one photo; return its journal entry, with the reason if a step failed.
 
     Raises:
         DiskError: the output cannot be written.
-        Exception: of the model, unless it is about this picture's size or memory that ran out.
+        Exception: the model failed, and neither this photo nor a lack of memory is the reason.
     """
-    start = pending_entry(job, settings)
+    pending = pending_entry(job, settings)
     try:
         photo = _checked(job, worker_tasks.read(job.source.path, settings.reading))
         pixels = _tensor(photo.pixels)[None]
     except Exception as error:
-        return start._replace(reason=_reason(error))
+        return pending._replace(reason=_reason(error))
     try:
-        made = treatment(pixels)
+        results = pipeline(pixels)
     except Exception as error:
-        if not _is_of_the_picture(error):
+        if not _concerns_one_photo(error):
             raise
-        return start._replace(reason=_reason(error))
+        return pending._replace(reason=_reason(error))
     try:
-        arrays = [_array(one[0]) for one in made]
+        arrays = [_array(result[0]) for result in results]
         written = worker_tasks.write(photo, arrays, job.targets, thumbnail_names(job.targets), settings.writing)
     except Exception as error:
-        return start._replace(reason=_reason(error))
-    return _entry(start, job, photo, written)
+        return pending._replace(reason=_reason(error))
+    return _done_entry(pending, job, photo, written)
 
 
 def pending_entry(job: Job, settings: Settings) -> JournalEntry:
-    """What is noted before the translations of a picture are written."""
+    """Return the journal entry of a photo before its translations are written."""
     return started_entry(job.source, settings.fingerprint, (target.as_posix() for target in job.targets))
 
 
 def failed_entry(job: Job, journal: Journal | None, reason: str) -> JournalEntry:
-    """What is noted of a picture that has no translation.
+    """Return the journal entry of a failed photo.
 
-    It claims what is there by the journal, and nothing else: whatever appears in its place is somebody's own.
+    The entry keeps the targets of the photo's previous entry that still exist. It names no other target: a file that
+    appears in the output later belongs to the user.
     """
-    before = journal.entries.get(job.key) if journal is not None else None
+    previous = journal.entries.get(job.key) if journal is not None else None
     entry = started_entry(job.source, "", ())._replace(reason=reason)
-    if journal is None or before is None:
+    if journal is None or previous is None:
         return entry
-    there = {name: stamp for name, stamp in before.targets.items() if os.path.lexists(journal.output / name)}
-    return entry._replace(targets=there)
+    existing = {name: stamp for name, stamp in previous.targets.items() if os.path.lexists(journal.output / name)}
+    return entry._replace(targets=existing)
 
 
 def thumbnail_names(targets: Sequence[str | Path]) -> list[str]:
-    """Names of the thumbnails of a picture and of its translations, which the targets tell."""
-    name = hashlib.sha256(os.fsencode(targets[0])).hexdigest()[:16]
-    return [f"{name}-{number}.webp" for number in range(1 + len(targets))]
+    """Return the names of the thumbnails of a photo and of its translations, derived from the first target."""
+    stem = hashlib.sha256(os.fsencode(targets[0])).hexdigest()[:16]
+    return [f"{stem}-{number}.webp" for number in range(1 + len(targets))]
 
 
-def line(job: Job, entry: JournalEntry) -> ReportRow:
-    """What the report says of a picture that was worked on."""
+def report_row(job: Job, entry: JournalEntry) -> ReportRow:
+    """Return the row of the report for a translated or failed photo."""
     status: Status = "translated" if entry.is_done else "failed"
-    reason = entry.reason if entry.reason or entry.is_done else "it was not done"
+    reason = entry.reason if entry.reason or entry.is_done else "it was not processed"
     targets = tuple(target.as_posix() for target in job.targets)
     return ReportRow(job.source.path, targets, status, reason, entry.notes, entry.size, entry.elapsed_s)
 
 
 def summary(outcome: JobResult, plan: Plan, *, where: Path) -> str:
-    """What has been done, for people: one line, and below it a few of those that failed."""
+    """Return the summary of a command: one line, then one line for each of the first failures.
+
+    Args:
+        outcome: result of all photos.
+        plan: plan of the command.
+        where: path at the end of the first line: the contact sheet or the output folder.
+    """
     done, current, kept = (outcome.count(status) for status in ("translated", "up to date", "kept"))
     detail = f" ({f'{done:,} translated, ' if done else ''}{current:,} up to date)" if current else ""
     aside = f", {kept:,} kept as {'it was' if kept == 1 else 'they were'}" if kept else ""
@@ -251,26 +272,26 @@ def summary(outcome: JobResult, plan: Plan, *, where: Path) -> str:
         f"{done + current:,} ok{detail}{aside}, {len(outcome.failures):,} failed "
         f"in {outcome.elapsed_s:.{0 if outcome.elapsed_s >= 10 else 1}f} s{pace}: {printable(where)}"
     )
-    lines = [f"{printable(line.source)}: {line.reason}" for line in outcome.failures[:SHOWN]]
+    lines = [f"{printable(row.source)}: {row.reason}" for row in outcome.failures[:SHOWN]]
     if len(outcome.failures) > SHOWN and plan.journal is not None:
         report = plan.journal.folder / "report.jsonl"
         lines.append(f"and {len(outcome.failures) - SHOWN:,} more, all listed in {printable(report)}")
-    kept_lines = [line for line in outcome.lines if line.status == "kept"]
-    if kept_lines:
-        more = f", and {len(kept_lines) - 1:,} more" if len(kept_lines) > 1 else ""
-        lines.append(f"kept: {kept_lines[0].reason}{more}")
+    kept_rows = [row for row in outcome.lines if row.status == "kept"]
+    if kept_rows:
+        more = f", and {len(kept_rows) - 1:,} more" if len(kept_rows) > 1 else ""
+        lines.append(f"kept: {kept_rows[0].reason}{more}")
     return "\n  ".join([first, *lines])
 
 
-class _Shared:
-    """A counter that all processes advance and one of them shows."""
+class _SharedProgress:
+    """Context manager: count the finished photos of all ranks; rank 0 shows the count."""
 
     def __init__(self, total: int, world: World) -> None:
         self.world = world
         self.counter = Counter(total) if world.is_main else None
-        self._began = time.perf_counter()
+        self._started_at = time.perf_counter()
 
-    def __enter__(self) -> "_Shared":
+    def __enter__(self) -> "_SharedProgress":
         if self.counter is not None:
             self.counter.__enter__()
         return self
@@ -281,7 +302,7 @@ class _Shared:
 
     @property
     def elapsed_s(self) -> float:
-        return time.perf_counter() - self._began
+        return time.perf_counter() - self._started_at
 
     def advance(self) -> None:
         done = self.world.total("translated", 1)
@@ -294,28 +315,28 @@ class _Shared:
 
 
 class _Work:
-    """The work in progress: what is being read, and what is being written."""
+    """Jobs in progress: photos that are being read, translated or written."""
 
     def __init__(
         self,
-        treatment: Pipeline,
+        pipeline: Pipeline,
         settings: Settings,
         workers: Workers,
         journal: Journal | None,
         progress: Progress | None,
     ) -> None:
-        self.treatment, self.settings, self.workers = treatment, settings, workers
+        self.pipeline, self.settings, self.workers = pipeline, settings, workers
         self.journal, self.progress = journal, progress
-        self.lines: list[ReportRow] = []
-        self.doubts = Doubts()
+        self.rows: list[ReportRow] = []
+        self.streak = FailureStreak()
         self._writing: deque[tuple[Job, Photo, JournalEntry, Task[Written]]] = deque()
-        self._area = batching.MOST_WAITING  # pixels of the picture that was read last: sets are mostly of one size
+        self._area = batching.MAX_WAITING_PIXELS  # pixels of the last photo read, as an estimate for the next ones
 
     def loaded(self, todo: Iterable[Job]) -> Iterator[LoadedPhoto]:
-        """The pictures, read ahead; those that cannot be read are noted."""
+        """Yield the photos, which are read ahead; unreadable photos are recorded as failures."""
         jobs = {job.source.path: job for job in todo}
         for path, reading in self.workers.ahead(
-            functools.partial(worker_tasks.read, how=self.settings.reading), jobs, most=self._most
+            functools.partial(worker_tasks.read, how=self.settings.reading), jobs, max_ahead=self._max_waiting
         ):
             job = jobs[path]
             try:
@@ -328,116 +349,127 @@ class _Work:
             yield LoadedPhoto(job, photo, pixels)
 
     def translate_batch(self, batch: Sequence[LoadedPhoto]) -> None:
-        """Translate a batch and have it written; where the model fails on it, its pictures are translated one by one.
+        """Translate a batch and start to write it; if the model fails on the batch, translate its photos one by one.
 
         Raises:
-            Exception: of the model, once it has failed on too many pictures in a row, or on all.
+            Exception: the model's error, if it is fatal, or once the model has failed on too many photos in a row.
         """
-        within = None if self.progress is None else self.progress.partial
-        since = time.perf_counter()
+        advance = None if self.progress is None else self.progress.partial
+        started_at = time.perf_counter()
         try:
-            made = self.treatment(torch.stack([one.pixels for one in batch]), advance=within)
+            results = self.pipeline(torch.stack([loaded.pixels for loaded in batch]), advance=advance)
         except Exception as error:
-            if is_final(error):
+            if is_fatal(error):
                 raise
             if len(batch) > 1:
-                for one in batch:
-                    self.translate_batch([one])
-            elif _is_of_the_picture(error):
+                for loaded in batch:
+                    self.translate_batch([loaded])
+            elif _concerns_one_photo(error):
                 self._note(batch[0].job, failed_entry(batch[0].job, self.journal, _reason(error)))
             else:
-                self.doubts.add(batch[0].job, of_the_model(error), error)
+                self.streak.add(batch[0].job, model_failure_reason(error), error)
             return
-        self._settle()
-        elapsed_s = (time.perf_counter() - since) / len(batch)
+        self._clear_streak()
+        elapsed_s = (time.perf_counter() - started_at) / len(batch)
         for number, (job, photo, _) in enumerate(batch):
             entry = pending_entry(job, self.settings)._replace(elapsed_s=elapsed_s)
             if self.journal is not None:
                 self.journal.add(job.key, entry)
-            arrays = [_array(results[number]) for results in made]
+            arrays = [_array(result[number]) for result in results]
             task = self.workers.start(
                 worker_tasks.write, photo, arrays, job.targets, thumbnail_names(job.targets), self.settings.writing
             )
             self._writing.append((job, photo, entry, task))
-        self.write_down()
+        self.note_written()
 
-    def write_down(self, *, everything: bool = False) -> None:
-        """Note what has been written; not more than a few pictures wait to be."""
-        while self._writing and (everything or len(self._writing) > self._most() or self._writing[0][3].future.done()):
+    def note_written(self, *, wait_for_all: bool = False) -> None:
+        """Record photos whose files have been written; wait if too many are being written, or with `wait_for_all`."""
+        while self._writing and (
+            wait_for_all or len(self._writing) > self._max_waiting() or self._writing[0][3].future.done()
+        ):
             job, photo, entry, task = self._writing[0]
             try:
-                entry = _entry(entry, job, photo, self.workers.finish(task))
+                entry = _done_entry(entry, job, photo, self.workers.finish(task))
             except Exception as error:
                 entry = failed_entry(job, self.journal, _reason(error))
             self._note(job, entry)
             self._writing.popleft()
 
-    def end(self) -> None:
-        """Have everything written and noted; raises the model's error if it has translated nothing."""
-        self.write_down(everything=True)
-        self.doubts.end()
-        self._settle()
+    def finish(self) -> None:
+        """Wait for all files and record them; raise the model's error if the model has translated no photo."""
+        self.note_written(wait_for_all=True)
+        self.streak.finish()
+        self._clear_streak()
 
-    def break_off(self) -> None:
-        """Write nothing more, but note what has been written, so that it need not be made again."""
+    def abort(self) -> None:
+        """Start no more writing, and record the files already written, so the next command does not repeat them."""
         for job, photo, entry, task in self._writing:
             if task.future.cancel() or task.future.exception() is not None:
                 continue
             with contextlib.suppress(DiskError):
-                self._note(job, _entry(entry, job, photo, task.future.result()))
+                self._note(job, _done_entry(entry, job, photo, task.future.result()))
 
-    def _settle(self) -> None:
-        """Note the pictures that the model has failed on, since it works on others."""
-        for job, reason in self.doubts.settled():
+    def _clear_streak(self) -> None:
+        """Record the failures of the streak, since the model works on other photos."""
+        for job, reason in self.streak.clear():
             self._note(job, failed_entry(job, self.journal, reason))
 
-    def _most(self) -> int:
-        """How many pictures may wait before the model, and as many behind it: large ones take memory."""
-        return max(1, min(self.workers.most_ahead, batching.MOST_WAITING // self._area))
+    def _max_waiting(self) -> int:
+        """Return the maximum number of photos that wait for the model, and of photos that wait to be written.
+
+        The maximum is lower for large photos.
+        """
+        return max(1, min(self.workers.max_ahead, batching.MAX_WAITING_PIXELS // self._area))
 
     def _note(self, job: Job, entry: JournalEntry) -> None:
         if self.journal is not None:
             self.journal.add(job.key, entry)
-        self.lines.append(line(job, entry))
+        self.rows.append(report_row(job, entry))
         if self.progress is not None:
             self.progress.advance()
 
 
-def _entry(start: JournalEntry, job: Job, photo: Photo, written: Written) -> JournalEntry:
+def _done_entry(pending: JournalEntry, job: Job, photo: Photo, written: Written) -> JournalEntry:
+    """Return the journal entry of a translated photo."""
     height, width = photo.pixels.shape[:2]
     notes = tuple(dict.fromkeys([*job.notes, *written.notes]))
-    return start._replace(targets={**written.stamps}, size=(width, height), notes=notes)
+    return pending._replace(targets={**written.stamps}, size=(width, height), notes=notes)
 
 
-def is_final(error: Exception) -> bool:
-    """Whether an error would meet all pictures alike: a disk that is full, a device that is lost."""
+def is_fatal(error: Exception) -> bool:
+    """Return whether an error would affect all photos, such as a full disk or a lost device."""
     if isinstance(error, CyclestyleError):
         return not isinstance(error, DataError)
     return not memory.is_out_of_memory(error) and memory.resource_error(error) is not None
 
 
-def of_the_model(error: Exception) -> str:
-    """Why a picture has no translation on which the model fails, but not on others."""
+def model_failure_reason(error: Exception) -> str:
+    """Return the reason, for the report, of a photo that the model fails on although it works on others."""
     return one_line(f"the model fails on it ({type(error).__name__}: {error})")
 
 
-def _is_of_the_picture(error: Exception) -> bool:
-    """Whether a model's error is about this picture, or memory for it."""
+def _concerns_one_photo(error: Exception) -> bool:
+    """Return whether a model's error is due to the photo, or to a lack of memory for it."""
     return isinstance(error, DataError) or memory.is_out_of_memory(error)
 
 
 def _checked(job: Job, photo: Photo) -> Photo:
-    """The photo, if a batch can be made of it; raises PictureError."""
-    if found := fault(photo):
-        raise ImageError(job.source.path, f"it was read as {found}", permanent=False)
+    """Return the photo if it can join a batch; raise an ImageError otherwise."""
+    if problem := fault(photo):
+        raise ImageError(job.source.path, f"it was read as {problem}", permanent=False)
     return photo
 
 
 def _reason(error: Exception) -> str:
-    """Why a picture has no translation; what would meet the others alike is raised, a full disk as a DiskError."""
+    """Return the reason, for the report, of a failed photo.
+
+    Raises:
+        DiskError: the disk is full.
+        Exception: `error` itself, if it would affect all photos.
+    """
     if isinstance(error, ImageError):
         return error.reason
-    if is_final(error):
+    if is_fatal(error):
         raise error
     if isinstance(error, DataError):
         return str(error)
@@ -453,10 +485,10 @@ def _reason(error: Exception) -> str:
 
 
 def _tensor(pixels: PixelArray) -> Tensor:
-    """(H, W, 3) as (3, H, W), without a copy where that can be."""
+    """Convert an array (H, W, 3) to a tensor (3, H, W), without a copy where possible."""
     return torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy()).permute(2, 0, 1)
 
 
 def _array(pixels: Tensor) -> PixelArray:
-    """(3, H, W) as (H, W, 3)."""
+    """Convert a tensor (3, H, W) to an array (H, W, 3)."""
     return pixels.permute(1, 2, 0).contiguous().cpu().numpy()

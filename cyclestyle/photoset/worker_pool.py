@@ -1,4 +1,4 @@
-"""Reading and writing beside the model, in processes of their own."""
+"""Pool of processes or threads that read and write photos while the model computes."""
 
 import multiprocessing
 import os
@@ -15,16 +15,16 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar
 from cyclestyle.errors import DataError
 from cyclestyle.photoset import worker_tasks
 
-THREADS = min(4, os.cpu_count() or 1)  # Pillow's codecs let go of the interpreter
-MAX_WORKERS = 4  # processes by themselves: a model on two or sixteen cores does not need more
-FEW_PHOTOS = 8  # pictures, below which processes take longer to start than they save
+THREADS = min(4, os.cpu_count() or 1)  # threads suffice here: Pillow's codecs release the interpreter's lock
+MAX_WORKERS = 4  # limit of `auto`: a model on two or sixteen cores does not need more
+FEW_PHOTOS = 8  # for fewer photos, processes take longer to start than they save
 
 _Argument = TypeVar("_Argument")
 _Result = TypeVar("_Result")
 
 
 class Task(NamedTuple, Generic[_Result]):
-    """A call that has been handed out."""
+    """A submitted call; function and arguments are kept to repeat it."""
 
     future: "Future[_Result]"
     function: Callable[..., _Result]
@@ -32,23 +32,23 @@ class Task(NamedTuple, Generic[_Result]):
 
 
 class Workers:
-    """Processes, or threads of this one, that calls are handed out to. A context: they end with it.
+    """Context manager: pool of processes or threads that run calls; the end of the `with` body stops them.
 
     Args:
-        count: of processes; 0 is threads.
+        count: number of processes; 0 means threads.
     """
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self.most_ahead = 2 * (count or THREADS)  # calls that wait, or whose results do
-        self._executor = self._start()
+        self.max_ahead = 2 * (count or THREADS)  # maximum number of calls that run or wait, and of unused results
+        self._executor = self._start_executor()
 
     @classmethod
-    def suited(cls, wanted: int | Literal["auto"], pictures: int) -> "Workers":
-        """As many as were asked for; by themselves none for a few pictures."""
-        if wanted == "auto":
-            return cls(min(MAX_WORKERS, os.cpu_count() or 1) if pictures >= FEW_PHOTOS else 0)
-        return cls(wanted)
+    def suited(cls, count: int | Literal["auto"], photos: int) -> "Workers":
+        """Create a pool of the requested size; `auto` uses threads for few photos, and processes for many."""
+        if count == "auto":
+            return cls(min(MAX_WORKERS, os.cpu_count() or 1) if photos >= FEW_PHOTOS else 0)
+        return cls(count)
 
     def __enter__(self) -> "Workers":
         return self
@@ -59,29 +59,29 @@ class Workers:
         self._executor.shutdown(wait=True, cancel_futures=True)
 
     def start(self, function: Callable[..., _Result], *arguments: Any) -> Task[_Result]:
-        """Hand out a call."""
+        """Submit a call; if a worker was killed, replace the pool first."""
         try:
             future = _submit(self._executor, function, *arguments)
         except BrokenExecutor:
-            self._renew()
+            self._replace_executor()
             future = _submit(self._executor, function, *arguments)
         return Task(future, function, arguments)
 
     def finish(self, task: Task[_Result]) -> _Result:
-        """What came of a call; where its worker was killed, it gets another worker to itself.
+        """Return the result of a call; if its worker was killed, run the call again in a separate process.
 
         Raises:
-            DataError: that one was killed too.
+            DataError: the second process was killed too.
         """
         try:
             return task.future.result()
         except BrokenExecutor:
             pass
-        # One picture that its decoder, or the system's lack of memory, kills a worker with takes all calls of the
-        # others along. Each of them gets a second chance, where it can harm nobody else.
-        with self._processes(1) as alone:
+        # One photo can kill a worker, by a crash of the decoder or for lack of memory, and all calls of the pool fail
+        # with it. Each call is repeated once in a separate process, where it cannot harm the others.
+        with self._processes(1) as executor:
             try:
-                return _submit(alone, task.function, *task.arguments).result()
+                return _submit(executor, task.function, *task.arguments).result()
             except BrokenExecutor:
                 raise DataError("its worker process was killed twice: is it too large for the memory?") from None
 
@@ -90,63 +90,65 @@ class Workers:
         function: Callable[[_Argument], _Result],
         arguments: Iterable[_Argument],
         *,
-        most: Callable[[], int] | None = None,
+        max_ahead: Callable[[], int] | None = None,
     ) -> Iterator[tuple[_Argument, Task[_Result]]]:
-        """Each argument with its call, in order, while the workers are at the next few.
+        """Yield each argument with its task, in order, while the workers run the next few calls.
 
         Args:
-            most: how many those may be just now, if not `most_ahead`.
+            function: function that the workers call.
+            arguments: one argument for each call.
+            max_ahead: returns the maximum number of calls ahead; by default, it is `self.max_ahead`.
         """
         running: deque[tuple[_Argument, Task[_Result]]] = deque()
         for argument in arguments:
             running.append((argument, self.start(function, argument)))
-            while len(running) > (most() if most else self.most_ahead):
+            while len(running) > (max_ahead() if max_ahead else self.max_ahead):
                 yield running.popleft()
         while running:
             yield running.popleft()
 
-    def _renew(self) -> None:
+    def _replace_executor(self) -> None:
         self._executor.shutdown(wait=False)
-        self._executor = self._start()
+        self._executor = self._start_executor()
 
-    def _start(self) -> Executor:
+    def _start_executor(self) -> Executor:
         return self._processes(self.count) if self.count else ThreadPoolExecutor(THREADS)
 
     @staticmethod
     def _processes(count: int) -> ProcessPoolExecutor:
-        # Not forked: a copy of a process that has PyTorch's threads may hang.
+        # Processes are spawned: a fork of a process with PyTorch's threads may hang.
         context = multiprocessing.get_context("spawn")
-        return ProcessPoolExecutor(count, mp_context=context, initializer=worker_tasks.begin)
+        return ProcessPoolExecutor(count, mp_context=context, initializer=worker_tasks.initialize_worker)
 
 
 def _submit(executor: Executor, function: Callable[..., _Result], *arguments: Any) -> "Future[_Result]":
-    """Hand out a call, for which the executor may start a process."""
+    """Submit a call; the executor may start a process for it."""
     with _starting_processes():
         return executor.submit(function, *arguments)
 
 
 @contextmanager
 def _starting_processes() -> Iterator[None]:
-    """What processes that are started within take over from this one.
+    """Context manager: start processes without this program's main module, and with Ctrl-C blocked.
 
-    They do not run the main module again, as spawned ones otherwise do. They need nothing of it, and it may be what
-    cannot be run twice: a script without `if __name__ == "__main__"`, a pipe, a notebook. And from their first moment
-    on Ctrl-C, which a terminal tells them of as well, is none of their business.
+    Spawned processes would run the main module again. Workers do not need it, and a second run may fail: in a
+    script without `if __name__ == "__main__"`, a pipe or a notebook. A terminal sends Ctrl-C to workers too; it is
+    blocked until they ignore it.
     """
     main = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
-    before = _without_interrupts()
+    previous_mask = _block_interrupts()
     try:
         yield
     finally:
         sys.modules["__main__"] = main
-        if before is not None:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if previous_mask is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, previous_mask)
 
 
-def _without_interrupts() -> set[signal.Signals | int] | None:
-    """Have Ctrl-C wait; returns what waited before, None where the system knows nothing of the kind."""
+def _block_interrupts() -> set[signal.Signals | int] | None:
+    """Block Ctrl-C in this thread; return the previous signal mask, None on a system without masks."""
     if sys.platform == "win32":
         return None
-    resource_tracker.ensure_running()  # it is a process too, and ends the waiting once it has been started
+    resource_tracker.ensure_running()  # start this helper process first, since its start unblocks signals
     return set(signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}))

@@ -1,6 +1,6 @@
-"""What worker processes do while a model computes: pictures out of files and into files.
+"""Tasks of worker processes: read photos from files, and write translations and thumbnails to files.
 
-It imports no torch, so that a worker starts in a fraction of a second.
+This module imports no torch, so a worker starts in a fraction of a second.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from cyclestyle.signals import terminate_with_parent
 
 
 class Reading(NamedTuple):
-    """How pictures are read, see `photos.read`."""
+    """Options for reading photos, see `images.reading.read`."""
 
     resize: int | None = None
     metadata: bool = False
@@ -28,63 +28,65 @@ class Reading(NamedTuple):
 
 
 class Writing(NamedTuple):
-    """How translations are written."""
+    """Options for writing translations."""
 
-    output: Path
+    output: Path  # output folder
     quality: int = 95
-    sheet: Path | None = None  # folder for the thumbnails of the contact sheet
+    sheet: Path | None = None  # folder for the contact sheet's thumbnails; None for no sheet
 
 
 class Written(NamedTuple):
-    """What has been written of one picture."""
+    """Files written for one photo."""
 
-    stamps: dict[str, tuple[int, int]]  # target -> its bytes, and when it was changed in ns
+    stamps: dict[str, tuple[int, int]]  # target -> (size in bytes, modification time in ns)
     notes: tuple[str, ...]
 
 
-def begin() -> None:
-    """Make the process a worker: it ends with the one that started it, which alone is asked to stop by Ctrl-C."""
+def initialize_worker() -> None:
+    """Make a worker process ignore Ctrl-C and end together with its parent process."""
     import signal
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     terminate_with_parent()
     parent = multiprocessing.parent_process()
-    if parent is not None and not parent.is_alive():  # it was killed before it could be watched
+    if parent is not None and not parent.is_alive():  # the parent was killed before `terminate_with_parent`
         os._exit(1)
 
 
 def read(path: Path, how: Reading) -> Photo:
-    """A picture; raises PictureError."""
+    """Read a photo; raise an ImageError if it cannot be read."""
     return reading.read(path, resize=how.resize, metadata=how.metadata, max_pixels=how.max_pixels)
 
 
 def write(
-    photo: Photo, translations: Sequence[PixelArray], targets: Sequence[Path], shots: Sequence[str], how: Writing
+    photo: Photo, translations: Sequence[PixelArray], targets: Sequence[Path], thumbs: Sequence[str], how: Writing
 ) -> Written:
-    """Write the translations of a picture and, where there is a contact sheet, its thumbnails.
+    """Write the translations of a photo and, for a contact sheet, its thumbnails.
+
+    If a thumbnail cannot be made, a note is added instead of raising an error, since the translation itself exists.
 
     Args:
-        translations: as the photo's `pixels`, each for the target at its place.
-        targets: relative to the output folder.
-        shots: names of the thumbnails, of the photo itself first.
-
-    A thumbnail that cannot be made is a note: the translation is there.
+        photo: the photo; its metadata and alpha are written into the files.
+        translations: arrays of the shape and dtype of `photo.pixels`, one for each target.
+        targets: paths relative to the output folder.
+        thumbs: names of the thumbnails: first that of the photo, then one for each translation.
+        how: options.
 
     Raises:
-        PictureError: a format cannot hold the picture, or what was written cannot be opened again.
-        OSError: the disk does not take it; with the name of the file.
+        ImageError: a format cannot hold the image, or the written file cannot be opened again.
+        OSError: a file cannot be written; `filename` is set to its path.
     """
     stamps: dict[str, tuple[int, int]] = {}
     notes = list(photo.notes)
     for pixels, target in zip(translations, targets, strict=True):
         path = how.output / target
-        with _named(path), _of_one_picture(path):
+        with _with_file_name(path), _as_image_error(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             notes += writing.write(dataclasses.replace(photo, pixels=pixels), path, quality=how.quality)
             status = path.stat()
         stamps[target.as_posix()] = status.st_size, status.st_mtime_ns
     if how.sheet is not None:
-        for pixels, name in zip([photo.pixels, *translations], shots, strict=True):
+        for pixels, name in zip([photo.pixels, *translations], thumbs, strict=True):
             try:
                 write_thumbnail(pixels, photo.alpha, how.sheet / name)
             except ImageError as error:
@@ -92,31 +94,39 @@ def write(
     return Written(stamps, tuple(dict.fromkeys(notes)))
 
 
-def rewrite_thumbnail(source: Path, targets: Sequence[Path], shots: Sequence[str], how: Writing) -> None:
-    """The thumbnails of a picture that was translated when no contact sheet was asked for."""
+def rewrite_thumbnails(source: Path, targets: Sequence[Path], thumbs: Sequence[str], how: Writing) -> None:
+    """Write the thumbnails of a photo that an earlier command translated without a contact sheet."""
     assert how.sheet is not None
-    for path, name in zip([source, *(how.output / target for target in targets)], shots, strict=True):
+    for path, name in zip([source, *(how.output / target for target in targets)], thumbs, strict=True):
         photo = reading.read(path)
         write_thumbnail(photo.pixels, photo.alpha, how.sheet / name)
 
 
 def write_thumbnail(pixels: PixelArray, alpha: PixelArray | None, path: Path) -> None:
-    """Write a thumbnail; raises PictureError where none can be made, OSError with the file's name for the disk."""
+    """Write the thumbnail of an image to `path`.
+
+    Raises:
+        ImageError: the thumbnail cannot be encoded.
+        OSError: the file cannot be written; `filename` is set to `path`.
+    """
     try:
         content = thumbnails.thumbnail(pixels, alpha)
     except MemoryError:
         raise
-    except Exception as error:  # encoders raise nearly anything
+    except Exception as error:  # encoders raise errors of any type
         raise ImageError(path, f"it has no thumbnail ({type(error).__name__}: {error})") from None
-    with _named(path):
+    with _with_file_name(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as stream:
             stream.write(content)
 
 
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Errors of the system name the file that was to be written, not one on the way to it, or none."""
+def _with_file_name(path: Path) -> Iterator[None]:
+    """Context manager: re-raise an OSError from the `with` body with `path` as `filename`.
+
+    The original `filename` may be missing, or be that of a temporary file.
+    """
     try:
         yield
     except OSError as error:
@@ -124,8 +134,11 @@ def _named(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _of_one_picture(path: Path) -> Iterator[None]:
-    """Make a PictureError of what nobody expected of a picture: it can always be sent to another process."""
+def _as_image_error(path: Path) -> Iterator[None]:
+    """Context manager: re-raise an unexpected error from the `with` body as an ImageError about `path`.
+
+    An ImageError can always be sent to another process; errors of other types may not.
+    """
     try:
         yield
     except (CyclestyleError, OSError, MemoryError):
@@ -135,5 +148,5 @@ def _of_one_picture(path: Path) -> Iterator[None]:
 
 
 def unexpected(error: Exception) -> str:
-    """The reason for the user where no part of the program knows one."""
+    """Return the text for the user about an error that the program does not expect."""
     return f"unexpected {type(error).__name__}: {error}" if str(error) else f"unexpected {type(error).__name__}"

@@ -1,1 +1,1 @@
-"""A run's folder: its lock, its status, and how the run ended."""
+"""The folder of a run: its lock, its status and its failure report."""

@@ -1,4 +1,4 @@
-"""How a run ends: one line for the user, told once by one of its processes, and the same in status.json."""
+"""Report of a failed run: one line for the user, printed by one rank only, and the same line in status.json."""
 
 import os
 import sys
@@ -16,14 +16,14 @@ from cyclestyle.run.folder import RunFolder
 
 
 class FailureReport:
-    """A context around all that a run does; writes the status once there is a `folder` to write it to.
+    """Context manager around a whole run: record an error in status.json, once `folder` is set, and re-raise it.
 
-    Errors that are nobody's bug leave it as a `CyclestyleError`. Where several processes fail, as they do when one of
-    them has gone, only the first raises; the others leave with its exit code and without a word.
+    An error that is not a bug is re-raised as a `CyclestyleError`. If several ranks fail, as they do after one of them
+    has died, only the first to fail raises; the other ranks exit silently with the exit code of the first.
 
     Args:
-        world: the processes.
-        advice: for a user who runs out of memory.
+        world: ranks of the run.
+        advice: remedies to print when memory runs out or the device fails.
     """
 
     def __init__(self, world: World, *, advice: Remedies = TRAINING) -> None:
@@ -55,20 +55,23 @@ class FailureReport:
 
 
 def to_user_error(error: Exception, world: World, advice: Remedies = TRAINING) -> CyclestyleError | None:
-    """The error as users can make something of it; None for a bug."""
+    """Convert an exception to an error with a message for the user; return None if the exception is a bug."""
     if isinstance(error, CyclestyleError):
         return error
-    if (shortage := memory.resource_error(error, advice)) is not None:
-        return shortage
+    if (resource := memory.resource_error(error, advice)) is not None:
+        return resource
     if isinstance(error, OSError) and is_disk_error(error):
         place = f" {os.fsdecode(error.filename)}" if error.filename else ""
         return DiskError(f"cannot write{place}: {(error.strerror or '').lower()}")
-    if isinstance(error, RuntimeError) and world.size > 1 and _is_of_the_connection(error):
+    if isinstance(error, RuntimeError) and world.size > 1 and _is_connection_error(error):
         return world.lost_process_error(error)
     return None
 
 
-def _is_of_the_connection(error: RuntimeError) -> bool:
-    """Whether torch says that it cannot reach another process; it has a type of error for some of the ways only."""
+def _is_connection_error(error: RuntimeError) -> bool:
+    """Return whether the error means that torch cannot reach another rank.
+
+    Some of these errors are a DistError; the others are recognized by words in their text.
+    """
     words = ("gloo", "NCCL", "Connection", "Socket", "TCPStore", "Timed out", "Timeout")
     return isinstance(error, DistError) or any(word in str(error) for word in words)

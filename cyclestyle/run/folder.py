@@ -1,51 +1,43 @@
-"""A run's folder: what it was started with, how it stands, and whether this command may go on with it."""
-
-import os
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-
-from cyclestyle.cli.keys import MAY_CHANGE, with_present_names
-from cyclestyle.errors import CheckpointError, CommandError, warn
-from cyclestyle.filesystem.atomic import write_text
-from cyclestyle.filesystem.listing import printable
-
-if TYPE_CHECKING:
-    pass
+"""The run folder: its lock, config and status, and the check whether a command may resume the run."""
 
 import json
+import os
 import socket
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 from cyclestyle.checkpoints.directory import Checkpoint, Checkpoints, step_of
-from cyclestyle.errors import DiskError
-from cyclestyle.filesystem.atomic import remove_temporary_files
+from cyclestyle.cli.keys import MAY_CHANGE, with_present_names
+from cyclestyle.errors import CheckpointError, CommandError, DiskError, warn
+from cyclestyle.filesystem.atomic import remove_temporary_files, write_text
+from cyclestyle.filesystem.listing import printable
 from cyclestyle.filesystem.lock import Lock
 
-NOT_A_RUN = {"lock", "status.json"}  # what a start leaves behind that failed before it began
+NOT_A_RUN = {"lock", "status.json"}  # files of a command that failed before training began
 
-Files = Mapping[str, Mapping[str, int]]  # side -> file -> bytes
+Files = Mapping[str, Mapping[str, int]]  # side "a" or "b" -> file name -> size in bytes
 State = Literal["running", "finished", "stopped", "failed"]
 
 
 class ResumePoint(NamedTuple):
-    """What a run goes on from."""
+    """State to resume a run from."""
 
     checkpoint: Checkpoint
-    changes: list[str]  # of the recipe, that do not matter or were insisted on
+    changes: list[str]  # one line per changed config key or file list; all these changes are permitted
 
 
 class RunFolder:
     """The folder of one run.
 
     Args:
-        path: of the folder; the same command has the same folder, and so resumes.
-        keep, keep_every: which checkpoints stay on disk, see `Checkpoints`.
-        mode: `auto` goes on with a run that is there, `never` refuses to.
-        allow_changed: go on although the recipe or the files are not those that the run was started with.
+        path: location of the folder. A repeated command has the same `path`, and therefore resumes the run.
+        keep, keep_every: checkpoints that stay on disk, see `Checkpoints`.
+        mode: `auto` resumes an existing run, `never` rejects it.
+        allow_changed: resume even if the recipe or the files differ from those that the run was started with.
 
     Raises:
-        CommandError: `keep` or `keep_every` is impossible, or the folder holds a run and `mode` is `never`.
+        CommandError: impossible `keep` or `keep_every`, or the folder holds a run and `mode` is `never`.
     """
 
     def __init__(
@@ -65,15 +57,15 @@ class RunFolder:
         self._step: Callable[[], int | None] = lambda: None
 
     def acquire(self) -> None:
-        """Make the folder and take it: until this process ends, however it ends, no other one gets it.
+        """Create the folder and lock it until this process ends or is killed.
 
         Raises:
-            DiskError: it cannot be written.
-            CommandError: another process has it.
+            DiskError: the folder cannot be written.
+            CommandError: another process holds the lock.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            taken = self._lock.acquire()
+            acquired = self._lock.acquire()
             if not os.access(self.path, os.W_OK | os.X_OK):
                 raise PermissionError(13, "Permission denied")
         except OSError as error:
@@ -81,27 +73,30 @@ class RunFolder:
             raise DiskError(
                 f"cannot write to {self.path.absolute()}: {reason}; choose another run_dir= or name="
             ) from None
-        if not taken:
+        if not acquired:
             raise CommandError(f"{self.path} is in use{self._user()}: wait for it, or choose another name=")
         for folder in (self.path, self.path / "samples"):
             remove_temporary_files(folder)
 
     def resume_point(
-        self, recipe: Mapping[str, Any], files: Files, *, bad: Mapping[str, Mapping[str, str]], mend: bool = False
+        self, recipe: Mapping[str, Any], files: Files, *, bad: Mapping[str, Mapping[str, str]], repair: bool = False
     ) -> ResumePoint | None:
-        """What to go on from, if there is a checkpoint and it belongs to this recipe and these files.
+        """Load the newest undamaged checkpoint and check that its recipe and files match this command's.
 
         Args:
-            recipe: the resolved config.
-            files: the training files of `a` and `b` in order, with their sizes.
-            bad: those of them that cannot be read now, side -> file -> reason; they keep their places.
-            mend: take damaged checkpoints out of the way; for the one process that holds the folder.
+            recipe: resolved config of this command.
+            files: training files of this command, in order.
+            bad: unreadable training files: side -> file name -> reason. `files` lists them too; their sizes may differ.
+            repair: rename damaged checkpoints to hidden names; set only on the rank that holds the lock.
+
+        Returns:
+            Checkpoint and permitted changes; None if there is no checkpoint.
 
         Raises:
-            CheckpointError: all checkpoints are damaged, or they are of other networks.
-            CommandError: the recipe or the files have changed.
+            CheckpointError: all checkpoints are damaged, or they hold networks of another architecture.
+            CommandError: the recipe or the files have changed, and `allow_changed` is false.
         """
-        checkpoint = self.checkpoints.load(mend=mend, tell=warn if mend else lambda _: None)
+        checkpoint = self.checkpoints.load(repair=repair, warn=warn if repair else lambda _: None)
         if checkpoint is None:
             return None
         then, now = _flat(with_present_names(checkpoint.training["recipe"])), _flat(recipe)
@@ -112,26 +107,31 @@ class RunFolder:
             raise CheckpointError(
                 _lines(f"{self.path} holds networks of another architecture; choose another name=", networks)
             )
-        serious = [line for key, line in changed.items() if not _is_harmless(key)]
-        serious += _changed_files(checkpoint.training["files"], files, bad)
-        if serious and not self.allow_changed:
-            remedy = "choose another name=, or go on all the same with resume.allow_changed=true"
-            raise CommandError(_lines(f"{self.path} was started with another recipe or data set; {remedy}", serious))
-        return ResumePoint(checkpoint, list(dict.fromkeys([*changed.values(), *serious])))
+        blocking = [line for key, line in changed.items() if not _may_change(key)]
+        blocking += _changed_files(checkpoint.training["files"], files, bad)
+        if blocking and not self.allow_changed:
+            remedy = "choose another name=, or resume regardless with resume.allow_changed=true"
+            raise CommandError(_lines(f"{self.path} was started with another recipe or data set; {remedy}", blocking))
+        return ResumePoint(checkpoint, list(dict.fromkeys([*changed.values(), *blocking])))
 
     def write_config(self, yaml: str) -> None:
-        """Keep what the run was started with, with what `auto` came to."""
+        """Write the resolved config to config.yaml."""
         write_text(self.path / "config.yaml", yaml)
 
     def read_step_from(self, step: Callable[[], int]) -> None:
-        """Where the status takes the number of steps done from; before that it is the newest checkpoint's."""
+        """Set the function that returns the current step for status.json.
+
+        Before this call, status.json holds the step of the newest checkpoint.
+        """
         self._step = step
 
     def write_status(self, state: State, *, code: int | None = None, reason: str | None = None) -> None:
-        """Say how the run stands: `state`, exit `code` and `reason` once it has ended, `step`, newest `checkpoint`,
-        `host` and `pid`.
+        """Write status.json; print a warning if it cannot be written.
 
-        A disk that cannot take even this is told and not the end.
+        Args:
+            state: state of the run.
+            code: exit code; None while the run continues.
+            reason: cause of the end of the run, for people; None while the run continues.
         """
         newest, step = self.checkpoints.newest(), self._step()
         status = {
@@ -149,26 +149,29 @@ class RunFolder:
             warn(f"cannot write {self.path / 'status.json'}: {(error.strerror or '').lower()}")
 
     def has_finished(self) -> bool:
-        """Whether the status says that nothing is left to do or to tell."""
+        """Return whether status.json records that the run trained to the end, including its last log and samples."""
         return self._status().get("state") == "finished"
 
     def _user(self) -> str:
-        """Who has the folder: of this host by the lock itself, else as far as it has come to say so."""
+        """Describe the process that holds the lock, for an error text: ` by pid 7 on host h`, or empty if unknown.
+
+        The pid comes from the lock if the process runs on this host, else from status.json.
+        """
         if (pid := self._lock.holder()) is not None:
             return f" by pid {pid} on host {socket.gethostname()}"
         status = self._status()
         return f" by pid {status['pid']} on host {status['host']}" if {"pid", "host"} <= status.keys() else ""
 
     def _status(self) -> dict[str, Any]:
-        """What was last written of it; nothing if that cannot be read."""
+        """Content of status.json; empty if it cannot be read."""
         try:
             return dict(json.loads((self.path / "status.json").read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             return {}
 
 
-def _is_harmless(key: str) -> bool:
-    return any(key == one or key.startswith(one + ".") for one in MAY_CHANGE)
+def _may_change(key: str) -> bool:
+    return any(key == allowed or key.startswith(allowed + ".") for allowed in MAY_CHANGE)
 
 
 def _flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -179,7 +182,7 @@ def _flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _changed_files(then: Files, now: Files, bad: Mapping[str, Mapping[str, str]]) -> list[str]:
-    """What differs in names, order and sizes; a file that cannot be read any more may have any size."""
+    """Describe changes of file names, order and sizes, one line per side; sizes of unreadable files are ignored."""
     changed = []
     for side in ("a", "b"):
         before, after = then[side], now[side]
@@ -198,12 +201,12 @@ def _changed_files(then: Files, now: Files, bad: Mapping[str, Mapping[str, str]]
 
 
 def _lines(first: str, rest: list[str]) -> str:
-    printable = rest if len(rest) <= 5 else [*rest[:4], f"and {len(rest) - 4} more"]
-    return "\n  ".join([first, *printable])
+    shown = rest if len(rest) <= 5 else [*rest[:4], f"and {len(rest) - 4} more"]
+    return "\n  ".join([first, *shown])
 
 
-def write_bad_files(folder: "RunFolder", bad: Mapping[str, Mapping[str, str]]) -> None:
-    """All that cannot be used, for whoever wants to mend it: the screen shows a few."""
+def write_bad_files(folder: RunFolder, bad: Mapping[str, Mapping[str, str]]) -> None:
+    """Write all unusable files with reasons to bad_files.txt, since the printed error lists only a few of them."""
     lines = [
         f"{side} {printable(Path(name))}: {reason}" for side, files in bad.items() for name, reason in files.items()
     ]

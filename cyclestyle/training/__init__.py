@@ -1,1 +1,1 @@
-"""The training loop: steps, optimizers, schedule, moving average, state."""
+"""Training: the loop, optimizers, learning-rate schedule, moving average, and their state in checkpoints."""

@@ -1,4 +1,4 @@
-"""The moving average of the generators' weights, which gives calmer pictures than the weights of any one step."""
+"""Moving average of the generators' weights, whose translations vary less from step to step."""
 
 import copy
 from typing import Generic, TypeVar
@@ -13,13 +13,14 @@ Averaged = TypeVar("Averaged", bound=nn.Module)
 
 
 class GeneratorAverage(Generic[Averaged]):
-    """An exponential moving average (EMA) of a module's parameters.
+    """Exponential moving average (EMA) of a module's parameters.
 
-    The decay of step t is min(decay, (1 + t) / (10 + t)), so that the average forgets the random start quickly.
+    The decay of step t is min(decay, (1 + t) / (10 + t)), so that the random initial weights soon lose their
+    influence.
 
     Args:
-        module: what is averaged; `self.module` is a copy of it that holds the average.
-        decay: share of the old average kept at each step, in (0, 1).
+        module: module to average; `self.module` is a copy of it that holds the average.
+        decay: weight of the old average at each step, in (0, 1).
     """
 
     def __init__(self, module: Averaged, decay: float) -> None:
@@ -30,13 +31,17 @@ class GeneratorAverage(Generic[Averaged]):
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights as they are after 0-based step `step`."""
+        """Update the average with the weights after step `step` (0-based)."""
         decay = min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(self._averages, self._sources, 1 - decay)
 
 
 def make_ema(generators: Generators, decay: float) -> GeneratorAverage[Generators] | None:
-    """The moving average that a decay asks for; 0 asks for none."""
+    """Create the moving average of the generators; return None for decay 0.
+
+    Raises:
+        CommandError: `decay` is outside [0, 1).
+    """
     if not 0 <= decay < 1:
         raise CommandError(f"ema.decay={decay}: give 0 (off) or a share below 1 such as 0.999")
     return GeneratorAverage(generators, decay) if decay else None

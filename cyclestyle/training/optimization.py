@@ -1,4 +1,4 @@
-"""Both optimizers of a run as one, and the batch that they see."""
+"""The two optimizers of a run as one object, and the check of the batch size."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -21,28 +21,28 @@ class Optimizers(NamedTuple):
         for optimizer in self:
             for group in optimizer.param_groups:
                 if isinstance(group["lr"], Tensor):
-                    group["lr"].fill_(rate)  # in place: a captured graph reads it there
+                    group["lr"].fill_(rate)  # in place, since a captured CUDA graph reads this tensor
                 else:
                     group["lr"] = rate
 
     @property
     def are_capturable(self) -> bool:
-        """Whether both can run inside a CUDA graph."""
+        """True if both optimizers can run inside a CUDA graph."""
         return all("capturable" in group for optimizer in self for group in optimizer.param_groups)
 
     def make_capturable(self, device: torch.device) -> None:
-        """Keep learning rates and step counts on the device, where a captured graph reads them."""
+        """Move learning rates and step counts to the device, where a captured graph reads them."""
         for optimizer in self:
             for group in optimizer.param_groups:
                 group["lr"] = torch.full((), float(group["lr"]), device=device)
                 group["capturable"] = True
 
     def state_dict(self) -> dict[str, Any]:
-        """The moments of both; rates and betas belong to the config."""
+        """Return the moments of both optimizers, without learning rates and betas, which come from the config."""
         return {name: optimizer.state_dict()["state"] for name, optimizer in self._asdict().items()}
 
     def load_state_dict(self, moments: Mapping[str, Any]) -> None:
-        """Load the moments of both; rates and betas stay as they are."""
+        """Load the moments of both optimizers; learning rates and betas stay unchanged."""
         for name, optimizer in self._asdict().items():
             groups = optimizer.state_dict()["param_groups"]
             optimizer.load_state_dict({"state": moments[name], "param_groups": groups})
@@ -50,18 +50,18 @@ class Optimizers(NamedTuple):
 
 
 def check_batch(batch_size: int, *, ranks: int, accumulate: int) -> None:
-    """Raise a CommandError unless the global batch divides evenly over processes and accumulation."""
+    """Raise a CommandError unless the global batch divides evenly over ranks and micro-batches."""
     if batch_size < 1 or accumulate < 1:
         raise CommandError(f"trainer.batch_size={batch_size}, trainer.accumulate={accumulate}: both must be 1 or more")
     if batch_size % (ranks * accumulate):
         raise CommandError(
             f"trainer.batch_size={batch_size} (global) cannot be divided evenly over {ranks} process(es) x "
-            f"{accumulate} accumulated part(s): make it a multiple of {ranks * accumulate}"
+            f"{accumulate} accumulated micro-batch(es): make it a multiple of {ranks * accumulate}"
         )
 
 
 def _match_layout(optimizer: Optimizer) -> None:
-    """Give loaded moments the memory layout of their parameters; fused optimizers read both as if it were the same."""
+    """Convert loaded moments to the memory layout of their parameters, since fused optimizers need equal layouts."""
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:

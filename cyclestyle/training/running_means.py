@@ -1,4 +1,4 @@
-"""What happens between two logs, summed up on the device and read out once."""
+"""Means of losses and scores, counts of steps and images, and the speed since the last log."""
 
 import time
 from typing import Any
@@ -10,30 +10,36 @@ from cyclestyle.hardware.device import Hardware
 
 
 class RunningMeans:
-    """Sums up what happens between two logs, on the device, and reads it out once."""
+    """Means of losses and scores since the last log; sums stay on the device and are read once per log."""
 
     def __init__(self, hardware: Hardware) -> None:
         self.hardware = hardware
-        self.steps = self.skipped = 0  # those that were left out are counted in both
+        self.steps = self.skipped = 0  # a skipped step increases both counts
         self._sums: dict[str, Tensor] = {}
-        self._pictures = self._replaced = 0
+        self._images = self._replaced = 0
         self._waiting_s, self._since = 0.0, time.perf_counter()
 
     def add(self, means: dict[str, Tensor], *, pictures: int, replaced: int = 0) -> None:
-        """One step: its losses (none if it was skipped), and how many pictures it showed and had to replace."""
+        """Add one step.
+
+        Args:
+            means: losses and scores of the step by name, scalars on the device; empty for a skipped step.
+            pictures: number of images in the step, over all ranks.
+            replaced: number of unreadable images in this rank's share that were replaced by others.
+        """
         for name, value in means.items():
             self._sums[name] = self._sums[name] + value if name in self._sums else value
         self.steps += 1
         self.skipped += not means
-        self._pictures += pictures
+        self._images += pictures
         self._replaced += replaced
 
     def add_data_wait(self, seconds: float) -> None:
-        """For data."""
+        """Add time spent waiting for data."""
         self._waiting_s += seconds
 
     def values(self) -> dict[str, float]:
-        """Means over the steps since the last call and over all processes; waits for the device."""
+        """Return means over all ranks and all steps since the last call, then reset them; wait for the device."""
         world, trained = self.hardware.world, max(self.steps - self.skipped, 1)
         replaced = torch.tensor(self._replaced, dtype=torch.get_default_dtype(), device=self.hardware.device)
         *means, replaced_mean = world.mean(
@@ -41,7 +47,7 @@ class RunningMeans:
         ).tolist()
         values = dict(zip(self._sums, means, strict=True))
         elapsed_s = time.perf_counter() - self._since
-        values["speed/images_per_s"] = self._pictures / elapsed_s
+        values["speed/images_per_s"] = self._images / elapsed_s
         values["speed/waiting_for_data"] = self._waiting_s / elapsed_s
         if self.skipped:
             values["skipped_steps"] = self.skipped
@@ -51,24 +57,29 @@ class RunningMeans:
         return values
 
     def state_dict(self) -> dict[str, Any]:
-        """What was summed up so far; not the times, which a resumed run has of its own."""
+        """Return sums and counts so far, without times, which a resumed run measures from its own start."""
         counts = {"steps": self.steps, "skipped": self.skipped, "replaced": self._replaced}
         return {"sums": dict(self._sums), **counts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on summing up where another process stopped."""
+        """Load the sums and counts of `state_dict` or `redistribute`."""
         self._clear()
         self._sums = {name: value.to(self.hardware.device) for name, value in state["sums"].items()}
         self.steps, self.skipped, self._replaced = state["steps"], state["skipped"], state["replaced"]
 
     def _clear(self) -> None:
         self._sums = {}
-        self.steps = self.skipped = self._pictures = self._replaced = 0
+        self.steps = self.skipped = self._images = self._replaced = 0
         self._waiting_s, self._since = 0.0, time.perf_counter()
 
 
-def redistribute(records: list[dict[str, Any]], rank: int) -> dict[str, Any]:
-    """What one of a new number of processes goes on with, so that means over them and their counts stay the same."""
-    sums = {name: torch.stack([one["sums"][name] for one in records]).mean(dim=0) for name in records[0]["sums"]}
-    replaced = sum(one["replaced"] for one in records)
-    return records[0] | {"sums": sums, "replaced": replaced if rank == 0 else 0}
+def redistribute(states: list[dict[str, Any]], rank: int) -> dict[str, Any]:
+    """Compute one rank's state when a run resumes with another number of ranks; overall means and counts stay equal.
+
+    Args:
+        states: `state_dict` of all ranks that saved.
+        rank: number of the rank that resumes.
+    """
+    sums = {name: torch.stack([state["sums"][name] for state in states]).mean(dim=0) for name in states[0]["sums"]}
+    replaced = sum(state["replaced"] for state in states)
+    return states[0] | {"sums": sums, "replaced": replaced if rank == 0 else 0}

@@ -1,4 +1,4 @@
-"""Sample images: the probe images of both domains, and what the generators make of them."""
+"""Samples: translations and reconstructions of the probe images of both domains."""
 
 from collections.abc import Callable
 
@@ -13,18 +13,21 @@ from cyclestyle.objectives.cyclegan import Generators
 
 @torch.no_grad()
 def translate_probes(generators: Generators, hardware: Hardware, a: Tensor, b: Tensor) -> tuple[Samples, Samples]:
-    """Translate probe images both ways, back again, and each by the generator that should leave it alone.
+    """Compute translations, reconstructions and identity outputs of the probe images of both domains.
 
     Args:
-        generators: in evaluation mode.
-        a, b: uint8 (N, 3, H, W).
+        generators: generators in evaluation mode.
+        a, b: probe images, uint8 (N, 3, H, W).
+
+    Returns:
+        Samples of a and samples of b, on the CPU.
     """
     ab, ba = hardware.autocast(generators.ab), hardware.autocast(generators.ba)
 
-    def translate(probes: Tensor, forth: Callable[..., Tensor], back: Callable[..., Tensor]) -> Samples:
+    def translate(probes: Tensor, forward: Callable[..., Tensor], backward: Callable[..., Tensor]) -> Samples:
         real = tensors.to_float(hardware.upload(probes))
-        translated = forth(real)
-        images = (real, translated, back(translated), back(real))
+        translated = forward(real)
+        images = (real, translated, backward(translated), backward(real))
         return Samples(*(tensors.to_uint8(image).cpu() for image in images))
 
     return translate(a, ab, ba), translate(b, ba, ab)

@@ -1,20 +1,20 @@
-"""The learning rate as a pure function of the step."""
+"""The learning-rate schedule: a factor that depends on the epoch alone."""
 
 from cyclestyle.errors import CommandError
 
 
 class LinearDecay:
-    """Constant for some epochs, then a straight line towards zero, changed once an epoch.
+    """Constant factor for some epochs, then a linear decay towards zero; the factor changes once per epoch.
 
     In 0-based epoch e the factor is 1 - max(0, e + 1 - constant_epochs) / (decay_epochs + 1), so that the last epoch
-    runs at 1 / (decay_epochs + 1), and so does everything after it (the reference's schedule; Zhu et al. 2017, 5).
+    and all later ones have factor 1 / (decay_epochs + 1) (schedule of the original code; Zhu et al. 2017, section 5).
 
     Args:
-        constant_epochs: epochs at the full rate.
-        decay_epochs: epochs of the descent.
+        constant_epochs: number of epochs at the full learning rate.
+        decay_epochs: number of epochs with a decaying rate.
 
     Raises:
-        CommandError: a negative number, or no epochs at all.
+        CommandError: a number of epochs is negative, or both are 0.
     """
 
     def __init__(self, constant_epochs: int = 100, decay_epochs: int = 100) -> None:
@@ -27,10 +27,10 @@ class LinearDecay:
 
     @property
     def epochs(self) -> int:
-        """Length of the whole schedule."""
+        """Length of the whole schedule in epochs."""
         return self.constant_epochs + self.decay_epochs
 
     def factor(self, epoch: int) -> float:
-        """What the base learning rate is multiplied by throughout a 0-based epoch."""
+        """Return the factor for the base learning rate in epoch `epoch` (0-based)."""
         past = max(0, epoch + 1 - self.constant_epochs)
         return max(1 - past / (self.decay_epochs + 1), 1 / (self.decay_epochs + 1))

@@ -1,4 +1,4 @@
-"""The state of training: resume it, start from other weights, snapshot it."""
+"""Restore a trainer from a checkpoint, initialise it from another run, or take a snapshot of its networks."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,10 +18,13 @@ if TYPE_CHECKING:
 def restore_or_init(
     trainer: "Trainer", domains: tuple[str, str], resumed: "ResumePoint | None", *, init: str | None
 ) -> None:
-    """Bring a trainer to where the run stood; else give it the weights of `init`; else leave it fresh.
+    """Restore the checkpoint of a resumed run into a new trainer; for a new run, load the weights of `init`, if given.
+
+    Args:
+        init: path of a run folder, a checkpoint folder or a model file; ignored on resume.
 
     Raises:
-        CheckpointError: the weights belong to other networks, or to the opposite directions.
+        CheckpointError: the weights belong to another architecture, or to the same domains in swapped order.
     """
     from cyclestyle.checkpoints.directory import read_model
     from cyclestyle.networks import registry
@@ -34,12 +37,12 @@ def restore_or_init(
         restore_average(trainer, checkpoint.model)
     elif init is not None:
         model = read_model(Path(init))
-        for group, theirs, ours in (
+        for group, stored, configured in (
             ("generator", model.generator, objective.generators.ab.architecture),
             ("discriminator", model.discriminator, objective.discriminators.a.architecture),
         ):
-            if (theirs := registry.with_defaults(theirs)) != ours:
-                raise CheckpointError(f"init={init}: its {group} is {_differences(theirs, ours)}")  # type: ignore[arg-type]
+            if (stored := registry.with_defaults(stored)) != configured:
+                raise CheckpointError(f"init={init}: its {group} is {_differences(stored, configured)}")  # type: ignore[arg-type]
         if model.domains == domains[::-1] and domains != domains[::-1]:
             raise CheckpointError(
                 f"init={init}: it was trained on {model.domains[0]} and {model.domains[1]}, here they are the other "
@@ -51,31 +54,31 @@ def restore_or_init(
 
 
 def load_networks(model: "Model", objective: "CycleGAN") -> None:
-    """Put a model's weights into the networks.
+    """Load the weights of a model into the networks.
 
     Raises:
-        CheckpointError: they do not fit, with what is missing, left over or of another shape.
+        CheckpointError: weights are missing, unexpected or of another shape.
     """
     from cyclestyle.checkpoints.model import state_dict_mismatch
 
     modules: dict[str, nn.Module] = {"generators.": objective.generators, "discriminators.": objective.discriminators}
     for prefix, module in modules.items():
-        if wrong := state_dict_mismatch(module.state_dict(), model.weights_under(prefix)):
+        if mismatches := state_dict_mismatch(module.state_dict(), model.weights_under(prefix)):
             fault = f"{model.path}: its weights {prefix}* do not fit the architecture that it names"
-            raise CheckpointError("\n  ".join([fault, *wrong]))
+            raise CheckpointError("\n  ".join([fault, *mismatches]))
     for prefix, module in modules.items():
         module.load_state_dict(model.weights_under(prefix))
 
 
 def restore_average(trainer: "Trainer", model: "Model") -> None:
-    """Go on with the moving average where there was one; a newly wanted one starts from the weights of now."""
+    """Restore the trainer's moving average; if the model holds none, start it from the model's generators."""
     if trainer.average is None:
         return
     trainer.average.module.load_state_dict(model.weights_under("ema.") or model.weights_under("generators."))
 
 
 def snapshot_model(trainer: "Trainer", domains: tuple[str, str]) -> "Model":
-    """The networks as they are now."""
+    """Return a `Model` of the networks at the current step, which shares their tensors."""
     from cyclestyle.checkpoints.model import Model
 
     objective = trainer.objective
@@ -94,6 +97,6 @@ def snapshot_model(trainer: "Trainer", domains: tuple[str, str]) -> "Model":
     )
 
 
-def _differences(theirs: Mapping[str, object], ours: Mapping[str, object]) -> str:
-    keys = [key for key in {**ours, **theirs} if theirs.get(key) != ours.get(key)]
-    return ", ".join(f"{key}={theirs.get(key)} where the config says {ours.get(key)}" for key in keys)
+def _differences(stored: Mapping[str, object], configured: Mapping[str, object]) -> str:
+    keys = [key for key in {**configured, **stored} if stored.get(key) != configured.get(key)]
+    return ", ".join(f"{key}={stored.get(key)} where the config has {configured.get(key)}" for key in keys)

@@ -1,4 +1,4 @@
-"""The training loop: what happens in a step, and when to log, to look and to save."""
+"""The training loop: one step of CycleGAN, and the steps at which it logs, samples and saves."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,58 +27,59 @@ from cyclestyle.training.schedule import LinearDecay
 
 
 class Save(Protocol):
-    """Writes a checkpoint of the trainer; `last` if nothing comes after it."""
+    """Function that saves a checkpoint of the trainer; `last` marks the final checkpoint of this process."""
 
     def __call__(self, *, last: bool) -> object: ...
 
 
 class Pools(NamedTuple):
-    """The image pools of the two domains."""
+    """Image pools, which hold past translations, of the two domains."""
 
     a: ImagePool
     b: ImagePool
 
 
-class Guards(NamedTuple):
-    """Watches over the updates of the generators and over those of the discriminators."""
+class Detectors(NamedTuple):
+    """Detectors of non-finite updates, one for both generators and one for both discriminators."""
 
     generators: NonFiniteDetector
     discriminators: NonFiniteDetector
 
 
-SKIPS = 10  # steps in a row that may be skipped before training counts as diverged
-LARGE = 2**16  # pixels of a picture from which on freed memory is worth the time that giving it back takes
+SKIPS = 10  # number of consecutive skipped steps at which training counts as diverged
+LARGE = 2**16  # pixels per image from which memory is trimmed; for smaller images trimming costs too much time
 
 
 class Trainer:
     """Trains a CycleGAN, step by step.
 
     Args:
-        objective: the networks and their losses.
-        optimizers: of the generators and of the discriminators.
-        schedule: gives each epoch's factor on the learning rates.
-        samples_per_epoch: draws in an epoch.
-        pools: past translations for the discriminators.
-        average: the moving average of the generators, or None.
-        hardware: where all this runs, and the processes that share the work.
-        seed: of every random decision.
-        batch_size: draws in a step, over all processes and accumulation.
-        accumulate: parts that a process's share is computed in, one after the other; saves memory.
-        steps: when to stop, in steps; `epochs` otherwise, and the schedule's length if neither is given.
-        epochs: when to stop, in epochs.
-        log_every: steps between two entries of the losses.
-        sample_every: steps between two grids of probe pictures.
+        objective: networks and their losses.
+        optimizers: optimizers of the generators and of the discriminators.
+        schedule: factor for the learning rates in each epoch.
+        samples_per_epoch: number of image pairs per epoch.
+        pools: buffers of past translations, on which the discriminators train.
+        average: moving average of the generators, or None.
+        hardware: device, precision, and the ranks that share the work.
+        seed: seed of every random decision.
+        batch_size: number of image pairs per step, over all ranks and micro-batches.
+        accumulate: number of micro-batches into which a rank's share of a batch is split. They are computed one after
+            the other, which saves memory.
+        steps: length of training in steps; defaults to `epochs`, or else to the length of the schedule.
+        epochs: length of training in epochs.
+        log_every: steps between two logs.
+        sample_every: steps between two samples.
         save_every: steps between two checkpoints.
-        on_nonfinite: what a loss or gradient that is not finite does. `stop` ends training at the next log or save,
+        on_nonfinite: response to a loss or gradient that is not finite. `stop` ends training at the next log or save,
             before anything is written. `skip` leaves the update out, which costs a wait for the device at every step.
-        backward: `split` back-propagates the identities and the two cycles one after the other, `joint` all at once.
-            The gradients are the same.
-        cuda_graphs: on an NVIDIA GPU, launch the kernels of a step together, in memory of their own; `auto` where that
-            pays and can be done.
+        backward: `split` back-propagates one direction after the other, `joint` both in one pass. The gradients are
+            equal.
+        cuda_graphs: launch the kernels of a step together as CUDA graphs, which reserve memory and need an NVIDIA GPU.
+            `auto` uses graphs if they are possible and faster.
 
     Raises:
-        CommandError: a batch that cannot be divided evenly, an interval or length below 1, or CUDA graphs with what
-            they do not go with.
+        CommandError: the batch cannot be divided evenly, an interval or a length is below 1, or `cuda_graphs` is true
+            although the device or another option rules them out.
     """
 
     def __init__(
@@ -117,17 +118,19 @@ class Trainer:
         self.log_every, self.sample_every, self.save_every = log_every, sample_every, save_every
         self._generator_losses = objective.generator_parts if backward == "split" else (objective.generator_losses,)
         self.skips_nonfinite, self._skipped_in_a_row = on_nonfinite == "skip", 0
-        self.guards = Guards(NonFiniteDetector(hardware.device), NonFiniteDetector(hardware.device))
-        self.record = RunningMeans(hardware)
+        self.detectors = Detectors(NonFiniteDetector(hardware.device), NonFiniteDetector(hardware.device))
+        self.running_means = RunningMeans(hardware)
 
         self.base_rate = float(optimizers.generators.param_groups[0]["lr"])
         self.step = 0  # steps done
-        self._step_here = torch.zeros((), dtype=torch.int64, device=hardware.device)  # the same, for the device
+        self._device_step = torch.zeros(
+            (), dtype=torch.int64, device=hardware.device
+        )  # copy of `step` for captured graphs
         self.total = steps if steps is not None else self._steps_in(epochs if epochs is not None else schedule.epochs)
 
         capture = self._choose_capture(cuda_graphs)
-        self._replays = GraphedCalls(capture) if capture is not None else None
-        if self._replays is not None:
+        self._graphed_calls = GraphedCalls(capture) if capture is not None else None
+        if self._graphed_calls is not None:
             optimizers.make_capturable(hardware.device)
 
     def fit(
@@ -139,25 +142,25 @@ class Trainer:
         probes: tuple[Tensor, Tensor] | None = None,
         stop_requested: Callable[[], bool] = lambda: False,
     ) -> bool:
-        """Train until the end, or until someone asks to stop; the last step is always saved.
+        """Train to the end, or until a stop is requested; the last step is always saved.
 
         Args:
-            batches: this process's share of each step from `self.step` on; ends early where a stop is requested while
-                it waits for data.
-            save: called by all processes.
-            loggers: of rank 0.
-            probes: fixed pictures of a and b, uint8 (N, 3, H, W).
-            stop_requested: asked before every step; any process that says yes stops all.
+            batches: this rank's share of each step from `self.step` on; may end early once a stop is requested.
+            save: saves a checkpoint; called on all ranks.
+            loggers: loggers on rank 0; empty on other ranks.
+            probes: probe images of a and b, uint8 (N, 3, H, W).
+            stop_requested: called before every step; a request on any rank stops all of them.
 
         Returns:
-            Whether the end was reached.
+            Whether the last step was reached.
 
         Raises:
-            DivergedError: a loss or a gradient was not finite; nothing of it has been saved or logged.
+            DivergedError: a loss or a gradient was not finite; nothing from that step on was saved or logged.
         """
         saved = self.step
 
-        # What is due comes first, then leaving, then a step: the first and the last need no special case.
+        # Each iteration saves, logs and samples if due, then exits or trains a step. In this order neither the first
+        # nor the last step is a special case.
         while True:
             stopping = self.world.any(stop_requested())
             finished = self.step >= self.total
@@ -165,12 +168,12 @@ class Trainer:
             if self.step > saved and (self.step % self.save_every == 0 or leaving):
                 with record_function(Phase.SAVING):
                     self.check_finite()
-                    save(last=leaving)  # first: what comes below may take its time, or fail
+                    save(last=leaving)  # saves before it logs and samples, which may be slow or fail
                 saved = self.step
-            if self.record.steps and (self.step % self.log_every == 0 or leaving):
+            if self.running_means.steps and (self.step % self.log_every == 0 or leaving):
                 with record_function(Phase.LOGGING):
                     self.check_finite()
-                    values = self.record.values() | {
+                    values = self.running_means.values() | {
                         "lr": self.learning_rate,
                         "epoch": self.step * self.batch_size / self.samples_per_epoch,
                     }
@@ -181,79 +184,79 @@ class Trainer:
                 with record_function(Phase.LOGGING):
                     self.check_finite()
                     if probes is not None and loggers:
-                        made = self.sample(*probes)
+                        samples = self.sample(*probes)
                         for logger in loggers:
-                            logger.pictures(self.step, *made)
+                            logger.pictures(self.step, *samples)
             if leaving:
                 return finished
 
-            asked = time.perf_counter()
+            waiting_since = time.perf_counter()
             with record_function(Phase.DATA):
                 batch = next(batches, None)
             assert batch is not None or stop_requested()
-            # Nobody begins a step that a process has no data for, as its gradients would be waited for in vain.
+            # If one rank has no data, no rank begins the step: the others would wait for its gradients forever.
             if self.world.any(batch is None) or batch is None:
                 continue
-            self.record.add_data_wait(time.perf_counter() - asked)
-            self.record.add(self.train_step(batch), pictures=2 * self.batch_size, replaced=len(batch.replaced))
+            self.running_means.add_data_wait(time.perf_counter() - waiting_since)
+            self.running_means.add(self.train_step(batch), pictures=2 * self.batch_size, replaced=len(batch.replaced))
             for logger in loggers:
                 logger.on_step(self.step)
 
     def train_step(self, batch: Batch) -> Losses:
-        """One update of both generators, then one of both discriminators (Zhu et al. 2017, 4).
+        """Update both generators, then both discriminators (Zhu et al. 2017, section 4).
 
         Args:
-            batch: this process's share of the global batch.
+            batch: this rank's share of the global batch.
 
         Returns:
-            The means of all losses and scores over the share, still on the device; none of a step that was skipped.
+            Means of all losses and scores over the share, as scalars on the device; empty if the step was skipped.
 
         Raises:
-            DivergedError: too many steps in a row had to be skipped.
+            DivergedError: `SKIPS` consecutive steps were skipped.
         """
         torch.manual_seed(int(rng_for(self.seed, f"networks {self.world.rank}", self.step).integers(2**62)))
-        self._step_here.fill_(self.step)
+        self._device_step.fill_(self.step)
         self.optimizers.set_rate(self.learning_rate)
         with record_function(Phase.DATA):
-            a, b = (tensors.to_float(self.hardware.upload(pictures)) for pictures in (batch.a, batch.b))
+            a, b = (tensors.to_float(self.hardware.upload(images)) for images in (batch.a, batch.b))
 
-        run = self._replays or call_directly
-        told = run("generators", self._update_generators, a, b)
-        if told is None:
-            return self._skip()
-        fake_a = self.pools.a.exchange(told.pop("fake_a"), batch.draws)
-        fake_b = self.pools.b.exchange(told.pop("fake_b"), batch.draws)
-        judged = run("discriminators", self._update_discriminators, a, b, fake_a, fake_b)
+        call = self._graphed_calls or call_directly
+        generator_values = call("generators", self._update_generators, a, b)
+        if generator_values is None:
+            return self._count_skip()
+        fake_a = self.pools.a.exchange(generator_values.pop("fake_a"), batch.draws)
+        fake_b = self.pools.b.exchange(generator_values.pop("fake_b"), batch.draws)
+        discriminator_values = call("discriminators", self._update_discriminators, a, b, fake_a, fake_b)
 
         with record_function(Phase.OPTIMIZER):
             self.scaler.update()
             if self.average is not None:
                 self.average.update(self.step)
-        if judged is None:
-            return self._skip()
+        if discriminator_values is None:
+            return self._count_skip()
         self.step += 1
         self._skipped_in_a_row = 0
-        return told | judged
+        return generator_values | discriminator_values
 
     def check_finite(self) -> None:
-        """Wait for the device and look whether all went well so far; all processes look together.
+        """Wait for the device and check all updates so far; all ranks must call it together.
 
         Raises:
-            DivergedError: it did not.
+            DivergedError: an update was not finite, or gradients overflow in fp16 at any scale.
         """
-        if not self.skips_nonfinite and (first := self._first_bad()) is not None:  # else train_step has looked
+        if not self.skips_nonfinite and (first := self._first_bad()) is not None:  # `skip` is checked in train_step
             raise DivergedError(_divergence_message(first), step=first.step)
         if self.scaler.is_enabled() and self.scaler.get_scale() < 1:
             raise DivergedError(
-                f"the gradients overflow in fp16 whatever they are scaled by, last at step {self.step}: take "
+                f"the gradients overflow in fp16 at any scale, last at step {self.step}: set "
                 f"trainer.precision=bf16 or fp32, or a smaller optimizer.lr"
             )
 
     def sample(self, a: Tensor, b: Tensor) -> tuple[Samples, Samples]:
-        """What the generators (their average, where there is one) make of probe pictures, both ways.
+        """Compute samples of both domains, with the moving average of the generators if there is one.
 
         Args:
-            a, b: uint8 (N, 3, H, W).
+            a, b: probe images, uint8 (N, 3, H, W).
         """
         generators = self.objective.generators if self.average is None else self.average.module
         generators.eval()
@@ -263,16 +266,16 @@ class Trainer:
 
     @property
     def replays(self) -> bool:
-        """Whether steps are recorded and replayed."""
-        return self._replays is not None
+        """True if steps run as CUDA graphs."""
+        return self._graphed_calls is not None
 
     @property
     def learning_rate(self) -> float:
-        """Of the step that comes next: a function of the draws done and nothing else."""
+        """Learning rate of the next step, a function of the step alone."""
         return self.base_rate * self.schedule.factor(self.step * self.batch_size // self.samples_per_epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        """What all processes share, besides the networks."""
+        """Return the state that all ranks share, without the weights of the networks."""
         return {
             "step": self.step,
             "draws": self.step * self.batch_size,
@@ -283,119 +286,125 @@ class Trainer:
         }
 
     def rank_state_dict(self) -> dict[str, Any]:
-        """What only this process holds."""
+        """Return the state of this rank alone: its share of the image pools, and its running means."""
         return {
             "pools": {"a": self.pools.a.state_dict(), "b": self.pools.b.state_dict()},
-            "record": self.record.state_dict(),
+            "record": self.running_means.state_dict(),
         }
 
     def load_state_dict(self, shared: dict[str, Any], ranks: list[dict[str, Any]]) -> None:
-        """Go on where a run of any number of processes stood.
+        """Restore the state of a saved run, which may have had another number of ranks.
 
         Args:
-            shared: `state_dict` of any of its processes.
-            ranks: `own_state_dict` of all of its processes.
+            shared: `state_dict` of any rank of the saved run.
+            ranks: `rank_state_dict` of all ranks of the saved run.
 
         Raises:
-            CommandError: it was a run of another batch size, whose steps are not ours.
+            CommandError: the saved run had another batch size, so its steps used other sample indices.
         """
         if shared["batch_size"] != self.batch_size:
             raise CommandError(
-                f"trainer.batch_size={self.batch_size}: the run was started with {shared['batch_size']}, by which its "
-                f"steps count and its pools are split; choose another name= and init= to train on with other batches"
+                f"trainer.batch_size={self.batch_size}: the run was started with {shared['batch_size']}, which its "
+                f"steps and image pools depend on; choose another name= and init= to train on with other batches"
             )
         self.step, self._skipped_in_a_row = shared["step"], shared["skipped_in_a_row"]
         self.optimizers.load_state_dict(shared["optimizers"])
-        if self._replays is not None:
-            self._replays.forget()
-        if shared["scaler"]:  # empty where the run had no use for one
+        if self._graphed_calls is not None:
+            self._graphed_calls.forget()
+        if shared["scaler"]:  # empty for a run without a gradient scaler
             self.scaler.load_state_dict(shared["scaler"])
         for pool, side in ((self.pools.a, "a"), (self.pools.b, "b")):
             pool.load_state_dict(
                 {
-                    position: pictures.to(self.hardware.device)
+                    position: images.to(self.hardware.device)
                     for rank in ranks
-                    for position, pictures in rank["pools"][side].items()
+                    for position, images in rank["pools"][side].items()
                     if position % self.world.size == self.world.rank
                 }
             )
-        records = [rank["record"] for rank in ranks]
-        self.record.load_state_dict(
-            records[self.world.rank] if len(records) == self.world.size else redistribute(records, self.world.rank)
+        means = [rank["record"] for rank in ranks]
+        self.running_means.load_state_dict(
+            means[self.world.rank] if len(means) == self.world.size else redistribute(means, self.world.rank)
         )
 
     def _update_generators(self, a: Tensor, b: Tensor) -> dict[str, Tensor] | None:
-        """Change the generators, against discriminators that stand still.
+        """Update the generators against fixed discriminators.
 
         Args:
-            a, b: real pictures, (N, 3, H, W) in [-1, 1].
+            a, b: real images, (N, 3, H, W) in [-1, 1].
 
         Returns:
-            The means of their losses, and `fake_a` and `fake_b`, the translations; None if the update was left out.
+            Means of the generators' losses by name, with the translations as `fake_a` and `fake_b`; None if the update
+            was skipped.
         """
-        self.optimizers.generators.zero_grad()  # a recording that failed leaves some
-        told: list[Losses] = []
+        self.optimizers.generators.zero_grad()  # a failed graph capture leaves gradients behind
+        losses: list[Losses] = []
         fakes_of_a: list[Tensor] = []
         fakes_of_b: list[Tensor] = []
-        parts = list(zip(a.chunk(self.accumulate), b.chunk(self.accumulate), strict=True))
-        for index, (a, b) in enumerate(parts):
-            for losses_of in self._generator_losses:
-                last = index + 1 == len(parts) and losses_of is self._generator_losses[-1]
-                with self.world.accumulating(more_to_come=not last):
+        micro_batches = list(zip(a.chunk(self.accumulate), b.chunk(self.accumulate), strict=True))
+        for index, (a, b) in enumerate(micro_batches):
+            for direction_losses in self._generator_losses:
+                is_last_direction = direction_losses is self._generator_losses[-1]
+                is_last = index + 1 == len(micro_batches) and is_last_direction
+                with self.world.accumulating(more_to_come=not is_last):
                     with record_function(Phase.FORWARD):
-                        losses, made = losses_of(a, b)
-                    self._backward(losses)
-                fakes_of_a += [] if made.fake_a is None else [made.fake_a.detach()]
-                fakes_of_b += [] if made.fake_b is None else [made.fake_b.detach()]
-                told.append(losses)
-                del made
-                if losses_of is not self._generator_losses[-1] and a.shape[-2] * a.shape[-1] >= LARGE:
-                    self.hardware.trim_memory()  # whose holes are of the wrong size for the next part
-        means = _means(told)
-        if not self._update(self.optimizers.generators, self.guards.generators, means):
+                        part, translations = direction_losses(a, b)
+                    self._backward(part)
+                fakes_of_a += [] if translations.fake_a is None else [translations.fake_a.detach()]
+                fakes_of_b += [] if translations.fake_b is None else [translations.fake_b.detach()]
+                losses.append(part)
+                del translations
+                if not is_last_direction and a.shape[-2] * a.shape[-1] >= LARGE:
+                    self.hardware.trim_memory()  # freed blocks do not fit the sizes that the next direction needs
+        means = _means(losses)
+        if not self._apply_update(self.optimizers.generators, self.detectors.generators, means):
             return None
         return means | {"fake_a": torch.cat(fakes_of_a), "fake_b": torch.cat(fakes_of_b)}
 
     def _update_discriminators(self, a: Tensor, b: Tensor, fake_a: Tensor, fake_b: Tensor) -> Losses | None:
-        """Change the discriminators.
+        """Update the discriminators.
 
         Args:
-            a, b: real pictures, (N, 3, H, W) in [-1, 1].
-            fake_a, fake_b: translations of now and of earlier steps, likewise.
+            a, b: real images, (N, 3, H, W) in [-1, 1].
+            fake_a, fake_b: translations from this step and earlier ones, of the same shape and range.
 
         Returns:
-            The means of their losses and scores; None if the update was left out.
+            Means of the discriminators' losses and scores; None if the update was skipped.
         """
         self.optimizers.discriminators.zero_grad()
-        told: list[Losses] = []
-        parts = list(zip(*(pictures.chunk(self.accumulate) for pictures in (a, b, fake_a, fake_b)), strict=True))
-        for index, pictures in enumerate(parts):
-            with self.world.accumulating(more_to_come=index + 1 < len(parts)):
+        values: list[Losses] = []
+        micro_batches = list(zip(*(images.chunk(self.accumulate) for images in (a, b, fake_a, fake_b)), strict=True))
+        for index, images in enumerate(micro_batches):
+            with self.world.accumulating(more_to_come=index + 1 < len(micro_batches)):
                 with record_function(Phase.FORWARD):
-                    losses, scores = self.objective.discriminator_losses(*pictures)
+                    losses, scores = self.objective.discriminator_losses(*images)
                 self._backward(losses)
-            told.append(losses | scores)
-        means = _means(told)
-        return means if self._update(self.optimizers.discriminators, self.guards.discriminators, means) else None
+            values.append(losses | scores)
+        means = _means(values)
+        return (
+            means if self._apply_update(self.optimizers.discriminators, self.detectors.discriminators, means) else None
+        )
 
     def _backward(self, losses: Losses) -> None:
         with record_function(Phase.BACKWARD):
             total = torch.stack(list(losses.values())).sum() / self.accumulate
             torch.autograd.backward(self.scaler.scale(total))
 
-    def _update(self, optimizer: Optimizer, guard: NonFiniteDetector, means: Losses) -> bool:
-        """Change the networks, unless the update is not finite and such ones are skipped; whether it was sound."""
+    def _apply_update(self, optimizer: Optimizer, detector: NonFiniteDetector, means: Losses) -> bool:
+        """Apply the gradients; return False if the update was skipped because a loss or gradient was not finite."""
         with record_function(Phase.OPTIMIZER):
             gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-            bad = guard.watch(self._step_here, means, [] if self.scaler.is_enabled() else gradients)
-            sound = not (self.skips_nonfinite and self.world.any(bool(bad.item())))
-            if sound:
+            bad = detector.watch(self._device_step, means, [] if self.scaler.is_enabled() else gradients)
+            applied = not (self.skips_nonfinite and self.world.any(bool(bad.item())))
+            if applied:
                 self.scaler.step(optimizer)
             optimizer.zero_grad()
-            return sound
+            return applied
 
     def _choose_capture(self, requested: bool | Literal["auto"]) -> GraphCapture | None:
-        """The capture that steps are recorded with, if that is requested and possible."""
+        """Return the graph capture for the steps, if requested and possible; else None."""
+        if requested is False:
+            return None
         capture = self.hardware.graph_capture()
         obstacles = {
             f"needs one of NVIDIA's GPUs, and this is {self.hardware}": capture is None,
@@ -408,11 +417,11 @@ class Trainer:
             "does not go with trainer.recompute=true": getattr(self.objective.generators.ab, "recompute", False),
             "needs an optimizer that is capturable": not self.optimizers.are_capturable,
         }
-        # With more images at a time a GPU is busy anyway.
+        # In micro-batches of more than one image, kernels take longer than their launches, and graphs save no time.
         return choose_capture(requested, capture, obstacles, pays=self.batch_size == self.accumulate)
 
-    def _skip(self) -> Losses:
-        """The step is over without its update: it counts, as its draws are gone, and tells nothing."""
+    def _count_skip(self) -> Losses:
+        """Count a skipped step, since its sample indices are used up; return an empty dict of losses."""
         self.step += 1
         self._skipped_in_a_row += 1
         bad = self._first_bad()
@@ -420,23 +429,23 @@ class Trainer:
             raise DivergedError(
                 f"{_divergence_message(bad)}; it is the last of {SKIPS} in a row that were skipped", step=bad.step
             )
-        for guard in self.guards:
-            guard.clear()
+        for detector in self.detectors:
+            detector.clear()
         return {}
 
     def _first_bad(self) -> NotFinite | None:
-        """The first update that was not finite since the guards were cleared; all processes ask together."""
-        found = [bad for bad in (guard.first(self.world) for guard in self.guards) if bad is not None]
-        return min(found, key=lambda bad: bad.step, default=None)
+        """Return the first non-finite update since the detectors were cleared; all ranks must call this together."""
+        firsts = [first for detector in self.detectors if (first := detector.first(self.world)) is not None]
+        return min(firsts, key=lambda bad: bad.step, default=None)
 
     def _steps_in(self, epochs: int) -> int:
         return -(-epochs * self.samples_per_epoch // self.batch_size)
 
 
-def _means(told: list[Losses]) -> Losses:
-    """The mean of each name over the parts of a step that tell it."""
-    names = dict.fromkeys(name for losses in told for name in losses)
-    return {name: torch.stack([losses[name].detach() for losses in told if name in losses]).mean() for name in names}
+def _means(parts: list[Losses]) -> Losses:
+    """Average each loss and score over the micro-batches and directions that contain it."""
+    names = dict.fromkeys(name for part in parts for name in part)
+    return {name: torch.stack([part[name].detach() for part in parts if name in part]).mean() for name in names}
 
 
 def _divergence_message(first: NotFinite) -> str:

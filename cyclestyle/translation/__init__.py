@@ -1,4 +1,4 @@
-"""From a trained checkpoint to pictures: one by one, or whole photo sets."""
+"""Translation of images with one direction of a trained model, and blending with the photo."""
 
 from cyclestyle.translation.translator import Translator
 

@@ -1,4 +1,4 @@
-"""What is done to the pixels of a picture: the model, in pieces where it must be, and how much of its answer counts."""
+"""Translation pipeline: run the model on an image, in strips if necessary, and blend its output with the photo."""
 
 import hashlib
 import json
@@ -12,35 +12,36 @@ from torch import Tensor
 from cyclestyle.errors import CommandError, DataError
 from cyclestyle.filesystem.atomic import megabytes
 from cyclestyle.images import tensors
-from cyclestyle.translation import blending as strengths
-from cyclestyle.translation import pipeline
+from cyclestyle.translation import blending
 from cyclestyle.translation.blending import Keep
 from cyclestyle.translation.tiled import tiling
 from cyclestyle.translation.translator import Translator
 
-MOST_IN_BATCH = 2**21  # pixels in a batch of several pictures; 64 channels take about 1 GB for each million in float32
-VERSION = 1  # of what comes out; one more whenever the same settings give other pixels
-UNKNOWN = 900  # bytes for each pixel that a network takes of which nothing else is known: those of the default one
+MAX_PIXELS_IN_BATCH = 2**21  # maximum number of pixels in a batch; 64 channels take about 1 GB per million in float32
+VERSION = 1  # version of the results; increase it whenever the same settings give different pixels
+UNKNOWN_NETWORK_BYTES = 900  # per pixel; memory assumed for an unknown network, as for the default generator
 
 Tile = int | Literal["auto", "off"]
 
 
 class TranslationPipeline:
-    """A model and how its answers are used.
+    """A model, and the settings that turn its outputs into results.
 
     Args:
         translator: one direction of a model.
-        strength: how far to go, from 0, the picture itself, over 1, the model's answer, to 1.5; see `strength.blend`.
-            With several there are as many results.
-        keep: what of the picture stays: `none`, its `colour`, or its `luminance`.
-        tile: `auto` computes pictures in pieces that would take more than `memory` as a whole, `off` none, and a number
-            all of them, in strips of that many px.
-        memory: bytes that computing may take, besides PyTorch's own.
-        folder: for what memory cannot hold while a picture is computed in pieces.
-        deep: what computes pictures of 16 bits, if not the translator: bf16 has 8 bits of its own.
+        strength: 0 to 1.5; 0 is the photo, 1 the model's output, above 1 extrapolates, see `blending.blend`. Several
+            strengths give one result each.
+        keep: property preserved from the photo: `none`, its `colour`, or its `luminance`.
+        tile: `auto` tiles images that would need more than `memory` in a full pass, `off` tiles no image, and a number
+            tiles every image, in strips of that many px.
+        memory: bytes available for the computation, not counting what PyTorch itself needs; a number, or text such as
+            `4GB`.
+        folder: folder for activations of tiled images that do not fit into `memory`.
+        high_precision: translator for 16-bit images; by default, it is `translator`. In bf16, a translator has only 8
+            significant bits.
 
     Raises:
-        CommandError: values out of their ranges, or a model that cannot be computed in pieces.
+        CommandError: a value is out of range, or tiling was requested for an unsupported network.
     """
 
     def __init__(
@@ -52,20 +53,20 @@ class TranslationPipeline:
         tile: Tile = "auto",
         memory: str | int = "4GB",
         folder: Path | None = None,
-        deep: Translator | None = None,
+        high_precision: Translator | None = None,
     ) -> None:
-        self.deep = deep or translator
+        self.high_precision = high_precision or translator
         self.translator, self.keep, self.tile, self.folder = translator, keep, tile, folder
         self.strengths = as_strengths(strength)
-        for one in self.strengths:
-            strengths.check(one, keep)
+        for value in self.strengths:
+            blending.check(value, keep)
         self.memory = tiling.parse_memory(str(memory))
         network = translator.generator
-        self._in_parts = network if network is not None and tiling.can_tile(network) else None
+        self._tileable = network if network is not None and tiling.can_tile(network) else None
         if isinstance(tile, int) and tile < 1:
-            raise CommandError(f"tile={tile}: give the height of a piece in px, auto or off")
-        if isinstance(tile, int) and self._in_parts is None:
-            raise CommandError(f"tile={tile}: this model cannot be computed in pieces, only its ResNets and U-Nets can")
+            raise CommandError(f"tile={tile}: give the height of a strip in px, auto or off")
+        if isinstance(tile, int) and self._tileable is None:
+            raise CommandError(f"tile={tile}: this model cannot be tiled, only the built-in ResNets and U-Nets can")
 
     @classmethod
     def load(
@@ -77,117 +78,128 @@ class TranslationPipeline:
         tile: Tile = "auto",
         memory: str | int = "4GB",
         folder: Path | None = None,
-        **how: Any,
+        **options: Any,
     ) -> "TranslationPipeline":
-        """A treatment with the model of a checkpoint; `how` is for `Translator.load`.
+        """Load the model of a checkpoint; `options` are passed to `Translator.load`.
 
-        Pictures of 16 bits are computed in fp32, unless `precision` asks for another.
+        16-bit images are computed in fp32, unless `precision` requests another precision.
         """
-        translator = Translator.load(checkpoint, **how)
-        deep = translator.in_fp32() if how.get("precision", "auto") == "auto" else translator
-        return cls(translator, strength=strength, keep=keep, tile=tile, memory=memory, folder=folder, deep=deep)
+        translator = Translator.load(checkpoint, **options)
+        high_precision = translator.in_fp32() if options.get("precision", "auto") == "auto" else translator
+        return cls(
+            translator,
+            strength=strength,
+            keep=keep,
+            tile=tile,
+            memory=memory,
+            folder=folder,
+            high_precision=high_precision,
+        )
 
     def __str__(self) -> str:
-        return ", ".join([str(self.translator), *self._looks])
+        return ", ".join([str(self.translator), *self._settings])
 
     @property
     def facts(self) -> list[str]:
-        """What people may want to know of it on a page."""
+        """Description for the contact sheet: direction, model and step, settings other than the defaults."""
         step = "" if self.translator.step is None else f", step {self.translator.step:,}"
-        return [self.translator.direction, f"{self.translator.path}{step}", *self._looks]
+        return [self.translator.direction, f"{self.translator.path}{step}", *self._settings]
 
     @property
     def labels(self) -> list[str]:
-        """Of the results, where there are several for each picture."""
-        return [f"{one:.0%}" for one in self.strengths] if len(self.strengths) > 1 else []
+        """Labels of the results, such as "50%"; empty for a single strength."""
+        return [f"{value:.0%}" for value in self.strengths] if len(self.strengths) > 1 else []
 
     @property
-    def _looks(self) -> list[str]:
-        told = [] if self.strengths == (1.0,) else [f"strength {', '.join(f'{one:g}' for one in self.strengths)}"]
-        return told if self.keep == "none" else [*told, f"the photo's {self.keep} kept"]
+    def _settings(self) -> list[str]:
+        strengths = ", ".join(f"{value:g}" for value in self.strengths)
+        settings = [] if self.strengths == (1.0,) else [f"strength {strengths}"]
+        return settings if self.keep == "none" else [*settings, f"the photo's {self.keep} kept"]
 
     def __call__(self, pixels: Tensor, *, advance: Callable[[float], object] | None = None) -> list[Tensor]:
-        """The results for pictures of one size, one for each strength: uint8 or uint16 (N, 3, H, W) as they came.
+        """Translate images of one size, uint8 or uint16 (N, 3, H, W); return one result of that type for each strength.
 
         Args:
-            advance: is told the share that is done, where it takes long.
+            advance: called with the completed share of the work while a tiled image is computed.
 
         Raises:
-            DataError: it cannot be done within the memory.
+            DataError: the image needs more memory than `memory`.
         """
         photo = tensors.to_float(pixels)
-        made = self._translated(photo, self.translator if pixels.dtype == torch.uint8 else self.deep, advance)
+        translator = self.translator if pixels.dtype == torch.uint8 else self.high_precision
+        translation = self._translate(photo, translator, advance)
         return [
-            tensors.quantize(strengths.blend(photo, made, strength=one, keep=self.keep), pixels.dtype)
-            for one in self.strengths
+            tensors.quantize(blending.blend(photo, translation, strength=value, keep=self.keep), pixels.dtype)
+            for value in self.strengths
         ]
 
     def max_batch(self, height: int, width: int) -> int:
-        """How many pictures of a size may go through the model in one batch."""
-        if self._in_pieces(height, width):
+        """Return the maximum number of images of one size that the model may compute in one batch."""
+        if self._needs_tiling(height, width):
             return 1
-        return max(1, min(pipeline.MOST_IN_BATCH // (height * width), self.memory // self._whole_bytes(height, width)))
+        return max(1, min(MAX_PIXELS_IN_BATCH // (height * width), self.memory // self._full_pass_bytes(height, width)))
 
     def fingerprint(self, **more: object) -> str:
-        """The same for equal results: it covers the weights and all settings that change pixels, and `more`.
+        """Return the SHA-256, in hexadecimal, of everything that decides the results.
 
-        The precision is among them; batches, pieces and devices, which change the order of sums, are not.
+        It covers weights, precision, settings that change pixels, and `more`. Batches, tiling and devices are
+        not covered: they only change the order of sums.
         """
-        told = {
+        fields = {
             "version": VERSION,
             "weights": self.translator.fingerprint,
-            "precision": [self.translator.hardware.precision, self.deep.hardware.precision],
+            "precision": [self.translator.hardware.precision, self.high_precision.hardware.precision],
             "strength": self.strengths,
             "keep": self.keep,
         }
-        return hashlib.sha256(json.dumps(told | more, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(fields | more, sort_keys=True).encode()).hexdigest()
 
-    def _translated(self, photo: Tensor, translator: Translator, advance: Callable[[float], object] | None) -> Tensor:
+    def _translate(self, photo: Tensor, translator: Translator, advance: Callable[[float], object] | None) -> Tensor:
         height, width = photo.shape[-2:]
-        if self._in_parts is None or not self._in_pieces(height, width):
+        if self._tileable is None or not self._needs_tiling(height, width):
             self._check_fits(height, width)
             return translator.values(photo)
         rows = self.tile if isinstance(self.tile, int) else None
-        how = {"hardware": translator.hardware, "rows": rows, "memory": self.memory, "folder": self.folder}
+        options = {"hardware": translator.hardware, "rows": rows, "memory": self.memory, "folder": self.folder}
         try:
             return torch.cat(
-                [tiling.run_tiled(self._in_parts, one[None], **how, advance=advance) for one in photo]  # type: ignore[arg-type]
+                [tiling.run_tiled(self._tileable, image[None], **options, advance=advance) for image in photo]  # type: ignore[arg-type]
             )
-        except CommandError as error:  # too little memory for this picture; others may be smaller
+        except CommandError as error:  # too little memory for this image; others may be smaller
             raise DataError(str(error)) from None
 
-    def _in_pieces(self, height: int, width: int) -> bool:
+    def _needs_tiling(self, height: int, width: int) -> bool:
         if isinstance(self.tile, int):
             return True
-        return self.tile == "auto" and self._in_parts is not None and self._whole_bytes(height, width) > self.memory
+        return self.tile == "auto" and self._tileable is not None and self._full_pass_bytes(height, width) > self.memory
 
     def _check_fits(self, height: int, width: int) -> None:
-        need = self._whole_bytes(height, width)
+        need = self._full_pass_bytes(height, width)
         if self.tile == "auto" and need > self.memory:
             raise DataError(
                 f"{width} x {height} px would take {megabytes(need)}, more than memory= allows, and this model cannot "
-                f"be computed in pieces: raise memory=, or shrink the picture with resize="
+                f"be tiled: raise memory=, or shrink the photo with resize="
             )
 
-    def _whole_bytes(self, height: int, width: int) -> int:
-        """By the precision that takes most."""
-        if self._in_parts is None:
-            return UNKNOWN * height * width
-        return tiling.full_pass_bytes(self._in_parts, height, width, self.deep.hardware.dtype)
+    def _full_pass_bytes(self, height: int, width: int) -> int:
+        """Estimate the memory of a full pass in bytes, in the precision of 16-bit images, which needs the most."""
+        if self._tileable is None:
+            return UNKNOWN_NETWORK_BYTES * height * width
+        return tiling.full_pass_bytes(self._tileable, height, width, self.high_precision.hardware.dtype)
 
 
 def as_strengths(strength: float | Sequence[float]) -> tuple[float, ...]:
-    """The strengths that were asked for.
+    """Convert the value of `strength=`, a number or a list, to a tuple.
 
     Raises:
-        CommandError: none, or one twice.
+        CommandError: an empty list, or a strength that occurs twice.
     """
-    several = tuple(map(float, strength)) if isinstance(strength, Sequence) else (float(strength),)
-    if not several or len(set(several)) < len(several):
-        raise CommandError(f"strength={list(several)}: give one or more different numbers from 0 to 1.5")
-    return several
+    strengths = tuple(map(float, strength)) if isinstance(strength, Sequence) else (float(strength),)
+    if not strengths or len(set(strengths)) < len(strengths):
+        raise CommandError(f"strength={list(strengths)}: give one or more different numbers from 0 to 1.5")
+    return strengths
 
 
-def strength_folders(several: Sequence[float]) -> tuple[str, ...]:
-    """Where in the output the results of each strength go: for a single one, nowhere in particular."""
-    return ("",) if len(several) == 1 else tuple(f"strength-{one:g}" for one in several)
+def strength_folders(strengths: Sequence[float]) -> tuple[str, ...]:
+    """Return the subfolder of the output for each strength; for a single strength, its name is empty."""
+    return ("",) if len(strengths) == 1 else tuple(f"strength-{value:g}" for value in strengths)

@@ -1,4 +1,4 @@
-"""One direction of a trained model, ready to translate pictures of any size."""
+"""Translator: one direction of a trained model, for images of any size."""
 
 import copy
 from functools import cached_property
@@ -20,7 +20,7 @@ Backend = Literal["torch", "onnx"]
 
 
 class Generator(Protocol):
-    """A generator and what computes it: float32 (N, 3, H, W) in [-1, 1] both ways, on the CPU, any H and W."""
+    """A generator and its backend; input and output are float32 (N, 3, H, W) in [-1, 1] on the CPU, any H and W."""
 
     backend: Backend
     hardware: Hardware
@@ -29,15 +29,15 @@ class Generator(Protocol):
     def module(self) -> nn.Module | None: ...
     @property
     def fingerprint(self) -> str: ...
-    def __call__(self, pictures: Tensor) -> Tensor: ...
+    def __call__(self, images: Tensor) -> Tensor: ...
 
 
 class TorchGenerator:
-    """A generator that PyTorch computes.
+    """A generator computed by PyTorch.
 
     Args:
-        module: the bare network; it is moved to the hardware and set to evaluation.
-        hardware: where it runs, in what precision, compiled or not.
+        module: the network, not compiled; it is moved to the hardware and set to evaluation mode.
+        hardware: device and precision, compiled or not.
     """
 
     backend: Backend = "torch"
@@ -51,8 +51,8 @@ class TorchGenerator:
     def fingerprint(self) -> str:
         return generator_file.fingerprint(self.module)
 
-    def __call__(self, pictures: Tensor) -> Tensor:
-        translated: Tensor = self._call(self.hardware.upload(pictures))
+    def __call__(self, images: Tensor) -> Tensor:
+        translated: Tensor = self._call(self.hardware.upload(images))
         return translated.cpu()
 
     def __str__(self) -> str:
@@ -60,15 +60,15 @@ class TorchGenerator:
 
 
 class Translator:
-    """Translates pictures from one domain to the other; every picture keeps its size.
+    """Translates images from one domain to the other without changing their size.
 
     Args:
-        runner: the generator and what computes it.
-        direction: what it does, such as `photo2monet`.
-        directions: those that its model has.
-        weights: which of the model's weights these are.
-        path: of the model file.
-        step: at which it was saved; None where the file does not say.
+        runner: the generator and its backend.
+        direction: the generator's direction, such as `photo2monet`.
+        directions: all directions of the model.
+        weights: `ema` for the moving average, `raw` for the weights of the last step.
+        path: path of the model file.
+        step: training step of the model; None if the file does not state it.
     """
 
     def __init__(
@@ -98,45 +98,45 @@ class Translator:
         compile: bool = False,  # noqa: A002
         world: World | None = None,
     ) -> "Translator":
-        """A translator from what training has saved; all that it needs to know is in the model file.
+        """Load a translator; the model file contains everything that is needed.
 
         Args:
-            path: a run's folder, a checkpoint's folder, a safetensors file, a generator of the reference implementation
+            path: a run folder, a checkpoint folder, a safetensors file, a generator of the 2017 implementation
                 (`latest_net_G_A.pth`), or an exported `.onnx` file.
-            direction: such as `photo2monet`, by the model's own domains; `a2b` and `b2a` work as well. A file of one
-                direction needs none.
-            weights: `ema` is the moving average where the model has one, else the weights of the last step.
-            backend: what computes; `auto` is `onnx` for an `.onnx` file, else `torch`.
+            direction: made of the names of the model's domains, such as `photo2monet`; `a2b` and `b2a` work as well.
+                It may be omitted for a file with a single direction.
+            weights: `ema` is the moving average if the model has one, else the weights of the last step.
+            backend: `auto` is `onnx` for an `.onnx` file, else `torch`.
             compile: run the network through `torch.compile`.
-            world: the processes that share the machine's devices.
+            world: the ranks, which divide the machine's devices among them.
 
         Raises:
-            CommandError: no such direction, device or precision, or a backend that cannot run this file.
-            CheckpointError: no model there, or one that is damaged or does not translate RGB pictures.
+            CommandError: unknown direction, unavailable device or precision, or a backend that cannot run this file.
+            CheckpointError: the model is missing, damaged, or does not translate RGB images.
         """
         path = Path(path)
         runner: Generator
         if _backend(path, backend) == "onnx":
             runner = OnnxGenerator.load(path, device=device, precision=precision, compile=compile)
-            found = runner.sources
-            chosen = found.choose(direction)
+            sources = runner.sources
+            chosen = sources.select(direction)
         else:
-            found = generator_file.read(path, weights=weights)
-            chosen = found.choose(direction)
+            sources = generator_file.read(path, weights=weights)
+            chosen = sources.select(direction)
             runner = TorchGenerator(
                 generator_file.build(chosen), Hardware(device, precision=precision, compile=compile, world=world)
             )
         return cls(
             runner,
             direction=chosen.direction,
-            directions=found.directions,
+            directions=sources.directions,
             weights=chosen.weights,
             path=chosen.path,
             step=chosen.step,
         )
 
     def in_fp32(self) -> "Translator":
-        """The same in full precision; where that is what it computes in, itself."""
+        """Return a copy in fp32; the translator itself if it is in fp32 already, or PyTorch does not compute it."""
         if self.generator is None or self.hardware.precision == "fp32":
             return self
         exact = copy.copy(self)
@@ -148,43 +148,43 @@ class Translator:
 
     @property
     def backend(self) -> Backend:
-        """What computes."""
+        """Library that computes the generator: `torch` or `onnx`."""
         return self.runner.backend
 
     @property
     def hardware(self) -> Hardware:
-        """Where it computes, and in what precision."""
+        """Device and precision of the generator."""
         return self.runner.hardware
 
     @property
     def generator(self) -> nn.Module | None:
-        """The bare network, in evaluation, on the hardware; None where another program than PyTorch holds it."""
+        """The network, not compiled, in evaluation mode on the hardware; None if PyTorch does not compute it."""
         return self.runner.module
 
     @property
     def fingerprint(self) -> str:
-        """Sha256 in hexadecimal of what decides over translations.
+        """SHA-256, in hexadecimal, of everything that decides the translations.
 
-        It is that of architecture and weights, whatever file they come in and whatever they are called there. An
-        `.onnx` file, which computes them in its own way, has that of its bytes.
+        It covers architecture and weights, independent of the file format and the names of domains. For an `.onnx`
+        file, it is the SHA-256 of the file, because another library computes the network.
         """
         return self.runner.fingerprint
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        """The translation of one picture of any colour mode, its pixels taken as they stand, as RGB."""
+        """Translate one image of any colour mode to RGB, without colour management."""
         return tensors.uint8_to_pil(self.batch(tensors.pil_to_uint8(decoding.to_rgb(image))[None])[0])
 
     def batch(self, pixels: Tensor) -> Tensor:
-        """The translations of pictures of one size, uint8 (N, 3, H, W) both ways, on the CPU.
+        """Translate images of one size; input and output are uint8 (N, 3, H, W) on the CPU.
 
-        Instance norm looks at one picture at a time: what else is in the batch changes nothing but the rounding.
+        Instance norm treats each image separately, so the other images of a batch affect the rounding only.
         """
         return tensors.to_uint8(self.values(tensors.to_float(pixels)))
 
     @torch.inference_mode()
-    def values(self, pictures: Tensor) -> Tensor:
-        """`batch` without rounding: float32 (N, 3, H, W) in [-1, 1] both ways, on the CPU, each picture as a whole."""
-        return self.runner(pictures)
+    def values(self, images: Tensor) -> Tensor:
+        """Translate images of one size, unquantized; input and output: float32 (N, 3, H, W) in [-1, 1] on the CPU."""
+        return self.runner(images)
 
     def __str__(self) -> str:
         step = "" if self.step is None else f" (step {self.step})"
@@ -193,13 +193,13 @@ class Translator:
 
 
 def _backend(path: Path, backend: Literal["auto", "torch", "onnx"]) -> Backend:
-    """What computes a file, which must be able to."""
-    fitting: Backend = "onnx" if path.suffix.lower() == ".onnx" else "torch"
-    if backend == "auto" or backend == fitting:
-        return fitting
+    """Choose the backend of a file; raise a CommandError if the requested one cannot run it."""
+    matching: Backend = "onnx" if path.suffix.lower() == ".onnx" else "torch"
+    if backend == "auto" or backend == matching:
+        return matching
     if backend == "onnx":
         raise CommandError(
-            f"backend=onnx runs .onnx files, {path} is none: first python -m cyclestyle.export checkpoint={path} "
-            "format=onnx, then checkpoint= the file that it writes"
+            f"backend=onnx runs .onnx files only, and {path} is not one: first python -m cyclestyle.export "
+            f"checkpoint={path} format=onnx, then set checkpoint= to the file that it writes"
         )
     raise CommandError(f"backend=torch: {path} is an .onnx file, which onnxruntime computes: leave backend= out")

@@ -1,4 +1,4 @@
-"""Checkpoints: complete or absent, verified when read, and free of wrappers and code."""
+"""Checkpoint folders: atomic saves, verification on reading, names of weights, and safety of malformed files."""
 
 import json
 import tempfile
@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch.nn.parallel import DistributedDataParallel
 
 from cyclestyle.checkpoints.directory import Checkpoints, read, read_model
-from cyclestyle.checkpoints.manifest import _sha256
+from cyclestyle.checkpoints.manifest import sha256_of
 from cyclestyle.checkpoints.model import Model
 from cyclestyle.distributed.world import World
 from cyclestyle.errors import CheckpointError, CommandError, DiskError
@@ -47,11 +47,11 @@ def trained(trainer: Trainer, count: int) -> Trainer:
     return trainer
 
 
-def test_what_is_saved_is_read_again(tmp_path: Path) -> None:
+def test_checkpoint_round_trip(tmp_path: Path) -> None:
     trainer = trained(tiny_trainer(batch_size=2, pool=6, ema=0.9), 3)
     saved = snapshot_model(trainer, ("größe 🎨", "photo"))
-    state, own = trainer.state_dict(), trainer.rank_state_dict()
-    path = Checkpoints(tmp_path / "checkpoints").save(saved, state, own, world=World())
+    state, rank_state = trainer.state_dict(), trainer.rank_state_dict()
+    path = Checkpoints(tmp_path / "checkpoints").save(saved, state, rank_state, world=World())
 
     assert path == tmp_path / "checkpoints" / "step_00000003"
     assert sorted(file.name for file in path.iterdir()) == sorted([*FILES, "manifest.json"])
@@ -63,21 +63,21 @@ def test_what_is_saved_is_read_again(tmp_path: Path) -> None:
     assert again.model.tensors.keys() == saved.tensors.keys()
     assert all(torch.equal(value, saved.tensors[name]) for name, value in again.model.tensors.items())
     assert equal(again.training, state)
-    assert equal(again.ranks, [own])
+    assert equal(again.ranks, [rank_state])
 
 
-def equal(ours: Any, theirs: Any) -> bool:
-    """Whether nested states are the same, tensors bit for bit."""
-    if isinstance(ours, torch.Tensor):
-        return isinstance(theirs, torch.Tensor) and ours.dtype == theirs.dtype and torch.equal(ours, theirs)
-    if isinstance(ours, dict):
-        return ours.keys() == theirs.keys() and all(equal(value, theirs[key]) for key, value in ours.items())
-    if isinstance(ours, list | tuple):
-        return len(ours) == len(theirs) and all(map(equal, ours, theirs))
-    return bool(ours == theirs)
+def equal(first: Any, second: Any) -> bool:
+    """Return whether two nested states are equal, tensors bit for bit."""
+    if isinstance(first, torch.Tensor):
+        return isinstance(second, torch.Tensor) and first.dtype == second.dtype and torch.equal(first, second)
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(equal(value, second[key]) for key, value in first.items())
+    if isinstance(first, list | tuple):
+        return len(first) == len(second) and all(map(equal, first, second))
+    return bool(first == second)
 
 
-def test_the_safetensors_header_describes_the_networks(tmp_path: Path) -> None:
+def test_model_header_describes_networks(tmp_path: Path) -> None:
     path = save(tmp_path) / "networks.safetensors"
     with safe_open(path, framework="pt") as opened:
         header = json.loads(opened.metadata()["cyclestyle"])
@@ -90,7 +90,7 @@ def test_the_safetensors_header_describes_the_networks(tmp_path: Path) -> None:
     }
 
 
-def test_latest_names_the_newest_and_older_ones_are_pruned(tmp_path: Path) -> None:
+def test_latest_file_names_newest_and_old_checkpoints_are_pruned(tmp_path: Path) -> None:
     for step in (2, 4, 10):
         save(tmp_path, step, keep=2)
     assert steps(tmp_path) == ["step_00000004", "step_00000010"]
@@ -99,18 +99,18 @@ def test_latest_names_the_newest_and_older_ones_are_pruned(tmp_path: Path) -> No
     assert Checkpoints(tmp_path).load().step == 10
 
 
-def test_the_newest_is_the_one_with_the_highest_number_beyond_eight_digits_too(tmp_path: Path) -> None:
+def test_newest_checkpoint_is_by_number_beyond_eight_digits(tmp_path: Path) -> None:
     for step in (99_999_999, 100_000_000):
         save(tmp_path, step)
     assert Checkpoints(tmp_path).load().step == 100_000_000
 
 
-def test_without_a_checkpoint_there_is_nothing_to_load(tmp_path: Path) -> None:
+def test_load_without_checkpoint_returns_none(tmp_path: Path) -> None:
     assert Checkpoints(tmp_path / "none").load() is None
     assert Checkpoints(tmp_path).load() is None
 
 
-def test_an_interrupted_save_leaves_the_older_checkpoint_the_newest(tmp_path: Path) -> None:
+def test_interrupted_save_leaves_older_checkpoint_newest(tmp_path: Path) -> None:
     older = save(tmp_path, 4)
     with pytest.raises(AttributeError):
         save(tmp_path, 6, training={"cannot be pickled": lambda: None})
@@ -123,67 +123,67 @@ def test_an_interrupted_save_leaves_the_older_checkpoint_the_newest(tmp_path: Pa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step_00000004", "step_00000005"]
 
 
-def test_what_a_killed_save_left_is_removed_by_the_next(tmp_path: Path) -> None:
+def test_next_save_removes_leftovers_of_killed_save(tmp_path: Path) -> None:
     save(tmp_path, 4)
-    left = tmp_path / ".step_00000006.tmp"
-    left.mkdir()
-    (left / "networks.safetensors").write_bytes(b"half")
+    leftover = tmp_path / ".step_00000006.tmp"
+    leftover.mkdir()
+    (leftover / "networks.safetensors").write_bytes(b"half")
     save(tmp_path, 5)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step_00000004", "step_00000005"]
 
 
-def test_the_newest_good_checkpoint_is_used_where_newer_ones_are_damaged(tmp_path: Path) -> None:
+def test_newest_undamaged_checkpoint_is_loaded(tmp_path: Path) -> None:
     for step in (2, 4, 6, 8):
         save(tmp_path, step, keep=4)
     (tmp_path / "step_00000008" / "manifest.json").unlink()
     (tmp_path / "step_00000006" / "rank0.pt").write_bytes(b"")
-    told: list[str] = []
-    assert Checkpoints(tmp_path).load(tell=told.append).step == 4
-    assert told == [
+    warnings: list[str] = []
+    assert Checkpoints(tmp_path).load(warn=warnings.append).step == 4
+    assert warnings == [
         f"{tmp_path}/step_00000008/manifest.json is missing or malformed, using step_00000004 instead",
         f"checksum mismatch in {tmp_path}/step_00000006/rank0.pt: the file is not what was written, "
         "using step_00000004 instead",
     ]
-    assert len(steps(tmp_path)) == 4  # whoever only reads changes nothing
+    assert len(steps(tmp_path)) == 4  # without `repair` no folder is renamed
 
-    # The run itself takes them away, so that they neither count among those to keep nor are tried again.
-    assert Checkpoints(tmp_path).load(mend=True, tell=told.append).step == 4
+    # With `repair`, damaged checkpoints are renamed: they do not count towards `keep` and are not read again.
+    assert Checkpoints(tmp_path).load(repair=True, warn=warnings.append).step == 4
     assert steps(tmp_path) == ["step_00000002", "step_00000004"]
     save(tmp_path, 5, keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step_00000004", "step_00000005"]
 
 
-def test_a_model_of_a_run_comes_from_its_newest_good_checkpoint(tmp_path: Path) -> None:
+def test_read_model_of_run_uses_newest_undamaged_checkpoint(tmp_path: Path) -> None:
     for step in (2, 4):
         save(tmp_path / "checkpoints", step)
     damage(tmp_path / "checkpoints/step_00000004/networks.safetensors")
-    told: list[str] = []
-    assert read_model(tmp_path, tell=told.append).step == 2
-    assert len(told) == 1
-    assert "checksum mismatch" in told[0]
+    warnings: list[str] = []
+    assert read_model(tmp_path, warn=warnings.append).step == 2
+    assert len(warnings) == 1
+    assert "checksum mismatch" in warnings[0]
     with pytest.raises(CheckpointError, match="checksum mismatch"):
         read_model(tmp_path / "checkpoints/step_00000004")
 
 
 def damage(file: Path) -> None:
-    """Turn a bit over."""
+    """Flip one bit in the middle of a file."""
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
 
 
-def test_a_disk_that_cannot_be_read_now_takes_no_checkpoint_away(tmp_path: Path) -> None:
+def test_checkpoint_on_unreadable_disk_is_not_renamed(tmp_path: Path) -> None:
     save(tmp_path, 2)
     file = save(tmp_path, 4) / "training.pt"
     aside = file.rename(tmp_path / "aside")
-    file.symlink_to(file)  # an error that is none of the file's: too many levels of symbolic links
+    file.symlink_to(file)  # reading fails with an OSError: too many levels of symbolic links
     with pytest.raises(DiskError, match=f"cannot read {file}: too many levels.*; try again"):
-        Checkpoints(tmp_path).load(mend=True)
+        Checkpoints(tmp_path).load(repair=True)
     aside.replace(file)
-    assert Checkpoints(tmp_path).load(mend=True).step == 4
+    assert Checkpoints(tmp_path).load(repair=True).step == 4
 
 
-def test_a_checkpoint_that_lacks_a_process_s_part_is_not_published_and_not_believed(tmp_path: Path) -> None:
+def test_checkpoint_missing_a_rank_file_is_rejected(tmp_path: Path) -> None:
     path = save(tmp_path, 4)
     manifest = json.loads((path / "manifest.json").read_text())
     (path / "manifest.json").write_text(json.dumps({**manifest, "ranks": 2}))
@@ -197,26 +197,26 @@ def test_a_checkpoint_that_lacks_a_process_s_part_is_not_published_and_not_belie
     assert Checkpoints(tmp_path).load().ranks == [{"pools": {}}]
 
 
-def test_steps_to_keep_for_ever_stay(tmp_path: Path) -> None:
+def test_multiples_of_keep_every_are_never_removed(tmp_path: Path) -> None:
     for step in range(2, 14, 2):
         Checkpoints(tmp_path, keep=2, keep_every=4).save(model(step), {}, {}, world=World())
     assert steps(tmp_path) == [f"step_{step:08d}" for step in (4, 8, 10, 12)]
 
 
 @pytest.mark.parametrize("settings", [{"keep": 1}, {"keep": 0}, {"keep_every": 0}])
-def test_to_keep_less_than_a_second_one_is_refused(tmp_path: Path, settings: dict[str, int]) -> None:
+def test_too_small_keep_or_keep_every_is_rejected(tmp_path: Path, settings: dict[str, int]) -> None:
     with pytest.raises(CommandError, match=r"checkpoint\.keep"):
         Checkpoints(tmp_path, **settings)
 
 
-def test_a_save_at_the_same_step_takes_the_place_of_the_first(tmp_path: Path) -> None:
+def test_second_save_at_same_step_replaces_first_checkpoint(tmp_path: Path) -> None:
     save(tmp_path)
     save(tmp_path, training={"second": True})
     assert Checkpoints(tmp_path).load().training == {"second": True}
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_flipped_byte_is_found_and_the_file_named(tmp_path: Path, name: str) -> None:
+def test_flipped_bit_gives_error_with_file_name(tmp_path: Path, name: str) -> None:
     file = save(tmp_path) / name
     damage(file)
     with pytest.raises(CheckpointError, match=f"checksum mismatch in {file}"):
@@ -224,13 +224,13 @@ def test_a_flipped_byte_is_found_and_the_file_named(tmp_path: Path, name: str) -
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
+def test_missing_file_gives_error_with_file_name(tmp_path: Path, name: str) -> None:
     (save(tmp_path) / name).unlink()
     with pytest.raises(CheckpointError, match=f"{name} is missing"):
         Checkpoints(tmp_path).load()
 
 
-def test_a_newer_version_is_refused_with_both_versions(tmp_path: Path) -> None:
+def test_newer_version_gives_error_with_both_versions(tmp_path: Path) -> None:
     manifest = save(tmp_path) / "manifest.json"
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "version": 7, "files": "other"}))
     with pytest.raises(CheckpointError, match="of version 7, this program reads up to 1: update it"):
@@ -242,7 +242,7 @@ def test_a_newer_version_is_refused_with_both_versions(tmp_path: Path) -> None:
         read_model(file)
 
 
-def test_a_file_without_our_header_is_not_ours(tmp_path: Path) -> None:
+def test_file_without_model_header_is_rejected(tmp_path: Path) -> None:
     file = tmp_path / "other.safetensors"
     for metadata in (None, {"format": "pt"}):
         save_file({"x": torch.zeros(1)}, file, metadata=metadata)
@@ -251,7 +251,7 @@ def test_a_file_without_our_header_is_not_ours(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "lie",
+    "wrong",
     [
         {"domains": "one"},
         {"domains": ["a", "b", "c"]},
@@ -264,16 +264,16 @@ def test_a_file_without_our_header_is_not_ours(tmp_path: Path) -> None:
         {"version": "1"},
     ],
 )
-def test_a_header_that_lies_is_refused(tmp_path: Path, lie: dict[str, Any]) -> None:
-    truth = {"version": 1, "step": 0, "domains": ["a", "b"], "generator": {}, "discriminator": {}}
+def test_malformed_header_is_rejected(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    valid = {"version": 1, "step": 0, "domains": ["a", "b"], "generator": {}, "discriminator": {}}
     file = tmp_path / "model.safetensors"
-    for header in ({**truth, **lie}, {key: value for key, value in truth.items() if key not in lie}):
+    for header in ({**valid, **wrong}, {key: value for key, value in valid.items() if key not in wrong}):
         save_file({"x": torch.zeros(1)}, file, metadata={"cyclestyle": json.dumps(header)})
         with pytest.raises(CheckpointError, match=r"model\.safetensors is not a cyclestyle model"):
             read_model(file)
 
 
-def test_code_in_a_training_file_is_not_run(tmp_path: Path) -> None:
+def test_code_in_training_file_is_not_run(tmp_path: Path) -> None:
     path = save(tmp_path)
     marker = tmp_path / "ran"
 
@@ -283,7 +283,7 @@ def test_code_in_a_training_file_is_not_run(tmp_path: Path) -> None:
 
     torch.save({"step": Evil()}, path / "training.pt")
     manifest = json.loads((path / "manifest.json").read_text())
-    manifest["files"]["training.pt"]["sha256"] = _sha256(path / "training.pt")
+    manifest["files"]["training.pt"]["sha256"] = sha256_of(path / "training.pt")
     (path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(CheckpointError, match=r"training\.pt cannot be read"):
         read(path)
@@ -304,7 +304,7 @@ JSON = st.recursive(
 @example(b'{"version": Infinity}')
 @example(b'{"version": 1, "files": {"networks.safetensors": {}, "training.pt": {}, "rank0.pt": {}}}')
 @example(b'{"version": 1, "files": {"\\u0000": {"sha256": "x"}}}')
-def test_whatever_a_manifest_holds_it_is_a_checkpoint_error(content: bytes) -> None:
+def test_any_malformed_manifest_gives_one_line_checkpoint_error(content: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name in FILES:
             (Path(folder) / name).write_bytes(b"")
@@ -319,7 +319,7 @@ def test_whatever_a_manifest_holds_it_is_a_checkpoint_error(content: bytes) -> N
 @example(b"")
 @example(b"\x08\0\0\0\0\0\0\0{       ")
 @example(b"\xff\xff\xff\xff\xff\xff\xff\x7f{}")
-def test_whatever_bytes_a_model_file_has_it_is_a_checkpoint_error(content: bytes) -> None:
+def test_any_malformed_model_file_gives_checkpoint_error(content: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.safetensors"
         file.write_bytes(content)
@@ -331,33 +331,33 @@ def test_whatever_bytes_a_model_file_has_it_is_a_checkpoint_error(content: bytes
 @given(JSON.map(json.dumps) | st.text(max_size=20))
 @example("[" * 100_000)
 @example('{"version": 1, "step": Infinity, "domains": ["a", "b"], "generator": {}, "discriminator": {}}')
-def test_whatever_a_header_says_it_is_a_model_or_a_checkpoint_error(header: str) -> None:
+def test_any_header_gives_model_or_checkpoint_error(header: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.safetensors"
         try:
             save_file({"x": torch.zeros(1)}, file, metadata={"cyclestyle": header})
-        except UnicodeEncodeError:  # half a surrogate pair cannot be in such a file
+        except UnicodeEncodeError:  # the header is UTF-8, which has no lone surrogates
             return
         try:
-            found = read_model(file)
+            result = read_model(file)
         except CheckpointError:
             return
-        assert len(found.domains) == 2
-        assert isinstance(found.generator, dict)
+        assert len(result.domains) == 2
+        assert isinstance(result.generator, dict)
 
 
-def test_a_model_is_found_in_a_run_its_checkpoints_one_of_them_or_a_file(tmp_path: Path) -> None:
+def test_model_is_found_in_run_checkpoint_or_file(tmp_path: Path) -> None:
     run = tmp_path / "runs" / "mine"
     path = save(run / "checkpoints", 2)
     newest = save(run / "checkpoints", 4)
     for place in (run, run / "checkpoints", newest, newest / "networks.safetensors"):
-        found = read_model(place)
-        assert found.step == 4
-        assert found.path == newest / "networks.safetensors"
+        newest_model = read_model(place)
+        assert newest_model.step == 4
+        assert newest_model.path == newest / "networks.safetensors"
     assert read_model(path).step == 2
 
 
-def test_where_no_model_is_the_place_is_named_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_model_error_has_absolute_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError, match=f"no checkpoint at {tmp_path}/runs/gone"):
         read_model(Path("runs/gone"))
@@ -366,11 +366,11 @@ def test_where_no_model_is_the_place_is_named_in_full(tmp_path: Path, monkeypatc
         read_model(Path("empty"))
 
 
-def test_parts_of_a_model_lose_their_prefix() -> None:
-    whole = model(**{"ema.ab.w": torch.zeros(1), "ema.ba.w": torch.ones(1), "generators.ab.w": torch.ones(1)})
-    assert whole.weights_under("ema.ab.").keys() == {"w"}
-    assert whole.weights_under("ema.").keys() == {"ab.w", "ba.w"}
-    assert whole.weights_under("discriminators.") == {}
+def test_weights_under_removes_prefix_from_names() -> None:
+    full = model(**{"ema.ab.w": torch.zeros(1), "ema.ba.w": torch.ones(1), "generators.ab.w": torch.ones(1)})
+    assert full.weights_under("ema.ab.").keys() == {"w"}
+    assert full.weights_under("ema.").keys() == {"ab.w", "ba.w"}
+    assert full.weights_under("discriminators.") == {}
 
 
 @pytest.fixture
@@ -381,10 +381,8 @@ def process_group() -> Any:
 
 
 @pytest.mark.usefixtures("process_group")
-def test_no_wrapper_s_name_is_in_any_key_of_a_compiled_run_of_several_processes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    world = World(0, 2)  # of which this process is all there is: enough to be wrapped
+def test_saved_keys_have_no_wrapper_prefix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(0, 2)  # two ranks, so that modules are wrapped, although only this process exists
     hardware = Hardware("cpu", precision="fp32", compile=True, world=world)
     trainer = tiny_trainer(ema=0.9, batch_size=2)
     objective = tiny_objective(prepare=hardware.wrap)

@@ -1,4 +1,4 @@
-"""Arguments taken apart, the nearest right word, and what the YAML files say about themselves."""
+"""Tests of argument parsing, of suggestions for mistyped words, and of help generated from the YAML files."""
 
 from pathlib import Path
 
@@ -14,12 +14,12 @@ EXPERIMENTS = sorted((CONFIGS / "experiment").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("typed", ["data.a=x=y", "+data.a=x=y", "++data.a=x=y"])
-def test_pluses_are_dropped_and_only_the_first_equals_sign_separates(typed: str) -> None:
+def test_split_drops_pluses_and_uses_first_equals_sign(typed: str) -> None:
     assert arguments.split(typed) == ("data.a", "x=y")
 
 
 @pytest.mark.parametrize(
-    ("typed", "said"),
+    ("typed", "message"),
     [
         ("foo", "foo: expected key=value"),
         ("=3", "=3: expected key=value"),
@@ -28,13 +28,13 @@ def test_pluses_are_dropped_and_only_the_first_equals_sign_separates(typed: str)
         ("~logger.console", "logger.tensorboard=null"),
     ],
 )
-def test_a_malformed_argument_is_named(typed: str, said: str) -> None:
+def test_malformed_argument_error_names_argument(typed: str, message: str) -> None:
     with pytest.raises(CommandError) as caught:
         arguments.split(typed)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
-def test_home_is_expanded_in_paths_and_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_home_is_expanded_in_paths_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/ada")
     assert arguments.literal(arguments.split("input=~/photos/")) == "/home/ada/photos/"
     assert arguments.literal(arguments.split("input=~")) == "/home/ada"
@@ -43,7 +43,7 @@ def test_home_is_expanded_in_paths_and_nowhere_else(monkeypatch: pytest.MonkeyPa
     assert arguments.literal(arguments.split("name=~")) == "~"
 
 
-def test_flags_are_told_from_arguments() -> None:
+def test_flags_are_separated_from_arguments() -> None:
     flags = arguments.split_flags(["a=1", "--cfg", "job", "-m", "b=2"])
     assert flags == (False, True, True, ["a=1", "b=2"])
     assert arguments.split_flags(["-h"]).help
@@ -51,7 +51,7 @@ def test_flags_are_told_from_arguments() -> None:
 
 
 @pytest.mark.parametrize("words", [["--hlep"], ["--cfg"], ["--cfg", "hydra"], ["-x"]])
-def test_an_unknown_flag_is_named(words: list[str]) -> None:
+def test_unknown_flag_error_names_flag(words: list[str]) -> None:
     with pytest.raises(CommandError, match=f"no flag {words[0]}: there are --help"):
         arguments.split_flags(words)
 
@@ -66,23 +66,23 @@ def test_an_unknown_flag_is_named(words: list[str]) -> None:
         ("qqq", ""),
     ],
 )
-def test_the_nearest_word_is_found_also_by_its_last_part(word: str, right: str) -> None:
+def test_closest_match_considers_last_part_of_dotted_key(word: str, right: str) -> None:
     assert arguments.closest_match(word, ["name", "generator", "trainer.steps", "trainer.epochs", "ema.decay"]) == right
 
 
-def test_a_word_far_from_all_is_answered_with_all() -> None:
+def test_unknown_word_error_lists_all_choices() -> None:
     assert (
         str(arguments.unknown_key_error("generator", "qqq", ["resnet", "unet"]))
         == "no generator qqq: there are resnet, unet"
     )
 
 
-def test_an_error_is_one_line_and_at_most_five_more() -> None:
+def test_report_has_at_most_six_lines() -> None:
     error = DataError("\n".join(["broken files:", *"abcdefgh"]))
     assert arguments.report("train", error).splitlines() == ["cyclestyle train: broken files:", *"abcde"]
 
 
-def test_entries_have_dotted_keys_values_and_comments(tmp_path: Path) -> None:
+def test_yaml_entries_have_key_value_comment(tmp_path: Path) -> None:
     file = tmp_path / "x.yaml"
     file.write_text(
         "# head\ndefaults:\n  - a: b\n\na: 1 # one\nb: # nodes\n  c: [1, 2] # two: 2\n  d: x#y\ne: http://x # z\n"
@@ -97,7 +97,7 @@ def test_entries_have_dotted_keys_values_and_comments(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(CONFIGS)))
-def test_every_key_has_a_comment_and_every_file_a_header(file: Path) -> None:
+def test_every_key_has_comment_and_file_has_header(file: Path) -> None:
     keys = [entry for entry in help_pages.yaml_entries(file) if entry.value]
     assert [entry.key for entry in keys if not entry.comment and not entry.key.endswith("_target_")] == []
     first = help_pages.header(file)[0]
@@ -106,14 +106,14 @@ def test_every_key_has_a_comment_and_every_file_a_header(file: Path) -> None:
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(CONFIGS)))
-def test_the_comments_are_read_from_every_line_that_has_a_key(file: Path) -> None:
+def test_yaml_entries_include_every_line_with_a_key(file: Path) -> None:
     lines = file.read_text().splitlines()
     keys = [line for line in lines if ":" in line.split("#")[0] and not line.lstrip().startswith(("-", "defaults:"))]
     assert len(list(help_pages.yaml_entries(file))) == len(keys)
 
 
 @pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda file: file.stem)
-def test_every_experiment_states_command_hardware_time_and_result(file: Path) -> None:
+def test_experiment_headers_name_command_hardware_time_result(file: Path) -> None:
     head = help_pages.header(file)
     assert f"  python -m cyclestyle.train experiment={file.stem}" in head
     for word in ("Hardware:", "Time:", "Expected:"):
@@ -121,7 +121,7 @@ def test_every_experiment_states_command_hardware_time_and_result(file: Path) ->
 
 
 @pytest.mark.parametrize("command", ["train", "translate", "evaluate"])
-def test_help_names_every_key_group_option_and_experiment_in_112_columns(command: str) -> None:
+def test_help_is_complete_and_fits_120_columns(command: str) -> None:
     text = help_pages.help_text(CONFIGS, command, compose.groups(command))
     cfg = compose.compose(command, [])
     rows = [line.split() for line in text.splitlines()]
@@ -133,12 +133,12 @@ def test_help_names_every_key_group_option_and_experiment_in_112_columns(command
     assert [key for key in keys if not any(row[:1] == [key] and len(row) > 2 for row in rows)] == []
     for group in compose.groups(command):
         for option in help_pages.options(CONFIGS / group):
-            named = option if group == "experiment" else f"{group}={option}"
-            assert any(row[:1] == [named] and len(row) > 2 for row in rows)
+            label = option if group == "experiment" else f"{group}={option}"
+            assert any(row[:1] == [label] and len(row) > 2 for row in rows)
     assert max(map(len, text.splitlines())) <= 120
     assert f"python -m cyclestyle.{command} " in text
 
 
-def test_help_tells_the_keys_that_only_another_option_has() -> None:
+def test_help_lists_keys_of_non_default_options() -> None:
     assert "Keys: levels, detail." in help_pages.describe_option(CONFIGS / "generator", "unet", "resnet")
     assert "Keys" not in help_pages.describe_option(CONFIGS / "generator", "resnet", "resnet")

@@ -1,4 +1,4 @@
-"""The config: what can be typed, what is refused and how, and that every experiment fits the parts it names."""
+"""Tests of configs: composing from arguments, errors, checks against signatures, and launching of commands."""
 
 import copy
 import functools
@@ -29,7 +29,8 @@ OPTIONS = [
     for group in config.groups("train")
     if group != "experiment"
 ]
-CHOICES = [tuple(filter(None, chosen)) for chosen in itertools.zip_longest(*OPTIONS)]  # each option once
+# Combinations in which each option occurs at least once.
+CHOICES = [tuple(filter(None, chosen)) for chosen in itertools.zip_longest(*OPTIONS)]
 
 AWKWARD = {
     "umlaut": "/d/Müller/Größe",
@@ -56,8 +57,8 @@ AWKWARD = {
 }
 
 
-def said(call: Callable[[], object]) -> str:
-    """What the CommandError says, which must fit on one line."""
+def message_of(call: Callable[[], object]) -> str:
+    """Message of the CommandError that a call raises, which must be one line."""
     with pytest.raises(CommandError) as caught:
         call()
     message = str(caught.value)
@@ -66,14 +67,14 @@ def said(call: Callable[[], object]) -> str:
 
 
 def composing(*overrides: str, command: str = "train") -> str:
-    return said(lambda: config.compose(command, overrides))
+    return message_of(lambda: config.compose(command, overrides))
 
 
 # Composing
 
 
 @pytest.mark.parametrize("typed", ["experiment=monet", "+experiment=monet", "++experiment=monet"])
-def test_an_experiment_is_chosen_with_or_without_plus(typed: str) -> None:
+def test_experiment_is_chosen_with_or_without_plus(typed: str) -> None:
     cfg = config.compose("train", [typed])
     assert (cfg.name, cfg.run_dir, cfg.data.root, cfg.data.domain_a) == (
         "monet",
@@ -84,16 +85,16 @@ def test_an_experiment_is_chosen_with_or_without_plus(typed: str) -> None:
 
 
 @pytest.mark.parametrize("typed", ["trainer.steps=7", "+trainer.steps=7", "++trainer.steps=7"])
-def test_a_key_is_set_with_or_without_plus_and_wins_over_the_experiment(typed: str) -> None:
+def test_typed_key_overrides_experiment(typed: str) -> None:
     assert config.compose("train", [typed, "experiment=demo"]).trainer.steps == 7
 
 
 @pytest.mark.parametrize("typed", ["generator=unet", "+generator=unet"])
-def test_a_group_option_is_chosen(typed: str) -> None:
+def test_group_option_is_chosen(typed: str) -> None:
     assert config.compose("train", [typed]).generator._target_ == "cyclestyle.networks.UNetGenerator"
 
 
-def test_without_an_experiment_the_config_is_the_papers_recipe() -> None:
+def test_default_config_is_the_papers_recipe() -> None:
     cfg = config.compose("train", [])
     assert config.to_plain(cfg)["objective"] == {"cycle_a": 10.0, "cycle_b": 10.0, "identity": 0.5}
     assert (cfg.generator.channels, cfg.generator.blocks, cfg.discriminator.channels) == (64, 9, 64)
@@ -103,7 +104,7 @@ def test_without_an_experiment_the_config_is_the_papers_recipe() -> None:
 
 
 @pytest.mark.parametrize("experiment", sorted(set(EXPERIMENTS) - {"demo", "smoke"}))
-def test_the_papers_experiments_change_nothing_but_the_data(experiment: str) -> None:
+def test_papers_experiments_change_only_data(experiment: str) -> None:
     usual, cfg = config.to_plain(composed(None)), config.to_plain(composed(experiment))
     changed = {key for key in usual if usual[key] != cfg[key]}
     assert changed == {"name", "run_dir", "data"}
@@ -116,7 +117,7 @@ def test_the_papers_experiments_change_nothing_but_the_data(experiment: str) -> 
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_an_experiment_has_the_name_of_its_file(experiment: str) -> None:
+def test_experiment_is_named_like_its_file(experiment: str) -> None:
     assert composed(experiment).name == experiment
 
 
@@ -129,9 +130,9 @@ def composed(experiment: str | None) -> DictConfig:
 
 
 @pytest.mark.parametrize("text", AWKWARD.values(), ids=AWKWARD.keys())
-def test_paths_work_as_typed_in_every_key_with_and_without_pluses(text: str) -> None:
+def test_every_path_key_is_taken_as_typed(text: str) -> None:
     for command, plus in itertools.product(config.SCHEMAS, ("", "+", "++")):
-        cfg = copy.deepcopy(defaults(command))  # what compose does, but for Hydra's part, which takes its time
+        cfg = copy.deepcopy(defaults(command))  # same steps as in `compose`, but without Hydra, which is slow
         for key in literal_keys(command):
             config.set_key(cfg, commandline.split(f"{plus}{key}={text}"), command)
         plain = dict(config.walk(config.to_plain(cfg)))
@@ -145,12 +146,12 @@ def defaults(command: str) -> DictConfig:
 
 @functools.cache
 def literal_keys(command: str) -> list[str]:
-    """The path and text keys of a command, but for the name, which is no path."""
+    """Path and text keys of a command, except `name`, whose value must be a folder name."""
     known = dict(config.walk(config.to_plain(defaults(command))))
     return sorted(key for key in keys.TAKEN_AS_TYPED - {"name"} if not isinstance(known.get(key, {}), dict))
 
 
-def test_the_path_keys_are_those_of_the_issue() -> None:
+def test_keys_taken_as_typed_by_command() -> None:
     data = ["data.a", "data.b", "data.domain_a", "data.domain_b", "data.root", "data.test_a", "data.test_b"]
     assert literal_keys("train") == [*data, "init", "run_dir"]
     assert literal_keys("translate") == ["checkpoint", "direction", "input", "output"]
@@ -159,13 +160,13 @@ def test_the_path_keys_are_those_of_the_issue() -> None:
 
 
 @pytest.mark.parametrize("text", [text.replace("/", "-") for text in AWKWARD.values()], ids=AWKWARD.keys())
-def test_a_name_works_as_typed_and_so_does_the_run_folder_made_of_it(text: str) -> None:
+def test_name_and_run_dir_are_taken_as_typed(text: str) -> None:
     cfg = config.compose("train", [f"name={text}", f"data.root={text}"])
     assert (cfg.name, cfg.data.root, cfg.run_dir) == (text, text, f"runs/{text}")
     assert config.to_plain(cfg)["run_dir"] == f"runs/{text}"
 
 
-def test_escaping_gives_any_text_back() -> None:
+def test_escaped_interpolation_round_trip() -> None:
     rng = random.Random(0)
     for _ in range(1000):
         text = "".join(rng.choice("\\${}a:,'\" ") for _ in range(rng.randrange(9)))
@@ -173,24 +174,24 @@ def test_escaping_gives_any_text_back() -> None:
         assert (cfg.p, cfg.q) == (text, f"x/{text}")
 
 
-def test_a_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tilde_expands_to_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/käthe")
     cfg = config.compose("train", ["data.a=~/x", "+data.b=~", "++run_dir=~/runs (old)"])
     assert (cfg.data.a, cfg.data.b, cfg.run_dir) == ("/home/käthe/x", "/home/käthe", "/home/käthe/runs (old)")
 
 
-def test_null_for_a_path_is_none() -> None:
+def test_null_path_is_none() -> None:
     cfg = config.compose("train", ["experiment=monet", "data.root=null", "init=null"])
     assert cfg.data.root is None
     assert cfg.init is None
 
 
 @pytest.mark.parametrize("name", ["a/b", "..", ".", "/x"])
-def test_a_name_that_is_no_folder_name_is_refused(name: str) -> None:
+def test_invalid_folder_name_is_rejected(name: str) -> None:
     assert composing(f"name={name}").startswith(f"name={name} is no name for a folder")
 
 
-def test_a_part_gets_paths_as_typed_and_what_the_program_adds() -> None:
+def test_component_gets_typed_paths_and_extra_arguments() -> None:
     text = AWKWARD["backslash and reference"]
     cfg = config.compose("train", [f"data.root={text}"])
     network = object()
@@ -200,7 +201,7 @@ def test_a_part_gets_paths_as_typed_and_what_the_program_adds() -> None:
     assert (part.root, part.network, part.size) == (text, network, 3)
 
 
-# What is refused
+# Errors
 
 
 @pytest.mark.parametrize(
@@ -228,22 +229,22 @@ def test_a_part_gets_paths_as_typed_and_what_the_program_adds() -> None:
         ("experiment=monet,maps", "experiment=monet,maps has several values: add --multirun to train once for each"),
     ],
 )
-def test_what_is_wrong_is_named_with_the_nearest_right_one(typed: str, message: str) -> None:
+def test_mistyped_argument_error_suggests_closest(typed: str, message: str) -> None:
     assert composing(typed) == message
 
 
-def test_a_value_that_hydra_cannot_read_is_named() -> None:
+def test_unparsable_value_error_names_key_and_value() -> None:
     assert composing("trainer.steps=(3").startswith("trainer.steps=(3 cannot be read: ")
 
 
 @pytest.mark.parametrize("key", ["data.root", "trainer.steps", "generator", "experiment", "name"])
-def test_an_empty_value_is_an_error_that_names_the_key(key: str) -> None:
+def test_empty_value_error_names_key(key: str) -> None:
     assert composing(f"{key}=").startswith(f"{key}= has no value")
 
 
 @pytest.fixture
 def own_configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the YAML files to which a test can add its own."""
+    """Copy of the program's YAML files, to which a test can add files."""
     folder = tmp_path / "cönfigs (copy)"
     shutil.copytree(config.config_dir(), folder)
     monkeypatch.setattr(config, "config_dir", lambda: folder)
@@ -259,25 +260,25 @@ def own_configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("name: ${x}\n", "x"),
     ],
 )
-def test_a_mistake_at_the_root_of_an_experiment_is_an_error(own_configs: Path, content: str, word: str) -> None:
+def test_mistake_in_experiment_file_is_an_error(own_configs: Path, content: str, word: str) -> None:
     (own_configs / "experiment" / "own.yaml").write_text(f"# @package _global_\n# Own.\n{content}")
     assert word in composing("experiment=own")
 
 
-def test_a_reference_to_nothing_is_an_error() -> None:
+def test_dangling_interpolation_is_an_error() -> None:
     assert "nothing" in composing("ema.decay=${nothing}")
 
 
-def test_a_reference_typed_for_a_number_is_followed() -> None:
+def test_typed_interpolation_is_resolved() -> None:
     cfg = config.compose("train", ["schedule.decay_epochs=${schedule.constant_epochs}", "schedule.constant_epochs=7"])
     assert cfg.schedule.decay_epochs == 7
 
 
-# Binding keys to whoever takes them
+# Checking keys against signatures
 
 
 class Part:
-    """What a target looks like."""
+    """An example of a component."""
 
     def __init__(
         self,
@@ -304,8 +305,8 @@ class Rest:
     def __init__(self, depth: int, **rest: object) -> None: ...
 
 
-def binds(node: dict[str, Any], *takers: Callable[..., Any]) -> None:
-    signatures.bind("part", node, takers or [Part])
+def binds(node: dict[str, Any], *targets: Callable[..., Any]) -> None:
+    signatures.bind("part", node, targets or [Part])
 
 
 @pytest.mark.parametrize(
@@ -316,7 +317,7 @@ def binds(node: dict[str, Any], *takers: Callable[..., Any]) -> None:
         {},
     ],
 )
-def test_values_that_fit_are_let_through(node: dict[str, Any]) -> None:
+def test_matching_values_are_accepted(node: dict[str, Any]) -> None:
     binds(node)
 
 
@@ -344,55 +345,57 @@ def test_values_that_fit_are_let_through(node: dict[str, Any]) -> None:
         ("siez", 3, "no key part.siez: did you mean part.size?"),
     ],
 )
-def test_what_does_not_fit_is_named_with_what_was_expected(key: str, value: object, expected: str) -> None:
-    assert said(lambda: binds({key: value})) == expected
+def test_type_error_names_value_and_expected_type(key: str, value: object, expected: str) -> None:
+    assert message_of(lambda: binds({key: value})) == expected
 
 
-def test_one_of_several_takers_is_enough() -> None:
+def test_key_of_any_target_is_accepted() -> None:
     binds({"size": 3, "depth": 4}, Part, Other)
     binds({"size": "large", "depth": 4}, Part, Other)
-    assert said(lambda: binds({"depht": 4}, Part, Other)) == "no key part.depht: did you mean part.depth?"
+    assert message_of(lambda: binds({"depht": 4}, Part, Other)) == "no key part.depht: did you mean part.depth?"
 
 
-def test_a_rest_is_handed_on_to_the_next_taker() -> None:
+def test_keyword_rest_passes_keys_to_next_target() -> None:
     binds({"depth": 3, "anything": 4}, Rest)
     binds({"depth": 3, "size": 4}, Rest, Part)
-    assert "no key part.anything" in said(lambda: binds({"depth": 3, "anything": 4}, Rest, Part))
+    assert "no key part.anything" in message_of(lambda: binds({"depth": 3, "anything": 4}, Rest, Part))
 
 
-def test_annotations_that_cannot_be_had_are_let_through() -> None:
-    def taker(size: "Unknown") -> None: ...  # type: ignore[name-defined]  # noqa: F821
+def test_unresolvable_annotations_are_accepted() -> None:
+    def target(size: "Unknown") -> None: ...  # type: ignore[name-defined]  # noqa: F821
 
-    binds({"size": 3}, taker)
-    assert "no key part.sizes" in said(lambda: binds({"sizes": 3}, taker))
+    binds({"size": 3}, target)
+    assert "no key part.sizes" in message_of(lambda: binds({"sizes": 3}, target))
 
 
-def test_pick_takes_the_keys_that_the_target_has() -> None:
+def test_arguments_for_selects_parameters_of_target() -> None:
     node = OmegaConf.create({"size": 3, "names": ["a"], "depth": 2})
     assert config.arguments_for(node, Part) == {"size": 3, "names": ["a"]}
     assert type(config.arguments_for(node, Part)["names"]) is list
 
 
-def test_build_refuses_a_key_that_the_program_sets_itself() -> None:
+def test_build_rejects_key_that_the_program_sets() -> None:
     node = OmegaConf.create({"_target_": f"{__name__}.Part", "size": 3, "network": 1})
-    assert said(lambda: config.build(node, network=2)).startswith(f"network of {__name__}.Part is the program's own")
+    assert message_of(lambda: config.build(node, network=2)).startswith(
+        f"network of {__name__}.Part is the program's own"
+    )
 
 
-# Checking whole configs; these need the parts of the program
+# Checking complete configs against the program's components
 
 
 def checking(*overrides: str, command: str = "train") -> str:
     cfg = config.compose(command, overrides)
-    return said(lambda: config.check(cfg))
+    return message_of(lambda: config.check(cfg))
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_experiment_binds(experiment: str) -> None:
+def test_every_experiment_matches_signatures(experiment: str) -> None:
     config.check(composed(experiment))
 
 
 @pytest.mark.parametrize("chosen", CHOICES, ids=" ".join)
-def test_every_option_of_every_group_binds(chosen: tuple[str, ...]) -> None:
+def test_every_group_option_matches_signatures(chosen: tuple[str, ...]) -> None:
     config.check(config.compose("train", chosen))
 
 
@@ -413,7 +416,7 @@ def test_every_option_of_every_group_binds(chosen: tuple[str, ...]) -> None:
         ("logger.console.colour=3", "no key logger.console.colour: "),
     ],
 )
-def test_keys_and_values_are_checked_against_the_parts(typed: str, message: str) -> None:
+def test_keys_and_values_are_checked_by_component(typed: str, message: str) -> None:
     assert checking(typed).startswith(message)
 
 
@@ -425,37 +428,37 @@ def test_keys_and_values_are_checked_against_the_parts(typed: str, message: str)
         ("export", ["checkpoint=x"]),
     ],
 )
-def test_the_commands_without_parts_are_checked_against_their_function(command: str, typed: list[str]) -> None:
+def test_commands_without_nodes_are_checked_by_signature(command: str, typed: list[str]) -> None:
     config.check(config.compose(command, typed))
     assert checking(*typed, "weights=best", command=command) == "weights=best: expected ema or raw"
 
 
-def test_a_key_that_the_part_takes_need_not_be_in_the_yaml() -> None:
+def test_parameter_absent_from_yaml_is_accepted() -> None:
     cfg = config.compose("train", ["optimizer.weight_decay=0.01"])
     config.check(cfg)
     assert cfg.optimizer.weight_decay == 0.01
 
 
-def test_the_drawn_set_hands_on_the_keys_of_folders_and_no_others() -> None:
+def test_drawn_scenes_accept_keys_of_folders_only() -> None:
     config.check(config.compose("train", ["data=scenes", "data.flip=false"]))
     assert checking("data=scenes", "data.filp=false") == "no key data.filp: did you mean data.flip?"
 
 
-def test_a_logger_is_taken_away_with_null() -> None:
+def test_null_removes_a_logger() -> None:
     cfg = config.compose("train", ["logger.tensorboard=null"])
     config.check(cfg)
     assert cfg.logger.tensorboard is None
 
 
-def test_a_part_of_ones_own_is_checked_and_built() -> None:
+def test_custom_component_is_checked_and_built() -> None:
     cfg = config.compose("train", [f"adversarial._target_={__name__}.Part", "adversarial.size=3"])
     config.check(cfg)
     assert config.build(cfg.adversarial).size == 3
 
 
-def test_a_node_without_a_target_is_no_part(own_configs: Path) -> None:
+def test_node_without_target_is_rejected(own_configs: Path) -> None:
     (own_configs / "generator" / "own.yaml").write_text("# Own.\nchannels: 3\n")
-    assert checking("generator=own").startswith("generator.channels=3 is no part")
+    assert checking("generator=own").startswith("generator.channels=3 is no component")
 
 
 @pytest.mark.parametrize(
@@ -467,7 +470,7 @@ def test_a_node_without_a_target_is_no_part(own_configs: Path) -> None:
         ("export", ["format=onnx"], ["checkpoint"]),
     ],
 )
-def test_all_missing_values_are_named_in_one_line(command: str, typed: list[str], missing: list[str]) -> None:
+def test_missing_values_give_one_line_error_naming_them(command: str, typed: list[str], missing: list[str]) -> None:
     message = checking(*typed, command=command)
     assert message.startswith(f"{command} needs {missing[0]}=... (")
     assert [word.removesuffix("=...") for word in message.split() if word.endswith("=...")] == missing
@@ -478,7 +481,7 @@ def test_all_missing_values_are_named_in_one_line(command: str, typed: list[str]
 
 @pytest.fixture
 def launch(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Launch a command as if `words` had been typed; returns the exit code, stdout and stderr."""
+    """Function that launches a command with the arguments `words`; it returns exit code, stdout and stderr."""
 
     def launched(*words: str, command: str = "train", run: Callable[[DictConfig], int | None] | None = None) -> Any:
         monkeypatch.setattr(sys, "argv", [command, *words])
@@ -493,7 +496,7 @@ Launch = Callable[..., tuple[int, str, str]]
 
 
 @pytest.mark.parametrize("command", ["train", "translate", "evaluate", "export"])
-def test_a_command_without_arguments_says_what_to_type(launch: Launch, command: str) -> None:
+def test_command_without_arguments_prints_usage(launch: Launch, command: str) -> None:
     code, _, err = launch(command=command, run=lambda cfg: pytest.fail("ran"))
     assert code == 2
     assert 2 <= sum(line.startswith(f"  python -m cyclestyle.{command} ") for line in err.splitlines()) <= 5
@@ -507,14 +510,14 @@ def test_help_exits_0_without_running(launch: Launch, flag: str) -> None:
     assert out.startswith("Usage: ")
 
 
-def test_the_config_that_was_typed_is_run_and_its_code_is_the_exit_code(launch: Launch) -> None:
+def test_launch_runs_config_and_returns_its_exit_code(launch: Launch) -> None:
     ran: list[DictConfig] = []
     assert launch("experiment=smoke", "seed=7", run=lambda cfg: ran.append(cfg))[0] == 0
     assert (ran[0].name, ran[0].seed) == ("smoke", 7)
     assert launch("experiment=smoke", run=lambda cfg: 75)[0] == 75
 
 
-def test_an_error_of_the_users_is_one_line_with_its_own_code(launch: Launch) -> None:
+def test_user_error_gives_one_line_and_exit_code(launch: Launch) -> None:
     assert launch("trainer.stesp=3") == (2, "", "cyclestyle train: no key trainer.stesp: did you mean trainer.steps?\n")
     assert launch("generator.chanels=3")[::2] == (
         2,
@@ -522,9 +525,9 @@ def test_an_error_of_the_users_is_one_line_with_its_own_code(launch: Launch) -> 
     )
 
     def run(cfg: DictConfig) -> int:
-        raise DataError("no pictures in x")
+        raise DataError("no images in x")
 
-    assert launch("experiment=smoke", run=run) == (3, "", "cyclestyle train: no pictures in x\n")
+    assert launch("experiment=smoke", run=run) == (3, "", "cyclestyle train: no images in x\n")
 
 
 def test_ctrl_c_exits_130(launch: Launch) -> None:
@@ -534,7 +537,7 @@ def test_ctrl_c_exits_130(launch: Launch) -> None:
     assert launch("experiment=smoke", run=run) == (130, "", "")
 
 
-def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unexpected_error_keeps_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def run(cfg: DictConfig) -> int:
         raise ZeroDivisionError
 
@@ -543,14 +546,14 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
         dispatch.launch("train", run)
 
 
-def test_cfg_job_prints_the_config_without_references(launch: Launch) -> None:
+def test_cfg_job_prints_resolved_config(launch: Launch) -> None:
     code, out, _ = launch("--cfg", "job", "experiment=demo", "data.root=a ${b} ü", run=lambda cfg: pytest.fail("ran"))
     assert code == 0
     assert "run_dir: runs/demo\n" in out
     assert "  root: a ${b} ü\n" in out
 
 
-def test_yaml_has_what_auto_turned_out_to_be() -> None:
+def test_yaml_has_values_chosen_for_auto() -> None:
     cfg = config.compose("train", [])
     text = config.yaml(cfg, auto={"trainer.device": "cpu", "trainer.precision": "bf16"})
     assert "  device: cpu\n" in text
@@ -561,7 +564,7 @@ def test_yaml_has_what_auto_turned_out_to_be() -> None:
 # Several runs
 
 
-def test_multirun_runs_every_combination_in_a_folder_of_its_own(launch: Launch) -> None:
+def test_multirun_runs_every_combination_in_own_folder(launch: Launch) -> None:
     ran: list[tuple[str, str, int, list[str]]] = []
 
     def run(cfg: DictConfig) -> None:
@@ -586,12 +589,12 @@ def test_multirun_over_experiments(launch: Launch) -> None:
     assert ran == ["runs/monet/0", "runs/smoke/1"]
 
 
-def test_multirun_checks_all_jobs_before_the_first(launch: Launch) -> None:
+def test_multirun_checks_all_jobs_before_first(launch: Launch) -> None:
     code, _, err = launch("-m", "trainer.steps=1,abc", run=lambda cfg: pytest.fail("ran"))
     assert (code, err) == (2, "cyclestyle train: trainer.steps=abc: expected a whole number or null\n")
 
 
-def test_multirun_stops_at_the_first_run_that_does_not_end_well(launch: Launch) -> None:
+def test_multirun_stops_at_first_failed_run(launch: Launch) -> None:
     ran: list[int] = []
 
     def run(cfg: DictConfig) -> int:
@@ -603,23 +606,23 @@ def test_multirun_stops_at_the_first_run_that_does_not_end_well(launch: Launch) 
 
 
 @pytest.mark.parametrize(
-    ("words", "command", "world", "said"),
+    ("words", "command", "world", "message"),
     [
         (["-m", "batch_size=1,2"], "translate", "1", "translate has no --multirun"),
         (["-m", "seed=1,2"], "train", "2", "instead of torchrun"),
         (["-m", "optimizer.lr=interval(0,1)"], "train", "1", "takes lists of values such as optimizer.lr=1,2,3"),
     ],
 )
-def test_multirun_refuses_what_it_cannot_do(
-    launch: Launch, monkeypatch: pytest.MonkeyPatch, words: list[str], command: str, world: str, said: str
+def test_unsupported_multirun_is_rejected(
+    launch: Launch, monkeypatch: pytest.MonkeyPatch, words: list[str], command: str, world: str, message: str
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", world)
     code, _, err = launch(*words, command=command, run=lambda cfg: pytest.fail("ran"))
     assert code == 2
-    assert said in err
+    assert message in err
 
 
-# In a process of its own
+# In a separate process
 
 
 SCRIPT = """
@@ -638,7 +641,7 @@ def test_help_and_mistyped_keys_do_not_import_torch() -> None:
         assert done.stderr.splitlines()[-1] == "False"
 
 
-def test_nothing_is_written_and_any_working_directory_will_do(tmp_path: Path) -> None:
+def test_dispatch_writes_nothing_in_any_working_directory(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(config.__file__).parents[2])}
     for words in (["train", "-m", "experiment=smoke", "seed=1,2"], ["train", "--cfg", "job"]):
         subprocess.run(
@@ -647,7 +650,7 @@ def test_nothing_is_written_and_any_working_directory_will_do(tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_installed_package_reads_its_own_configs(tmp_path: Path) -> None:
+def test_installed_package_reads_its_own_configs(tmp_path: Path) -> None:
     package = tmp_path / "site" / "cyclestyle"
     shutil.copytree(Path(config.__file__).parents[1], package, ignore=shutil.ignore_patterns("__pycache__", "configs"))
     shutil.copytree(config.config_dir(), package / "configs")
@@ -679,12 +682,12 @@ ARGUMENTS = st.text(max_size=20) | st.builds(
 )
 
 
-@settings(max_examples=100, deadline=None, phases=[Phase.explicit, Phase.generate])  # to shrink would take minutes
+@settings(max_examples=100, deadline=None, phases=[Phase.explicit, Phase.generate])  # shrinking would take minutes
 @given(st.lists(ARGUMENTS, max_size=3))
 @example(["generator._target_=null"])
 @example(["generator._target_=builtins.dict"])
 @example(["++nonsense.a=1"])
-def test_whatever_is_typed_composes_or_is_our_own_error_in_one_line(arguments: list[str]) -> None:
+def test_any_arguments_compose_or_give_a_short_user_error(arguments: list[str]) -> None:
     def compose() -> str:
         try:
             cfg = config.compose("train", arguments)

@@ -1,4 +1,4 @@
-"""The table of keys, and configs that earlier versions saved."""
+"""Tests of the table of config keys, and of configs saved by earlier versions."""
 
 import pkgutil
 
@@ -17,17 +17,17 @@ def known_keys() -> set[str]:
     return {key for command in COMMANDS for key, _ in compose.walk(compose.to_plain(compose.compose(command, [])))}
 
 
-def test_every_key_of_the_table_exists() -> None:
+def test_every_key_of_the_table_is_a_config_key() -> None:
     only_in_folders = {"data.a", "data.b", "data.test_a", "data.test_b", "data.homepage"}
     assert KEYS.keys() - only_in_folders <= known_keys()
 
 
-def test_renamed_keys_lead_to_keys_that_exist() -> None:
+def test_present_names_of_renamed_keys_exist() -> None:
     assert {renamed.key for renamed in RENAMED.values()} <= known_keys()
     assert not RENAMED.keys() & known_keys()
 
 
-def test_renamed_targets_lead_to_parts_that_exist() -> None:
+def test_present_names_of_renamed_targets_exist() -> None:
     for target in RENAMED_TARGETS.values():
         assert callable(pkgutil.resolve_name(target))
 
@@ -46,6 +46,13 @@ def test_saved_config_gets_present_names() -> None:
         "trainer": {"backward": "split", "steps": 5},
     }
     assert with_present_names({"trainer": {"memory": "joint"}}) == {"trainer": {"backward": "joint"}}
+    odd = {"trainer": {"memory": ["lean"]}, "adversarial": {"_target_": ["x"]}}
+    assert with_present_names(odd) == {"trainer": {"backward": ["lean"]}, "adversarial": {"_target_": ["x"]}}
+
+
+def test_keys_of_own_data_component_are_not_renamed() -> None:
+    saved = {"data": {"_target_": "mine.Data", "background": "black", "small": 3}}
+    assert with_present_names(saved) == saved
 
 
 @pytest.mark.parametrize(
@@ -57,13 +64,13 @@ def test_saved_config_gets_present_names() -> None:
         ("data.background=white", "data.background was renamed to data.transparent_as"),
     ],
 )
-def test_renamed_key_is_answered_with_its_present_name(typed: str, answer: str) -> None:
+def test_renamed_key_error_has_present_name(typed: str, answer: str) -> None:
     with pytest.raises(CommandError) as caught:
         compose.check(compose.compose("train", [typed]))
     assert str(caught.value) == answer
 
 
-def test_renamed_target_is_answered_with_its_present_name() -> None:
+def test_renamed_target_error_has_present_name() -> None:
     with pytest.raises(
         CommandError, match=r"adversarial\._target_=cyclestyle\.losses\.Hinge was renamed to cyclestyle\."
     ):

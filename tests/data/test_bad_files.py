@@ -1,4 +1,4 @@
-"""Folders with files that cannot be used: what is trained on, what is told, and when it is an error."""
+"""Training folders with unusable files: files used, notes to the user, and errors."""
 
 import os
 from pathlib import Path
@@ -23,8 +23,8 @@ def inspected(root: Path, **settings: object) -> UnpairedFolders:
     return data
 
 
-def many(folder: Path, count: int) -> list[Path]:
-    """The same picture many times, as 000.png, 001.png, ..."""
+def copies(folder: Path, count: int) -> list[Path]:
+    """Write copies of one image as 000.png, 001.png, ..."""
     folder.mkdir(parents=True)
     picture(1).save(folder / "000.png")
     content = (folder / "000.png").read_bytes()
@@ -35,20 +35,20 @@ def many(folder: Path, count: int) -> list[Path]:
 
 
 def refused(root: Path, **settings: object) -> list[str]:
-    """The lines of the error."""
+    """Return the lines of the DataError that inspection raises."""
     with pytest.raises(DataError) as caught:
         inspected(root, **settings)
     assert caught.value.code == 3
     return str(caught.value).splitlines()
 
 
-def test_corrupt_truncated_empty_and_html_files_are_all_listed_by_path_and_reason(tmp_path: Path) -> None:
+def test_bad_files_are_listed_by_path_and_reason(tmp_path: Path) -> None:
     two_domains(tmp_path)
-    whole = (tmp_path / "trainA" / "000.png").read_bytes()
+    intact = (tmp_path / "trainA" / "000.png").read_bytes()
     contents = {
         "empty.jpg": b"",
-        "flipped.png": whole[:-20] + bytes([whole[-20] ^ 1]) + whole[-19:],
-        "truncated.png": whole[:-30],
+        "flipped.png": intact[:-20] + bytes([intact[-20] ^ 1]) + intact[-19:],
+        "truncated.png": intact[:-30],
         "web.jpg": b"<html><body>404 Not Found</body></html>",
     }
     for name, content in contents.items():
@@ -74,9 +74,9 @@ def test_corrupt_truncated_empty_and_html_files_are_all_listed_by_path_and_reaso
     assert data.bad == {"a": reasons, "b": {}}
 
 
-def test_one_percent_is_skipped_and_one_more_is_not(tmp_path: Path) -> None:
+def test_one_percent_of_bad_files_is_skipped(tmp_path: Path) -> None:
     two_domains(tmp_path)
-    files = many(tmp_path / "many", 399)
+    files = copies(tmp_path / "many", 399)
     for file in files[:3]:
         file.write_bytes(b"damaged")
     data = inspected(tmp_path, b=str(tmp_path / "many"))
@@ -90,25 +90,25 @@ def test_one_percent_is_skipped_and_one_more_is_not(tmp_path: Path) -> None:
     assert lines[0].startswith(f"4 of 399 pictures of b in {tmp_path}/many are damaged, more than the 1 % ")
 
 
-def test_of_fewer_than_a_hundred_none_may_be_bad(tmp_path: Path) -> None:
+def test_folder_below_100_files_tolerates_no_bad_file(tmp_path: Path) -> None:
     two_domains(tmp_path)
-    files = many(tmp_path / "many", 100)
+    files = copies(tmp_path / "many", 100)
     files[7].write_bytes(b"damaged")
     assert str(inspected(tmp_path, b=str(tmp_path / "many"))) == "3 a, 99 b"
     files[8].unlink()
     assert refused(tmp_path, b=str(tmp_path / "many"))[0].startswith("1 of 99 pictures of b in ")
 
 
-def test_bad_files_error_tolerates_none(tmp_path: Path) -> None:
+def test_bad_files_mode_error_tolerates_no_bad_file(tmp_path: Path) -> None:
     two_domains(tmp_path)
-    files = many(tmp_path / "many", 200)
+    files = copies(tmp_path / "many", 200)
     files[7].write_bytes(b"damaged")
     lines = refused(tmp_path, b=str(tmp_path / "many"), bad_files="error")
     assert "data.bad_files=skip" in lines[0]
     assert lines[1:] == [f"  {files[7]}: not a picture that can be read"]
 
 
-def test_of_many_bad_files_four_are_shown_and_all_of_both_domains_are_known(tmp_path: Path) -> None:
+def test_error_prints_four_of_nine_bad_files(tmp_path: Path) -> None:
     two_domains(tmp_path, a=9, b=4)
     for file in [*(tmp_path / "trainA").iterdir(), tmp_path / "trainB" / "001.png"]:
         file.write_bytes(b"damaged")
@@ -121,9 +121,9 @@ def test_of_many_bad_files_four_are_shown_and_all_of_both_domains_are_known(tmp_
     assert {side: len(reasons) for side, reasons in data.bad.items()} == {"a": 9, "b": 1}
 
 
-def test_a_bad_file_keeps_its_place_among_the_files(tmp_path: Path) -> None:
+def test_bad_file_keeps_its_index(tmp_path: Path) -> None:
     two_domains(tmp_path)
-    many(tmp_path / "many", 100)
+    copies(tmp_path / "many", 100)
     before = unpaired(tmp_path, b=str(tmp_path / "many")).files
     size = (tmp_path / "many" / "007.png").stat().st_size
     (tmp_path / "many" / "007.png").write_bytes(b"damaged")
@@ -134,72 +134,72 @@ def test_a_bad_file_keeps_its_place_among_the_files(tmp_path: Path) -> None:
     assert len(after.draws(0)) == 100
 
 
-def test_no_draw_takes_a_file_that_was_found_bad(tmp_path: Path) -> None:
+def test_known_bad_file_is_in_no_pair(tmp_path: Path) -> None:
     two_domains(tmp_path)
-    files = many(tmp_path / "many", 100)
+    files = copies(tmp_path / "many", 100)
     files[7].write_bytes(b"damaged")
     draws = inspected(tmp_path, a=str(tmp_path / "many")).draws(0)
-    taken = [draws.files(n)[0] for n in range(200)]
-    assert files[7] not in taken
+    drawn = [draws.files(n)[0] for n in range(200)]
+    assert files[7] not in drawn
     assert all(not draws[n].replaced for n in range(100))
 
 
 @pytest.mark.parametrize("damaged", [0, 1])
-def test_two_good_pictures_are_needed(tmp_path: Path, damaged: int) -> None:
+def test_two_usable_images_are_required(tmp_path: Path, damaged: int) -> None:
     two_domains(tmp_path, a=3)
     for index, name in enumerate(("000.png", "001.png")):
         large = Image.new("RGB", (1 if index < damaged else 50, 50))
         large.save(tmp_path / "trainA" / name)
     lines = refused(tmp_path, max_pixels=1000, resize="none", small_images="skip")
-    assert lines[0] == f"2 of 3 pictures of a in {tmp_path}/trainA are not used, and training needs two that are"
+    assert lines[0] == f"2 of 3 pictures of a in {tmp_path}/trainA are not used; training needs two usable ones"
 
 
 SMALL = {"resize": "none", "crop_size": 16}
 
 
-def with_a_small_one(root: Path) -> Path:
+def with_small_images(root: Path) -> Path:
     two_domains(root)
     picture(9, 15, 40).save(root / "trainA" / "small.png")
     Image.new("RGB", (1, 1)).save(root / "trainA" / "dot.png")
     return root
 
 
-def test_small_resize_enlarges_them_and_says_so(tmp_path: Path) -> None:
-    data = inspected(with_a_small_one(tmp_path), **SMALL)
+def test_small_images_mode_resize_enlarges_with_note(tmp_path: Path) -> None:
+    data = inspected(with_small_images(tmp_path), **SMALL)
     assert data.bad == {"a": {}, "b": {}}
     assert data.notes == ["2 of 5 pictures of a are smaller than data.crop_size=16 and enlarged (dot.png, small.png)"]
     assert all(data.draws(0)[n].a.shape == (3, 16, 16) for n in range(5))
 
 
-def test_small_skip_leaves_them_out_and_counts_them_as_no_damage(tmp_path: Path) -> None:
-    data = inspected(with_a_small_one(tmp_path), small_images="skip", **SMALL)
+def test_small_images_mode_skip_counts_no_damaged_file(tmp_path: Path) -> None:
+    data = inspected(with_small_images(tmp_path), small_images="skip", **SMALL)
     assert str(data) == "3 a, 5 b"
     assert data.bad["a"] == {
         "dot.png": "1 x 1 pixels are less than data.crop_size=16",
         "small.png": "15 x 40 pixels are less than data.crop_size=16",
     }
-    assert {draws_of(data, n) for n in range(50)} == {f"00{n}.png" for n in range(3)}
+    assert {drawn_name(data, n) for n in range(50)} == {f"00{n}.png" for n in range(3)}
     assert data.notes[0].splitlines()[0] == "2 of 5 pictures of a are not used:"
 
 
-def draws_of(data: UnpairedFolders, draw: int) -> str:
+def drawn_name(data: UnpairedFolders, draw: int) -> str:
     return data.draws(0).files(draw)[0].name
 
 
-def test_small_error_refuses_them(tmp_path: Path) -> None:
-    lines = refused(with_a_small_one(tmp_path), small_images="error", **SMALL)
+def test_small_images_mode_error_rejects_small_images(tmp_path: Path) -> None:
+    lines = refused(with_small_images(tmp_path), small_images="error", **SMALL)
     assert lines[0].startswith(f"2 of 5 pictures of a in {tmp_path}/trainA are too small: ")
     assert "data.crop_size" in lines[0]
     assert lines[1] == f"  {tmp_path}/trainA/dot.png: 1 x 1 pixels are less than data.crop_size=16"
 
 
 @pytest.mark.parametrize("resize", ["stretch", "short"])
-def test_what_resizing_makes_large_enough_is_not_small(tmp_path: Path, resize: str) -> None:
-    data = inspected(with_a_small_one(tmp_path), small_images="error", resize=resize)
+def test_images_enlarged_by_data_resize_are_not_small(tmp_path: Path, resize: str) -> None:
+    data = inspected(with_small_images(tmp_path), small_images="error", resize=resize)
     assert data.bad == {"a": {}, "b": {}}
 
 
-def test_the_size_that_counts_is_that_of_the_upright_picture(tmp_path: Path) -> None:
+def test_small_image_check_uses_upright_size(tmp_path: Path) -> None:
     two_domains(tmp_path)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -208,17 +208,17 @@ def test_the_size_that_counts_is_that_of_the_upright_picture(tmp_path: Path) -> 
     assert data.bad["a"] == {"x.jpg": "10 x 40 pixels are less than data.crop_size=16"}
 
 
-def test_above_max_pixels_is_skipped_without_being_decoded_and_counts_as_no_damage(tmp_path: Path) -> None:
+def test_image_above_max_pixels_is_skipped_undecoded(tmp_path: Path) -> None:
     two_domains(tmp_path)
     Image.new("RGB", (100, 100)).save(tmp_path / "trainA" / "large.png")
-    whole = (tmp_path / "trainA" / "large.png").read_bytes()
-    (tmp_path / "trainA" / "large.png").write_bytes(whole[:60])  # who decodes it calls it damaged
+    intact = (tmp_path / "trainA" / "large.png").read_bytes()
+    (tmp_path / "trainA" / "large.png").write_bytes(intact[:60])  # decoding this file would fail
     data = inspected(tmp_path, max_pixels=9999)
     assert data.bad["a"] == {"large.png": "100 x 100 pixels are more than 9,999 (data.max_pixels)"}
     assert "trainA is damaged" in refused(tmp_path, max_pixels=10_000)[0]
 
 
-def test_of_animated_pictures_the_first_frame_is_used_and_that_is_said_once(tmp_path: Path) -> None:
+def test_animated_image_uses_first_frame_with_note(tmp_path: Path) -> None:
     two_domains(tmp_path)
     frames = [picture(200), picture(9)]
     for name in ("x.gif", "x.webp", "y.png", "y.tif"):
@@ -230,9 +230,9 @@ def test_of_animated_pictures_the_first_frame_is_used_and_that_is_said_once(tmp_
     assert "x.gif" in data.files["a"]
 
 
-def test_pipes_devices_links_to_nothing_and_folders_named_like_pictures_never_block(tmp_path: Path) -> None:
+def test_pipes_devices_and_links_never_block(tmp_path: Path) -> None:
     two_domains(tmp_path)
-    files = many(tmp_path / "many", 300)
+    files = copies(tmp_path / "many", 300)
     for number in range(3):
         files[number].unlink()
     os.mkfifo(files[0])
@@ -242,12 +242,12 @@ def test_pipes_devices_links_to_nothing_and_folders_named_like_pictures_never_bl
     picture(3).save(tmp_path / "many" / "x.jpg" / "inside.png")
     (tmp_path / "many" / "again.png").symlink_to("100.png")
 
-    def looked() -> tuple[dict[str, str], list[str], int]:
+    def inspect() -> tuple[dict[str, str], list[str], int]:
         data = inspected(tmp_path, b=str(tmp_path / "many"))
         draws = data.draws(0)
         return data.bad["b"], data.notes, len({draws[n].b.shape for n in range(50)})
 
-    bad, notes, shapes = in_a_child(looked)
+    bad, notes, shapes = in_a_child(inspect)
     assert bad == {
         "000.png": "not a regular file but a pipe",
         "001.png": "not a regular file but a device",
@@ -259,7 +259,7 @@ def test_pipes_devices_links_to_nothing_and_folders_named_like_pictures_never_bl
     assert notes[2].startswith("3 of 301 pictures of b are not used:\n")
 
 
-def test_odd_names_go_through_listing_inspection_and_drawing(tmp_path: Path) -> None:
+def test_odd_file_names_are_usable(tmp_path: Path) -> None:
     two_domains(tmp_path)
     for name in ODD_NAMES:
         picture(7).save(tmp_path / "trainA" / name)
@@ -274,7 +274,7 @@ def test_odd_names_go_through_listing_inspection_and_drawing(tmp_path: Path) -> 
     assert any(r"a\nb.png: " in line for line in lines)
 
 
-def test_test_pictures_that_are_bad_are_no_probes_and_no_error(tmp_path: Path) -> None:
+def test_bad_test_images_are_neither_probes_nor_errors(tmp_path: Path) -> None:
     two_domains(tmp_path)
     files = folder_of(tmp_path / "testA", 4, first=50)
     for file in files[:2]:
@@ -282,36 +282,36 @@ def test_test_pictures_that_are_bad_are_no_probes_and_no_error(tmp_path: Path) -
     data = inspected(tmp_path)
     assert data.bad == {"a": {}, "b": {}}
     a, _ = data.probes(4)
-    assert [int(one[2, 8, 8]) for one in a] == [52, 53]
+    assert [int(image[2, 8, 8]) for image in a] == [52, 53]
     assert data.notes[0].startswith("2 of 4 test pictures of a are not used:")
 
     for file in files:
         file.write_bytes(b"damaged!")
     a, _ = inspected(tmp_path).probes(4)
-    assert [int(one[2, 8, 8]) for one in a] == [0, 1, 2]
+    assert [int(image[2, 8, 8]) for image in a] == [0, 1, 2]
 
 
-def test_probes_from_training_pictures_leave_out_the_bad_ones(tmp_path: Path) -> None:
+def test_probes_from_training_images_skip_bad_files(tmp_path: Path) -> None:
     two_domains(tmp_path)
-    files = many(tmp_path / "many", 100)
+    files = copies(tmp_path / "many", 100)
     files[0].write_bytes(b"damaged")
     a, _ = inspected(tmp_path, a=str(tmp_path / "many")).probes(4)
     assert len(a) == 4
 
 
-def test_an_inspection_that_is_stopped_leaves_everything_open(tmp_path: Path) -> None:
+def test_stopped_inspection_classifies_nothing(tmp_path: Path) -> None:
     two_domains(tmp_path)
     (tmp_path / "trainA" / "000.png").write_bytes(b"damaged")
     data = unpaired(tmp_path)
     data.inspect(stopping=lambda: True)
     assert data.bad == {"a": {}, "b": {}}
-    told: list[tuple[int, int]] = []
+    progress: list[tuple[int, int]] = []
     with pytest.raises(DataError):
-        data.inspect(tell=lambda *counts: told.append(counts))
-    assert told[-1] == (8, 8)
+        data.inspect(on_progress=lambda *counts: progress.append(counts))
+    assert progress[-1] == (8, 8)
 
 
-def test_transparent_pictures_lie_on_the_background(tmp_path: Path) -> None:
+def test_transparent_images_get_background_colour(tmp_path: Path) -> None:
     two_domains(tmp_path)
     for file in (tmp_path / "trainA").iterdir():
         Image.new("RGBA", (20, 20), (0, 0, 0, 0)).save(file)
@@ -323,14 +323,14 @@ def test_transparent_pictures_lie_on_the_background(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value"), [("transparent_as", "greenish"), ("transparent_as", ""), ("max_pixels", 0), ("workers", -1)]
 )
-def test_values_that_make_no_sense_are_refused_by_name(tmp_path: Path, key: str, value: object) -> None:
+def test_invalid_setting_is_named_in_error(tmp_path: Path, key: str, value: object) -> None:
     two_domains(tmp_path)
     with pytest.raises(CommandError, match=f"data.{key}={value}: give"):
         unpaired(tmp_path, **{key: value})
 
 
 @pytest.mark.parametrize("case", ["inside", "outside", "a link inside", "a link below both"])
-def test_domains_that_share_a_folder_are_refused(tmp_path: Path, case: str) -> None:
+def test_domains_sharing_a_folder_are_rejected(tmp_path: Path, case: str) -> None:
     two_domains(tmp_path)
     a, b = tmp_path / "trainA", tmp_path / "trainB"
     if case == "a link inside":

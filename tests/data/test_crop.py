@@ -1,4 +1,4 @@
-"""Crops: what is left of a picture of any size."""
+"""Training crops of images of any size."""
 
 import numpy as np
 import pytest
@@ -21,47 +21,47 @@ def middle(image: Image.Image, side: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("resize", "size"), [("stretch", (20, 20)), ("short", (40, 20)), ("none", (60, 30))])
-def test_resizing_stretches_or_keeps_the_aspect_or_does_nothing(resize: str, size: tuple[int, int]) -> None:
+def test_image_is_resized_before_crop(resize: str, size: tuple[int, int]) -> None:
     image = picture(5, 60, 30)
     resized = image.resize(size, Image.Resampling.BICUBIC)
     assert torch.equal(crop(resize).centre(image), middle(resized, 16))
 
 
 @pytest.mark.parametrize(
-    ("given", "enlarged"), [((8, 4), (32, 16)), ((4, 8), (16, 32)), ((40, 10), (64, 16)), ((1, 1), (16, 16))]
+    ("size", "enlarged"), [((8, 4), (32, 16)), ((4, 8), (16, 32)), ((40, 10), (64, 16)), ((1, 1), (16, 16))]
 )
-def test_what_is_smaller_than_the_crop_is_enlarged_to_fit(given: tuple[int, int], enlarged: tuple[int, int]) -> None:
-    image = picture(5, *given)
+def test_image_below_crop_size_is_enlarged(size: tuple[int, int], enlarged: tuple[int, int]) -> None:
+    image = picture(5, *size)
     resized = image.resize(enlarged, Image.Resampling.BICUBIC)
     assert torch.equal(crop("none").centre(image), middle(resized, 16))
 
 
 @pytest.mark.parametrize("resize", ["stretch", "short", "none"])
 @pytest.mark.parametrize("size", [(1, 1), (1, 50), (17, 16), (33, 21), (300, 7)])
-def test_any_picture_gives_a_crop_of_the_size_asked_for(resize: str, size: tuple[int, int]) -> None:
+def test_random_crop_has_requested_size(resize: str, size: tuple[int, int]) -> None:
     pixels = crop(resize, flip=True).random(picture(1, *size), np.random.default_rng(0))
     assert pixels.shape == (3, 16, 16)
     assert pixels.dtype == torch.uint8
 
 
-def test_a_crop_as_large_as_the_picture_is_the_picture() -> None:
+def test_crop_of_full_size_equals_image() -> None:
     image = picture(5, 16, 16)
     assert torch.equal(crop("none").random(image, np.random.default_rng(0)), middle(image, 16))
 
 
-def test_without_flip_nothing_is_mirrored() -> None:
+def test_images_are_not_mirrored_with_flip_false() -> None:
     random, image = np.random.default_rng(0), picture(5, 24, 24)
     crops = [crop("none").random(image, random) for _ in range(50)]
-    assert all(one[0, 0, 0] < one[0, 0, -1] for one in crops)
+    assert all(pixels[0, 0, 0] < pixels[0, 0, -1] for pixels in crops)
 
 
 @pytest.mark.parametrize("resize", ["stretch", "short"])
-def test_a_crop_that_does_not_fit_is_refused_with_both_numbers(resize: str) -> None:
+def test_crop_above_load_size_is_rejected(resize: str) -> None:
     with pytest.raises(CommandError, match=r"data\.crop_size 21 .* data\.load_size 20.*set data\.load_size to 21"):
         crop(resize, 20, 21)
-    crop("none", 20, 21)  # where load_size plays no part
+    crop("none", 20, 21)  # load_size has no effect with resize=none
 
 
-def test_sizes_below_one_are_refused() -> None:
+def test_sizes_below_one_are_rejected() -> None:
     with pytest.raises(CommandError, match="at least 1"):
         crop("none", 20, 0)

@@ -1,4 +1,4 @@
-"""Draws: a pure function of the seed and the draw number, whoever fetches them."""
+"""Training pairs as a function of seed and sample index, for any number of workers and ranks."""
 
 import multiprocessing
 import os
@@ -21,13 +21,14 @@ import torch
 from PIL import Image
 
 from cyclestyle.data.crop import Crop
-from cyclestyle.data.dataset import Batch, Pair, UnpairedDataset, batches
+from cyclestyle.data.dataset import Batch, Pair, UnpairedDataset
+from cyclestyle.data.loader import batches
 from cyclestyle.errors import DataError
 from cyclestyle.signals import STOP_SIGNALS
 from tests.pictures import folder_of, picture
 
 SEED = 7
-ON_LINUX = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for the worker in /proc")
+ON_LINUX = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc to find worker processes")
 
 
 @pytest.fixture
@@ -36,20 +37,20 @@ def draws(tmp_path: Path) -> UnpairedDataset:
     return UnpairedDataset(folder_of(tmp_path / "a", 3), folder_of(tmp_path / "b", 5, first=100), crop=crop, seed=SEED)
 
 
-def fetched(draws: UnpairedDataset, **which: int) -> list[Batch]:
-    settings = {"batch_size": 4, "start": 0, "stop": 6, "rank": 0, "ranks": 1, "workers": 0} | which
+def fetched(draws: UnpairedDataset, **changes: int) -> list[Batch]:
+    settings = {"batch_size": 4, "start": 0, "stop": 6, "rank": 0, "ranks": 1, "workers": 0} | changes
     return list(batches(draws, **settings, pin=False))
 
 
-def same(ours: list[Batch], theirs: list[Batch]) -> bool:
-    return len(ours) == len(theirs) and all(
-        one.draws == other.draws and torch.equal(one.a, other.a) and torch.equal(one.b, other.b)
-        for one, other in zip(ours, theirs, strict=True)
+def same(first: list[Batch], second: list[Batch]) -> bool:
+    return len(first) == len(second) and all(
+        x.draws == y.draws and torch.equal(x.a, y.a) and torch.equal(x.b, y.b)
+        for x, y in zip(first, second, strict=True)
     )
 
 
 def randomness(purpose: str, count: int) -> np.random.Generator:
-    """Philox under a key of 128 bits, from low to high: the seed (64), the count (32), the purpose's CRC (32)."""
+    """Return Philox with a key of 128 bits, from low to high: seed (64), count (32), CRC of the purpose (32)."""
     return np.random.Generator(np.random.Philox(key=SEED + (count << 64) + (zlib.crc32(purpose.encode()) << 96)))
 
 
@@ -63,7 +64,7 @@ def expected(file: Path, purpose: str, draw: int) -> torch.Tensor:
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1)
 
 
-def test_a_draw_follows_the_formula(draws: UnpairedDataset) -> None:
+def test_pair_matches_documented_formula(draws: UnpairedDataset) -> None:
     for n in (0, 1, 2, 3, 11, 1_000_003):
         file_a = draws.a[randomness("a", n // 3).permutation(3)[n % 3]]
         file_b = draws.b[randomness("b", n).integers(5)]
@@ -76,13 +77,13 @@ def test_a_draw_follows_the_formula(draws: UnpairedDataset) -> None:
         assert torch.equal(pair.b, expected(file_b, "crop b", n))
 
 
-def test_each_of_a_comes_once_before_any_comes_twice_in_ever_new_orders(draws: UnpairedDataset) -> None:
+def test_domain_a_is_reshuffled_every_round(draws: UnpairedDataset) -> None:
     rounds = [tuple(draws.files(n)[0] for n in range(start, start + 3)) for start in range(0, 90, 3)]
-    assert all(set(one) == set(draws.a) for one in rounds)
-    assert len(set(rounds)) == 6  # all the orders that there are
+    assert all(set(files) == set(draws.a) for files in rounds)
+    assert len(set(rounds)) == 6  # all permutations of 3 files
 
 
-def test_b_is_uniform_and_independent_of_a(draws: UnpairedDataset) -> None:
+def test_domain_b_is_uniform_and_independent_of_a(draws: UnpairedDataset) -> None:
     count = 3000
     seen = Counter(draws.files(n) for n in range(count))
     mean = count / 15
@@ -90,48 +91,48 @@ def test_b_is_uniform_and_independent_of_a(draws: UnpairedDataset) -> None:
     assert sum((times - mean) ** 2 / mean for times in seen.values()) < 36.1  # chi squared, 14 degrees, p = 0.001
 
 
-def test_crops_reach_every_corner_and_half_are_mirrored(draws: UnpairedDataset) -> None:
-    crop = Crop(resize="none", load_size=1, crop_size=16, flip=True)  # of 24 x 20
+def test_crops_cover_image_and_half_are_mirrored(draws: UnpairedDataset) -> None:
+    crop = Crop(resize="none", load_size=1, crop_size=16, flip=True)  # images have 24 x 20 px
     pixels = [UnpairedDataset(draws.a, draws.b, crop=crop, seed=SEED)[n].a for n in range(300)]
-    lefts = {int(one[0].min()) // 7 for one in pixels}
-    tops = {int(one[1].min()) // 11 for one in pixels}
-    mirrored = sum(bool(one[0, 0, 0] > one[0, 0, -1]) for one in pixels)
+    lefts = {int(image[0].min()) // 7 for image in pixels}
+    tops = {int(image[1].min()) // 11 for image in pixels}
+    mirrored = sum(bool(image[0, 0, 0] > image[0, 0, -1]) for image in pixels)
     assert lefts == set(range(9))
     assert tops == set(range(5))
     assert 110 < mirrored < 190
 
 
-def test_an_epoch_is_one_look_at_the_larger_domain(draws: UnpairedDataset) -> None:
+def test_epoch_length_is_file_count_of_larger_domain(draws: UnpairedDataset) -> None:
     assert len(draws) == 5
 
 
-def test_another_seed_draws_other_pictures(draws: UnpairedDataset) -> None:
+def test_other_seed_gives_other_pairs(draws: UnpairedDataset) -> None:
     other = UnpairedDataset(draws.a, draws.b, crop=draws.crop, seed=SEED + 1)
     assert [draws.files(n) for n in range(20)] != [other.files(n) for n in range(20)]
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_the_worker_count_changes_no_pixel(draws: UnpairedDataset, workers: int) -> None:
+def test_batches_are_independent_of_worker_count(draws: UnpairedDataset, workers: int) -> None:
     assert same(fetched(draws, workers=workers), fetched(draws))
 
 
-def test_position_s_of_a_batch_belongs_to_rank_s_mod_the_ranks(draws: UnpairedDataset) -> None:
+def test_batch_positions_are_interleaved_over_ranks(draws: UnpairedDataset) -> None:
     whole = fetched(draws)
     shares = [fetched(draws, rank=rank, ranks=2) for rank in range(2)]
-    assert [one.draws for one in whole[:2]] == [[0, 1, 2, 3], [4, 5, 6, 7]]
-    assert [one.draws for one in shares[1][:2]] == [[1, 3], [5, 7]]
+    assert [batch.draws for batch in whole[:2]] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert [batch.draws for batch in shares[1][:2]] == [[1, 3], [5, 7]]
     for step, batch in enumerate(whole):
         for rank in range(2):
             assert torch.equal(shares[rank][step].a, batch.a[rank::2])
             assert torch.equal(shares[rank][step].b, batch.b[rank::2])
 
 
-def test_a_late_start_is_the_tail_of_an_early_one(draws: UnpairedDataset) -> None:
+def test_batches_are_independent_of_first_step(draws: UnpairedDataset) -> None:
     assert same(fetched(draws, start=4), fetched(draws)[4:])
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_damaged_picture_is_named_in_one_line(draws: UnpairedDataset, workers: int) -> None:
+def test_damaged_image_gives_one_line_error(draws: UnpairedDataset, workers: int) -> None:
     for file in draws.a:
         file.write_bytes(file.read_bytes()[:-30])
     with pytest.raises(DataError) as caught:
@@ -142,22 +143,22 @@ def test_a_damaged_picture_is_named_in_one_line(draws: UnpairedDataset, workers:
 
 
 def replacement(files: list[Path], bad: set[Path], purpose: str, draw: int) -> Path:
-    """The first file that is not bad among those that the draw's own random numbers name."""
+    """Return the first intact file among the random replacements for a sample index."""
     random = randomness(purpose, draw)
     return next(file for file in iter(lambda: files[random.integers(len(files))], None) if file not in bad)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_file_that_goes_bad_is_replaced_by_the_formula_and_counted(draws: UnpairedDataset, workers: int) -> None:
+def test_replacement_of_damaged_file_matches_formula(draws: UnpairedDataset, workers: int) -> None:
     before = fetched(draws)
     taken = [draws.files(n) for n in range(24)]
     bad = {draws.a[1], draws.b[0], draws.b[3]}
     for file in bad:
         file.write_bytes(b"damaged")
     lines = {f"{file}: not a picture that can be read" for file in bad}
-    told = set()
+    reported = set()
     for step, batch in enumerate(fetched(draws, workers=workers)):
-        told |= set(batch.replaced)
+        reported |= set(batch.replaced)
         for place, n in enumerate(batch.draws):
             for side, files in enumerate((draws.a, draws.b)):
                 file, pixels = taken[n][side], batch[side][place]
@@ -167,64 +168,64 @@ def test_a_file_that_goes_bad_is_replaced_by_the_formula_and_counted(draws: Unpa
                     assert torch.equal(pixels, expected(other, f"crop {'ab'[side]}", n))
                 else:
                     assert torch.equal(pixels, before[step][side][place])
-    assert told == lines
+    assert reported == lines
 
 
-def test_what_was_known_to_be_bad_is_replaced_as_what_is_found_to_be(draws: UnpairedDataset) -> None:
+def test_known_and_detected_bad_files_have_same_replacements(draws: UnpairedDataset) -> None:
     draws.a[1].write_bytes(b"damaged")
     draws.b[0].write_bytes(b"damaged")
-    knowing = UnpairedDataset(draws.a, draws.b, crop=draws.crop, seed=SEED, bad_a=frozenset({1}), bad_b=frozenset({0}))
-    found, known = fetched(draws), fetched(knowing)
-    assert same(found, known)
-    assert any(batch.replaced for batch in found)
+    skipping = UnpairedDataset(draws.a, draws.b, crop=draws.crop, seed=SEED, bad_a=frozenset({1}), bad_b=frozenset({0}))
+    detected, known = fetched(draws), fetched(skipping)
+    assert same(detected, known)
+    assert any(batch.replaced for batch in detected)
     assert not any(batch.replaced for batch in known)
-    assert {draws.a[1], draws.b[0]}.isdisjoint(file for n in range(50) for file in knowing.files(n))
+    assert {draws.a[1], draws.b[0]}.isdisjoint(file for n in range(50) for file in skipping.files(n))
 
 
-def test_a_file_known_to_be_bad_is_not_even_opened(draws: UnpairedDataset) -> None:
-    knowing = UnpairedDataset(draws.a, draws.b, crop=draws.crop, seed=SEED, bad_a=frozenset({1}))
+def test_known_bad_file_is_not_opened(draws: UnpairedDataset) -> None:
+    skipping = UnpairedDataset(draws.a, draws.b, crop=draws.crop, seed=SEED, bad_a=frozenset({1}))
     draws.a[1].unlink()
-    assert not any(batch.replaced for batch in fetched(knowing))
+    assert not any(batch.replaced for batch in fetched(skipping))
 
 
-def test_replacements_are_uniform_over_the_domain(draws: UnpairedDataset) -> None:
-    knowing = UnpairedDataset(draws.a, draws.b, crop=draws.crop, seed=SEED, bad_b=frozenset({2}))
-    seen = Counter(knowing.files(n)[1] for n in range(10_000) if draws.files(n)[1] == draws.b[2])
+def test_replacements_are_uniform(draws: UnpairedDataset) -> None:
+    skipping = UnpairedDataset(draws.a, draws.b, crop=draws.crop, seed=SEED, bad_b=frozenset({2}))
+    seen = Counter(skipping.files(n)[1] for n in range(10_000) if draws.files(n)[1] == draws.b[2])
     mean = seen.total() / 4
     assert set(seen) == {draws.b[slot] for slot in (0, 1, 3, 4)}
     assert sum((times - mean) ** 2 / mean for times in seen.values()) < 16.3  # chi squared, 3 degrees, p = 0.001
 
 
-def test_who_does_not_want_replacements_gets_the_error(draws: UnpairedDataset) -> None:
+def test_bad_file_is_an_error_with_replacing_false(draws: UnpairedDataset) -> None:
     strict = UnpairedDataset(draws.a, draws.b, crop=draws.crop, seed=SEED, replacing=False)
     draws.a[1].write_bytes(b"damaged")
     with pytest.raises(DataError, match=f"^{draws.a[1]}: not a picture that can be read$"):
         fetched(strict)
 
 
-def test_a_picture_that_grew_above_the_limit_is_replaced(draws: UnpairedDataset) -> None:
+def test_image_above_max_pixels_is_replaced(draws: UnpairedDataset) -> None:
     limited = UnpairedDataset(draws.a, draws.b, crop=draws.crop, seed=SEED, max_pixels=500)
     picture(1, 30, 30).save(draws.a[1])
-    told = {line for batch in fetched(limited) for line in batch.replaced}
-    assert told == {f"{draws.a[1]}: 30 x 30 pixels are more than 500"}
+    reported = {line for batch in fetched(limited) for line in batch.replaced}
+    assert reported == {f"{draws.a[1]}: 30 x 30 pixels are more than 500"}
 
 
 class PickyCrop(Crop):
-    """Makes something else of pictures that are 30 px wide."""
+    """A crop that returns or raises `result` for images of width 30 px."""
 
-    def __init__(self, made: object) -> None:
+    def __init__(self, result: object) -> None:
         super().__init__(resize="stretch", load_size=20, crop_size=16, flip=True)
-        self.made = made
+        self.result = result
 
     def random(self, image: Image.Image, random: np.random.Generator) -> torch.Tensor:
-        if image.width == 30 and isinstance(self.made, Exception):
-            raise self.made
-        return self.made if image.width == 30 else super().random(image, random)
+        if image.width == 30 and isinstance(self.result, Exception):
+            raise self.result
+        return self.result if image.width == 30 else super().random(image, random)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize(
-    ("made", "reason"),
+    ("result", "reason"),
     [
         (ZeroDivisionError("a part\nof the package"), "ZeroDivisionError: a part of the package"),
         (MemoryError(), "not enough memory to decode it"),
@@ -233,25 +234,25 @@ class PickyCrop(Crop):
         (None, "AttributeError: 'NoneType' object has no attribute 'dtype'"),
     ],
 )
-def test_whatever_goes_wrong_with_a_picture_costs_that_picture(
-    draws: UnpairedDataset, workers: int, made: object, reason: str
+def test_any_error_replaces_only_the_failing_image(
+    draws: UnpairedDataset, workers: int, result: object, reason: str
 ) -> None:
-    knowing = UnpairedDataset(draws.a, draws.b, crop=draws.crop, seed=SEED, bad_a=frozenset({1}))
-    before = fetched(knowing)
+    skipping = UnpairedDataset(draws.a, draws.b, crop=draws.crop, seed=SEED, bad_a=frozenset({1}))
+    before = fetched(skipping)
     picture(1, 30, 20).save(draws.a[1])
-    odd = UnpairedDataset(draws.a, draws.b, crop=PickyCrop(made), seed=SEED)
+    odd = UnpairedDataset(draws.a, draws.b, crop=PickyCrop(result), seed=SEED)
     after = fetched(odd, workers=workers)
     assert same(after, before)
     assert {line for batch in after for line in batch.replaced} == {f"{draws.a[1]}: {reason}"}
 
-    strict = UnpairedDataset(draws.a, draws.b, crop=PickyCrop(made), seed=SEED, replacing=False)
+    strict = UnpairedDataset(draws.a, draws.b, crop=PickyCrop(result), seed=SEED, replacing=False)
     with pytest.raises(DataError) as caught:
         fetched(strict, workers=workers)
     assert str(caught.value) == f"{draws.a[1]}: {reason}"
 
 
-class DrawsThat(UnpairedDataset):
-    """Does something else at draw 7."""
+class DatasetCalling(UnpairedDataset):
+    """A dataset that returns the pair of `act()` at sample index 7."""
 
     def __init__(self, draws: UnpairedDataset, act: Callable[[], Pair]) -> None:
         super().__init__(draws.a, draws.b, crop=draws.crop, seed=draws.seed)
@@ -261,7 +262,7 @@ class DrawsThat(UnpairedDataset):
         return self.act() if draw == 7 else super().__getitem__(draw)
 
 
-def fails() -> Pair:
+def raises_error() -> Pair:
     raise ZeroDivisionError("a bug\nof two lines")
 
 
@@ -279,12 +280,12 @@ def has_no_memory() -> Pair:
     raise MemoryError
 
 
-def leaves() -> Pair:
+def exits() -> Pair:
     os._exit(0)
 
 
 def is_killed() -> Pair:
-    os.kill(os.getpid(), signal.SIGXCPU)  # of those that kill the one without a handler of pytest's
+    os.kill(os.getpid(), signal.SIGXCPU)  # a fatal signal for which pytest installs no handler
     raise AssertionError
 
 
@@ -292,20 +293,18 @@ def is_killed() -> Pair:
 @pytest.mark.parametrize(
     ("act", "words"),
     [
-        (fails, "(ZeroDivisionError: a bug of two lines): data.workers=0"),
+        (raises_error, "(ZeroDivisionError: a bug of two lines): data.workers=0"),
         (cannot_be_sent, "pickle"),
         (is_of_another_size, "(RuntimeError: stack expects each tensor to be equal size"),
         (has_no_memory, "failed at step 2 (MemoryError): data.workers=0 shows where"),
-        (leaves, "ended with code 0: find the reason with data.workers=0"),
+        (exits, "ended with code 0: find the reason with data.workers=0"),
         (is_killed, "was killed by SIGXCPU: lower data.workers"),
     ],
 )
-def test_a_worker_that_loses_a_batch_in_whatever_way_is_a_data_error(
-    draws: UnpairedDataset, act: Callable[[], Pair], words: str
-) -> None:
+def test_failed_worker_gives_one_line_data_error(draws: UnpairedDataset, act: Callable[[], Pair], words: str) -> None:
     others, began = set(children()), time.monotonic()
     with pytest.raises(DataError) as caught:
-        fetched(DrawsThat(draws, act), workers=1)
+        fetched(DatasetCalling(draws, act), workers=1)
     assert time.monotonic() - began < 10
     assert str(caught.value).startswith("data worker ")
     assert words in str(caught.value)
@@ -314,14 +313,14 @@ def test_a_worker_that_loses_a_batch_in_whatever_way_is_a_data_error(
 
 
 @ON_LINUX
-def test_a_request_to_stop_is_heard_while_a_batch_is_waited_for(draws: UnpairedDataset) -> None:
-    others, asked = set(children()), threading.Event()
-    hanging = DrawsThat(draws, threading.Event().wait)
+def test_stop_request_interrupts_wait_for_batch(draws: UnpairedDataset) -> None:
+    others, stop_requested = set(children()), threading.Event()
+    hanging = DatasetCalling(draws, threading.Event().wait)
     steps = batches(
-        hanging, batch_size=1, start=0, stop=99, rank=0, ranks=1, workers=2, pin=False, stopping=asked.is_set
+        hanging, batch_size=1, start=0, stop=99, rank=0, ranks=1, workers=2, pin=False, stopping=stop_requested.is_set
     )
     assert [next(steps).draws for _ in range(7)] == [[n] for n in range(7)]
-    timer = threading.Timer(0.3, asked.set)
+    timer = threading.Timer(0.3, stop_requested.set)
     timer.start()
     assert next(steps, None) is None
     timer.join()
@@ -330,35 +329,33 @@ def test_a_request_to_stop_is_heard_while_a_batch_is_waited_for(draws: UnpairedD
 
 @ON_LINUX
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_worker_that_is_cut_short_amid_a_batch_holds_nobody_up(
-    draws: UnpairedDataset, number: signal.Signals
-) -> None:
-    others, asked = set(children()), threading.Event()
+def test_worker_killed_or_paused_in_a_batch_does_not_hang(draws: UnpairedDataset, number: signal.Signals) -> None:
+    others, stop_requested = set(children()), threading.Event()
     large = Crop(resize="stretch", load_size=512, crop_size=512, flip=False)  # 1.5 MB a step: more than a pipe holds
     steps = batches(
         UnpairedDataset(draws.a, draws.b, crop=large, seed=SEED),
-        batch_size=1, start=0, stop=99, rank=0, ranks=1, workers=1, pin=False, stopping=asked.is_set,
+        batch_size=1, start=0, stop=99, rank=0, ranks=1, workers=1, pin=False, stopping=stop_requested.is_set,
     )  # fmt: skip
     next(steps)
     (worker,) = set(children()) - others
-    until_it_waits_for_the_pipe(worker)
+    wait_until_blocked_on_pipe(worker)
     os.kill(worker, number)
     if number == signal.SIGKILL:
         with pytest.raises(DataError, match="killed by SIGKILL"):
             list(steps)
     else:
-        timer = threading.Timer(0.3, asked.set)
+        timer = threading.Timer(0.3, stop_requested.set)
         timer.start()
         assert len(list(steps)) < 98
         timer.join()
     assert set(children()) <= others
 
 
-def until_it_waits_for_the_pipe(worker: int) -> None:
-    """Look until a worker sleeps, which it never does while it decodes, twenty times in a row."""
-    until, asleep = time.monotonic() + 30, 0
+def wait_until_blocked_on_pipe(worker: int) -> None:
+    """Wait until the worker is asleep in 20 successive polls; it never sleeps while decoding."""
+    deadline, asleep = time.monotonic() + 30, 0
     while asleep < 20:
-        assert time.monotonic() < until
+        assert time.monotonic() < deadline
         state = Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[0]
         asleep = asleep + 1 if state == "S" else 0
         time.sleep(0.005)
@@ -366,9 +363,9 @@ def until_it_waits_for_the_pipe(worker: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
-def test_workers_that_are_not_forked_read_the_same(draws: UnpairedDataset, method: str, tmp_path: Path) -> None:
+def test_spawned_workers_give_same_batches_as_trainer(draws: UnpairedDataset, method: str, tmp_path: Path) -> None:
     if method not in multiprocessing.get_all_start_methods():
-        pytest.skip("this system has no such way to start a process")
+        pytest.skip(f"this system does not support the start method {method}")
     code = f"""
 import multiprocessing, pickle, sys, torch
 from cyclestyle.data import batches
@@ -380,15 +377,15 @@ torch.save([(batch.a, batch.b, batch.draws) for batch in read], "read")
     (tmp_path / "draws").write_bytes(pickle.dumps(draws))
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert same([Batch(*one) for one in torch.load(tmp_path / "read")], fetched(draws))
+    assert same([Batch(*fields) for fields in torch.load(tmp_path / "read")], fetched(draws))
     assert done.stderr == ""
 
 
 @ON_LINUX
-def test_workers_that_cannot_be_started_are_a_data_error(draws: UnpairedDataset) -> None:
+def test_failed_worker_start_is_a_data_error(draws: UnpairedDataset) -> None:
     others, limits = set(children()), resource.getrlimit(resource.RLIMIT_NOFILE)
-    held = len(list(Path("/proc/self/fd").iterdir()))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (held + 5, limits[1]))  # enough for the first of them
+    num_fds = len(list(Path("/proc/self/fd").iterdir()))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (num_fds + 5, limits[1]))  # enough for the first worker only
     try:
         with pytest.raises(DataError) as caught:
             fetched(draws, workers=3)
@@ -400,7 +397,7 @@ def test_workers_that_cannot_be_started_are_a_data_error(draws: UnpairedDataset)
 
 
 @ON_LINUX
-def test_an_error_that_is_kept_keeps_no_worker(draws: UnpairedDataset) -> None:
+def test_workers_exit_while_error_object_is_alive(draws: UnpairedDataset) -> None:
     others = set(children())
     for file in draws.a:
         file.write_bytes(b"damaged")
@@ -412,7 +409,7 @@ def test_an_error_that_is_kept_keeps_no_worker(draws: UnpairedDataset) -> None:
 
 @pytest.fixture
 def reading(draws: UnpairedDataset) -> tuple[Iterator[Batch], int]:
-    """Forty steps, of which one has been read, and the process that reads ahead."""
+    """Iterator over the last 39 of 40 steps, and the process id of its worker."""
     before = set(children())
     steps = batches(draws, batch_size=1, start=0, stop=40, rank=0, ranks=1, workers=1, pin=False)
     next(steps)
@@ -421,40 +418,40 @@ def reading(draws: UnpairedDataset) -> tuple[Iterator[Batch], int]:
 
 
 @ON_LINUX
-def test_a_worker_outlives_the_signals_that_stop_a_run(reading: tuple[Iterator[Batch], int]) -> None:
+def test_worker_ignores_stop_signals(reading: tuple[Iterator[Batch], int]) -> None:
     steps, worker = reading
     for name in ("INT", "TERM"):
-        subprocess.run(["kill", "-s", name, str(worker)], check=True)  # as anyone but the trainer does
+        subprocess.run(["kill", "-s", name, str(worker)], check=True)  # the sender is not the trainer
     assert len(list(steps)) == 39
 
 
 @ON_LINUX
-def test_a_worker_left_behind_is_ended_by_its_trainer(reading: tuple[Iterator[Batch], int]) -> None:
+def test_worker_exits_on_sigterm_from_trainer(reading: tuple[Iterator[Batch], int]) -> None:
     steps, worker = reading
     end(worker, signal.SIGTERM)
     steps.close()
 
 
 def children() -> list[int]:
-    found = []
+    pids = []
     for task in Path("/proc/self/task").iterdir():
-        with suppress(FileNotFoundError):  # a thread that has ended meanwhile
-            found += [int(pid) for pid in (task / "children").read_text().split()]
-    return found
+        with suppress(FileNotFoundError):  # the thread has ended meanwhile
+            pids += [int(pid) for pid in (task / "children").read_text().split()]
+    return pids
 
 
 def end(worker: int, number: signal.Signals) -> None:
-    """Send a worker a signal from its trainer, and wait until it is dead."""
+    """Send a signal from the trainer to its worker, and wait until the worker has exited."""
     os.kill(worker, number)
-    os.waitid(os.P_PID, worker, os.WEXITED | os.WNOWAIT)  # all its threads have ended, and it can still be asked for
+    os.waitid(os.P_PID, worker, os.WEXITED | os.WNOWAIT)  # WNOWAIT leaves the exit status for the loader
 
 
 @ON_LINUX
-def test_a_killed_worker_is_a_data_error_when_the_next_batch_is_asked_for_and_not_before(
+def test_killed_worker_is_a_data_error_at_next_batch(
     reading: tuple[Iterator[Batch], int],
 ) -> None:
     steps, worker = reading
-    end(worker, signal.SIGKILL)  # as the system does when memory is short
+    end(worker, signal.SIGKILL)  # like the out-of-memory killer
     began = time.monotonic()
     with pytest.raises(DataError) as caught:
         next(steps)
@@ -463,11 +460,11 @@ def test_a_killed_worker_is_a_data_error_when_the_next_batch_is_asked_for_and_no
     assert text.startswith(f"data worker {worker} was killed by SIGKILL: out of memory?")
     assert "data.workers=0" in text
     assert "\n" not in text
-    assert caught.value.__context__ is None  # which would keep the loader
+    assert caught.value.__context__ is None  # a context would keep the loader alive
 
 
 @ON_LINUX
-def test_a_worker_killed_while_it_is_waited_for_is_a_data_error_too(draws: UnpairedDataset) -> None:
+def test_worker_killed_during_wait_is_a_data_error(draws: UnpairedDataset) -> None:
     before = set(children())
     steps = batches(draws, batch_size=1, start=0, stop=10**6, rank=0, ranks=1, workers=1, pin=False)
     next(steps)
@@ -481,10 +478,10 @@ def test_a_worker_killed_while_it_is_waited_for_is_a_data_error_too(draws: Unpai
 
 
 @ON_LINUX
-def test_signals_are_handled_as_before_and_no_worker_thread_or_pipe_is_left(draws: UnpairedDataset) -> None:
+def test_closed_iterator_releases_workers_threads_and_pipes(draws: UnpairedDataset) -> None:
     before, others = [signal.getsignal(number) for number in signal.valid_signals()], set(children())
     threads = threading.active_count()
-    held = len(list(Path("/proc/self/fd").iterdir()))
+    num_fds = len(list(Path("/proc/self/fd").iterdir()))
     steps = batches(draws, batch_size=1, start=0, stop=40, rank=0, ranks=1, workers=1, pin=False)
     next(steps)
     assert [signal.getsignal(number) for number in signal.valid_signals()] == before
@@ -493,4 +490,4 @@ def test_signals_are_handled_as_before_and_no_worker_thread_or_pipe_is_left(draw
     steps.close()
     assert set(children()) <= others
     assert threading.active_count() == threads
-    assert len(list(Path("/proc/self/fd").iterdir())) == held
+    assert len(list(Path("/proc/self/fd").iterdir())) == num_fds

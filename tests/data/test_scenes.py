@@ -1,4 +1,4 @@
-"""The embedded data set: the same bytes everywhere, paintings with strokes, pairs for testing only."""
+"""Synthetic data set: deterministic images, paintings with brush strokes, pairs in test folders only."""
 
 import hashlib
 import shutil
@@ -19,50 +19,50 @@ Reals = npt.NDArray[np.float64]
 WATERS = (2, 3, 9, 11, 13, 14)  # scenes of seed 0 with water in the foreground
 
 
-def digest(picture: Bytes) -> str:
-    return hashlib.sha256(picture.tobytes()).hexdigest()
+def digest(image: Bytes) -> str:
+    return hashlib.sha256(image.tobytes()).hexdigest()
 
 
 def contents(root: Path) -> dict[str, bytes]:
     return {str(file.relative_to(root)): file.read_bytes() for file in root.rglob("*") if file.is_file()}
 
 
-def mosaic(picture: Bytes) -> Reals:
-    """Mean light of 8x8 blocks: what is where, without texture."""
-    side = picture.shape[0] // 8
-    return picture.astype(np.float64).mean(axis=2).reshape(8, side, 8, side).mean(axis=(1, 3))
+def mosaic(image: Bytes) -> Reals:
+    """Return the mean brightness of 8 x 8 blocks: the layout without texture."""
+    side = image.shape[0] // 8
+    return image.astype(np.float64).mean(axis=2).reshape(8, side, 8, side).mean(axis=(1, 3))
 
 
 def likeness(photos: list[Bytes], paintings: list[Bytes]) -> Reals:
-    """Correlation of each photograph with each painting, less what all landscapes share: light above, dark below."""
-    shapes = [mosaic(picture) for picture in photos + paintings]
+    """Return the correlation of each photo with each painting, without the vertical gradient of all landscapes."""
+    shapes = [mosaic(image) for image in photos + paintings]
     rows = np.stack([(shape - shape.mean(axis=1, keepdims=True)).ravel() for shape in shapes])
     return np.corrcoef(rows)[: len(photos), len(photos) :]
 
 
 def recoloured(photo: Bytes, paint: Bytes) -> Reals:
-    """The photograph through the table of colours that fits best: the painting's palette, and no strokes."""
+    """Return the photo, mapped by the best-fitting colour table: the palette of the painting, without strokes."""
     keys = np.round(photo.reshape(-1, 3) / 255 * 8) @ np.array([81, 9, 1])
-    wanted = paint.reshape(-1, 3).astype(np.float64)
-    result = np.empty_like(wanted)
+    target = paint.reshape(-1, 3).astype(np.float64)
+    result = np.empty_like(target)
     for key in np.unique(keys):
-        result[keys == key] = wanted[keys == key].mean(axis=0)
+        result[keys == key] = target[keys == key].mean(axis=0)
     return result.reshape(paint.shape)
 
 
-def texture(picture: Reals) -> float:
-    """Root mean square light of waves 3 to 12 px long (a stroke is half a wave), in the calmest quarter of 128 px."""
-    light = picture.mean(axis=2)
+def texture(image: Reals) -> float:
+    """Return the RMS brightness at wavelengths of 3 to 12 px in the 16 calmest of 64 tiles of a 128 x 128 image."""
+    light = image.mean(axis=2)
     frequency = np.hypot(np.fft.fftfreq(128)[:, None], np.fft.fftfreq(128)[None, :])
     band = np.fft.ifft2(np.fft.fft2(light) * ((frequency > 1 / 12) & (frequency < 1 / 3))).real
     tiles = (band**2).reshape(8, 16, 8, 16).mean(axis=(1, 3))
     return float(np.sqrt(np.sort(tiles.ravel())[:16].mean()))
 
 
-# ---------------------------------------------------------------------------------------------- the pictures
+# ---------------------------------------------------------------------------------------------- the images
 
 
-def test_a_scene_is_the_same_bytes_on_every_call_and_in_another_process() -> None:
+def test_scenes_are_deterministic_across_processes() -> None:
     code = (
         "import hashlib; from cyclestyle.data import scenes;"
         "pictures = [scenes.photograph(3, size=64, seed=5), scenes.painting(3, size=64, seed=5)];"
@@ -71,39 +71,39 @@ def test_a_scene_is_the_same_bytes_on_every_call_and_in_another_process() -> Non
     here = [digest(f(3, size=64, seed=5)) for f in (photograph, painting)]
     again = [digest(f(3, size=64, seed=5)) for f in (photograph, painting)]
     command = [sys.executable, "-c", code]
-    there = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
-    assert here == again == there
+    elsewhere = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    assert here == again == elsewhere
 
 
-def test_every_scene_and_every_seed_is_another_picture() -> None:
-    for picture in (photograph, painting):
-        assert len({digest(picture(scene, size=32, seed=seed)) for scene in range(6) for seed in (0, 1)}) == 12
+def test_scenes_and_seeds_give_distinct_images() -> None:
+    for render in (photograph, painting):
+        assert len({digest(render(scene, size=32, seed=seed)) for scene in range(6) for seed in (0, 1)}) == 12
 
 
 @pytest.mark.parametrize("size", [16, 33, 64, 96])
-def test_any_size_from_16_can_be_drawn(size: int) -> None:
+def test_sizes_from_16_px_can_be_drawn(size: int) -> None:
     for scene in range(6):
-        for picture in (photograph(scene, size=size), painting(scene, size=size)):
-            assert picture.shape == (size, size, 3)
-            assert picture.dtype == np.uint8
-            assert picture.std() > 10  # not a blank sheet
+        for image in (photograph(scene, size=size), painting(scene, size=size)):
+            assert image.shape == (size, size, 3)
+            assert image.dtype == np.uint8
+            assert image.std() > 10  # not a uniform image
 
 
-def test_a_scene_looks_the_same_at_every_size() -> None:
+def test_scene_layout_is_independent_of_size() -> None:
     for scene in range(4):
-        for picture in (photograph, painting):
-            difference = mosaic(picture(scene, size=64)) - mosaic(picture(scene, size=128))
-            assert np.abs(difference).mean() < 6  # of 255
+        for render in (photograph, painting):
+            difference = mosaic(render(scene, size=64)) - mosaic(render(scene, size=128))
+            assert np.abs(difference).mean() < 6  # levels out of 255
 
 
-def test_paintings_have_brush_strokes_and_not_only_other_colours() -> None:
+def test_paintings_have_more_texture_than_recoloured_photos() -> None:
     for scene in range(8):
         photo, paint = photograph(scene, size=128), painting(scene, size=128)
         assert texture(paint.astype(np.float64)) > 1.25 * texture(recoloured(photo, paint))
 
 
-def test_strokes_lie_flat_on_water() -> None:
-    """Light changes faster across strokes than along them."""
+def test_strokes_are_horizontal_on_water() -> None:
+    """Brightness changes faster across strokes than along them."""
     for scene in WATERS:
         light = painting(scene, size=128)[96:].astype(np.float64).mean(axis=2)
         assert np.square(np.diff(light, axis=0)).mean() > 1.4 * np.square(np.diff(light, axis=1)).mean()
@@ -119,7 +119,7 @@ def folders(root: Path) -> dict[str, list[Bytes]]:
     }
 
 
-def test_test_folders_are_paired_and_training_folders_are_not(tmp_path: Path) -> None:
+def test_only_test_folders_are_paired(tmp_path: Path) -> None:
     draw(tmp_path / "set", train=10, test=10, size=64)
     drawn = folders(tmp_path / "set")
 
@@ -130,26 +130,26 @@ def test_test_folders_are_paired_and_training_folders_are_not(tmp_path: Path) ->
     assert np.median(unpaired.max(axis=1)) < np.median(np.diag(paired)) - 0.2
 
 
-def test_no_scene_is_drawn_twice_and_test_scenes_do_not_depend_on_the_number_trained_on(tmp_path: Path) -> None:
+def test_scenes_are_unique_and_test_scenes_ignore_train_count(tmp_path: Path) -> None:
     for train in (3, 5):
         draw(tmp_path / str(train), train=train, test=2, size=32)
     few, many = (folders(tmp_path / str(train)) for train in (3, 5))
-    assert len({digest(picture) for pictures in many.values() for picture in pictures}) == 14
+    assert len({digest(image) for images in many.values() for image in images}) == 14
     assert np.array_equal(few["testA"], many["testA"])
     assert np.array_equal(few["testB"], many["testB"])
 
 
-def test_drawing_twice_draws_once_and_tells_the_progress(tmp_path: Path) -> None:
-    told: list[tuple[int, int]] = []
-    assert draw(tmp_path / "set", train=2, test=1, size=16, progress=lambda done, total: told.append((done, total)))
-    assert told == [(done, 6) for done in range(1, 7)]
+def test_draw_reports_progress_and_is_idempotent(tmp_path: Path) -> None:
+    progress: list[tuple[int, int]] = []
+    assert draw(tmp_path / "set", train=2, test=1, size=16, progress=lambda done, total: progress.append((done, total)))
+    assert progress == [(done, 6) for done in range(1, 7)]
 
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "set").rglob("*")}
     assert not draw(tmp_path / "set", train=2, test=1, size=16, progress=lambda done, total: pytest.fail("drew again"))
     assert before == {file: file.stat().st_mtime_ns for file in (tmp_path / "set").rglob("*")}
 
 
-def test_an_interrupted_drawing_leaves_nothing(tmp_path: Path) -> None:
+def test_interrupted_drawing_leaves_no_files(tmp_path: Path) -> None:
     def interrupt(done: int, _total: int) -> None:
         if done == 3:
             raise KeyboardInterrupt
@@ -159,8 +159,8 @@ def test_an_interrupted_drawing_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_two_processes_may_draw_the_same_folder(tmp_path: Path) -> None:
-    """The one that comes second finds the set there and is content."""
+def test_concurrent_drawing_accepts_finished_folder(tmp_path: Path) -> None:
+    """The slower process accepts the set that the faster process has finished."""
     root = tmp_path / "set"
 
     def overtake(done: int, _total: int) -> None:
@@ -171,7 +171,7 @@ def test_two_processes_may_draw_the_same_folder(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["set"]
 
 
-def test_a_folder_with_anything_else_is_refused_and_left_alone(tmp_path: Path) -> None:
+def test_foreign_folder_is_rejected_and_unchanged(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "holiday.png").write_bytes(b"dear")
     draw(tmp_path / "other", train=2, test=1, size=16)
@@ -193,7 +193,7 @@ def test_a_folder_with_anything_else_is_refused_and_left_alone(tmp_path: Path) -
     assert contents(tmp_path) == before
 
 
-def test_numbers_that_cannot_be_drawn_and_places_that_cannot_be_written_are_told(tmp_path: Path) -> None:
+def test_bad_size_and_unwritable_root_are_errors(tmp_path: Path) -> None:
     with pytest.raises(CommandError, match="size 16 or more"):
         draw(tmp_path / "set", size=8)
     (tmp_path / "file").write_text("not a folder")

@@ -1,4 +1,4 @@
-"""Folders of unpaired pictures: what is found in them, in what order, and what is said where nothing is."""
+"""Folders of unpaired images: listed files and their order, probe images, and errors for missing images."""
 
 import random
 from pathlib import Path
@@ -20,14 +20,14 @@ def unpaired(root: Path | None = None, **settings: object) -> UnpairedFolders:
     return UnpairedFolders(None if root is None else str(root), **settings)
 
 
-def blues(pictures: torch.Tensor) -> list[int]:
-    """The numbers of pictures made by `picture`."""
-    return [int(one[2, 8, 8]) for one in pictures]
+def blues(images: torch.Tensor) -> list[int]:
+    """Return the numbers of the images, which `tests.pictures` stores in the blue channel."""
+    return [int(image[2, 8, 8]) for image in images]
 
 
-def test_all_formats_are_found_in_all_folders_and_nothing_else(tmp_path: Path) -> None:
-    wanted = ["a.JPG", "b.jpeg", "deep/er/c.png", "deep/d.webp", "e.bmp", "f.tif", "f.TIFF", "größe/ünï 🎨.png"]
-    for name in [*wanted, ".hidden.png", "._a.jpg", ".git/x.png", "notes.txt", "movie.gif", "png"]:
+def test_find_lists_files_of_all_image_formats(tmp_path: Path) -> None:
+    expected = ["a.JPG", "b.jpeg", "deep/er/c.png", "deep/d.webp", "e.bmp", "f.tif", "f.TIFF", "größe/ünï 🎨.png"]
+    for name in [*expected, ".hidden.png", "._a.jpg", ".git/x.png", "notes.txt", "movie.gif", "png"]:
         file = tmp_path / name
         file.parent.mkdir(parents=True, exist_ok=True)
         if file.suffix.lower() in decoding.EXTENSIONS:
@@ -35,15 +35,15 @@ def test_all_formats_are_found_in_all_folders_and_nothing_else(tmp_path: Path) -
         else:
             file.write_text("no picture")
     (tmp_path / "folder.png").mkdir()
-    assert sorted(map(str, decoding.find(tmp_path))) == sorted(wanted)
+    assert sorted(map(str, decoding.find(tmp_path))) == sorted(expected)
 
 
-def test_the_order_depends_on_names_alone(tmp_path: Path) -> None:
+def test_order_depends_on_names_alone(tmp_path: Path) -> None:
     names = ["10.png", "2.png", "B.png", "a.png", "b/1.png", "b-c/1.png", "ä.png", "z.png"]
     orders = []
     for number in range(3):
         shuffled = random.Random(number).sample(names, len(names))
-        for name in shuffled:  # the order in which a folder lists its files follows that of their making, or nothing
+        for name in shuffled:  # file systems list files in order of creation or in no order
             file = tmp_path / str(number) / name
             file.parent.mkdir(parents=True, exist_ok=True)
             picture(1).save(file)
@@ -51,7 +51,7 @@ def test_the_order_depends_on_names_alone(tmp_path: Path) -> None:
     assert orders[0] == orders[1] == orders[2] == sorted(names, key=lambda name: Path(name).parts)
 
 
-def test_links_are_followed_and_never_in_circles(tmp_path: Path) -> None:
+def test_links_are_followed_without_loops(tmp_path: Path) -> None:
     folder_of(tmp_path / "elsewhere", 2)
     root = tmp_path / "root"
     folder_of(root / "inside", 1)
@@ -61,11 +61,11 @@ def test_links_are_followed_and_never_in_circles(tmp_path: Path) -> None:
     (root / "itself").symlink_to(root / "itself")
     (root / "nowhere.png").symlink_to(root / "gone.png")
     (root / "one.png").symlink_to(tmp_path / "elsewhere" / "000.png")
-    found = [file.as_posix() for file in decoding.find(root)]
-    assert found == ["inside/000.png", "linked/000.png", "linked/001.png"]  # each file once, by its first name
+    files = [file.as_posix() for file in decoding.find(root)]
+    assert files == ["inside/000.png", "linked/000.png", "linked/001.png"]  # each file once, under its first name
 
 
-def test_root_holds_train_folders_and_a_and_b_take_their_place(tmp_path: Path) -> None:
+def test_a_and_b_override_folders_of_root(tmp_path: Path) -> None:
     two_domains(tmp_path / "set")
     folder_of(tmp_path / "Fotos (2019), größer 🎨", 2, first=50)
     data = unpaired(tmp_path / "set")
@@ -83,16 +83,14 @@ def test_root_holds_train_folders_and_a_and_b_take_their_place(tmp_path: Path) -
     assert both.train_a == data.train_b
 
 
-def test_relative_folders_are_found_from_where_the_command_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_relative_root_is_resolved_from_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     two_domains(tmp_path / "set")
     monkeypatch.chdir(tmp_path)
     data = unpaired(Path("set"))
     assert data.draws(0)[0].a.shape == (3, 16, 16)
 
 
-def test_probes_are_the_same_few_from_all_over_the_test_folders(tmp_path: Path) -> None:
+def test_probes_are_evenly_spaced_in_test_folders(tmp_path: Path) -> None:
     two_domains(tmp_path)
     folder_of(tmp_path / "testA", 8, first=20)
     folder_of(tmp_path / "testB", 2, first=40)
@@ -101,10 +99,10 @@ def test_probes_are_the_same_few_from_all_over_the_test_folders(tmp_path: Path) 
     assert a.shape == (4, 3, 16, 16)
     assert blues(a) == [20, 22, 24, 26]
     assert blues(b) == [40, 41]
-    assert all(torch.equal(*both) for both in zip((a, b), unpaired(tmp_path).probes(4), strict=True))
+    assert all(torch.equal(*pair) for pair in zip((a, b), unpaired(tmp_path).probes(4), strict=True))
 
 
-def test_probes_come_from_training_where_there_are_no_test_pictures(tmp_path: Path) -> None:
+def test_probes_fall_back_to_training_images(tmp_path: Path) -> None:
     two_domains(tmp_path)
     (tmp_path / "testA").mkdir()
     a, b = unpaired(tmp_path).probes(2)
@@ -112,7 +110,7 @@ def test_probes_come_from_training_where_there_are_no_test_pictures(tmp_path: Pa
     assert blues(b) == [100, 102]
 
 
-def test_named_test_folders_are_used_and_missing_ones_are_told(tmp_path: Path) -> None:
+def test_configured_test_folder_must_exist(tmp_path: Path) -> None:
     two_domains(tmp_path / "set")
     folder_of(tmp_path / "mine", 2, first=60)
     a, _ = unpaired(tmp_path / "set", test_a=str(tmp_path / "mine")).probes(4)
@@ -121,7 +119,7 @@ def test_named_test_folders_are_used_and_missing_ones_are_told(tmp_path: Path) -
         unpaired(tmp_path / "set", test_b=str(tmp_path / "typo"))
 
 
-def test_a_missing_folder_is_told_with_where_and_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_folder_error_names_path_and_homepage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError) as caught:
         unpaired(Path("data/monet2photo"), domain_a="monet", homepage=HOMEPAGE)
@@ -134,7 +132,7 @@ def test_a_missing_folder_is_told_with_where_and_how_to_get_it(tmp_path: Path, m
         unpaired(Path("data/monet2photo"))
 
 
-def test_an_empty_folder_is_told_with_what_is_inside(tmp_path: Path) -> None:
+def test_folder_without_images_error_lists_contents(tmp_path: Path) -> None:
     two_domains(tmp_path)
     for file in (tmp_path / "trainB").iterdir():
         file.rename(file.with_suffix(".heic"))
@@ -148,32 +146,32 @@ def test_an_empty_folder_is_told_with_what_is_inside(tmp_path: Path) -> None:
         unpaired(tmp_path, b=str(tmp_path / "nothing"))
 
 
-def test_a_single_picture_is_not_enough(tmp_path: Path) -> None:
+def test_single_image_is_rejected(tmp_path: Path) -> None:
     two_domains(tmp_path, a=1)
     with pytest.raises(DataError, match=f"only one picture of a in {tmp_path}/trainA"):
         unpaired(tmp_path)
 
 
-def test_one_folder_for_both_domains_is_refused(tmp_path: Path) -> None:
+def test_same_folder_for_both_domains_is_rejected(tmp_path: Path) -> None:
     two_domains(tmp_path)
     (tmp_path / "link").symlink_to(tmp_path / "trainA")
     with pytest.raises(DataError, match=f"both domains are {tmp_path}/trainA"):
         unpaired(a=str(tmp_path / "trainA"), b=str(tmp_path / "link"))
 
 
-def test_a_file_in_place_of_a_folder_is_no_folder(tmp_path: Path) -> None:
+def test_file_instead_of_folder_is_rejected(tmp_path: Path) -> None:
     two_domains(tmp_path)
     with pytest.raises(DataError, match=r"no folder .*000\.png"):
         unpaired(tmp_path, a=str(tmp_path / "trainA/000.png"))
 
 
-def test_equal_domain_names_are_refused(tmp_path: Path) -> None:
+def test_equal_domain_names_are_rejected(tmp_path: Path) -> None:
     two_domains(tmp_path)
     with pytest.raises(CommandError, match="both 'photo'"):
         unpaired(tmp_path, domain_a="photo", domain_b="photo")
 
 
-@pytest.mark.parametrize("given", [{}, {"a": "photos"}])
-def test_without_any_folder_the_keys_to_give_are_named(given: dict[str, str]) -> None:
+@pytest.mark.parametrize("folders", [{}, {"a": "photos"}])
+def test_missing_folder_keys_are_named_in_error(folders: dict[str, str]) -> None:
     with pytest.raises(CommandError, match=r"data\.root, or data\.a and data\.b \(data\.[ab] is not set\)"):
-        unpaired(**given)
+        unpaired(**folders)

@@ -1,4 +1,4 @@
-"""What two processes send one another in a step, and where it lies."""
+"""Gradients that two ranks exchange in a step, and the memory that holds these gradients."""
 
 import pytest
 from torch import nn
@@ -7,10 +7,11 @@ from tests.factories import tiny_objective
 from tests.two_ranks import Rank, train_together
 
 STEPS = 3
-WAYS = [("split", 1), ("split", 2), ("joint", 2)]  # generators in two, four and two parts
+# Pairs of `backward` and `accumulate`, with 2, 4 and 2 backward passes of the generators per step.
+MODES = [("split", 1), ("split", 2), ("joint", 2)]
 
 
-@pytest.fixture(scope="module", params=WAYS, ids=lambda way: f"{way[0]}-accumulate={way[1]}")
+@pytest.fixture(scope="module", params=MODES, ids=lambda mode: f"{mode[0]}-accumulate={mode[1]}")
 def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Rank]:
     backward, accumulate = request.param
     folder = tmp_path_factory.mktemp("ranks")
@@ -18,17 +19,17 @@ def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def gradient_bytes(module: nn.Module) -> int:
-    """In float64."""
+    """Size of a module's float64 gradients."""
     return 8 * sum(parameter.numel() for parameter in module.parameters())
 
 
-def test_every_gradient_is_sent_once_a_step_in_however_many_parts_it_is_computed(ranks: list[Rank]) -> None:
+def test_gradients_are_sent_once_per_step(ranks: list[Rank]) -> None:
     objective = tiny_objective()
     step = [gradient_bytes(objective.generators), gradient_bytes(objective.discriminators)]
-    for rank in ranks:  # such small networks are sent in one piece each
+    for rank in ranks:  # networks this small fit into one bucket each
         assert rank.sent == STEPS * step
 
 
-def test_gradients_lie_where_they_are_sent_from(ranks: list[Rank]) -> None:
+def test_gradients_are_views_of_buckets(ranks: list[Rank]) -> None:
     for rank in ranks:
         assert rank.storages == STEPS * [1, 1]

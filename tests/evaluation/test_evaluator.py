@@ -1,4 +1,4 @@
-"""The evaluation's numbers are those that anybody else would compute from the files."""
+"""Scores of the evaluation, compared with scikit-image."""
 
 from pathlib import Path
 
@@ -16,17 +16,17 @@ LUMA = np.array([0.299, 0.587, 0.114])
 
 
 def smooth(seed: int, *, centre: float, size: tuple[int, int] = (32, 24)) -> np.ndarray:
-    """A picture of blobs around a level, so that similarities are not all alike."""
+    """Create an image of smooth blobs with mean level `centre`; each seed gives different similarities."""
     small = Image.fromarray(noise(5, 4, seed=seed)).resize(size, Image.Resampling.BICUBIC)
     return (centre + (np.asarray(small, dtype=float) - 128) * 0.3).round().clip(0, 255).astype(np.uint8)
 
 
 def write_set(folder: Path, *, centre: float, seed: int, count: int = 4) -> list[np.ndarray]:
     folder.mkdir()
-    pictures = [smooth(seed + n, centre=centre, size=(32 + 3 * (n % 2), 24)) for n in range(count)]
-    for n, picture in enumerate(pictures):
-        Image.fromarray(picture).save(folder / f"{n}.png")
-    return pictures
+    images = [smooth(seed + n, centre=centre, size=(32 + 3 * (n % 2), 24)) for n in range(count)]
+    for n, image in enumerate(images):
+        Image.fromarray(image).save(folder / f"{n}.png")
+    return images
 
 
 def ssim(x: np.ndarray, y: np.ndarray) -> float:
@@ -35,12 +35,12 @@ def ssim(x: np.ndarray, y: np.ndarray) -> float:
     )
 
 
-def lab_numbers(pictures: list[np.ndarray]) -> np.ndarray:
-    pooled = np.concatenate([rgb2lab(picture).reshape(-1, 3) for picture in pictures])
+def lab_statistics(images: list[np.ndarray]) -> np.ndarray:
+    pooled = np.concatenate([rgb2lab(image).reshape(-1, 3) for image in images])
     return np.concatenate([pooled.mean(0), pooled.std(0)])
 
 
-def test_all_numbers_agree_with_scikit_image(tmp_path: Path) -> None:
+def test_scores_match_scikit_image(tmp_path: Path) -> None:
     photos = write_set(tmp_path / "photos", centre=90, seed=0)
     truths = write_set(tmp_path / "truth", centre=150, seed=50)
     targets = write_set(tmp_path / "target", centre=180, seed=90, count=3)
@@ -48,34 +48,36 @@ def test_all_numbers_agree_with_scikit_image(tmp_path: Path) -> None:
         invert, tmp_path / "photos", truth=tmp_path / "truth", target=tmp_path / "target", batch_size=3
     )
 
-    before, after = (np.concatenate([one.reshape(-1, 3) for one in many]).astype(float) for many in (photos, truths))
+    before, after = (
+        np.concatenate([image.reshape(-1, 3) for image in images]).astype(float) for images in (photos, truths)
+    )
     gain = after.std(0) / before.std(0)
-    mapped = [((one - before.mean(0)) * gain + after.mean(0)).round().clip(0, 255).astype(np.uint8) for one in photos]
-    translations = [255 - one for one in photos]
-    for made, told in zip((photos, mapped, translations), report.truth, strict=True):
-        psnrs = [peak_signal_noise_ratio(truth, one) for truth, one in zip(truths, made, strict=True)]
-        ssims = [ssim(truth, one) for truth, one in zip(truths, made, strict=True)]
-        assert told.psnr == pytest.approx((np.mean(psnrs), np.std(psnrs, ddof=1)), rel=1e-6)
-        assert told.ssim == pytest.approx((np.mean(ssims), np.std(ssims, ddof=1)), rel=1e-6)
+    mapped = [((x - before.mean(0)) * gain + after.mean(0)).round().clip(0, 255).astype(np.uint8) for x in photos]
+    translations = [255 - photo for photo in photos]
+    for images, scores in zip((photos, mapped, translations), report.truth, strict=True):
+        psnrs = [peak_signal_noise_ratio(truth, image) for truth, image in zip(truths, images, strict=True)]
+        ssims = [ssim(truth, image) for truth, image in zip(truths, images, strict=True)]
+        assert scores.psnr == pytest.approx((np.mean(psnrs), np.std(psnrs, ddof=1)), rel=1e-6)
+        assert scores.ssim == pytest.approx((np.mean(ssims), np.std(ssims, ddof=1)), rel=1e-6)
 
-    wanted = lab_numbers(targets)
-    assert report.colours.unchanged == pytest.approx(np.linalg.norm(lab_numbers(photos) - wanted), abs=0.01)
-    assert report.colours.translated == pytest.approx(np.linalg.norm(lab_numbers(translations) - wanted), abs=0.01)
+    target = lab_statistics(targets)
+    assert report.colours.unchanged == pytest.approx(np.linalg.norm(lab_statistics(photos) - target), abs=0.01)
+    assert report.colours.translated == pytest.approx(np.linalg.norm(lab_statistics(translations) - target), abs=0.01)
     assert report.colours.num_targets == 3
 
-    kept = [ssim(photo, one) for photo, one in zip(photos, translations, strict=True)]
-    assert report.content == pytest.approx((np.mean(kept), np.std(kept, ddof=1)), rel=1e-6)
-    assert report.num_pictures == 4
+    ssims = [ssim(photo, image) for photo, image in zip(photos, translations, strict=True)]
+    assert report.content == pytest.approx((np.mean(ssims), np.std(ssims, ddof=1)), rel=1e-6)
+    assert report.num_images == 4
 
 
-def test_without_truth_or_target_content_is_still_told(tmp_path: Path) -> None:
+def test_content_is_scored_without_ground_truth_or_target(tmp_path: Path) -> None:
     write_picture(tmp_path / "x.png")
     report = evaluator.evaluate(lambda pixels: pixels, tmp_path)
     assert (report.truth, report.colours, report.content.mean) == (None, None, pytest.approx(1.0))
     assert "content kept" in evaluator.table(report, truth=None, target=None)
 
 
-def test_the_table_is_aligned_and_copes_with_perfect_pictures(tmp_path: Path) -> None:
+def test_table_is_aligned_for_perfect_results(tmp_path: Path) -> None:
     write_set(tmp_path / "a", centre=100, seed=0)
     report = evaluator.evaluate(lambda pixels: pixels, tmp_path / "a", truth=tmp_path / "a", target=tmp_path / "a")
     table = evaluator.table(report, truth=tmp_path / "a", target=tmp_path / "a")
@@ -85,27 +87,27 @@ def test_the_table_is_aligned_and_copes_with_perfect_pictures(tmp_path: Path) ->
         assert len({len(line) for line in block.splitlines()}) == 1
 
 
-def test_truth_that_lacks_names_is_counted(tmp_path: Path) -> None:
+def test_missing_ground_truth_is_counted_in_error(tmp_path: Path) -> None:
     write_set(tmp_path / "a", centre=100, seed=0)
     write_set(tmp_path / "b", centre=100, seed=0, count=1)
-    with pytest.raises(DataError, match=rf"{tmp_path}/b lacks the truth of 3 of 4 pictures, such as 1\.png"):
+    with pytest.raises(DataError, match=rf"{tmp_path}/b lacks the truth of 3 of 4 photos, such as 1\.png"):
         evaluator.evaluate(invert, tmp_path / "a", truth=tmp_path / "b")
 
 
-def test_truth_of_another_size_is_refused(tmp_path: Path) -> None:
+def test_ground_truth_of_other_size_is_rejected(tmp_path: Path) -> None:
     write_picture(tmp_path / "a" / "x.png", size=(12, 9))
     write_picture(tmp_path / "b" / "x.png", size=(9, 12))
     with pytest.raises(DataError, match=r"b/x\.png is 9x12, but its photo is 12x9"):
         evaluator.evaluate(invert, tmp_path / "a", truth=tmp_path / "b")
 
 
-def test_a_damaged_picture_ends_an_evaluation(tmp_path: Path) -> None:
+def test_damaged_photo_ends_evaluation_with_error(tmp_path: Path) -> None:
     write_picture(tmp_path / "x.png")
     (tmp_path / "y.png").write_bytes(b"")
     with pytest.raises(DataError, match=r"y\.png"):
         evaluator.evaluate(invert, tmp_path)
 
 
-def test_a_missing_folder_is_a_data_error(tmp_path: Path) -> None:
+def test_missing_folder_is_a_data_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=f"no folder {tmp_path}/none"):
         evaluator.evaluate(invert, tmp_path / "none")

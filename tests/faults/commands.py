@@ -1,4 +1,4 @@
-"""Runs of the command as processes that tests signal, kill and wait for; none outlives its test."""
+"""Start the train command as processes that tests can signal, kill and wait for; none outlives its test."""
 
 import contextlib
 import json
@@ -13,25 +13,34 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).parents[2]
-DEADLINE_S = 120  # for what takes seconds on a quiet machine
+DEADLINE_S = 120  # ample time for work of a few seconds on a busy machine
 ENVIRONMENT = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
 
 
 def until(
-    fact: Callable[[], Any], what: str, *, alive: "Start | Command | None" = None, within: float = DEADLINE_S
+    condition: Callable[[], Any], what: str, *, alive: "Start | Command | None" = None, within: float = DEADLINE_S
 ) -> Any:
-    """Wait for a fact, not for a time; returns what it is."""
+    """Poll a condition until it is true; return its value.
+
+    Args:
+        what: description of the condition, for error texts.
+        alive: process that must not exit before the condition is true.
+        within: time limit in s.
+
+    Raises:
+        AssertionError: the time limit has passed, or the process has exited.
+    """
     end = time.monotonic() + within
-    while not (found := fact()):
-        assert time.monotonic() < end, f"waited {within} s for {what}" + (f":\n{alive.said()}" if alive else "")
-        if alive is not None and alive.poll() is not None and not fact():
-            raise AssertionError(f"ended with {alive.poll()} before {what}:\n{alive.said()}")
+    while not (value := condition()):
+        assert time.monotonic() < end, f"waited {within} s for {what}" + (f":\n{alive.printed()}" if alive else "")
+        if alive is not None and alive.poll() is not None and not condition():
+            raise AssertionError(f"ended with {alive.poll()} before {what}:\n{alive.printed()}")
         time.sleep(0.005)
-    return found
+    return value
 
 
 class Start:
-    """One start of the command that the server forked."""
+    """A process of the command, forked by the server."""
 
     def __init__(self, server: "Server", pid: int, output: Path) -> None:
         self._server, self.pid, self._output = server, pid, output
@@ -43,21 +52,21 @@ class Start:
         until(lambda: self.poll() is not None, "the end", within=within)
         return int(self.poll())  # type: ignore[arg-type]
 
-    def said(self) -> str:
+    def printed(self) -> str:
         return self._output.read_text() if self._output.exists() else ""
 
     def send(self, number: int) -> None:
         os.kill(self.pid, number)
 
     def kill(self) -> None:
-        """With all its data workers, at once and without a word."""
+        """Kill the process and its data workers by SIGKILL."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         self.wait()
 
 
 class Server:
-    """Forks starts of the command; see server.py."""
+    """Client of server.py, which forks processes of the command."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
@@ -95,18 +104,18 @@ class Server:
         while select.select([self._process.stdout], [], [], 0)[0]:
             *lines, self._unread = (self._unread + os.read(self._process.stdout.fileno(), 1 << 16)).split(b"\n")
             for line in lines:
-                told = json.loads(line)
-                if "started" in told:
-                    self._codes.pop(told["started"], None)
-                    self._codes[told["started"]] = None
+                message = json.loads(line)
+                if "started" in message:
+                    self._codes.pop(message["started"], None)  # process ids are reused
+                    self._codes[message["started"]] = None
                 else:
-                    self._codes[told["ended"]] = told["code"]
+                    self._codes[message["ended"]] = message["code"]
 
 
 class Command:
-    """A command in an interpreter of its own, such as torchrun, with all the processes that come of it.
+    """A command in an interpreter of its own, such as torchrun, and all its descendants.
 
-    They are known by the run's folder, an absolute path, which is among their arguments.
+    Descendants are found by the absolute path of the run folder, which is among their arguments.
     """
 
     def __init__(self, command: Sequence[str], *, folder: Path, run: Path, output: Path) -> None:
@@ -130,15 +139,15 @@ class Command:
         until(lambda: self.poll() is not None, "the end", within=within)
         return int(self.poll())  # type: ignore[arg-type]
 
-    def said(self) -> str:
+    def printed(self) -> str:
         return self._output.read_text()
 
     def send(self, number: int) -> None:
         os.kill(self.pid, number)
 
     def processes(self) -> dict[int, int | None]:
-        """Those that are alive: process id -> rank, None of those that train nothing."""
-        found: dict[int, int | None] = {}
+        """Live processes: process id -> rank, None for a process without a rank, such as torchrun."""
+        ranks: dict[int, int | None] = {}
         for entry in Path("/proc").glob("[0-9]*"):
             try:
                 if str(self.run) not in (entry / "cmdline").read_text():
@@ -148,16 +157,16 @@ class Command:
                 )
             except OSError:
                 continue
-            found[int(entry.name)] = int(environment["RANK"]) if "RANK" in environment else None
-        return found
+            ranks[int(entry.name)] = int(environment["RANK"]) if "RANK" in environment else None
+        return ranks
 
     def rank(self, rank: int) -> int:
         """The process id of a rank."""
-        (pid,) = [pid for pid, of in self.processes().items() if of == rank]
+        (pid,) = [pid for pid, present in self.processes().items() if present == rank]
         return pid
 
     def end(self) -> None:
-        """All of it, whatever state it is in."""
+        """Kill all processes of the command, including processes stopped by SIGSTOP."""
         for _ in range(100):
             processes = self.processes()
             for pid in processes:
@@ -171,7 +180,7 @@ class Command:
 
 
 def catches(pid: int, number: int) -> bool:
-    """Whether a process has a handler of its own for a signal."""
+    """Return whether a process has installed a handler for a signal."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("SigCgt:"):
             return bool(int(line.split()[1], 16) >> (number - 1) & 1)

@@ -1,4 +1,4 @@
-"""Runs on the pictures of +experiment=smoke: forked, relaunched, under torchrun; and what an undisturbed one makes."""
+"""Fixtures that start runs of +experiment=smoke: forked, relaunched or under torchrun, and an uninterrupted one."""
 
 import socket
 from collections.abc import Callable, Iterator
@@ -9,7 +9,7 @@ import pytest
 from cyclestyle.data.scenes.drawing import draw
 from tests.faults.commands import Command, Server, Start
 
-# 40 steps, in most of which the learning rate falls, told to all loggers. Saves and logs come at different steps.
+# 40 steps with all loggers; the learning rate falls in most of them. Saves and logs are due at different steps.
 RUN = (
     "trainer.steps=40", "trainer.batch_size=2", "pool.size=3", "ema.decay=0.9", "schedule.constant_epochs=2",
     "schedule.decay_epochs=8", "trainer.save_every=3", "trainer.log_every=5", "trainer.sample_every=20",
@@ -18,7 +18,7 @@ RUN = (
 
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The pictures of +experiment=smoke, drawn once."""
+    """Folder of the images of +experiment=smoke, generated once per session."""
     root = tmp_path_factory.mktemp("data") / "scenes"
     draw(root, train=8, test=2, size=32)
     return root
@@ -38,7 +38,7 @@ Starts = Callable[..., Start]
 def session_starts(server: Server, scenes: Path) -> Starts:
     def start(folder: Path, *arguments: str, environment: dict[str, str] | None = None) -> Start:
         line = ["+experiment=smoke", f"data.root={scenes}", "trainer.device=cpu", *arguments]
-        output = folder / f"said {len(list(folder.glob('said *')))}"
+        output = folder / f"output {len(list(folder.glob('output *')))}"
         output.touch()
         return server.start(folder, line, output=output, environment=environment)
 
@@ -47,37 +47,40 @@ def session_starts(server: Server, scenes: Path) -> Starts:
 
 @pytest.fixture
 def start(session_starts: Starts, tmp_path: Path) -> Iterator[Starts]:
-    """Start the smoke experiment in a process of its own, in the test's folder."""
-    started: list[Start] = []
+    """Function that starts the smoke experiment in its own process, in the folder of the test."""
+    processes: list[Start] = []
 
-    def one(*arguments: str, **about: object) -> Start:
-        started.append(session_starts(tmp_path, *arguments, **about))
-        return started[-1]
+    def start_one(*arguments: str, **options: object) -> Start:
+        processes.append(session_starts(tmp_path, *arguments, **options))
+        return processes[-1]
 
-    yield one
-    for process in started:
+    yield start_one
+    for process in processes:
         process.kill()
 
 
 @pytest.fixture
 def start_two(start: Starts) -> Callable[..., list[Start]]:
-    """Start two processes of one run, as torchrun would, and nobody to watch over them."""
+    """Function that starts two ranks of one run like torchrun, but without a launcher that watches them."""
 
-    def two(*arguments: str) -> list[Start]:
+    def start_both(*arguments: str) -> list[Start]:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         ranks = ({**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2))
-        return [start(*arguments, environment=one) for one in ranks]
+        return [start(*arguments, environment=variables) for variables in ranks]
 
-    return two
+    return start_both
 
 
 @pytest.fixture
 def command(scenes: Path, tmp_path: Path) -> Iterator[Callable[..., Command]]:
-    """Start the smoke experiment by trainer.devices=2 or, with arguments for it, by torchrun."""
-    started: list[Command] = []
+    """Function that starts the smoke experiment with two ranks.
+
+    It uses trainer.devices=2 if `torchrun` is None; otherwise it uses torchrun with these arguments.
+    """
+    commands: list[Command] = []
     run = tmp_path / "runs" / "smoke"
 
     def begin(*arguments: str, torchrun: tuple[str, ...] | None = None) -> Command:
@@ -85,25 +88,25 @@ def command(scenes: Path, tmp_path: Path) -> Iterator[Callable[..., Command]]:
         first = ["torch.distributed.run", "--standalone", "--nproc_per_node=2", *(torchrun or ()), "-m"]
         line = [*train, f"run_dir={run}", *arguments]
         line = [*first, *line] if torchrun is not None else [*line, "trainer.devices=2"]
-        started.append(Command(line, folder=tmp_path, run=run, output=tmp_path / f"said {len(started)}"))
-        return started[-1]
+        commands.append(Command(line, folder=tmp_path, run=run, output=tmp_path / f"output {len(commands)}"))
+        return commands[-1]
 
     yield begin
-    for one in started:
-        one.end()
+    for job in commands:
+        job.end()
 
 
 @pytest.fixture(scope="session")
-def undisturbed(session_starts: Starts, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """The folder of a run that nothing happened to, one for each list of arguments."""
-    made: dict[tuple[str, ...], Path] = {}
+def uninterrupted(session_starts: Starts, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Function that returns the folder of an uninterrupted run; each list of arguments is run once per session."""
+    folders: dict[tuple[str, ...], Path] = {}
 
     def folder(*arguments: str) -> Path:
-        if arguments not in made:
-            place = tmp_path_factory.mktemp("undisturbed")
-            process = session_starts(place, *arguments)
-            assert process.wait() == 0, process.said()
-            made[arguments] = place / "runs" / "smoke"
-        return made[arguments]
+        if arguments not in folders:
+            parent = tmp_path_factory.mktemp("uninterrupted")
+            process = session_starts(parent, *arguments)
+            assert process.wait() == 0, process.printed()
+            folders[arguments] = parent / "runs" / "smoke"
+        return folders[arguments]
 
     return folder

@@ -1,4 +1,4 @@
-"""Parts such as a user might write, in which something happens at a certain moment."""
+"""Components for configs of tests: they pause, fail, hang or exit at a given moment."""
 
 import os
 import resource
@@ -18,16 +18,16 @@ from cyclestyle.monitor.logger import Samples
 from cyclestyle.objectives.adversarial import LeastSquares
 
 
-def pause(where: str) -> None:
-    """Say so in a file of this name in the current folder, and wait there for a file named `go`."""
-    Path(where).touch()
+def pause(name: str) -> None:
+    """Create a file of this name in the current folder, and wait up to a minute for a file named `go`."""
+    Path(name).touch()
     end = time.monotonic() + 60
     while not Path("go").exists() and time.monotonic() < end:
         time.sleep(0.005)
 
 
-class ConsoleThatPauses(Console):
-    """Pauses when it is shown the probe pictures of a certain step."""
+class PausingConsole(Console):
+    """Console logger that pauses when it receives the samples of a given step."""
 
     def __init__(
         self, folder: Path, *, domains: tuple[str, str], start: int = 0, total: int = 0, pause_at: int = 0
@@ -40,25 +40,25 @@ class ConsoleThatPauses(Console):
             pause("sampling")
 
 
-class ConsoleThatIsSlow(Console):
-    """Has a line to say, and says it late: when another process has told its traceback, or after a second in vain."""
+class SlowConsole(Console):
+    """Console logger that prints the line of a given step late: after a traceback in the output, or after a second."""
 
     def __init__(
-        self, folder: Path, *, domains: tuple[str, str], start: int = 0, total: int = 0, said: str, slow_at: int
+        self, folder: Path, *, domains: tuple[str, str], start: int = 0, total: int = 0, output: str, slow_at: int
     ) -> None:
         super().__init__(folder, domains=domains, start=start, total=total)
-        self._said, self._slow_at = Path(said), slow_at
+        self._output, self._slow_at = Path(output), slow_at
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
         if step == self._slow_at:
             end = time.monotonic() + 1
-            while "Traceback" not in self._said.read_text() and time.monotonic() < end:
+            while "Traceback" not in self._output.read_text() and time.monotonic() < end:
                 time.sleep(0.005)
         super().metrics(step, values)
 
 
-class AdamThatPauses(torch.optim.Adam):
-    """Pauses when its state is copied for a checkpoint."""
+class PausingAdam(torch.optim.Adam):
+    """Adam optimizer that pauses when its state is copied for a checkpoint, after the first step."""
 
     def state_dict(self) -> dict:
         if self.state:
@@ -66,33 +66,38 @@ class AdamThatPauses(torch.optim.Adam):
         return super().state_dict()
 
 
-class At(LeastSquares):
-    """The usual adversarial loss, with something that happens at a certain step of one rank."""
+class FaultAtStep(LeastSquares):
+    """A least-squares loss that calls `fault` at a given step of one rank.
+
+    Args:
+        step: counted from 1.
+        rank: rank with the fault.
+    """
 
     def __init__(self, step: int = 4, rank: int = 1) -> None:
-        # The generators' two terms ask for it in every step.
-        self._left = 2 * step if int(os.environ.get("RANK", "0")) == rank else None
+        # The generators' two terms call the loss twice a step.
+        self._calls_left = 2 * step if int(os.environ.get("RANK", "0")) == rank else None
 
     def generator(self, scores: Tensor) -> Tensor:
-        if self._left is not None:
-            self._left -= 1
-            if not self._left:
-                self.happen()
+        if self._calls_left is not None:
+            self._calls_left -= 1
+            if not self._calls_left:
+                self.fault()
         return super().generator(scores)
 
-    def happen(self) -> None:
+    def fault(self) -> None:
         raise NotImplementedError
 
 
-class Fails(At):
-    def happen(self) -> None:
-        raise ZeroDivisionError("a part of one's own")
+class RaisesError(FaultAtStep):
+    def fault(self) -> None:
+        raise ZeroDivisionError("a custom component")
 
 
-class DiesOnce(At):
-    """Kills its process, unless it has done so in this folder before."""
+class KillsOnce(FaultAtStep):
+    """Kills its process, only once per working directory."""
 
-    def happen(self) -> None:
+    def fault(self) -> None:
         try:
             Path("died").touch(exist_ok=False)
         except FileExistsError:
@@ -100,8 +105,8 @@ class DiesOnce(At):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-class IsNoNumber(At):
-    """Makes the loss of one step NaN."""
+class NaNLoss(FaultAtStep):
+    """Returns NaN from step `step` to step `last`."""
 
     def __init__(self, step: int = 4, rank: int = 0, last: int = 4) -> None:
         super().__init__(step, rank)
@@ -111,22 +116,22 @@ class IsNoNumber(At):
         self._calls += 1
         step = (self._calls + 1) // 2
         loss = LeastSquares.generator(self, scores)
-        return loss * float("nan") if self._left is not None and self._first <= step <= self._last else loss
+        return loss * float("nan") if self._calls_left is not None and self._first <= step <= self._last else loss
 
 
-class Devours(At):
-    """Takes more and more memory, of which its process may have 200 MB more than it has."""
+class ExhaustsMemory(FaultAtStep):
+    """Allocates memory until this fails; the process is limited to 200 MB more than it uses."""
 
-    def happen(self) -> None:
-        held = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-        resource.setrlimit(resource.RLIMIT_AS, (held + 200_000_000, resource.RLIM_INFINITY))
-        taken = []
+    def fault(self) -> None:
+        present = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        resource.setrlimit(resource.RLIMIT_AS, (present + 200_000_000, resource.RLIM_INFINITY))
+        tensors = []
         while True:
-            taken.append(torch.ones(1_000_000))
+            tensors.append(torch.ones(1_000_000))
 
 
-class CropThatHangs(Crop):
-    """Pauses for good at the 21st picture of its process; of several ranks, in the second only."""
+class HangingCrop(Crop):
+    """Hangs at the 21st image of its process; with several ranks, it hangs on rank 1 only."""
 
     crops = 0
 
@@ -138,8 +143,8 @@ class CropThatHangs(Crop):
         return super().random(image, random)
 
 
-class CropThatLeaves(CropThatHangs):
-    """Ends its process there, as if all were well."""
+class ExitingCrop(HangingCrop):
+    """Exits with code 0 at the 21st image of its process."""
 
     def random(self, image: Image.Image, random: np.random.Generator) -> Tensor:
         self.crops += 1
@@ -148,14 +153,14 @@ class CropThatLeaves(CropThatHangs):
         return Crop.random(self, image, random)
 
 
-def scenes_that_hang(**scenes: object) -> UnpairedFolders:
-    """The drawn landscapes on storage that no longer answers after a while."""
-    return _cropped_by(CropThatHangs, drawn_scenes(**scenes))  # type: ignore[arg-type]
+def hanging_scenes(**scenes: object) -> UnpairedFolders:
+    """Synthetic landscapes on storage that hangs after 20 images."""
+    return _cropped_by(HangingCrop, drawn_scenes(**scenes))  # type: ignore[arg-type]
 
 
-def scenes_that_leave(**scenes: object) -> UnpairedFolders:
-    """The drawn landscapes with a decoder that ends the process after a while."""
-    return _cropped_by(CropThatLeaves, drawn_scenes(**scenes))  # type: ignore[arg-type]
+def exiting_scenes(**scenes: object) -> UnpairedFolders:
+    """Synthetic landscapes with a decoder that ends the process after 20 images."""
+    return _cropped_by(ExitingCrop, drawn_scenes(**scenes))  # type: ignore[arg-type]
 
 
 def _cropped_by(kind: type[Crop], data: UnpairedFolders) -> UnpairedFolders:

@@ -1,8 +1,8 @@
-"""Kills itself at every operation of one save on the file system, one after the other; see test_kills.py.
+"""Kill a save at each of its file system operations, one after the other; see test_kills.py.
 
-`python -m tests.faults.kill_each_operation FOLDER` prepares a run with checkpoints at steps 2 and 4, of which it
-keeps two, and saves step 6 again and again in processes of its own, the n-th of which dies at its n-th operation. It
-prints a line of JSON for each: where it died and what was left.
+`python -m tests.faults.kill_each_operation FOLDER` prepares a run that keeps two checkpoints, at steps 2 and 4. It then
+saves step 6 repeatedly, each time in a new process; the n-th process is killed at its n-th operation. For each process
+it prints a line of JSON: the operation and the checkpoints that remain.
 """
 
 import contextlib
@@ -40,34 +40,34 @@ def main(folder: Path) -> None:
     for number in range(1, 1000):
         run = folder / f"killed {number}"
         shutil.copytree(before, run)
-        where = dying(number, trainer, run)
-        if where is None:
+        operation = save_killed_at(number, trainer, run)
+        if operation is None:
             print(json.dumps({"completed": number}), flush=True)
             return
         newest = Checkpoints(run, keep=KEEP).newest()
-        found = Checkpoints(run, keep=KEEP).load()
-        again = fresh(run)
-        save(trained(again, 8), run)
-        told = {
-            "where": where,
-            "step": found.step,
-            "warned": newest is None or newest.name != f"step_{found.step:08d}",
-            "whole": contents(run / f"step_{found.step:08d}") == expected[found.step],
-            "goes on": equal(state(again), at_8),
-            "left": sorted(path.name for path in run.iterdir()),
+        loaded = Checkpoints(run, keep=KEEP).load()
+        resumed = fresh(run)
+        save(trained(resumed, 8), run)
+        result = {
+            "operation": operation,
+            "step": loaded.step,
+            "fallback": newest is None or newest.name != f"step_{loaded.step:08d}",
+            "intact": contents(run / f"step_{loaded.step:08d}") == expected[loaded.step],
+            "resumed exactly": equal(state(resumed), at_8),
+            "files": sorted(path.name for path in run.iterdir()),
         }
-        print(json.dumps(told), flush=True)
+        print(json.dumps(result), flush=True)
         shutil.rmtree(run)
 
 
 def fresh(run: Path | None = None) -> Trainer:
-    """A trainer at step 0 or where a run stands."""
+    """A trainer at step 0, or at the newest checkpoint of a run."""
     trainer = tiny_trainer(batch_size=2, pool=4, ema=0.9)
     if run is not None:
-        found = Checkpoints(run).load()
-        load_networks(found.model, trainer.objective)
-        trainer.load_state_dict(found.training, found.ranks)
-        restore_average(trainer, found.model)
+        checkpoint = Checkpoints(run).load()
+        load_networks(checkpoint.model, trainer.objective)
+        trainer.load_state_dict(checkpoint.training, checkpoint.ranks)
+        restore_average(trainer, checkpoint.model)
     return trainer
 
 
@@ -91,57 +91,59 @@ def contents(checkpoint: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in checkpoint.iterdir()}
 
 
-def dying(number: int, trainer: Trainer, run: Path) -> str | None:
-    """Save in a process that dies at its operation `number`; says at which, None if it got through before."""
+def save_killed_at(number: int, trainer: Trainer, run: Path) -> str | None:
+    """Save in a process that is killed at operation `number`; return the operation, None if the save has fewer."""
     reading, writing = os.pipe()
     if (pid := os.fork()) == 0:
         os.close(reading)
-        with deadly(number, writing):
+        with killed_at(number, writing):
             save(trainer, run)
         os._exit(0)
     os.close(writing)
     with os.fdopen(reading) as stream:
-        where = stream.read()
-    _, ended = os.waitpid(pid, 0)
-    code = os.waitstatus_to_exitcode(ended)
+        operation = stream.read()
+    _, wait_status = os.waitpid(pid, 0)
+    code = os.waitstatus_to_exitcode(wait_status)
     assert code in (0, -signal.SIGKILL), code
-    return where if code else None
+    return operation if code else None
 
 
 @contextlib.contextmanager
-def deadly(number: int, pipe: int) -> Iterator[None]:
-    """From here on the operation `number` on the file system is the process's last."""
-    left, tensors = number, 0
+def killed_at(number: int, pipe: int) -> Iterator[None]:
+    """Context manager: kill this process at its file system operation `number`, counted from 1.
 
-    def happens(what: str) -> None:
-        nonlocal left
-        left -= 1
-        if not left:
-            os.write(pipe, what.encode())
+    A description of the operation is first written to the file descriptor `pipe`.
+    """
+    remaining, tensors = number, 0
+
+    def count(operation: str) -> None:
+        nonlocal remaining
+        remaining -= 1
+        if not remaining:
+            os.write(pipe, operation.encode())
             os.kill(os.getpid(), signal.SIGKILL)
 
     def audit(event: str, arguments: tuple[Any, ...]) -> None:
         if event in OPERATIONS and (event != "open" or (arguments[2] or 0) & WRITING):
-            happens(
-                " ".join([event, *(Path(os.fsdecode(one)).name for one in arguments if isinstance(one, str | bytes))])
-            )
+            names = (Path(os.fsdecode(value)).name for value in arguments if isinstance(value, str | bytes))
+            count(" ".join([event, *names]))
 
     def write_half(self: atomic._Stream, data: bytes) -> int:
         nonlocal tensors
-        if len(data) < 512:  # torch's bookkeeping
+        if len(data) < 512:  # torch.save's own small writes are not counted as operations
             return self._stream.write(data)
         tensors += 1
         if tensors % 6 == 1 or len(data) > 20_000:
             self._stream.write(bytes(data[: len(data) // 2]))
             self._stream.flush()
-            happens(f"write {Path(self._stream.name).name}")
+            count(f"write {Path(self._stream.name).name}")
             data = data[len(data) // 2 :]
         return self._stream.write(data)
 
     fsync = os.fsync
 
     def sync(descriptor: int) -> None:
-        happens(f"fsync {Path(f'/proc/self/fd/{descriptor}').readlink().name}")
+        count(f"fsync {Path(f'/proc/self/fd/{descriptor}').readlink().name}")
         fsync(descriptor)
 
     atomic._Stream.write = write_half  # type: ignore[method-assign]

@@ -1,4 +1,4 @@
-"""What a run has left in its folder, and whether two of them are the same run."""
+"""Read the results in a run folder, and compare the results of two runs."""
 
 import json
 from pathlib import Path
@@ -11,9 +11,9 @@ from tests.checkpoints.test_directory import equal
 
 
 def newest(run: Path) -> Checkpoint:
-    found = Checkpoints(run / "checkpoints").load()
-    assert found is not None
-    return found
+    checkpoint = Checkpoints(run / "checkpoints").load()
+    assert checkpoint is not None
+    return checkpoint
 
 
 def status(run: Path) -> dict[str, Any]:
@@ -21,27 +21,27 @@ def status(run: Path) -> dict[str, Any]:
 
 
 def ended(run: Path) -> tuple[str, int | None, str | None]:
-    told = status(run)
-    return told["state"], told["code"], told["reason"]
+    fields = status(run)
+    return fields["state"], fields["code"], fields["reason"]
 
 
 def log(run: Path) -> list[dict[str, float]]:
-    """The lines of metrics.jsonl without what clocks say."""
+    """The lines of metrics.jsonl without measured times."""
     path = run / "metrics.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     return [{key: value for key, value in line.items() if not key.startswith("speed/")} for line in lines]
 
 
 def curves(run: Path) -> dict[str, list[tuple[int, float]]]:
-    """What TensorBoard shows: name -> (step, value)."""
-    seen = EventAccumulator(str(run), size_guidance={"scalars": 0, "images": 0}).Reload()
-    scalars = {tag: [(point.step, point.value) for point in seen.Scalars(tag)] for tag in seen.Tags()["scalars"]}
-    images = {tag: [(shown.step, 0.0) for shown in seen.Images(tag)] for tag in seen.Tags()["images"]}
+    """Curves and images in TensorBoard: tag -> (step, value); the value of an image is 0."""
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0, "images": 0}).Reload()
+    scalars = {tag: [(point.step, point.value) for point in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    images = {tag: [(image.step, 0.0) for image in events.Images(tag)] for tag in events.Tags()["images"]}
     return {**{tag: points for tag, points in scalars.items() if not tag.startswith("speed/")}, **images}
 
 
 def same_state(ours: Checkpoint, theirs: Checkpoint) -> bool:
-    """Weights, average, optimizers, pools, sums for the next log and counts, bit for bit."""
+    """Return whether weights, moving average, optimizers, image pools, running means and counts are equal, bitwise."""
     one, other = ({**checkpoint.training, "recipe": None} for checkpoint in (ours, theirs))
     return (
         ours.step == theirs.step
@@ -52,10 +52,10 @@ def same_state(ours: Checkpoint, theirs: Checkpoint) -> bool:
 
 
 def assert_same_run(ours: Path, theirs: Path, *, stops: bool = False) -> None:
-    """All that two runs have left: checkpoints, numbers, curves, pictures.
+    """Assert that two runs have equal checkpoints, metrics, curves and samples.
 
     Args:
-        stops: the first has been stopped on its way, and then has saved at other steps too.
+        stops: whether the first run was stopped and resumed, and has therefore saved at more steps.
     """
     if not stops:
         assert sorted(path.name for path in (ours / "checkpoints").iterdir()) == sorted(

@@ -1,8 +1,8 @@
-"""Starts `cyclestyle.train` again and again out of one process that has imported it, so that a start takes no seconds.
+"""Fork `cyclestyle.train` from a process that has imported it, so that starting it takes milliseconds.
 
-It has done nothing but import when it forks, and what it forks is, from there on, the command that
-`python -m cyclestyle.train` is, in a session of its own. It reads lines of JSON, answers with process ids, and tells
-of every process that has ended. When its input ends it ends what is left.
+The server only imports before it forks. Each child runs the same code as `python -m cyclestyle.train`, in a session of
+its own. The server reads lines of JSON, answers with process ids, and reports the exit code of each child. When its
+input ends, it kills the children that still run.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ def main() -> None:
     for module in pkgutil.walk_packages(cyclestyle.__path__, "cyclestyle."):
         if module.name not in ("cyclestyle.__main__", "cyclestyle.distributed.quiet_torchrun"):
             importlib.import_module(module.name)
-    import torch._dynamo  # optimizers import it, in seconds
+    import torch._dynamo  # optimizers import this module, which takes seconds
     import torch.utils.tensorboard  # noqa: F401
 
     if (job := serve()) is not None:
@@ -33,7 +33,7 @@ def main() -> None:
 
 
 def serve() -> dict[str, Any] | None:
-    """Fork for every line; returns in the new processes, with their job, and in this one at the end."""
+    """Fork a child for each input line; return the job in the child, and None in the server when the input ends."""
     running: set[int] = set()
     unread = b""
     while True:
@@ -47,31 +47,32 @@ def serve() -> dict[str, Any] | None:
                 if (pid := os.fork()) == 0:
                     return dict(json.loads(line))
                 running.add(pid)
-                tell({"started": pid})
+                report({"started": pid})
         for pid in list(running):
-            ended, code = os.waitpid(pid, os.WNOHANG)
-            if ended:
+            exited, code = os.waitpid(pid, os.WNOHANG)
+            if exited:
                 running.discard(pid)
-                tell({"ended": pid, "code": os.waitstatus_to_exitcode(code)})
+                report({"ended": pid, "code": os.waitstatus_to_exitcode(code)})
     for pid in running:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)
     return None
 
 
-def tell(message: dict[str, int]) -> None:
+def report(message: dict[str, int]) -> None:
     os.write(1, json.dumps(message).encode() + b"\n")
 
 
 def become(job: dict[str, Any]) -> None:
+    """Set session, folder, environment, arguments and output of this process as its job requires."""
     os.setsid()
     os.chdir(job["folder"])
     os.environ.update(job["environment"])
     sys.argv = ["train", *job["arguments"]]
     output = os.open(job["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     nothing = os.open(os.devnull, os.O_RDONLY)
-    for ours, theirs in ((nothing, 0), (output, 1), (output, 2)):
-        os.dup2(ours, theirs)
+    for source, target in ((nothing, 0), (output, 1), (output, 2)):
+        os.dup2(source, target)
     for descriptor in (nothing, output):
         os.close(descriptor)
 

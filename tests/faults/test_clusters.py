@@ -1,4 +1,4 @@
-"""docs/clusters.md as it is done: the script for SLURM, and a run over two nodes."""
+"""Tests of the procedures in docs/clusters.md: the script for SLURM, and a run on two nodes."""
 
 import json
 import os
@@ -15,7 +15,7 @@ import pytest
 from cyclestyle.checkpoints.directory import Checkpoints
 
 REPOSITORY = Path(__file__).parent.parent.parent
-DEADLINE_S = 180  # for what takes seconds on a quiet machine
+DEADLINE_S = 180  # ample time for work of a few seconds on a busy machine
 LONG = ("trainer.steps=1000000", "trainer.save_every=1000000", "trainer.sample_every=1000000", "data.workers=0",
         "logger.tensorboard=null", "trainer.device=cpu")  # fmt: skip
 Start = Callable[..., "subprocess.Popen[str]"]
@@ -23,15 +23,15 @@ Start = Callable[..., "subprocess.Popen[str]"]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Start a command; whatever is left of it at the end is ended with it."""
+    """Function that starts a command; commands that still run when the test ends are terminated."""
     processes: list[subprocess.Popen[str]] = []
 
-    def popen(*command: str, **more: str) -> "subprocess.Popen[str]":
+    def popen(*command: str, **variables: str) -> "subprocess.Popen[str]":
         environment = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_")}
         process = subprocess.Popen(
             command,
             cwd=tmp_path,
-            env={**environment, "PYTHONPATH": str(REPOSITORY), "PYTHON": sys.executable, **more},
+            env={**environment, "PYTHONPATH": str(REPOSITORY), "PYTHON": sys.executable, **variables},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -62,16 +62,14 @@ def free_port() -> str:
         return str(probe.getsockname()[1])
 
 
-def test_the_script_for_slurm_stops_when_told_and_queues_itself_again(
-    start: Start, scenes: Path, tmp_path: Path
-) -> None:
-    tools = tmp_path / "tools"  # what SLURM would have on its nodes
+def test_slurm_script_saves_and_requeues_on_signal(start: Start, scenes: Path, tmp_path: Path) -> None:
+    tools = tmp_path / "tools"  # substitutes for the commands of SLURM
     tools.mkdir()
-    for name, does in (
+    for name, body in (
         ("scontrol", 'if [ "$1" = show ]; then echo localhost; else echo "$@" >> requeued; fi'),
         ("srun", 'shift; exec "$@"'),
     ):
-        (tools / name).write_text(f"#!/bin/sh\n{does}\n")
+        (tools / name).write_text(f"#!/bin/sh\n{body}\n")
         (tools / name).chmod(0o755)
     slurm = {
         "PATH": f"{tools}:{os.environ['PATH']}", "PORT": free_port(),
@@ -81,32 +79,30 @@ def test_the_script_for_slurm_stops_when_told_and_queues_itself_again(
 
     job = start(*command, **slurm)
     wait_for_steps(tmp_path / "runs/smoke", 3, job)
-    job.send_signal(signal.SIGUSR1)  # to the script alone, as --signal=B: does
-    said, _ = job.communicate(timeout=DEADLINE_S)
-    assert job.returncode == 75, said
+    job.send_signal(signal.SIGUSR1)  # only the script receives it, as with --signal=B:
+    output, _ = job.communicate(timeout=DEADLINE_S)
+    assert job.returncode == 75, output
     assert (tmp_path / "requeued").read_text() == "requeue 4711\n"
     status = json.loads((tmp_path / "runs/smoke/status.json").read_text())
     assert (status["state"], status["code"], status["reason"]) == ("stopped", 75, "SIGTERM")
     assert status["step"] >= 3
 
-    job = start(*command, f"trainer.steps={status['step'] + 2}", **slurm)  # as if from the queue
-    said, _ = job.communicate(timeout=DEADLINE_S)
-    assert job.returncode == 0, said
-    assert f"going on from step {status['step']}" in said
+    job = start(*command, f"trainer.steps={status['step'] + 2}", **slurm)  # as SLURM starts the requeued job
+    output, _ = job.communicate(timeout=DEADLINE_S)
+    assert job.returncode == 0, output
+    assert f"resuming from step {status['step']}" in output
     assert (tmp_path / "requeued").read_text() == "requeue 4711\n"
 
 
-def test_the_script_for_slurm_hands_a_failure_on_and_is_not_queued_again(start: Start, tmp_path: Path) -> None:
+def test_slurm_script_does_not_requeue_failed_run(start: Start, tmp_path: Path) -> None:
     job = start("bash", str(REPOSITORY / "scripts/slurm.sbatch"), "data.a=no", "data.b=none", PORT=free_port())
-    said, _ = job.communicate(timeout=DEADLINE_S)
-    assert job.returncode == 1, said
+    output, _ = job.communicate(timeout=DEADLINE_S)
+    assert job.returncode == 1, output
     assert json.loads((tmp_path / "runs/own/status.json").read_text())["code"] == 3
     assert start("bash", str(REPOSITORY / "scripts/slurm.sbatch")).wait(DEADLINE_S) == 2
 
 
-def test_two_nodes_train_together_and_stop_together_when_one_is_told_to(
-    start: Start, scenes: Path, tmp_path: Path
-) -> None:
+def test_two_nodes_stop_together_and_resume(start: Start, scenes: Path, tmp_path: Path) -> None:
     def nodes(*arguments: str) -> list["subprocess.Popen[str]"]:
         port = free_port()
         meet = ("--nnodes=2", "--nproc_per_node=1", "--rdzv_backend=c10d", f"--rdzv_endpoint=localhost:{port}",
@@ -116,17 +112,17 @@ def test_two_nodes_train_together_and_stop_together_when_one_is_told_to(
 
     both = nodes()
     wait_for_steps(tmp_path / "runs/smoke", 3, *both)
-    both[1].terminate()  # this node is taken away
-    said = [node.communicate(timeout=DEADLINE_S)[0] for node in both]
+    both[1].terminate()  # the cluster takes one of the two nodes back
+    outputs = [node.communicate(timeout=DEADLINE_S)[0] for node in both]
     status = json.loads((tmp_path / "runs/smoke/status.json").read_text())
-    assert (status["state"], status["code"]) == ("stopped", 75), said
+    assert (status["state"], status["code"]) == ("stopped", 75), outputs
     saved = Checkpoints(tmp_path / "runs/smoke/checkpoints").load()
     assert saved is not None
     assert saved.step == status["step"] >= 3
     assert len(saved.ranks) == 2
 
     both = nodes(f"trainer.steps={saved.step + 2}")
-    said = [node.communicate(timeout=DEADLINE_S)[0] for node in both]
-    assert [node.returncode for node in both] == [0, 0], said
-    assert f"going on from step {saved.step}" in "".join(said)
+    outputs = [node.communicate(timeout=DEADLINE_S)[0] for node in both]
+    assert [node.returncode for node in both] == [0, 0], outputs
+    assert f"resuming from step {saved.step}" in "".join(outputs)
     assert Checkpoints(tmp_path / "runs/smoke/checkpoints").load().step == saved.step + 2  # type: ignore[union-attr]

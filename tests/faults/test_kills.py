@@ -1,6 +1,6 @@
-"""kill -9: at every operation of a save, and at random moments of whole runs.
+"""Tests that kill runs by SIGKILL, at every operation of a save and at random moments.
 
-`make test-slow` does the latter fifty times and more; with -s it prints how many kills it were, and their seeds.
+`make test-slow` kills at more than fifty random moments; with -s it prints the number of kills, and their seeds.
 """
 
 import json
@@ -19,8 +19,8 @@ from tests.faults.commands import REPOSITORY, Start, until
 from tests.faults.conftest import RUN, Starts
 from tests.faults.run_comparison import assert_same_run, status
 
-# What is about to happen when the process dies, in the words of the module `saves`; at step 4 the older checkpoint is
-# the newest that verifies, at step 6 the new one.
+# Moment -> (step of the newest valid checkpoint after the kill, part of the operation in kill_each_operation.py). The
+# killed process was saving the checkpoint of step 6; the previous checkpoint is of step 4.
 MOMENTS = {
     "before temp": (4, "os.mkdir .step_00000006.tmp"),
     "mid-write of the networks": (4, "write networks.safetensors"),
@@ -34,41 +34,41 @@ MOMENTS = {
 }
 
 
-def test_a_save_killed_at_any_operation_leaves_a_whole_checkpoint_and_the_run_goes_on(tmp_path: Path) -> None:
+def test_save_killed_at_any_operation_leaves_valid_checkpoint(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.faults.kill_each_operation", str(tmp_path)]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    *kills, last = map(json.loads, done.stdout.splitlines())
+    process = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    *kills, last = map(json.loads, process.stdout.splitlines())
     assert last == {"completed": len(kills) + 1}
-    for moment, (step, words) in MOMENTS.items():
-        assert [kill for kill in kills if words in kill["where"] and kill["step"] == step], moment
+    for moment, (step, operation) in MOMENTS.items():
+        assert [kill for kill in kills if operation in kill["operation"] and kill["step"] == step], moment
     for kill in kills:
-        assert kill["whole"], kill
-        assert kill["goes on"], kill
-        assert not kill["warned"], kill  # nothing half-written ever has the name of a checkpoint
-        assert kill["left"] == ["latest", f"step_0000000{kill['step']}", "step_00000008"], kill
+        assert kill["intact"], kill
+        assert kill["resumed exactly"], kill
+        assert not kill["fallback"], kill  # an incomplete checkpoint never has its final name
+        assert kill["files"] == ["latest", f"step_0000000{kill['step']}", "step_00000008"], kill
     assert [kill["step"] for kill in kills] == sorted(kill["step"] for kill in kills)
     print(f"\n{len(kills)} operations of a save, killed at each")
 
 
-def test_five_kills_at_random_moments_change_nothing(
-    start: Starts, undisturbed: Callable[..., Path], tmp_path: Path
+def test_run_after_five_random_kills_equals_uninterrupted_run(
+    start: Starts, uninterrupted: Callable[..., Path], tmp_path: Path
 ) -> None:
-    killed_at_random(5, start, undisturbed(*RUN), tmp_path, seed=0)
+    killed_at_random(5, start, uninterrupted(*RUN), tmp_path, seed=0)
 
 
-def test_a_data_worker_that_hangs_leaves_with_a_killed_trainer(start: Starts, tmp_path: Path) -> None:
-    hangs = ("data._target_=tests.faults.faulty_parts.scenes_that_hang", "trainer.steps=1000000")
+def test_hanging_data_workers_exit_with_killed_trainer(start: Starts, tmp_path: Path) -> None:
+    hangs = ("data._target_=tests.faults.faulty_parts.hanging_scenes", "trainer.steps=1000000")
     process = start(*RUN, *hangs, "data.workers=2")
-    until((tmp_path / "reading").exists, "a worker that hangs", alive=process)
+    until((tmp_path / "reading").exists, "a hanging worker", alive=process)
     workers = [int(child) for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
     assert len(workers) == 2
     process.send(signal.SIGKILL)
-    until(lambda: not any(alive(worker) for worker in workers), "the end of its workers", within=10)
+    until(lambda: not any(alive(worker) for worker in workers), "the exit of the workers", within=10)
 
 
 def alive(pid: int) -> bool:
-    """Whether a process is there, and is more than an entry that nobody has asked for."""
+    """Return whether a process exists and is not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
@@ -78,17 +78,17 @@ def alive(pid: int) -> bool:
 @pytest.mark.slow
 @pytest.mark.parametrize("always", [(), ("trainer.accumulate=2",), ("checkpoint.asynchronous=true",)])
 @pytest.mark.parametrize("seed", range(1, 3))
-def test_kills_at_random_moments_change_nothing(
-    start: Starts, undisturbed: Callable[..., Path], tmp_path: Path, always: tuple[str, ...], seed: int
+def test_run_after_random_kills_equals_uninterrupted_run(
+    start: Starts, uninterrupted: Callable[..., Path], tmp_path: Path, always: tuple[str, ...], seed: int
 ) -> None:
-    straight = undisturbed(*RUN, *(key for key in always if "accumulate" in key))
-    killed_at_random(9, start, straight, tmp_path, always=always, seed=seed)
+    expected = uninterrupted(*RUN, *(key for key in always if "accumulate" in key))
+    killed_at_random(9, start, expected, tmp_path, always=always, seed=seed)
 
 
 def killed_at_random(
-    count: int, start: Starts, straight: Path, folder: Path, *, always: tuple[str, ...] = (), seed: int
+    count: int, start: Starts, expected: Path, folder: Path, *, always: tuple[str, ...] = (), seed: int
 ) -> None:
-    """Kill runs so often, let each get to its end all the same, and compare it with one that nothing happened to."""
+    """Kill runs until there were `count` kills; resume each run to its end and compare it with an uninterrupted run."""
     chance = random.Random(seed)
     kills = runs = 0
     while kills < count:
@@ -105,18 +105,21 @@ def killed_at_random(
                 kill_at_random(process, run, chance)
             if process.wait() == 0:
                 break
-            assert process.poll() == -9, process.said()
+            assert process.poll() == -9, process.printed()
             kills += 1
-            found = Checkpoints(run / "checkpoints").load(tell=pytest.fail)
-            print(f"seed {seed}: killed, goes on from step {found.step if found else 0}")
-        assert_same_run(run, straight)
+            checkpoint = Checkpoints(run / "checkpoints").load(warn=pytest.fail)
+            print(f"seed {seed}: killed, resumed from step {checkpoint.step if checkpoint else 0}")
+        assert_same_run(run, expected)
         assert (status(run)["state"], status(run)["step"]) == ("finished", 40)
         assert not list(run.rglob(".*"))
-        print(f"seed {seed}: {kills - before} kills, and the run is the same")
+        print(f"seed {seed}: {kills - before} kills, equal to an uninterrupted run")
 
 
 def kill_at_random(process: Start, run: Path, chance: random.Random) -> None:
-    """At any moment from the start on, or soon after the first, second or third save; not if it gets to its end."""
+    """Kill a run at a random moment: soon after its start, or after its first, second or third save.
+
+    A run that finishes before this moment is not killed.
+    """
     saves = chance.choice([0, 0, 1, 2, 3])
     began, moment_s = newest_step(run), chance.uniform(0, 0.3 if saves else 2)
     while process.poll() is None and newest_step(run) - began < 3 * saves:
@@ -128,5 +131,5 @@ def kill_at_random(process: Start, run: Path, chance: random.Random) -> None:
 
 
 def newest_step(run: Path) -> int:
-    found = Checkpoints(run / "checkpoints").newest()
-    return int(found.name[5:]) if found else 0
+    checkpoint = Checkpoints(run / "checkpoints").newest()
+    return int(checkpoint.name[5:]) if checkpoint else 0

@@ -1,4 +1,4 @@
-"""Model files and run folders that lie, are damaged or mean harm: exit 4, nothing executed, little memory."""
+"""Tests of damaged and malicious model files and run folders: exit code 4, no code executed, little memory used."""
 
 import io
 import json
@@ -14,7 +14,7 @@ import torch
 
 from cyclestyle import train, translate
 from cyclestyle.checkpoints.directory import read_model
-from cyclestyle.checkpoints.manifest import _sha256
+from cyclestyle.checkpoints.manifest import sha256_of
 from cyclestyle.checkpoints.model import write_model as write_networks
 from cyclestyle.data.scenes.drawing import draw
 from cyclestyle.errors import CheckpointError
@@ -27,19 +27,20 @@ MARKER = "CYCLESTYLE_TEST_RAN"
 
 
 class Evil:
-    """Unpickled, it runs a command."""
+    """Sets an environment variable when it is unpickled."""
 
     def __reduce__(self) -> tuple[object, ...]:
         return exec, (f"import os; os.environ[{MARKER!r}] = '1'",)  # os.putenv would not show in os.environ
 
 
-def leave(command: object, *arguments: str) -> int:
+def exit_code(command: object, *arguments: str) -> int:
+    """Run the main function of a command in this process; return its exit code."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["command", *arguments])
-        with pytest.raises(SystemExit) as leaving:
+        with pytest.raises(SystemExit) as exit_info:
             command.main()  # type: ignore[attr-defined]
-    assert isinstance(leaving.value.code, int)
-    return leaving.value.code
+    assert isinstance(exit_info.value.code, int)
+    return exit_info.value.code
 
 
 def safetensors(header: bytes, data: bytes = b"", *, length: int | None = None) -> bytes:
@@ -51,12 +52,12 @@ def tensor(begin: int, end: int, shape: list[int]) -> dict[str, object]:
 
 
 def described(**changes: object) -> bytes:
-    """A header whose description of the networks is not what it seems."""
-    about = {"version": 1, "step": 1, "domains": ["photo", "monet"], "discriminator": {"name": "patch"},
-             "generator": {"name": "resnet", "channels": 4, "blocks": 1}}  # fmt: skip
-    metadata = {"cyclestyle": json.dumps(about | changes)}
-    found = {"generators.ab.x": tensor(0, 4, [1]), "generators.ba.x": tensor(4, 8, [1])}
-    return safetensors(json.dumps({"__metadata__": metadata, **found}).encode(), b"\0" * 8)
+    """Safetensors file of two tensors; `changes` replace fields of the description of the networks in its header."""
+    fields = {"version": 1, "step": 1, "domains": ["photo", "monet"], "discriminator": {"name": "patch"},
+              "generator": {"name": "resnet", "channels": 4, "blocks": 1}}  # fmt: skip
+    metadata = {"cyclestyle": json.dumps(fields | changes)}
+    tensors = {"generators.ab.x": tensor(0, 4, [1]), "generators.ba.x": tensor(4, 8, [1])}
+    return safetensors(json.dumps({"__metadata__": metadata, **tensors}).encode(), b"\0" * 8)
 
 
 HARMFUL = {
@@ -73,7 +74,7 @@ HARMFUL = {
     "a _target_ for a name": described(generator={"name": "os.putenv", "channels": 4}),
     "an interpolation": described(generator={"name": "${oc.env:HOME}", "channels": 4}),
     "an interpolated number": described(generator={"name": "resnet", "channels": "${oc.env:HOME}"}),
-    "an export that is no mapping": described(export=7),
+    "an export that is not a mapping": described(export=7),
     "an exported million of channels": described(
         export={"direction": None, "training": [[[]]]}, generator={"name": "resnet", "channels": 10**6}
     ),
@@ -81,15 +82,15 @@ HARMFUL = {
 
 
 @pytest.mark.parametrize("name", HARMFUL)
-def test_a_harmful_model_file_is_refused_in_one_line_and_costs_no_memory(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
-) -> None:
+def test_harmful_model_file_is_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
     file = tmp_path / "model.safetensors"
     file.write_bytes(HARMFUL[name])
     write_picture(tmp_path / "photos/x.png")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert (
-        leave(translate, f"checkpoint={file}", f"input={tmp_path}/photos", f"output={tmp_path}/out", "direction=a2b")
+        exit_code(
+            translate, f"checkpoint={file}", f"input={tmp_path}/photos", f"output={tmp_path}/out", "direction=a2b"
+        )
         == 4
     )
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024  # kB
@@ -101,13 +102,11 @@ def test_a_harmful_model_file_is_refused_in_one_line_and_costs_no_memory(
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "latest_net_G_A.pth", "model.pt"])
-def test_a_pickle_with_code_in_it_is_refused_and_not_run(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
-) -> None:
+def test_code_in_pickle_is_rejected_and_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
     torch.save({"weights": Evil()}, tmp_path / name)
     write_picture(tmp_path / "photos/x.png")
     place = (f"input={tmp_path}/photos", f"output={tmp_path}/out", "direction=a2b")
-    assert leave(translate, f"checkpoint={tmp_path / name}", *place) == 4
+    assert exit_code(translate, f"checkpoint={tmp_path / name}", *place) == 4
     (line,) = capsys.readouterr().err.splitlines()
     assert name in line
     assert MARKER not in os.environ
@@ -120,7 +119,7 @@ def saved(content: object, *, legacy: bool = False) -> bytes:
 
 
 def repacked(content: bytes, method: int) -> bytes:
-    """The same archive, compressed or not."""
+    """Copy of an archive, stored with another compression method."""
     stream = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(stream, "w", method) as new:
         for entry in old.infolist():
@@ -157,14 +156,12 @@ PTH = {
 
 
 @pytest.mark.parametrize("name", PTH)
-def test_a_harmful_pth_file_is_refused_in_one_line_and_costs_no_memory(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
-) -> None:
+def test_harmful_pth_file_is_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
     file = tmp_path / "latest_net_G_A.pth"
     file.write_bytes(PTH[name])
     write_picture(tmp_path / "photos/x.png")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert leave(translate, f"checkpoint={file}", f"input={tmp_path}/photos", f"output={tmp_path}/out") == 4
+    assert exit_code(translate, f"checkpoint={file}", f"input={tmp_path}/photos", f"output={tmp_path}/out") == 4
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024  # kB
     first, *rest = capsys.readouterr().err.splitlines()
     assert first.startswith(f"cyclestyle translate: {file}")
@@ -174,18 +171,29 @@ def test_a_harmful_pth_file_is_refused_in_one_line_and_costs_no_memory(
 
 
 @pytest.mark.parametrize("name", ["a compressed archive", "a megabyte in a few kilobytes"])
-def test_a_compressed_archive_is_refused_before_it_is_unpacked(tmp_path: Path, name: str) -> None:
+def test_compressed_archive_is_rejected_before_unpacking(tmp_path: Path, name: str) -> None:
     (tmp_path / "bomb.pth").write_bytes(PTH[name])
     with pytest.raises(CheckpointError, match=r"bomb\.pth cannot be read: it is compressed, which torch\.save never"):
         pth.read_tensors(tmp_path / "bomb.pth")
 
 
-def onnx_model(*, operator: str = "Identity", domain: str = "", external: bool = False, **about: object) -> bytes:
-    """A graph of one node whose description is, but for what is given, a right one."""
+def onnx_model(
+    *,
+    operator: str = "Identity",
+    domain: str = "",
+    external: bool = False,
+    metadata: str | None = "",
+    **changes: object,
+) -> bytes:
+    """ONNX file with a graph of one node and valid metadata, except for `changes` to fields of the metadata.
+
+    Args:
+        metadata: text that replaces the JSON metadata; None for a file without metadata.
+    """
     from onnx import TensorProto, helper
 
     sizes = ["n", 3, "h", "w"]
-    given, made = (helper.make_tensor_value_info(name, TensorProto.FLOAT, sizes) for name in ("x", "y"))
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, sizes) for name in ("x", "y"))
     weights = []
     if external:
         weights = [helper.make_tensor("x2", TensorProto.FLOAT, [1], [0.0])]
@@ -196,13 +204,13 @@ def onnx_model(*, operator: str = "Identity", domain: str = "", external: bool =
             entry.key, entry.value = key, value
     inputs = ["x", "x2"] if external else ["x"]
     node = helper.make_node("Add" if external else operator, inputs, ["y"], domain=domain)
-    graph = helper.make_graph([node], "graph", [given], [made], weights)
+    graph = helper.make_graph([node], "graph", [x], [y], weights)
     operators = [helper.make_opsetid("", 20), *([helper.make_opsetid(domain, 1)] if domain else [])]
     model = helper.make_model(graph, opset_imports=operators, ir_version=10)
-    right = {"version": 1, "multiple": 4, "minimum": 8, "domains": ["a", "b"], "side": "ab", "direction": "a2b",
+    valid = {"version": 1, "multiple": 4, "minimum": 8, "domains": ["a", "b"], "side": "ab", "direction": "a2b",
              "weights": "ema", "step": 1, "generator": {"name": "resnet"}}  # fmt: skip
-    if about.get("said", "") is not None:
-        helper.set_model_props(model, {"cyclestyle": str(about.get("said") or json.dumps(right | about))})
+    if metadata is not None:
+        helper.set_model_props(model, {"cyclestyle": metadata or json.dumps(valid | changes)})
     content: bytes = model.SerializeToString()
     return content
 
@@ -211,24 +219,24 @@ ONNX = {
     "nothing": lambda: b"",
     "text": lambda: b"version https://git-lfs.github.com/spec/v1\n",
     "a damaged end": lambda: onnx_model()[:-30],
-    "an operator of somebody's own": lambda: onnx_model(operator="Evil", domain="evil"),
+    "a custom operator": lambda: onnx_model(operator="Evil", domain="evil"),
     "weights in another file": lambda: onnx_model(external=True),
-    "no description": lambda: onnx_model(said=None),
-    "a description that is no JSON": lambda: onnx_model(said="[" * 100_000),
-    "a description that is a list": lambda: onnx_model(said="[1]"),
+    "no description": lambda: onnx_model(metadata=None),
+    "a description that is not JSON": lambda: onnx_model(metadata="[" * 100_000),
+    "a description that is a list": lambda: onnx_model(metadata="[1]"),
     "a newer version": lambda: onnx_model(version=2),
-    "a multiple of nothing": lambda: onnx_model(multiple=0),
+    "a multiple of zero": lambda: onnx_model(multiple=0),
     "a multiple of terabytes": lambda: onnx_model(multiple=HUGE, minimum=HUGE),
-    "a minimum that is no number": lambda: onnx_model(minimum="8"),
-    "a side that there is not": lambda: onnx_model(side="os.putenv"),
+    "a minimum that is text": lambda: onnx_model(minimum="8"),
+    "an unknown side": lambda: onnx_model(side="os.putenv"),
     "three domains": lambda: onnx_model(domains=["a", "b", "c"]),
-    "pictures of another size": lambda: onnx_model(operator="GlobalAveragePool"),
-    "whole numbers for pictures": lambda: onnx_model(operator="Shape"),
+    "images of another size": lambda: onnx_model(operator="GlobalAveragePool"),
+    "integers for images": lambda: onnx_model(operator="Shape"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ONNX)
-def test_a_harmful_onnx_file_is_refused_in_one_line(
+def test_harmful_onnx_file_is_rejected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], name: str
 ) -> None:
     pytest.importorskip("onnx", reason="needs the extra `export`")
@@ -239,65 +247,68 @@ def test_a_harmful_onnx_file_is_refused_in_one_line(
     Path("secret.bin").write_bytes(b"\0" * 4)
     write_picture(tmp_path / "photos/x.png")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert leave(translate, f"checkpoint={file}", f"input={tmp_path}/photos", f"output={tmp_path}/out") == 4
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 128 * 1024  # kB, onnxruntime itself included
+    assert exit_code(translate, f"checkpoint={file}", f"input={tmp_path}/photos", f"output={tmp_path}/out") == 4
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 128 * 1024  # kB, including onnxruntime
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith(f"cyclestyle translate: {file} ")
     assert not (tmp_path / "out").exists()
 
 
-def test_an_onnx_file_that_is_right_is_not_refused(tmp_path: Path) -> None:
+def test_valid_onnx_file_is_accepted(tmp_path: Path) -> None:
     pytest.importorskip("onnx", reason="needs the extra `export`")
     pytest.importorskip("onnxruntime", reason="needs the extra `export`")
     (tmp_path / "x.onnx").write_bytes(onnx_model())
     picture = write_picture(tmp_path / "x.png", size=(7, 5))
-    assert leave(translate, f"checkpoint={tmp_path}/x.onnx", f"input={tmp_path}/x.png", f"output={tmp_path}/y.png") == 0
+    assert (
+        exit_code(translate, f"checkpoint={tmp_path}/x.onnx", f"input={tmp_path}/x.png", f"output={tmp_path}/y.png")
+        == 0
+    )
     assert (pixels_of(tmp_path / "y.png") == picture).all()
 
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
-    """A run of a few steps in runs/smoke; the command that goes on with it."""
+    """Arguments that resume a run of a few steps in runs/smoke."""
     monkeypatch.chdir(tmp_path)
     draw(tmp_path / "scenes", train=8, test=2, size=32)
     command = ("+experiment=smoke", "data.root=scenes", "trainer.device=cpu", "data.workers=0",
                "logger.tensorboard=null", "trainer.sample_every=1000")  # fmt: skip
-    assert leave(train, *command, "trainer.steps=4") == 0
+    assert exit_code(train, *command, "trainer.steps=4") == 0
     return (*command, "trainer.steps=6")
 
 
 def seal(folder: Path) -> None:
-    """Make the manifest agree with the files, as whoever means harm would."""
+    """Update the manifest with the checksums of the changed files, as an attacker would."""
     manifest = json.loads((folder / "manifest.json").read_text())
     for name, entry in manifest["files"].items():
-        entry["sha256"] = _sha256(folder / name)
+        entry["sha256"] = sha256_of(folder / name)
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
 @pytest.mark.parametrize("name", ["training.pt", "rank0.pt"])
-def test_code_in_a_run_s_own_files_is_not_run(
+def test_code_in_checkpoint_files_is_not_run(
     run: tuple[str, ...], capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     newest = Path("runs/smoke/checkpoints/step_00000004")
     torch.save({"step": Evil()}, newest / name)
     seal(newest)
     capsys.readouterr()
-    assert leave(train, *run) == 4
+    assert exit_code(train, *run) == 4
     (line,) = capsys.readouterr().err.splitlines()
     assert f"{newest}/{name} cannot be read" in line
     assert MARKER not in os.environ
     assert json.loads(Path("runs/smoke/status.json").read_text())["code"] == 4
 
 
-def test_what_stands_in_a_run_s_config_file_is_never_executed(run: tuple[str, ...]) -> None:
+def test_config_in_run_folder_is_never_executed(run: tuple[str, ...]) -> None:
     evil = "generator:\n  _target_: os.putenv\n  _args_: [" + MARKER + ", '1']\nname: ${oc.env:HOME}\n"
     Path("runs/smoke/config.yaml").write_text(evil)
-    assert leave(train, *run) == 0
+    assert exit_code(train, *run) == 0
     assert MARKER not in os.environ
     assert "os.putenv" not in Path("runs/smoke/config.yaml").read_text()
 
 
-def test_weights_that_do_not_fit_are_told_in_five_lines_not_three_hundred_keys(
+def test_weight_mismatch_gives_short_error(
     run: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     newest = Path("runs/smoke/checkpoints/step_00000004")
@@ -309,7 +320,7 @@ def test_weights_that_do_not_fit_are_told_in_five_lines_not_three_hundred_keys(
     seal(newest)
     capsys.readouterr()
     for arguments in (run, (*run, "name=other", "init=runs/smoke")):
-        assert leave(train, *arguments) == 4
+        assert exit_code(train, *arguments) == 4
         first, *rest = capsys.readouterr().err.splitlines()
         assert "its weights generators.* do not fit the architecture that it names" in first
         assert [line.split(":")[0].split(" ", 3)[3] for line in rest] == ["missing", "unexpected", "of another shape"]
@@ -317,12 +328,12 @@ def test_weights_that_do_not_fit_are_told_in_five_lines_not_three_hundred_keys(
         assert "ab.stem.conv.weight (2, 2) for (4, 3, 7, 7)" in rest[2]
 
 
-def test_a_translator_tells_missing_weights_in_a_few_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_weights_give_short_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_model(tmp_path / "model", without="generators.ab.trunk", ema=False)
     write_picture(tmp_path / "photos/x.png")
     place = (f"input={tmp_path}/photos", f"output={tmp_path}/out", "direction=a2b")
-    code = leave(translate, f"checkpoint={tmp_path}/model", *place)
-    said = capsys.readouterr().err.splitlines()
-    assert code == 4, said
-    assert len(said) <= 6
-    assert "do not fit the resnet generator that its header describes" in said[0]
+    code = exit_code(translate, f"checkpoint={tmp_path}/model", *place)
+    lines = capsys.readouterr().err.splitlines()
+    assert code == 4, lines
+    assert len(lines) <= 6
+    assert "do not fit the resnet generator that its header describes" in lines[0]

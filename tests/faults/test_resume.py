@@ -1,4 +1,4 @@
-"""40 steps at once are 17, kill -9 and 23 more, whatever loads the pictures and however many share the work."""
+"""Tests that a run killed at step 17 and resumed to step 40 equals an uninterrupted run, with any number of workers."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +13,7 @@ AT_17 = (*RUN, "trainer.save_every=17")
 
 
 @pytest.mark.parametrize(
-    ("first", "then", "straight"),
+    ("before", "after", "reference"),
     [
         (("data.workers=0",), ("data.workers=1",), ()),
         (("data.workers=1",), ("data.workers=3", "checkpoint.asynchronous=true"), ()),
@@ -21,43 +21,44 @@ AT_17 = (*RUN, "trainer.save_every=17")
         (("trainer.accumulate=2",), ("trainer.accumulate=2",), ("trainer.accumulate=2",)),
     ],
 )
-def test_17_steps_and_a_kill_and_23_more_are_40_straight_ones(
+def test_resume_after_kill_equals_uninterrupted_run(
     start: Starts,
-    undisturbed: Callable[..., Path],
+    uninterrupted: Callable[..., Path],
     tmp_path: Path,
-    first: tuple[str, ...],
-    then: tuple[str, ...],
-    straight: tuple[str, ...],
+    before: tuple[str, ...],
+    after: tuple[str, ...],
+    reference: tuple[str, ...],
 ) -> None:
     run = tmp_path / "runs/smoke"
-    killed = start(*AT_17, *first)
+    killed = start(*AT_17, *before)
     until((run / "checkpoints/step_00000017").exists, "the checkpoint at step 17", alive=killed)
     killed.kill()
     assert newest(run).step == 17
 
-    again = start(*AT_17, *then)
-    assert again.wait() == 0, again.said()
-    assert "going on from step 17 to 40" in again.said()
-    assert_same_run(run, undisturbed(*AT_17, *straight))
+    again = start(*AT_17, *after)
+    assert again.wait() == 0, again.printed()
+    assert "resuming from step 17 to 40" in again.printed()
+    assert_same_run(run, uninterrupted(*AT_17, *reference))
 
 
-def test_a_run_killed_after_its_last_save_tells_what_it_had_not_told(
-    start: Starts, undisturbed: Callable[..., Path], tmp_path: Path
+def test_run_killed_after_last_save_logs_missing_values(
+    start: Starts, uninterrupted: Callable[..., Path], tmp_path: Path
 ) -> None:
     run, short = tmp_path / "runs/smoke", (*RUN, "trainer.steps=6", "trainer.sample_every=6")
-    before = ("logger.tensorboard=null", "logger.metrics=null", "logger.console.pause_at=6")
-    killed = start(*short, "logger.console._target_=tests.faults.faulty_parts.ConsoleThatPauses", *before)
-    until((tmp_path / "sampling").exists, "the last pictures", alive=killed)
+    loggers = ("logger.tensorboard=null", "logger.metrics=null", "logger.console.pause_at=6")
+    killed = start(*short, "logger.console._target_=tests.faults.faulty_parts.PausingConsole", *loggers)
+    until((tmp_path / "sampling").exists, "the last samples", alive=killed)
     killed.kill()
     assert (newest(run).step, status(run)["state"]) == (6, "running")
 
     again = start(*short)
-    assert again.wait() == 0, again.said()
-    assert "finished at step 6" in again.said()
+    assert again.wait() == 0, again.printed()
+    assert "finished at step 6" in again.printed()
     assert status(run)["state"] == "finished"
-    straight = undisturbed(*short)
-    assert log(run) == log(straight)[1:]  # it had told the first to nobody
+    expected = uninterrupted(*short)
+    assert log(run) == log(expected)[1:]  # the killed run died before any logger wrote the first line
     assert curves(run)["photo2painting"] == [(6, 0.0)]
     files = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     assert start(*short).wait() == 0
-    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == files  # nothing is left to be told
+    # The run is complete, so a third start writes nothing.
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == files

@@ -1,4 +1,4 @@
-"""Translating a set while it is broken: bad pictures, kills, signals, full disks. Nothing good is lost or redone."""
+"""Tests of faults during a translation: bad images, kills, signals, full disks. No work is lost or repeated."""
 
 import contextlib
 import io
@@ -36,8 +36,8 @@ from tests.faults.translate_server import (
     files,
     identities,
     lines_of,
-    temporaries,
-    wait_for_all,
+    temporary_files,
+    wait_for_exit,
 )
 from tests.forked import NOBODY, in_a_child
 from tests.translation.models import noise, pixels_of, write_model, write_picture
@@ -72,29 +72,29 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(photos: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """What a command that nothing happens to makes of them."""
-    output = tmp_path_factory.mktemp("undisturbed") / "out"
+def uninterrupted(photos: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """Translations of `photos` by an uninterrupted command: name -> contents of the file."""
+    output = tmp_path_factory.mktemp("uninterrupted") / "out"
     assert in_process(model, photos, output) == 0
     return files(output)
 
 
 def in_process(model: Path, photos: Path | str, output: Path, **options: object) -> int:
-    """The command without its command line, as the processes of these tests run it."""
-    given = {"direction": "a2b", "device": "cpu", "precision": "fp32", "workers": 0, "sheet": False, "batch_size": 1}
-    return translate(model, str(photos), output, **(given | options))  # type: ignore[arg-type]
+    """Translate in this process, with the same settings as the commands of these tests; return the exit code."""
+    defaults = {"direction": "a2b", "device": "cpu", "precision": "fp32", "workers": 0, "sheet": False, "batch_size": 1}
+    return translate(model, str(photos), output, **(defaults | options))  # type: ignore[arg-type]
 
 
-# ------------------------------------------------------------------------------------------- bad pictures among good
+# ------------------------------------------------------------------------------------------- bad images among good
 
 
-def bad_pictures(folder: Path) -> dict[str, str]:
-    """Put everything that can be wrong with a picture into a folder; returns each name with words of its reason."""
+def bad_images(folder: Path) -> dict[str, str]:
+    """Write one bad image of each kind into a folder; return file name -> part of the expected reason."""
     folder.mkdir(exist_ok=True)
-    picture = Image.fromarray(noise(40, 30))
+    image = Image.fromarray(noise(40, 30))
     whole = {}
     for ending in ("jpg", "png"):
-        picture.save(folder / f"whole.{ending}")
+        image.save(folder / f"whole.{ending}")
         whole[ending] = (folder / f"whole.{ending}").read_bytes()
         (folder / f"whole.{ending}").unlink()
     middle = len(whole["png"]) // 2
@@ -116,10 +116,10 @@ def bad_pictures(folder: Path) -> dict[str, str]:
     Image.fromarray(np.full((4, 4), 0.5, np.float32)).save(folder / "float.tif")
     os.mkfifo(folder / "pipe.jpg")
     with socket.socket(socket.AF_UNIX) as bound:
-        here = Path.cwd()
-        os.chdir(folder)  # the name of a socket may not be long
+        current = Path.cwd()
+        os.chdir(folder)  # socket paths are limited to about 100 bytes
         bound.bind("socket.jpg")
-        os.chdir(here)
+        os.chdir(current)
     (folder / "zero.jpg").symlink_to("/dev/zero")
     (folder / "dead.jpg").symlink_to("nowhere.jpg")
     (folder / "circle.jpg").symlink_to("circle.jpg")
@@ -135,9 +135,9 @@ def bad_pictures(folder: Path) -> dict[str, str]:
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG that says how large it is, and nothing else: 9 GB if anybody believed it."""
-    told = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + told + struct.pack(">I", zlib.crc32(told))
+    """PNG file of this size that has only a header and no pixels; allocating the pixels would take up to 9 GB."""
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
 
 
 GOOD = ["a.png", "-dash.png", "🎨 ö.png", "line\nbreak.png", os.fsdecode(b"latin \xff.png"), "folder.jpg/x.png",
@@ -145,20 +145,20 @@ GOOD = ["a.png", "-dash.png", "🎨 ö.png", "line\nbreak.png", os.fsdecode(b"la
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_every_good_picture_is_written_and_every_bad_one_reported_with_its_reason(place: Place, workers: int) -> None:
+def test_good_images_are_translated_and_bad_images_reported(place: Place, workers: int) -> None:
     for seed, name in enumerate(GOOD):
         write_picture(place.photos / name, size=(9 + seed, 8), seed=seed)
-    bad = bad_pictures(place.photos)
+    bad = bad_images(place.photos)
     (place.photos / "sub" / "circle").symlink_to(place.photos)
 
     since = time.monotonic()
-    said = place.run(f"workers={workers}", "sheet=true", code=6)
+    printed = place.run(f"workers={workers}", "sheet=true", code=6)
     assert time.monotonic() - since < 60
 
-    assert f"{len(GOOD)} ok, {len(bad)} failed in " in said
-    made = files(place.output)
-    assert made.pop("index.html")
-    assert set(made) == set(GOOD)
+    assert f"{len(GOOD)} ok, {len(bad)} failed in " in printed
+    translated = files(place.output)
+    assert translated.pop("index.html")
+    assert set(translated) == set(GOOD)
     report = {os.path.relpath(line["source"], place.photos): line for line in place.report()}
     assert len(place.report()) == len(report) == len(GOOD) + len(bad)
     assert {name for name, line in report.items() if line["status"] == "translated"} == set(GOOD)
@@ -168,23 +168,26 @@ def test_every_good_picture_is_written_and_every_bad_one_reported_with_its_reaso
         assert "\n" not in report[name]["reason"]
     for name in GOOD:
         assert pixels_of(place.output / name).shape == pixels_of(place.photos / name).shape
-    assert not temporaries(place.output)
+    assert not temporary_files(place.output)
 
     before = identities(place.output)
     assert f"{len(GOOD)} ok ({len(GOOD)} up to date), {len(bad)} failed in " in place.run("sheet=false", code=6)
     assert identities(place.output) == before
 
 
-def test_a_set_of_bad_pictures_only_is_reported_all_the_same(place: Place) -> None:
-    bad = bad_pictures(place.photos)
+def test_set_of_bad_images_only_is_reported(place: Place) -> None:
+    bad = bad_images(place.photos)
     assert f"0 ok, {len(bad)} failed in " in place.run(code=6)
     assert files(place.output) == {}
     assert len(place.report()) == len(bad)
 
 
 def open_to_nobody(folder: Path, model: Path) -> None:
-    """Somebody else may read a test's files, and finds all modules imported: they may lie where only root reads."""
-    for parent in [folder, *folder.parents][:4]:  # pytest's three, and one more where it runs several processes
+    """Let another user read the files of a test.
+
+    A translation beforehand imports all modules, which may be readable by root only.
+    """
+    for parent in [folder, *folder.parents][:4]:  # pytest creates three folders, and a parallel run one more
         if stat.S_IMODE(parent.stat().st_mode) == 0o700:
             parent.chmod(0o755)
     model.parent.chmod(0o755)
@@ -192,8 +195,8 @@ def open_to_nobody(folder: Path, model: Path) -> None:
     assert in_process(model, folder / "warm", folder / "warmed") == 0
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody who may not read a file")
-def test_what_may_not_be_read_is_reported(tmp_path: Path, model: Path) -> None:
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can change its user")
+def test_unreadable_files_are_reported(tmp_path: Path, model: Path) -> None:
     write_picture(tmp_path / "in" / "good.png")
     open_to_nobody(tmp_path, model)
     write_picture(tmp_path / "in" / "secret.png")
@@ -209,86 +212,82 @@ def test_what_may_not_be_read_is_reported(tmp_path: Path, model: Path) -> None:
     assert report["closed"]["reason"] == "this folder cannot be listed: Permission denied"
 
 
-@pytest.mark.parametrize("by", ["list", "standard input"])
-def test_a_list_with_bad_names_does_the_good_ones(
-    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, by: str
+@pytest.mark.parametrize("source", ["list", "standard input"])
+def test_photo_list_with_bad_names_translates_good_photos(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, source: str
 ) -> None:
     for seed, name in enumerate(GOOD):
         write_picture(tmp_path / "in" / name, seed=seed)
-    bad = [*bad_pictures(tmp_path / "in"), "gone.jpg", "gone/too.jpg", "a.txt"]
-    good = [name for name in GOOD if by != "list" or "\n" not in name]  # which only zero bytes can separate
-    bad = [name for name in bad if by != "list" or "\n" not in name]
-    told = (b"\n" if by == "list" else b"\0").join(os.fsencode(name) for name in [*good, *bad])
+    bad = [*bad_images(tmp_path / "in"), "gone.jpg", "gone/too.jpg", "a.txt"]
+    good = [name for name in GOOD if source != "list" or "\n" not in name]  # a list file separates names by line breaks
+    bad = [name for name in bad if source != "list" or "\n" not in name]
+    content = (b"\n" if source == "list" else b"\0").join(os.fsencode(name) for name in [*good, *bad])
     monkeypatch.chdir(tmp_path / "in")
-    Path("a.txt").write_text("not a picture")
-    (tmp_path / "list.txt").write_bytes(told)
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(told)))
-    assert in_process(model, tmp_path / "list.txt" if by == "list" else "-", tmp_path / "out") == 6
+    Path("a.txt").write_text("not an image")
+    (tmp_path / "list.txt").write_bytes(content)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+    assert in_process(model, tmp_path / "list.txt" if source == "list" else "-", tmp_path / "out") == 6
     report = lines_of(tmp_path / "out" / HIDDEN / "report.jsonl")
     assert {line["source"] for line in report if line["status"] == "translated"} == set(good)
     assert {line["source"] for line in report if line["status"] == "failed"} == set(bad)
 
 
-def test_paths_work_as_they_are_typed(place: Place) -> None:
+def test_special_characters_in_paths_are_literal(place: Place) -> None:
     for name in ("Größe (2019), it's=ä 🎨", os.fsdecode(b"latin \xff"), "${oc.env:HOME}", "--x=[a,b]"):
         photos, output = place.folder / f"in {name}", place.folder / f"out {name}"
         write_picture(photos / "x.png")
-        said = place.run(f"input={photos}", f"output={output}")
-        assert "1 ok, 0 failed" in said
+        printed = place.run(f"input={photos}", f"output={output}")
+        assert "1 ok, 0 failed" in printed
         assert list(files(output)) == ["x.png"]
 
 
 # ------------------------------------------------------------------------------------------- kills and signals
 
 
-def assert_whole(place: Place, undisturbed: dict[str, bytes]) -> None:
-    """Whatever stands in the output under the name of a translation is that translation, all of it."""
+def assert_whole(place: Place, uninterrupted: dict[str, bytes]) -> None:
+    """Assert that each translation in the output folder is complete."""
     for name, content in files(place.output).items():
         if not name.endswith(".tmp"):
-            assert content == undisturbed[name], name
+            assert content == uninterrupted[name], name
 
 
-def assert_goes_on(place: Place, undisturbed: dict[str, bytes], *arguments: str) -> None:
-    """The same command does the rest: what was noted is not made again, and the end is the undisturbed one."""
+def assert_resumes(place: Place, uninterrupted: dict[str, bytes], *arguments: str) -> None:
+    """Assert that the same command translates exactly the remaining photos, and completes the output."""
     done = done_in(place.journal())
     before = {name: identity for name, identity in identities(place.output).items() if name in done}
     assert len(before) == len(done)
-    said = place.run(*arguments)
-    assert f"{len(undisturbed)} ok" in said
-    assert f"{len(undisturbed) - len(done)} to translate" in said
+    printed = place.run(*arguments)
+    assert f"{len(uninterrupted)} ok" in printed
+    assert f"{len(uninterrupted) - len(done)} to translate" in printed
     after = identities(place.output)
     assert {name: after[name] for name in before} == before
-    assert files(place.output) == undisturbed
-    assert not temporaries(place.output)
-    assert done_in(place.journal()) == set(undisturbed)
-    assert len(place.report()) == len(undisturbed)
+    assert files(place.output) == uninterrupted
+    assert not temporary_files(place.output)
+    assert done_in(place.journal()) == set(uninterrupted)
+    assert len(place.report()) == len(uninterrupted)
 
 
-def kill_when(place: Place, noted: int, *arguments: str) -> bool:
-    """Start the command and kill it when so many photos are noted as done; False if it was quicker."""
+def kill_when(place: Place, done: int, *arguments: str) -> bool:
+    """Kill the command when its journal has `done` photos; return False if the command finished before that."""
     process = place.start(f"input={place.photos}", *arguments)
-    taken = place.output / HIDDEN / "lock"
-    until(lambda: process.poll() is not None or (taken.exists() and place.noted() >= noted), f"{noted} photos")
+    lock = place.output / HIDDEN / "lock"
+    until(lambda: process.poll() is not None or (lock.exists() and place.done_count() >= done), f"{done} photos")
     process.kill()
     return process.poll() == -signal.SIGKILL
 
 
-def test_killed_at_any_length_of_the_journal_it_goes_on_where_it_was(
-    place: Place, photos: Path, undisturbed: dict[str, bytes]
-) -> None:
+def test_kill_at_any_journal_length_is_resumed(place: Place, photos: Path, uninterrupted: dict[str, bytes]) -> None:
     place.photos = photos
     kills = 0
-    for noted in (0, 1, 7, 8, 20, 33, 39):
-        kills += kill_when(place, noted)
-        assert_whole(place, undisturbed)
+    for done in (0, 1, 7, 8, 20, 33, 39):
+        kills += kill_when(place, done)
+        assert_whole(place, uninterrupted)
     assert kills >= 3
-    assert_goes_on(place, undisturbed)
-    assert f"{len(undisturbed)} up to date" in place.run()
+    assert_resumes(place, uninterrupted)
+    assert f"{len(uninterrupted)} up to date" in place.run()
 
 
-def test_killed_at_random_moments_it_goes_on_where_it_was(
-    place: Place, photos: Path, undisturbed: dict[str, bytes]
-) -> None:
+def test_kill_at_random_moments_is_resumed(place: Place, photos: Path, uninterrupted: dict[str, bytes]) -> None:
     place.photos, chance = photos, random.Random(0)
     for round_ in range(3):
         place.output = place.folder / f"out {round_}"
@@ -298,58 +297,58 @@ def test_killed_at_random_moments_it_goes_on_where_it_was(
         while time.monotonic() < end and process.poll() is None:
             time.sleep(0.002)
         process.kill()
-        assert_whole(place, undisturbed)
-        assert_goes_on(place, undisturbed)
+        assert_whole(place, uninterrupted)
+        assert_resumes(place, uninterrupted)
 
 
-def test_killed_with_its_workers_at_work_it_leaves_none_and_goes_on(
-    place: Place, photos: Path, undisturbed: dict[str, bytes]
+def test_kill_with_busy_workers_leaves_no_worker_and_is_resumed(
+    place: Place, photos: Path, uninterrupted: dict[str, bytes]
 ) -> None:
     place.photos = photos
     process = place.start("workers=2", "sheet=true")
-    until(lambda: place.noted() >= 4, "four photos", alive=process)
+    until(lambda: place.done_count() >= 4, "four photos", alive=process)
     workers = children(process.pid)
-    process.send(signal.SIGKILL)  # it alone, as the system does that is short of memory
+    process.send(signal.SIGKILL)  # only the main process is killed, as by the kernel's out-of-memory killer
     assert process.wait() == -signal.SIGKILL
-    wait_for_all(workers)
-    assert_whole(place, undisturbed)
-    assert_goes_on(place, undisturbed)
+    wait_for_exit(workers)
+    assert_whole(place, uninterrupted)
+    assert_resumes(place, uninterrupted)
 
 
 def wait_for_worker(process: Start) -> None:
-    """Wait for a worker that starts: it has been told what to do, and imports what that takes."""
+    """Wait until a worker is starting: it has received its task, and imports the modules for this task."""
 
-    def found() -> bool:
+    def is_importing() -> bool:
         for pid in children(process.pid):
-            about = Path(f"/proc/{pid}")
+            entry = Path(f"/proc/{pid}")
             with contextlib.suppress(OSError):
-                if "spawn_main" in (about / "cmdline").read_text() and "numpy" in (about / "maps").read_text():
+                if "spawn_main" in (entry / "cmdline").read_text() and "numpy" in (entry / "maps").read_text():
                     return True
         return False
 
-    until(found, "a worker that starts", alive=process)
+    until(is_importing, "a starting worker", alive=process)
 
 
-def test_killed_while_its_workers_start_it_leaves_none(place: Place, photos: Path) -> None:
+def test_kill_during_worker_start_leaves_no_worker(place: Place, photos: Path) -> None:
     place.photos = photos
     process = place.start("workers=2")
     wait_for_worker(process)
     workers = children(process.pid)
     process.send(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    wait_for_all(workers)
+    wait_for_exit(workers)
 
 
-def test_a_terminal_s_ctrl_c_while_workers_start_ends_all_without_a_word_of_theirs(place: Place, photos: Path) -> None:
+def test_ctrl_c_during_worker_start_prints_two_lines(place: Place, photos: Path) -> None:
     place.photos = photos
     process = place.start("workers=2")
     wait_for_worker(process)
     os.killpg(process.pid, signal.SIGINT)
-    assert process.wait() == 75, process.said()
-    assert len(process.said().splitlines()) == 2, process.said()
+    assert process.wait() == 75, process.printed()
+    assert len(process.printed().splitlines()) == 2, process.printed()
 
 
-def test_workers_need_no_program_that_can_be_run_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_do_not_rerun_main_module(monkeypatch: pytest.MonkeyPatch) -> None:
     main = ModuleType("__main__")
     main.__file__ = "<stdin>"
     monkeypatch.setitem(sys.modules, "__main__", main)
@@ -358,61 +357,61 @@ def test_workers_need_no_program_that_can_be_run_twice(monkeypatch: pytest.Monke
     assert sys.modules["__main__"] is main
 
 
-def test_one_killed_worker_costs_no_photo(place: Place, photos: Path, undisturbed: dict[str, bytes]) -> None:
+def test_killed_worker_loses_no_photo(place: Place, photos: Path, uninterrupted: dict[str, bytes]) -> None:
     place.photos = photos
     process = place.start("workers=2")
-    until(lambda: place.noted() >= 2, "two photos", alive=process)
+    until(lambda: place.done_count() >= 2, "two photos", alive=process)
     worker = next(pid for pid in children(process.pid) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes())
     os.kill(worker, signal.SIGKILL)
     (place.output / "sub 1").mkdir(exist_ok=True)
-    (place.output / "sub 1" / ".0123456789abcdef.tmp").write_text("as it may leave it")
-    assert process.wait() == 0, process.said()
-    assert "40 ok, 0 failed" in process.said()
-    assert files(place.output) == undisturbed
-    assert not temporaries(place.output)
+    (place.output / "sub 1" / ".0123456789abcdef.tmp").write_text("like that of a killed worker")
+    assert process.wait() == 0, process.printed()
+    assert "40 ok, 0 failed" in process.printed()
+    assert files(place.output) == uninterrupted
+    assert not temporary_files(place.output)
 
 
-def test_what_was_left_half_written_is_swept_wherever_it_is_and_nothing_else(place: Place, photos: Path) -> None:
+def test_only_own_temporary_files_are_removed(place: Place, photos: Path) -> None:
     place.photos = photos
     place.run("sheet=true")
     hidden = place.output / HIDDEN
-    places = (place.output, place.output / "sub 1", hidden, hidden / "thumbnails")
-    left = [folder / ".0123456789abcdef.tmp" for folder in places]
+    folders = (place.output, place.output / "sub 1", hidden, hidden / "thumbnails")
+    own = [folder / ".0123456789abcdef.tmp" for folder in folders]
     others = [place.output / "sub 1" / ".mine.tmp", place.output / "sub 1" / "0123456789abcdef.tmp"]
-    for path in [*left, *others]:
-        path.write_text("half of a picture")
+    for path in [*own, *others]:
+        path.write_text("half of an image")
     place.run("sheet=true")
-    assert not any(path.exists() for path in left)
+    assert not any(path.exists() for path in own)
     assert all(path.exists() for path in others)
 
 
 @pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, 0), (signal.SIGINT, 2)])
-def test_asked_to_stop_it_ends_at_once_and_the_same_command_does_the_rest(
-    place: Place, photos: Path, undisturbed: dict[str, bytes], number: signal.Signals, workers: int
+def test_stop_request_ends_quickly_and_is_resumed(
+    place: Place, photos: Path, uninterrupted: dict[str, bytes], number: signal.Signals, workers: int
 ) -> None:
     place.photos = photos
     process = place.start(f"workers={workers}")
-    until(lambda: place.noted() >= 3, "three photos", alive=process)
-    workers_there = children(process.pid)
+    until(lambda: place.done_count() >= 3, "three photos", alive=process)
+    processes = children(process.pid)
     since = time.monotonic()
     process.send(number)
-    assert process.wait() == 75, process.said()
+    assert process.wait() == 75, process.printed()
     assert time.monotonic() - since < 10
-    assert process.said().splitlines()[-1] == (
+    assert process.printed().splitlines()[-1] == (
         f"cyclestyle translate: stopped by {number.name}: what is done is kept, and the same command does the rest"
     )
-    assert "Traceback" not in process.said()
-    wait_for_all(workers_there)
-    assert_whole(place, undisturbed)
-    assert len(files(place.output)) - place.noted() <= 1  # the one that was just being handed to its writer
-    assert_goes_on(place, undisturbed)
+    assert "Traceback" not in process.printed()
+    wait_for_exit(processes)
+    assert_whole(place, uninterrupted)
+    assert len(files(place.output)) - place.done_count() <= 1  # the photo that was being written at the signal
+    assert_resumes(place, uninterrupted)
 
 
 # ------------------------------------------------------------------------------------------- disks
 
 
 def on_small_files(size: int, function: Callable[[], object]) -> object:
-    """A function in a process that can make no file larger than `size` bytes, as if the disk were that small."""
+    """Run a function in a process whose files are limited to `size` bytes, like a small disk."""
 
     def limited() -> object:
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
@@ -434,25 +433,23 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_disk_that_fills_up_keeps_what_is_good_and_with_room_again_none_of_it_is_made_again(
-    place: Place, small_disk: Path, photos: Path, undisturbed: dict[str, bytes], workers: int
+def test_full_disk_keeps_translations_and_is_resumed(
+    place: Place, small_disk: Path, photos: Path, uninterrupted: dict[str, bytes], workers: int
 ) -> None:
     place.photos, place.output = photos, small_disk / "out"
     *_, last = place.run(f"workers={workers}", code=74).splitlines()
     assert last.startswith(f"cyclestyle translate: cannot write {small_disk}/out/")
     assert "no space left on device; all pictures written so far are whole, and the same command does the rest" in last
-    assert not temporaries(small_disk)
-    assert_whole(place, undisturbed)
+    assert not temporary_files(small_disk)
+    assert_whole(place, uninterrupted)
     assert 20 <= len(files(place.output)) < 40
-    assert len(files(place.output)) - place.noted() <= 1  # the one whose line had no room
+    assert len(files(place.output)) - place.done_count() <= 1  # the photo whose journal line did not fit on the disk
 
     subprocess.run(["mount", "-o", "remount,size=2m", str(small_disk)], check=True)
-    assert_goes_on(place, undisturbed)
+    assert_resumes(place, uninterrupted)
 
 
-def test_a_disk_that_takes_small_files_only_fails_with_the_name_of_the_first_large_one(
-    tmp_path: Path, model: Path
-) -> None:
+def test_file_size_limit_error_names_first_large_file(tmp_path: Path, model: Path) -> None:
     for name, size in (("a.png", 8), ("b.png", 8), ("c.png", 90), ("d.png", 8)):
         write_picture(tmp_path / "in" / name, size=(size, size))
     with pytest.raises(DiskError, match=rf"cannot write {tmp_path}/out/c\.png: file too large; all pictures written"):
@@ -463,9 +460,7 @@ def test_a_disk_that_takes_small_files_only_fails_with_the_name_of_the_first_lar
     assert before.items() <= identities(tmp_path / "out").items()
 
 
-def test_a_journal_that_has_no_room_ends_the_command_and_nothing_noted_is_made_again(
-    tmp_path: Path, model: Path
-) -> None:
+def test_journal_without_space_ends_command_and_is_resumed(tmp_path: Path, model: Path) -> None:
     for n in range(20):
         write_picture(tmp_path / "in" / f"{n:02}.png", size=(3, 3), seed=n)
     with pytest.raises(DiskError, match=r"cannot write .*/\.cyclestyle/journal\.jsonl: "):
@@ -478,12 +473,12 @@ def test_a_journal_that_has_no_room_ends_the_command_and_nothing_noted_is_made_a
     assert len(done_in(lines_of(tmp_path / "out" / HIDDEN / "journal.jsonl"))) == len(files(tmp_path / "out")) == 20
 
 
-def test_no_room_for_the_page_is_told_when_all_photos_are_written(tmp_path: Path, model: Path) -> None:
+def test_full_disk_at_contact_sheet_fails_after_all_photos(tmp_path: Path, model: Path) -> None:
     for n in range(3):
         write_picture(tmp_path / "in" / f"{n}.png", size=(20, 20), seed=n)
     with pytest.raises(DiskError, match=r"cannot write .*/out/index\.html: file too large"):
         on_small_files(8192, lambda: in_process(model, tmp_path / "in", tmp_path / "out", sheet=True))
-    assert not temporaries(tmp_path / "out")
+    assert not temporary_files(tmp_path / "out")
     before = identities(tmp_path / "out")
     assert len(before) == 3
     assert in_process(model, tmp_path / "in", tmp_path / "out", sheet=True) == 0
@@ -492,7 +487,7 @@ def test_no_room_for_the_page_is_told_when_all_photos_are_written(tmp_path: Path
 
 
 @pytest.mark.parametrize("name", ["thumbnails", "report.jsonl"])
-def test_what_stands_in_the_way_of_the_program_s_own_files_is_named(tmp_path: Path, model: Path, name: str) -> None:
+def test_error_names_obstacle_to_program_files(tmp_path: Path, model: Path, name: str) -> None:
     write_picture(tmp_path / "in" / "x.png")
     in_the_way = tmp_path / "out" / HIDDEN / name
     in_the_way.parent.mkdir(parents=True)
@@ -504,18 +499,18 @@ def test_what_stands_in_the_way_of_the_program_s_own_files_is_named(tmp_path: Pa
         in_process(model, tmp_path / "in", tmp_path / "out", sheet=True)
     assert ("x.png" in files(tmp_path / "out")) == (
         name == "report.jsonl"
-    )  # the other is known before anything is made
+    )  # an obstacle to the thumbnails is found before any translation
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
-def test_an_output_of_somebody_else_is_told_before_anything_is_computed(
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can change its user")
+def test_output_of_another_user_is_rejected_before_work(
     tmp_path: Path, model: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     write_picture(tmp_path / "in" / "x.png")
     open_to_nobody(tmp_path, model)
-    (tmp_path / "theirs" / "sub").mkdir(parents=True)
+    (tmp_path / "foreign" / "sub").mkdir(parents=True)
     capfd.readouterr()
-    for output in (tmp_path / "theirs", tmp_path / "theirs" / "new"):
+    for output in (tmp_path / "foreign", tmp_path / "foreign" / "new"):
         with pytest.raises(DiskError, match=rf"cannot write {output}/\.cyclestyle: permission denied"):
             in_a_child(lambda: in_process(model, tmp_path / "in", output), uid=NOBODY)  # noqa: B023
     assert "to translate" not in capfd.readouterr().out
@@ -524,17 +519,17 @@ def test_an_output_of_somebody_else_is_told_before_anything_is_computed(
 # ------------------------------------------------------------------------------------------- sizes, names, places
 
 
-def test_every_size_from_one_pixel_on_stays_as_it_is(tmp_path: Path, model: Path) -> None:
-    """1,600 sizes: a third has alpha, a third lies on its side and says so and where it was taken."""
+def test_sizes_from_1_to_40_px_are_preserved(tmp_path: Path, model: Path) -> None:
+    """Translate 1,600 sizes: a third has alpha, a third has EXIF data with a rotation and a location."""
     random_bytes = noise(64, 64)
     (tmp_path / "in").mkdir()
     for height in range(1, 41):
         for width in range(1, 41):
             write_variant(tmp_path / "in", random_bytes[:height, :width], (height + width) % 3)
     assert in_process(model, tmp_path / "in", tmp_path / "out") == 0
-    made = {name: tmp_path / "out" / name for name in files(tmp_path / "out")}
-    assert len(made) == 1600
-    for name, path in made.items():
+    paths = {name: tmp_path / "out" / name for name in files(tmp_path / "out")}
+    assert len(paths) == 1600
+    for name, path in paths.items():
         width, height, kind = map(int, path.stem.split("-"))
         with Image.open(path) as image:
             assert image.size == (width, height), name
@@ -547,7 +542,7 @@ def test_every_size_from_one_pixel_on_stays_as_it_is(tmp_path: Path, model: Path
 
 
 def write_variant(folder: Path, pixels: np.ndarray, kind: int) -> None:
-    """A PNG named for the size in which it is seen: 1 has alpha, 2 lies on its side."""
+    """Write a PNG named `WIDTH-HEIGHT-KIND.png` (upright size); kind 1 has alpha, kind 2 a rotation in EXIF data."""
     height, width = pixels.shape[:2]
     if kind == 1:
         pixels = np.dstack([pixels, pixels[..., :1]])
@@ -559,7 +554,7 @@ def write_variant(folder: Path, pixels: np.ndarray, kind: int) -> None:
     Image.fromarray(pixels).save(folder / f"{width}-{height}-{kind}.png", exif=exif if kind == 2 else None)
 
 
-def test_no_translation_takes_the_place_of_another(tmp_path: Path, model: Path) -> None:
+def test_similar_names_get_distinct_outputs(tmp_path: Path, model: Path) -> None:
     names = [
         "a.jpg",
         "a.png",
@@ -586,37 +581,37 @@ def test_no_translation_takes_the_place_of_another(tmp_path: Path, model: Path) 
     assert identities(tmp_path / "out") == before
 
 
-def test_a_file_of_one_s_own_in_the_place_of_a_photo_that_failed_is_kept(tmp_path: Path, model: Path) -> None:
-    write_picture(tmp_path / "in" / "ours.png")
+def test_foreign_file_in_place_of_failed_photo_is_kept(tmp_path: Path, model: Path) -> None:
+    write_picture(tmp_path / "in" / "own.png")
     assert in_process(model, tmp_path / "in", tmp_path / "out") == 0
-    whole = (tmp_path / "in" / "ours.png").read_bytes()
-    for name in ("ours.png", "theirs.png"):
+    whole = (tmp_path / "in" / "own.png").read_bytes()
+    for name in ("own.png", "foreign.png"):
         (tmp_path / "in" / name).write_bytes(b"damaged")
     assert in_process(model, tmp_path / "in", tmp_path / "out") == 6
-    theirs = write_picture(tmp_path / "out" / "theirs.png", seed=5)  # made by hand, since it failed here
+    foreign = write_picture(tmp_path / "out" / "foreign.png", seed=5)  # made by the user, because its photo failed
     before = identities(tmp_path / "out")
-    for name in ("ours.png", "theirs.png"):
+    for name in ("own.png", "foreign.png"):
         (tmp_path / "in" / name).write_bytes(whole)
     assert in_process(model, tmp_path / "in", tmp_path / "out") == 0
     after = identities(tmp_path / "out")
-    assert np.array_equal(pixels_of(tmp_path / "out" / "theirs.png"), theirs)
-    assert after["theirs.png"] == before["theirs.png"]
-    assert after["ours.png"] != before["ours.png"]
+    assert np.array_equal(pixels_of(tmp_path / "out" / "foreign.png"), foreign)
+    assert after["foreign.png"] == before["foreign.png"]
+    assert after["own.png"] != before["own.png"]
 
 
-def test_inputs_are_never_overwritten_by_whatever_way_they_are_named(tmp_path: Path, model: Path) -> None:
+def test_inputs_are_never_overwritten(tmp_path: Path, model: Path) -> None:
     write_picture(tmp_path / "in" / "x.png")
     write_picture(tmp_path / "in" / "y.png", seed=1)
     before = identities(tmp_path / "in")
     (tmp_path / "link").symlink_to(tmp_path / "in")
-    for wanted, output in (("in", "in"), ("in", "link"), ("link", "in"), ("in", "in/../in"), ("in/*.png", "in"),
+    for source, output in (("in", "in"), ("in", "link"), ("link", "in"), ("in", "in/../in"), ("in/*.png", "in"),
                            ("in/x.png", "in/x.png"), ("in/x.png", "in"), ("in/x.png", "link/x.png")):  # fmt: skip
         with pytest.raises(CommandError, match="inputs are never overwritten"):
-            in_process(model, tmp_path / wanted, tmp_path / output, existing="overwrite")
+            in_process(model, tmp_path / source, tmp_path / output, existing="overwrite")
     assert identities(tmp_path / "in") == before
 
 
-def test_outputs_inside_the_input_are_not_read(tmp_path: Path, model: Path) -> None:
+def test_outputs_inside_input_are_not_read(tmp_path: Path, model: Path) -> None:
     for n in range(3):
         write_picture(tmp_path / "in" / f"{n}.png", seed=n)
     for output in ("out", "out", "second/out", "out", "second/out", "out"):
@@ -628,21 +623,21 @@ def test_outputs_inside_the_input_are_not_read(tmp_path: Path, model: Path) -> N
 # ------------------------------------------------------------------------------------------- models and memory
 
 
-def test_a_photo_too_large_for_the_memory_fails_alone_and_in_pieces_it_does_not(tmp_path: Path, model: Path) -> None:
+def test_photo_too_large_for_memory_fails_alone_or_is_tiled(tmp_path: Path, model: Path) -> None:
     write_picture(tmp_path / "in" / "large.png", size=(400, 300))
     write_picture(tmp_path / "in" / "small.png", size=(8, 8))
     assert in_process(model, tmp_path / "in", tmp_path / "whole", memory="1GB") == 0
     assert in_process(model, tmp_path / "in", tmp_path / "out", tile="off", memory="2MB") == 0
-    assert in_process(model, tmp_path / "in", tmp_path / "pieces", tile=64) == 0
-    whole, pieces = (pixels_of(tmp_path / name / "large.png").astype(int) for name in ("whole", "pieces"))
-    assert np.abs(whole - pieces).max() <= 1
+    assert in_process(model, tmp_path / "in", tmp_path / "tiled", tile=64) == 0
+    whole, tiled = (pixels_of(tmp_path / name / "large.png").astype(int) for name in ("whole", "tiled"))
+    assert np.abs(whole - tiled).max() <= 1
     assert in_process(model, tmp_path / "in", tmp_path / "none", memory="2MB") == 6
     report = {Path(line["source"]).name: line for line in lines_of(tmp_path / "none" / HIDDEN / "report.jsonl")}
     assert report["large.png"]["reason"].startswith("memory=2.0 MB cannot hold")
 
 
 @pytest.mark.parametrize("damage", [b"", b"not a model", b"\xff" * 64, None])
-def test_a_damaged_model_ends_with_4_before_anything_is_written(tmp_path: Path, model: Path, damage: bytes) -> None:
+def test_damaged_model_is_rejected_before_writing(tmp_path: Path, model: Path, damage: bytes) -> None:
     write_picture(tmp_path / "in" / "x.png")
     broken = tmp_path / "model.safetensors"
     broken.write_bytes(model.read_bytes()[:5000] if damage is None else damage)

@@ -1,7 +1,4 @@
-"""Starts `cyclestyle.translate` again and again out of one process that has imported it, as server.py does training.
-
-What tests of it have in common is here as well: small sets, and what a command has left in its output.
-"""
+"""Fork `cyclestyle.translate` from a process that has imported it, like server.py; helpers of its tests."""
 
 import importlib
 import json
@@ -20,7 +17,7 @@ HIDDEN = ".cyclestyle"
 
 
 class Translations(Server):
-    """Forks starts of the command, each in a folder of its own choice."""
+    """Client of this module's server, which forks processes of the translate command."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
@@ -35,43 +32,43 @@ class Translations(Server):
 
 
 class Place:
-    """A folder with a model, photos in `in`, and commands that translate them to `out`; they end with the test."""
+    """A folder with photos in `in`, and commands that translate these to `out`; `end` ends the commands."""
 
     def __init__(self, server: Translations, folder: Path, model: Path) -> None:
         self.server, self.folder, self.model = server, folder, model
         self.photos, self.output = folder / "in", folder / "out"
-        self._started: list[Start] = []
+        self._processes: list[Start] = []
 
     def start(self, *arguments: str, environment: dict[str, str] | None = None) -> Start:
-        """Start the command; later arguments win over the usual ones."""
-        given = {  # one photo at a time: what else is in a batch changes the rounding
+        """Start the command; arguments override the default ones."""
+        values = {  # one photo at a time: the other photos of a batch change the rounding
             "checkpoint": str(self.model), "input": str(self.photos), "output": str(self.output), "direction": "a2b",
             "device": "cpu", "precision": "fp32", "workers": "0", "sheet": "false", "batch_size": "1",
         }  # fmt: skip
-        given |= dict(argument.split("=", 1) for argument in arguments)
-        said = self.folder / f"said {len(self._started)}"
-        line = [f"{key}={value}" for key, value in given.items()]
-        self._started.append(self.server.start(self.folder, line, output=said, environment=environment))
-        return self._started[-1]
+        values |= dict(argument.split("=", 1) for argument in arguments)
+        output = self.folder / f"output {len(self._processes)}"
+        line = [f"{key}={value}" for key, value in values.items()]
+        self._processes.append(self.server.start(self.folder, line, output=output, environment=environment))
+        return self._processes[-1]
 
     def run(self, *arguments: str, code: int = 0) -> str:
-        """Run the command to its end; returns what it said."""
+        """Run the command to its end; return its output."""
         process = self.start(*arguments)
-        assert process.wait() == code, process.said()
-        assert "Traceback" not in process.said()
-        return process.said()
+        assert process.wait() == code, process.printed()
+        assert "Traceback" not in process.printed()
+        return process.printed()
 
-    def together(self, count: int, *arguments: str) -> list[Start]:
-        """Start the command as several processes, as torchrun would, and nobody to watch over them."""
+    def start_ranks(self, count: int, *arguments: str) -> list[Start]:
+        """Start several ranks of the command like torchrun, but without a launcher that watches them."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         ranks = ({**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count))
-        return [self.start(*arguments, environment=one) for one in ranks]
+        return [self.start(*arguments, environment=variables) for variables in ranks]
 
     def end(self) -> None:
-        for process in self._started:
+        for process in self._processes:
             process.kill()
 
     def journal(self, output: Path | None = None) -> list[dict[str, Any]]:
@@ -80,51 +77,51 @@ class Place:
     def report(self, output: Path | None = None) -> list[dict[str, Any]]:
         return lines_of((output or self.output) / HIDDEN / "report.jsonl")
 
-    def noted(self) -> int:
-        """Pictures of which the journal says that they are done."""
+    def done_count(self) -> int:
+        """Number of photos that are done according to the journal."""
         return len(done_in(self.journal()))
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a file, which may be growing."""
+    """Complete lines of a JSON lines file; a last line that is still being written is left out."""
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
 
 
 def done_in(journal: list[dict[str, Any]]) -> set[str]:
-    """The names of what is there according to a journal."""
+    """Names of the photos that are done according to a journal."""
     last = {line["name"]: line for line in journal}
     return {name for name, line in last.items() if "reason" not in line and None not in line["targets"].values()}
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """What is in the files of an output, without what is noted about them."""
-    found = (path for path in folder.rglob("*") if path.is_file())
-    names = {path.relative_to(folder): path for path in found}
+    """Files in an output folder, except in the program's hidden folder: name -> contents."""
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    names = {path.relative_to(folder): path for path in paths}
     return {str(name): path.read_bytes() for name, path in names.items() if HIDDEN not in name.parts}
 
 
 def identities(folder: Path) -> dict[str, tuple[int, int]]:
-    """When each file of an output was written, and its inode: a file that is made anew has others."""
+    """File name -> (modification time, inode) in an output folder; both change when a file is rewritten."""
     return {name: ((folder / name).stat().st_mtime_ns, (folder / name).stat().st_ino) for name in files(folder)}
 
 
-def temporaries(folder: Path) -> list[Path]:
+def temporary_files(folder: Path) -> list[Path]:
     return list(folder.rglob(".*.tmp"))
 
 
 def children(pid: int) -> list[int]:
-    """The processes that a process has started and that are alive."""
+    """Process ids of the live children of a process."""
     tasks = Path(f"/proc/{pid}/task").glob("*/children")
     return [int(child) for task in tasks for child in _read(task).split()]
 
 
 def is_alive(pid: int) -> bool:
-    return "State:" in (told := _read(Path(f"/proc/{pid}/status"))) and "zombie" not in told
+    return "State:" in (status := _read(Path(f"/proc/{pid}/status"))) and "zombie" not in status
 
 
-def wait_for_all(processes: list[int]) -> None:
+def wait_for_exit(processes: list[int]) -> None:
     until(lambda: not any(map(is_alive, processes)), f"the end of {processes}", within=20)
 
 

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Atomic writes: the target file has either its whole new content or its old content."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from cyclestyle.filesystem.atomic import atomic_write, write_text
 
 
-def test_a_file_appears_under_its_name_when_the_block_ends_and_not_before(tmp_path: Path) -> None:
+def test_target_file_appears_at_the_end_of_the_with_body(tmp_path: Path) -> None:
     target = tmp_path / "größe 🎨.txt"
     with atomic_write(target) as stream:
         stream.write(b"new")
@@ -18,7 +18,7 @@ def test_a_file_appears_under_its_name_when_the_block_ends_and_not_before(tmp_pa
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_an_exception_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+def test_exception_keeps_the_old_file_and_no_temporary_file(tmp_path: Path) -> None:
     target = tmp_path / "status.json"
     write_text(target, "old")
 
@@ -33,26 +33,26 @@ def test_an_exception_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_what_is_being_written_lies_beside_its_target_and_is_no_picture(tmp_path: Path) -> None:
+def test_hidden_temporary_file_lies_beside_its_target(tmp_path: Path) -> None:
     with atomic_write(tmp_path / "out.png"):
-        (unfinished,) = tmp_path.iterdir()
-        assert unfinished.name.startswith(".")
-        assert unfinished.suffix == ".tmp"
+        (temporary,) = tmp_path.iterdir()
+        assert temporary.name.startswith(".")
+        assert temporary.suffix == ".tmp"
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
-def test_permissions_are_those_of_any_new_file(tmp_path: Path, umask: int) -> None:
+def test_file_permissions_follow_the_umask(tmp_path: Path, umask: int) -> None:
     before = os.umask(umask)
     try:
-        write_text(tmp_path / "ours", "")
+        write_text(tmp_path / "written", "")
         (tmp_path / "usual").touch()
         now = os.umask(umask)
     finally:
         os.umask(before)
     assert now == umask
-    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "usual").stat().st_mode
+    assert (tmp_path / "written").stat().st_mode == (tmp_path / "usual").stat().st_mode
 
 
-def test_text_is_utf8_whatever_the_locale(tmp_path: Path) -> None:
+def test_write_text_encodes_as_utf8(tmp_path: Path) -> None:
     write_text(tmp_path / "text", "größe 🎨\n")
     assert (tmp_path / "text").read_bytes() == "größe 🎨\n".encode()

@@ -1,8 +1,8 @@
-"""Steps that are recorded once and replayed: they equal steps that are computed, whatever changes between them.
+"""Tests that replayed steps equal eager steps, although images and learning rates change between steps.
 
-What a CUDA graph does is done here by a recorder for CPUs: it notes every operation with the tensors that it read and
-wrote, and computes them again in the same places. Like CUDA it refuses numbers that the host reads and tensors made
-of Python's values; it cannot see copies from the CPU, since all its tensors are there.
+A capture for CPUs replaces CUDA graphs here: it records every operation with the tensors that it read and wrote, and
+computes it again in the same memory. Like CUDA it rejects numbers read by the host and tensors made from Python values.
+It does not detect copies from the CPU, since all its tensors are on the CPU.
 """
 
 import copy
@@ -34,13 +34,13 @@ HOST = (
 
 
 class Operations(TorchDispatchMode):
-    """Notes all operations, and what stood where they wrote before."""
+    """Records all operations, and the contents that memory had before they overwrote it."""
 
     def __init__(self, limit: int | None) -> None:
         super().__init__()
-        self.limit = limit  # operations after which nothing can be noted any more
+        self.limit = limit  # number of operations after which an error is raised; None for no limit
         self.noted: list[tuple[Any, tuple[Any, ...], dict[str, Any], Any]] = []
-        self.own: set[int] = set()
+        self.allocated: set[int] = set()  # addresses of storages that the operations created
         self.before: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -50,28 +50,28 @@ class Operations(TorchDispatchMode):
         for argument, value in [*zip(func._schema.arguments, args, strict=False), *self.named(func, kwargs)]:
             if argument.alias_info is not None and argument.alias_info.is_write:
                 for storage in storages(value):
-                    if storage.data_ptr() not in self.own | self.before.keys():
+                    if storage.data_ptr() not in self.allocated | self.before.keys():
                         self.before[storage.data_ptr()] = (storage, storage.clone())
-        made = func(*args, **kwargs)
-        given = {storage.data_ptr() for storage in storages([args, kwargs])}
-        self.own |= {storage.data_ptr() for storage in storages(made)} - given
-        self.noted.append((func, args, kwargs, made))
-        return made
+        outputs = func(*args, **kwargs)
+        inputs = {storage.data_ptr() for storage in storages([args, kwargs])}
+        self.allocated |= {storage.data_ptr() for storage in storages(outputs)} - inputs
+        self.noted.append((func, args, kwargs, outputs))
+        return outputs
 
     @staticmethod
     def named(func: Any, kwargs: dict[str, Any]) -> Iterator[tuple[Any, Any]]:
         return ((argument, kwargs[argument.name]) for argument in func._schema.arguments if argument.name in kwargs)
 
     def undo(self) -> None:
-        """As if nothing had been computed: for a GPU nothing has."""
+        """Restore overwritten memory, since a capture on a GPU executes nothing."""
         for storage, before in self.before.values():
             storage.copy_(before)
 
     @torch.no_grad()
     def again(self) -> None:
-        """Compute all of it, from what now stands where it was read."""
-        for func, args, kwargs, made in self.noted:
-            for old, new in zip(tree_leaves(made), tree_leaves(func(*args, **kwargs)), strict=True):
+        """Compute all operations again, from the present contents of their inputs."""
+        for func, args, kwargs, outputs in self.noted:
+            for old, new in zip(tree_leaves(outputs), tree_leaves(func(*args, **kwargs)), strict=True):
                 if isinstance(old, Tensor) and old.data_ptr() != new.data_ptr():
                     old.copy_(new)
 
@@ -81,7 +81,7 @@ def storages(value: Any) -> list[torch.UntypedStorage]:
 
 
 class OnCpu:
-    """Records on the CPU."""
+    """Captures operations on the CPU."""
 
     def __init__(self, limit: int | None = None) -> None:
         self.limit, self.replays = limit, 0
@@ -93,9 +93,10 @@ class OnCpu:
         operations = Operations(self.limit)
         try:
             with operations:
-                made = run()
+                outputs = run()
         except RuntimeError as error:
-            raise RuntimeError("operation failed due to a previous error during capture") from error  # as CUDA says
+            # Same text as in CUDA's error.
+            raise RuntimeError("operation failed due to a previous error during capture") from error
         finally:
             operations.undo()
 
@@ -103,11 +104,11 @@ class OnCpu:
             self.replays += 1
             operations.again()
 
-        return replay, made
+        return replay, outputs
 
 
 class Recording(Hardware):
-    """A CPU whose operations can be recorded."""
+    """Hardware of a CPU whose operations can be captured."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__("cpu", **{"precision": "fp32"} | settings)
@@ -118,14 +119,14 @@ class Recording(Hardware):
 
 
 class Scaling(Recording):
-    """One that scales gradients, as GPUs do in fp16."""
+    """Hardware of a CPU that scales gradients, as GPUs do in fp16."""
 
     def scaler(self) -> torch.amp.GradScaler:
         return torch.amp.GradScaler("cpu", enabled=True)
 
 
 def trainer_of(hardware: Hardware, *, batch_size: int = 1, cuda_graphs: Any = True, **settings: Any) -> Trainer:
-    """A trainer whose rate falls at every other step."""
+    """A trainer whose learning rate falls at every second step."""
     schedule = LinearDecay(constant_epochs=2, decay_epochs=8)
     return tiny_trainer(
         hardware=hardware,
@@ -140,7 +141,7 @@ def trainer_of(hardware: Hardware, *, batch_size: int = 1, cuda_graphs: Any = Tr
 
 
 def train(trainer: Trainer, steps: int = STEPS) -> list[dict[str, Tensor]]:
-    """What each step tells, as the tensors that it told."""
+    """Train until step `steps`; return the loss tensors of each step."""
     count = trainer.batch_size
     return [
         trainer.train_step(random_batch(list(range(step * count, (step + 1) * count))))
@@ -148,15 +149,15 @@ def train(trainer: Trainer, steps: int = STEPS) -> list[dict[str, Tensor]]:
     ]
 
 
-def assert_alike(one: Trainer, other: Trainer, told: list[Any], wanted: list[Any], **close: Any) -> None:
-    for step, (ours, theirs) in enumerate(zip(told, wanted, strict=True)):
-        assert {name: value.item() for name, value in ours.items()} == pytest.approx(
-            {name: value.item() for name, value in theirs.items()}, **close
+def assert_alike(actual: Trainer, expected: Trainer, losses: list[Any], reference: list[Any], **close: Any) -> None:
+    for step, (values, right) in enumerate(zip(losses, reference, strict=True)):
+        assert {name: value.item() for name, value in values.items()} == pytest.approx(
+            {name: value.item() for name, value in right.items()}, **close
         ), step
     close = {"rtol": close["rel"], "atol": 1e-9}
-    torch.testing.assert_close(one.average.module.state_dict(), other.average.module.state_dict(), **close)
-    torch.testing.assert_close(one.state_dict(), other.state_dict(), **close)
-    torch.testing.assert_close(one.rank_state_dict()["pools"], other.rank_state_dict()["pools"], **close)
+    torch.testing.assert_close(actual.average.module.state_dict(), expected.average.module.state_dict(), **close)
+    torch.testing.assert_close(actual.state_dict(), expected.state_dict(), **close)
+    torch.testing.assert_close(actual.rank_state_dict()["pools"], expected.rank_state_dict()["pools"], **close)
 
 
 @pytest.mark.usefixtures("double_precision")
@@ -165,39 +166,40 @@ def assert_alike(one: Trainer, other: Trainer, told: list[Any], wanted: list[Any
     [(1, 1, "split"), (1, 1, "joint"), (2, 1, "split"), (4, 2, "split")],
     ids=str,
 )
-def test_replayed_steps_equal_computed_ones(batch_size: int, accumulate: int, backward: str) -> None:
+def test_replayed_steps_equal_eager_steps(batch_size: int, accumulate: int, backward: str) -> None:
     settings: dict[str, Any] = {"batch_size": batch_size, "accumulate": accumulate, "backward": backward}
     recording = Recording()
     replaying, computing = trainer_of(recording, **settings), trainer_of(Recording(), cuda_graphs=False, **settings)
-    told, wanted = train(replaying), train(computing)
-    assert recording.on_cpu.replays == 2 * (STEPS - REHEARSALS)  # generators and discriminators
+    losses, expected = train(replaying), train(computing)
+    assert recording.on_cpu.replays == 2 * (STEPS - REHEARSALS)  # one replay for generators, one for discriminators
     (group,) = replaying.optimizers.generators.param_groups
     assert group["lr"].item() == computing.optimizers.generators.param_groups[0]["lr"] < replaying.base_rate
-    assert_alike(replaying, computing, told, wanted, rel=1e-12)
+    assert_alike(replaying, computing, losses, expected, rel=1e-12)
 
 
-def test_replayed_steps_in_bf16_equal_computed_ones() -> None:
+def test_replayed_steps_in_bf16_equal_eager_steps() -> None:
     replaying, computing = (
         trainer_of(Recording(precision="bf16"), cuda_graphs=graphs, batch_size=2) for graphs in (True, False)
     )
-    assert_alike(replaying, computing, train(replaying), train(computing), rel=1e-4)  # the rate is a float32
+    # Tolerance: in captured steps the learning rate is a float32 tensor.
+    assert_alike(replaying, computing, train(replaying), train(computing), rel=1e-4)
 
 
 @pytest.mark.usefixtures("double_precision")
-def test_a_run_that_is_resumed_is_recorded_anew_and_goes_on_alike() -> None:
+def test_resumed_run_is_captured_again_and_equals_uninterrupted_run() -> None:
     through, first, second = (trainer_of(Recording()) for _ in range(3))
-    wanted = train(through)
+    expected = train(through)
     train(first, 6)
-    train(second, 5)  # which is forgotten
+    train(second, 5)  # overwritten by the state that is loaded next
     second.load_state_dict(copy.deepcopy(first.state_dict()), [copy.deepcopy(first.rank_state_dict())])
     second.objective.generators.load_state_dict(first.objective.generators.state_dict())
     second.objective.discriminators.load_state_dict(first.objective.discriminators.state_dict())
     second.average.module.load_state_dict(first.average.module.state_dict())
-    assert_alike(second, through, train(second), wanted[6:], rel=1e-12)
+    assert_alike(second, through, train(second), expected[6:], rel=1e-12)
 
 
 @pytest.mark.usefixtures("double_precision")
-def test_a_replayed_step_that_is_not_finite_is_noticed_with_its_number() -> None:
+def test_nonfinite_replayed_step_error_names_step() -> None:
     trainer = trainer_of(Recording())
     train(trainer, 8)
     trainer.check_finite()
@@ -208,22 +210,20 @@ def test_a_replayed_step_that_is_not_finite_is_noticed_with_its_number() -> None
 
 
 @pytest.mark.usefixtures("double_precision")
-@pytest.mark.parametrize("limit", [10, 130, 500])  # the latter within the backward pass of one of them
-def test_where_a_step_cannot_be_recorded_training_goes_on_and_says_so(
-    limit: int, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.parametrize("limit", [10, 130, 500])  # 500 is within a backward pass
+def test_failed_graph_capture_falls_back_with_warning(limit: int, capsys: pytest.CaptureFixture[str]) -> None:
     hardware = Recording()
     hardware.on_cpu.limit = limit
     trying, computing = trainer_of(hardware), trainer_of(Recording(), cuda_graphs=False)
-    told = train(trying)
-    said = [line for line in capsys.readouterr().err.splitlines() if "cuda_graphs" in line]
-    assert len(said) == 1
-    assert "is not permitted); its kernels are launched one by one" in said[0]
-    assert_alike(trying, computing, told, train(computing), rel=1e-12)
+    losses = train(trying)
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "cuda_graphs" in line]
+    assert len(warnings) == 1
+    assert "is not permitted); its kernels are launched one by one" in warnings[0]
+    assert_alike(trying, computing, losses, train(computing), rel=1e-12)
 
 
 def another(trainer: Trainer, *, optimizer: type[torch.optim.Optimizer] = torch.optim.Adam, **settings: Any) -> Trainer:
-    """A trainer of the same networks."""
+    """Another trainer of the same networks."""
     modules = (trainer.objective.generators, trainer.objective.discriminators)
     return Trainer(
         trainer.objective,
@@ -273,7 +273,7 @@ def recomputing(trainer: Trainer) -> Trainer:
     ],
     ids=["cpu", "processes", "compile", "skip", "recompute", "sgd", "fp16"],
 )
-def test_what_cuda_graphs_do_not_go_with_is_refused_when_asked_for_and_left_out_by_auto(
+def test_obstacles_to_cuda_graphs_are_errors_unless_auto(
     trainer: Callable[[], Trainer], settings: dict[str, Any], reason: str
 ) -> None:
     with pytest.raises(CommandError, match=f"^trainer.cuda_graphs=true {reason}.*: leave it out$"):
@@ -283,13 +283,13 @@ def test_what_cuda_graphs_do_not_go_with_is_refused_when_asked_for_and_left_out_
 
 
 @pytest.mark.parametrize(("batch_size", "accumulate", "replays"), [(1, 1, True), (2, 2, True), (2, 1, False)])
-def test_auto_records_where_one_picture_is_computed_at_a_time(batch_size: int, accumulate: int, replays: bool) -> None:
+def test_auto_captures_at_micro_batches_of_one(batch_size: int, accumulate: int, replays: bool) -> None:
     trainer = tiny_trainer(hardware=Recording(), cuda_graphs="auto", batch_size=batch_size, accumulate=accumulate)
     assert trainer.replays == replays
 
 
-def test_a_trainer_that_is_not_needed_any_more_is_gone() -> None:
-    gc.disable()  # which would find it later, at a moment of its own
+def test_unused_trainer_is_freed_without_gc() -> None:
+    gc.disable()  # the trainer must be freed by reference counts alone
     try:
         trainer = trainer_of(Recording())
         train(trainer, 5)
@@ -301,7 +301,7 @@ def test_a_trainer_that_is_not_needed_any_more_is_gone() -> None:
 
 
 class OnGpu(Hardware):
-    """A GPU that records, or one that does all but that."""
+    """Hardware of a GPU; its captures always fail unless `records` is True."""
 
     def __init__(self, *, records: bool, precision: Any) -> None:
         super().__init__("cuda", precision=precision, deterministic=True)
@@ -313,29 +313,29 @@ class OnGpu(Hardware):
 
 class Rehearsing(CudaGraphCapture):
     def record(self, run: Callable[[], Output]) -> tuple[Callable[[], None], Output]:
-        raise RuntimeError("told not to")
+        raise RuntimeError("capture is disabled")
 
 
 @pytest.mark.gpu
 @NO_GPU
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize(("batch_size", "accumulate", "backward"), [(1, 1, "split"), (1, 1, "joint"), (2, 2, "split")])
-def test_cuda_graphs_equal_kernels_that_are_launched_one_by_one(
+def test_steps_with_cuda_graphs_equal_eager_steps(
     precision: str, batch_size: int, accumulate: int, backward: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings: dict[str, Any] = {"batch_size": batch_size, "accumulate": accumulate, "backward": backward}
     switches = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     try:
-        told = {}
+        losses = {}
         for records in (True, False):
             trainer = trainer_of(OnGpu(records=records, precision=precision), cuda_graphs="auto", **settings)
-            told[trainer] = train(trainer, 6)
+            losses[trainer] = train(trainer, 6)
             trainer.sample(*random_batch([0, 1])[:2])
             trainer.check_finite()
-            told[trainer] += train(trainer)
-            assert ("told not to" in capsys.readouterr().err) is not records
-        (replaying, computing), (ours, theirs) = told, told.values()
-        assert_alike(replaying, computing, ours, theirs, rel=1e-5)
+            losses[trainer] += train(trainer)
+            assert ("capture is disabled" in capsys.readouterr().err) is not records
+        (replaying, computing), (actual, expected) = losses, losses.values()
+        assert_alike(replaying, computing, actual, expected, rel=1e-5)
     finally:
         torch.use_deterministic_algorithms(False)
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = switches

@@ -1,4 +1,4 @@
-"""The number of threads, where it comes from, and the line for a run that waits for the processor."""
+"""Tests of the number of threads, and of the warning for a run that waits for the processor."""
 
 import os
 import subprocess
@@ -20,13 +20,13 @@ from cyclestyle.translate import Watched
 from tests.translation.sets import Inverted
 
 REPOSITORY = Path(__file__).parents[2]
-SPIN = "import time\nend = time.monotonic() + 30\nwhile time.monotonic() < end: pass"  # ends by itself in any case
-needs_proc = pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="counts of Linux")
+SPIN = "import time\nend = time.monotonic() + 30\nwhile time.monotonic() < end: pass"  # ends without a kill too
+needs_proc = pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="needs Linux's counters")
 
 
 @contextmanager
 def spinning(processes: int, *, core: int) -> Iterator[None]:
-    """Other processes that keep a core busy."""
+    """Context manager: run other processes that keep a core busy."""
     code = f"import os\nos.sched_setaffinity(0, {{{core}}})\nprint(flush=True)\n{SPIN}"
     children = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) for _ in range(processes)]
     try:
@@ -51,20 +51,20 @@ def on_core(core: int) -> Iterator[None]:
 
 
 def work(seconds: float) -> None:
-    """Need a core for so long."""
+    """Compute for `seconds` of wall-clock time, to keep a core busy."""
     until = time.perf_counter() + seconds
     while time.perf_counter() < until:
         pass
 
 
-# ------------------------------------------------------------------------------------------------------- the number
+# ------------------------------------------------------------------------------------------------- number of threads
 
 
 @pytest.mark.parametrize(
-    ("usual", "given", "cores", "quota", "ranks", "expected"),
+    ("usual", "fixed", "cores", "quota", "ranks", "expected"),
     [
         (2, False, 2, None, 1, 2),
-        (1, False, 1, None, 4, 1),  # never none
+        (1, False, 1, None, 4, 1),  # each rank gets at least one thread
         (64, False, 64, 2.0, 1, 2),  # a container limited to 2 cores of 64
         (64, False, 64, 0.5, 1, 1),
         (64, False, 64, 2.5, 1, 2),
@@ -72,13 +72,13 @@ def work(seconds: float) -> None:
         (8, False, 8, None, 4, 2),
         (8, False, 8, 4.0, 2, 2),
         (1, True, 8, None, 4, 1),  # torchrun's own OMP_NUM_THREADS=1
-        (16, True, 8, 2.0, 1, 16),  # the user's wish
+        (16, True, 8, 2.0, 1, 16),  # the user's OMP_NUM_THREADS
     ],
 )
-def test_auto_takes_the_cores_that_are_there(
-    usual: int, given: bool, cores: int, quota: float | None, ranks: int, expected: int
+def test_auto_threads_use_available_cores(
+    usual: int, fixed: bool, cores: int, quota: float | None, ranks: int, expected: int
 ) -> None:
-    assert threads.resolve(usual, given=given, cores=cores, quota=quota, ranks=ranks) == expected
+    assert threads.resolve(usual, fixed=fixed, cores=cores, quota=quota, ranks=ranks) == expected
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_auto_takes_the_cores_that_are_there(
     [(0.1, ""), (0.4, ""), (1.0, "other processes use 1.0 of 2 cores: threads=1 is faster beside them"),
      (2.0, "other processes use 2.0 of 2 cores: threads=1 is faster beside them")],
 )  # fmt: skip
-def test_a_busy_machine_changes_the_note_and_not_the_number(
+def test_busy_machine_changes_note_but_not_thread_count(
     others: float, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "LOCAL_WORLD_SIZE"):
@@ -101,7 +101,7 @@ def test_a_busy_machine_changes_the_note_and_not_the_number(
 
 
 @pytest.mark.parametrize(
-    ("files", "own", "expected"),
+    ("files", "membership", "expected"),
     [
         ({"cpu.max": "200000 100000"}, "0::/", 2.0),
         ({"cpu.max": "max 100000"}, "0::/", None),
@@ -113,40 +113,40 @@ def test_a_busy_machine_changes_the_note_and_not_the_number(
         ({}, "", None),
     ],
 )
-def test_the_quota_of_a_container_is_read(
-    files: dict[str, str], own: str, expected: float | None, tmp_path: Path
+def test_container_quota_is_read(
+    files: dict[str, str], membership: str, expected: float | None, tmp_path: Path
 ) -> None:
     for name, text in files.items():
         (tmp_path / "groups" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "groups" / name).write_text(f"{text}\n")
-    (tmp_path / "own").write_text(f"{own}\n")
-    assert threads.quota(tmp_path / "groups", str(tmp_path / "own")) == expected
+    (tmp_path / "membership").write_text(f"{membership}\n")
+    assert threads.quota(tmp_path / "groups", str(tmp_path / "membership")) == expected
 
 
 @pytest.mark.parametrize(
-    ("wanted", "saved", "most", "expected"),
+    ("requested", "saved", "available", "expected"),
     [
         ("auto", 2, 2, Choice(2)),
-        ("auto", 1, 2, Choice(1)),  # more cores now: the numbers count
-        (2, 2, 1, Choice(2)),  # asked for
+        ("auto", 1, 2, Choice(1)),  # more cores now, but equal rounding matters more
+        (2, 2, 1, Choice(2)),  # an explicit number is used as it is
         ("auto", 4, 2, "resumes with 2 threads instead of 4: results differ in rounding from an uninterrupted run"),
         (1, 2, 2, "resumes with 1 thread instead of 2: results differ in rounding from an uninterrupted run"),
     ],
 )
-def test_a_resumed_run_keeps_its_threads_or_reports_it(
-    wanted: int, saved: int, most: int, expected: Choice | str
+def test_resumed_run_keeps_threads_or_reports_change(
+    requested: int, saved: int, available: int, expected: Choice | str
 ) -> None:
-    found = threads.resume(wanted, saved=saved, most=most)
-    assert (found if isinstance(expected, Choice) else found.note) == expected
+    choice = threads.resume(requested, saved=saved, available=available)
+    assert (choice if isinstance(expected, Choice) else choice.note) == expected
 
 
-@pytest.mark.parametrize("wanted", [0, -1])
-def test_a_number_below_one_is_refused(wanted: int) -> None:
-    with pytest.raises(CommandError, match=f"trainer.threads={wanted}: give a number of threads, 1 or more, or auto"):
-        threads.check(wanted, key="trainer.threads")
+@pytest.mark.parametrize("number", [0, -1])
+def test_fewer_than_one_thread_is_rejected(number: int) -> None:
+    with pytest.raises(CommandError, match=f"trainer.threads={number}: give a number of threads, 1 or more, or auto"):
+        threads.check(number, key="trainer.threads")
 
 
-# -------------------------------------------------------------------------------------------------------- the waiting
+# --------------------------------------------------------------------------------------------- spinning and warnings
 
 
 @pytest.mark.parametrize(
@@ -157,14 +157,14 @@ def test_a_number_below_one_is_refused(wanted: int) -> None:
         ({"OMP_WAIT_POLICY": "passive"}, None),
     ],
 )
-def test_threads_spin_briefly_unless_the_user_set_it(variables: dict[str, str], expected: str | None) -> None:
+def test_threads_spin_briefly_unless_set_by_user(variables: dict[str, str], expected: str | None) -> None:
     threads.spin_briefly(variables)
     assert variables.get("GOMP_SPINCOUNT") == expected
 
 
 @pytest.mark.parametrize("command", ["train", "translate", "evaluate"])
-def test_the_entries_set_it_before_pytorch_is_imported(command: str) -> None:
-    """PyTorch's OpenMP reads it then and never again."""
+def test_entries_set_spin_count_before_importing_torch(command: str) -> None:
+    """PyTorch's OpenMP library reads GOMP_SPINCOUNT only once, when PyTorch is imported."""
     arguments = {
         "train": ["experiment=smoke", "data.root=/nowhere", "data.photos=0"],
         "translate": ["checkpoint=/nowhere", "input=/nowhere", "output=/nowhere/out"],
@@ -193,32 +193,32 @@ QUIET = Look(0, 0, 0, 0)
 @pytest.mark.parametrize(
     ("now", "using", "expected"),
     [
-        (Look(10, 20, 19.9, 0.5), 2, None),  # alone
+        (Look(10, 20, 19.9, 0.5), 2, None),  # no other process runs
         (Look(10, 20, 10, 5), 2, "other processes use 1.0 of 2 cores, and this one waited for a core 50% of the time"),
-        (Look(10, 20, 10, 1), 2, None),  # others are there and in nobody's way
-        (Look(10, 20, 19.9, 5), 2, None),  # its own workers are in its way
-        (Look(10, 10, 1, 0.1), 2, None),  # waits for data or a disk: it wants no core
-        (Look(10, 20, 10, 5), 1, None),  # there is nothing to set
+        (Look(10, 20, 10, 1), 2, None),  # other processes run without delaying this one
+        (Look(10, 20, 19.9, 5), 2, None),  # delayed by its own workers
+        (Look(10, 10, 1, 0.1), 2, None),  # waits for data or a disk, not for a core
+        (Look(10, 20, 10, 5), 1, None),  # one thread is the minimum, so there is no advice
     ],
 )
-def test_a_line_is_due_where_others_keep_threads_from_running(now: Look, using: int, expected: str | None) -> None:
-    found = threads.crowded(QUIET, now, threads=using, cores=2, key="trainer.threads")
+def test_warning_when_other_processes_take_cores(now: Look, using: int, expected: str | None) -> None:
+    warning = threads.crowded(QUIET, now, threads=using, cores=2, key="trainer.threads")
     if expected is None:
-        assert found is None
+        assert warning is None
     else:
-        assert found is not None
-        assert found.startswith(expected)
-        assert "trainer.threads=1" in found
+        assert warning is not None
+        assert warning.startswith(expected)
+        assert "trainer.threads=1" in warning
 
 
-def test_busy_time_is_of_the_cores_that_may_be_used() -> None:
+def test_busy_time_counts_allowed_cores_only() -> None:
     lines = ["cpu 9 9 9 9 9 9 9", "cpu0 100 20 3 5000 600 7 8 40 0 0", "cpu1 1000 0 0 0 0 0 0 0 0 0", "intr 5"]
     assert threads.busy_s(lines, {0}) == pytest.approx((100 + 20 + 3 + 7 + 8) / os.sysconf("SC_CLK_TCK"))
     assert threads.busy_s([], {0}) == 0
 
 
 @needs_proc
-def test_the_counters_see_a_process_that_shares_the_core() -> None:
+def test_counters_include_other_process_on_the_core() -> None:
     core = min(os.sched_getaffinity(0))
     with on_core(core), spinning(3, core=core):
         before = threads.look()
@@ -230,8 +230,8 @@ def test_the_counters_see_a_process_that_shares_the_core() -> None:
 
 
 @needs_proc
-def test_the_counters_take_own_children_for_this_process() -> None:
-    """A data worker's time is no other's: it is subtracted although nobody has waited for it yet."""
+def test_counters_include_own_children() -> None:
+    """The processor time of a running data worker counts as time of this process."""
     import multiprocessing
 
     core = min(os.sched_getaffinity(0))
@@ -239,66 +239,69 @@ def test_the_counters_take_own_children_for_this_process() -> None:
         child = multiprocessing.get_context("spawn").Process(target=work, args=(20.0,), daemon=True)
         child.start()
         try:
-            until = time.perf_counter() + 20
-            first = threads._used(child.pid)
-            while threads._used(child.pid) < first + 0.1 and time.perf_counter() < until:
-                pass
-            before, of_child = threads.look(), threads._used(child.pid)
-            work(1.0)
-            now, later = threads.look(), threads._used(child.pid)
+            wait_for_use(child.pid, 0.1)
+            before, child_before = threads.look(), threads._used(child.pid)
+            wait_for_use(child.pid, 0.2)
+            child_after, after = threads._used(child.pid), threads.look()
         finally:
             child.kill()
             child.join()
-    own = now.own_s - before.own_s
-    assert later - of_child > 0.1
-    assert own > later - of_child
+    assert child_after - child_before >= 0.2
+    assert after.own_s - before.own_s > child_after - child_before
+
+
+def wait_for_use(pid: int | None, seconds: float) -> None:
+    """Keep the core busy until process `pid` has used `seconds` more processor time; fail after 20 s."""
+    deadline, target = time.perf_counter() + 20, threads._used(pid) + seconds
+    while threads._used(pid) < target and time.perf_counter() < deadline:
+        pass
 
 
 @needs_proc
-def test_a_watch_looks_rarely_and_speaks_once() -> None:
+def test_watch_respects_interval_and_warns_once() -> None:
     core = min(os.sched_getaffinity(0))
-    said: list[str] = []
-    rarely: list[str] = []
+    warnings: list[str] = []
+    early: list[str] = []
     with on_core(core), spinning(3, core=core):
-        watch = threads.Watch(2, key="threads", every_s=0.5, tell=said.append)
-        seldom = threads.Watch(2, key="threads", tell=rarely.append)
+        watch = threads.Watch(2, key="threads", every_s=0.5, warn=warnings.append)
+        seldom = threads.Watch(2, key="threads", warn=early.append)
         for _ in range(2):
             work(1.0)
             watch()
             seldom()
-    assert len(said) == 1
-    assert "threads=1 is faster beside them" in said[0]
-    assert not rarely
+    assert len(warnings) == 1
+    assert "threads=1 is faster beside them" in warnings[0]
+    assert not early
 
 
-def test_a_translation_is_looked_at_after_each_batch() -> None:
+def test_watch_runs_after_each_translated_batch() -> None:
     looks: list[int] = []
-    treat = Watched(Inverted(), lambda: looks.append(1))
+    pipeline = Watched(Inverted(), lambda: looks.append(1))
     pixels = torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
     for _ in range(2):
-        assert torch.equal(treat(pixels)[0], Inverted()(pixels)[0])
+        assert torch.equal(pipeline(pixels)[0], Inverted()(pixels)[0])
     assert len(looks) == 2
-    assert treat.max_batch(4, 4) == Inverted().max_batch(4, 4)
+    assert pipeline.max_batch(4, 4) == Inverted().max_batch(4, 4)
 
 
-@pytest.mark.parametrize("wanted", ["0", "-1", "many"])
+@pytest.mark.parametrize("number", ["0", "-1", "many"])
 @pytest.mark.parametrize(("entry", "key"), [(train, "trainer.threads"), (translate, "threads")])
-def test_an_impossible_number_ends_with_2_and_one_line(
+def test_invalid_thread_count_exits_2_with_one_line(
     entry: ModuleType,
     key: str,
-    wanted: str,
+    number: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     arguments = ["experiment=smoke"] if entry is train else ["checkpoint=x", "input=x", "output=y"]
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["cyclestyle", *arguments, f"{key}={wanted}"])
-    with pytest.raises(SystemExit) as leaving:
+    monkeypatch.setattr(sys, "argv", ["cyclestyle", *arguments, f"{key}={number}"])
+    with pytest.raises(SystemExit) as exit_info:
         entry.main()
-    said = capsys.readouterr()
-    assert leaving.value.code == 2
-    assert len(said.err.splitlines()) == 1
-    assert f"{key}={wanted}: " in said.err
-    assert said.out == ""
+    printed = capsys.readouterr()
+    assert exit_info.value.code == 2
+    assert len(printed.err.splitlines()) == 1
+    assert f"{key}={number}: " in printed.err
+    assert printed.out == ""
     assert not any(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Whatever a file holds becomes an upright RGB picture or an error that names the file."""
+"""Decoding: every file gives an upright RGB image, or an error that names its path."""
 
 import os
 import pickle
@@ -29,9 +29,9 @@ def noise(width: int = 12, height: int = 8, *, seed: int = 0) -> np.ndarray:
 
 @pytest.mark.parametrize("ending", ["png", "tif", "webp", "jpg"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_every_exif_orientation_gives_the_upright_picture(tmp_path: Path, orientation: int, ending: str) -> None:
+def test_every_exif_orientation_is_undone(tmp_path: Path, orientation: int, ending: str) -> None:
     upright = noise(32, 16) if ending != "jpg" else np.kron(noise(4, 2), np.ones((16, 16, 1), np.uint8))
-    undo = {  # how a camera held that way stores the scene
+    stored = {  # orientation -> pixels in the file
         1: upright,
         2: upright[:, ::-1],
         3: upright[::-1, ::-1],
@@ -45,9 +45,9 @@ def test_every_exif_orientation_gives_the_upright_picture(tmp_path: Path, orient
     exif[0x0112] = orientation
     path = tmp_path / f"x.{ending}"
     lossless = {"webp": {"lossless": True}, "jpg": {"quality": 100, "subsampling": 0}}.get(ending, {})
-    Image.fromarray(np.ascontiguousarray(undo[orientation])).save(path, exif=exif, **lossless)
-    made = np.asarray(decoding.read(path)).astype(int)
-    assert np.abs(made - upright).max() <= (4 if ending == "jpg" else 0)  # blocks of one colour survive a JPEG
+    Image.fromarray(np.ascontiguousarray(stored[orientation])).save(path, exif=exif, **lossless)
+    pixels = np.asarray(decoding.read(path)).astype(int)
+    assert np.abs(pixels - upright).max() <= (4 if ending == "jpg" else 0)  # JPEG preserves blocks of one colour
     assert decoding.probe(path)[:2] == upright.shape[1::-1]
 
 
@@ -58,7 +58,7 @@ def test_16_bit_grey_keeps_its_brightness(tmp_path: Path, ending: str) -> None:
     assert np.asarray(decoding.read(tmp_path / f"x.{ending}"))[0, :, 1].tolist() == [0, 1, 128, 200, 255]
 
 
-def test_transparency_lies_on_white(tmp_path: Path) -> None:
+def test_transparency_is_composited_over_white(tmp_path: Path) -> None:
     pixels = np.array([[[255, 0, 0, 255], [255, 0, 0, 0], [0, 0, 0, 128]]], np.uint8)
     Image.fromarray(pixels).save(tmp_path / "rgba.png")
     assert np.asarray(decoding.read(tmp_path / "rgba.png"))[0].tolist() == [[255, 0, 0], [255] * 3, [127] * 3]
@@ -66,7 +66,7 @@ def test_transparency_lies_on_white(tmp_path: Path) -> None:
     assert np.asarray(decoding.read(tmp_path / "la.png"))[0].tolist() == [[0] * 3, [255] * 3]
 
 
-def test_a_transparent_palette_colour_lies_on_white(tmp_path: Path) -> None:
+def test_transparent_palette_colour_becomes_white(tmp_path: Path) -> None:
     palette = Image.new("P", (2, 1))
     palette.putpalette([10, 20, 30, 200, 100, 50])
     palette.putpixel((1, 0), 1)
@@ -75,14 +75,14 @@ def test_a_transparent_palette_colour_lies_on_white(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "I", "I;16"])
-def test_every_mode_becomes_rgb(mode: str) -> None:
-    made = decoding.to_rgb(Image.new(mode, (3, 2)))
-    assert (made.mode, made.size) == ("RGB", (3, 2))
+def test_every_colour_mode_is_converted_to_rgb(mode: str) -> None:
+    converted = decoding.to_rgb(Image.new(mode, (3, 2)))
+    assert (converted.mode, converted.size) == ("RGB", (3, 2))
 
 
 @pytest.mark.parametrize("background", ["#808080", "white", "black", "rgb(10, 200, 30)"])
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
-def test_transparency_lies_on_the_background_that_was_asked_for(tmp_path: Path, mode: str, background: str) -> None:
+def test_transparency_is_composited_over_the_background(tmp_path: Path, mode: str, background: str) -> None:
     colour = np.array({"#808080": [128] * 3, "white": [255] * 3, "black": [0] * 3}.get(background, [10, 200, 30]))
     alpha = np.array([[0.0, 1.0]]) if mode == "P" else np.array([[0.0, 85 / 255, 1.0]])
     colours = np.array([[[40, 40, 40]] * alpha.shape[1]])
@@ -95,18 +95,18 @@ def test_transparency_lies_on_the_background_that_was_asked_for(tmp_path: Path, 
         values = np.dstack([colours[..., : len(mode) - 1], np.rint(alpha * 255)]).astype(np.uint8)
         Image.fromarray(values, mode).save(tmp_path / "x.png")
     expected = colours * alpha[..., None] + colour * (1 - alpha[..., None])
-    made = np.asarray(decoding.read(tmp_path / "x.png", background=background)).astype(float)
-    assert np.abs(made - expected).max() <= 1
+    pixels = np.asarray(decoding.read(tmp_path / "x.png", background=background)).astype(float)
+    assert np.abs(pixels - expected).max() <= 1
 
 
-def test_a_background_is_a_colour_without_transparency_of_its_own() -> None:
+def test_colour_parser_drops_alpha_and_rejects_bad_names() -> None:
     assert decoding.colour("#ff000080") == (255, 0, 0)
-    for no_colour in ("greenish", "", "#12", "x" * 1000):
+    for text in ("greenish", "", "#12", "x" * 1000):
         with pytest.raises(ValueError):  # noqa: PT011
-            decoding.colour(no_colour)
+            decoding.colour(text)
 
 
-def test_cmyk_and_one_bit_pictures_keep_their_colours(tmp_path: Path) -> None:
+def test_cmyk_and_one_bit_images_keep_their_colours(tmp_path: Path) -> None:
     inks = np.array([[[0, 0, 0, 0], [255, 0, 0, 0], [0, 0, 0, 255], [0, 128, 0, 64]]], np.uint8)
     Image.fromarray(inks, "CMYK").save(tmp_path / "x.tif")
     expected = (255 - inks[..., :3].astype(float)) * (255 - inks[..., 3:]) / 255
@@ -121,7 +121,7 @@ ANIMATIONS = {"gif": {}, "webp": {"lossless": True}, "png": {}, "tif": {}}
 
 
 @pytest.mark.parametrize("ending", ANIMATIONS)
-def test_of_an_animated_picture_the_first_frame_is_read(tmp_path: Path, ending: str) -> None:
+def test_first_frame_of_an_animation_is_read(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"x.{ending}"
     FRAMES[0].save(path, save_all=True, append_images=FRAMES[1:], **ANIMATIONS[ending])
     assert np.array_equal(np.asarray(decoding.read(path)), np.asarray(FRAMES[0]))
@@ -130,44 +130,44 @@ def test_of_an_animated_picture_the_first_frame_is_read(tmp_path: Path, ending: 
     assert decoding.probe(path) == decoding.ImageInfo(8, 6, animated=False, decoded=True)
 
 
-def test_the_previews_in_a_telephone_s_jpeg_are_no_animation(tmp_path: Path) -> None:
+def test_mpo_previews_do_not_count_as_animation(tmp_path: Path) -> None:
     FRAMES[0].save(tmp_path / "x.jpg", "MPO", save_all=True, append_images=FRAMES[1:])
     assert Image.open(tmp_path / "x.jpg").n_frames == 2
     assert not decoding.probe(tmp_path / "x.jpg").animated
 
 
-def parts_of_a_png(whole: bytes) -> list[tuple[int, bytes, int]]:
-    """Start, kind and length of the data of each chunk."""
-    parts, at = [], 8
+def png_chunks(whole: bytes) -> list[tuple[int, bytes, int]]:
+    """Return the offset, kind and data length of each chunk of a PNG."""
+    chunks, at = [], 8
     while at < len(whole):
         length = int.from_bytes(whole[at : at + 4], "big")
-        parts.append((at, whole[at + 4 : at + 8], length))
+        chunks.append((at, whole[at + 4 : at + 8], length))
         at += length + 12
-    return parts
+    return chunks
 
 
-def test_a_png_with_a_bad_crc_is_corrupt_not_half_black(tmp_path: Path) -> None:
+def test_png_with_a_bad_crc_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     smooth = np.add.outer(np.arange(200), np.arange(200)).astype(np.uint8)
     Image.fromarray(smooth).save(path)
-    whole, silent = path.read_bytes(), 0
+    whole, undetected = path.read_bytes(), 0
     for at in range(8, len(whole)):
         damaged = bytearray(whole)
         damaged[at] ^= 0x55
         path.write_bytes(damaged)
         with suppress(OSError, SyntaxError), Image.open(path) as opened:
-            silent += not np.array_equal(np.asarray(opened), smooth)
-        for look in (decoding.read, decoding.probe):
+            undetected += not np.array_equal(np.asarray(opened), smooth)
+        for function in (decoding.read, decoding.probe):
             with pytest.raises(decoding.ImageError):
-                look(path)
-    assert silent > 50  # pictures that Pillow alone would have given for this one
+                function(path)
+    assert undetected > 50  # damaged images that Pillow alone would return without an error
 
     path.write_bytes(whole[:-14] + bytes([whole[-14] ^ 1]) + whole[-13:])
     with pytest.raises(decoding.ImageError, match=r"x\.png: .*checksum of a part b'IDAT' is wrong"):
         decoding.read(path)
 
 
-def test_a_png_is_whole_from_its_first_part_to_its_last(tmp_path: Path) -> None:
+def test_png_is_rejected_if_truncated_but_not_for_trailing_bytes(tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     Image.fromarray(noise(60, 50)).save(path)
     whole = path.read_bytes()
@@ -175,7 +175,7 @@ def test_a_png_is_whole_from_its_first_part_to_its_last(tmp_path: Path) -> None:
         path.write_bytes(whole[:length])
         with pytest.raises(decoding.ImageError):
             decoding.probe(path)
-    path.write_bytes(whole + b"what other programs leave behind")
+    path.write_bytes(whole + b"trailing data of other programs")
     assert decoding.probe(path).decoded
 
 
@@ -183,7 +183,7 @@ def test_a_png_is_whole_from_its_first_part_to_its_last(tmp_path: Path) -> None:
     ("jpg", {}), ("jpg", {"progressive": True}), ("png", {}), ("webp", {}), ("webp", {"lossless": True}), ("bmp", {}),
     ("tif", {}), ("tif", {"compression": "tiff_lzw"}), ("gif", {}),
 ])  # fmt: skip
-def test_a_truncated_file_is_corrupt_wherever_it_ends(tmp_path: Path, ending: str, settings: dict[str, object]) -> None:
+def test_truncated_file_is_rejected_at_any_length(tmp_path: Path, ending: str, settings: dict[str, object]) -> None:
     path = tmp_path / f"x.{ending}"
     Image.fromarray(noise(60, 50)).save(path, **settings)
     whole = path.read_bytes()
@@ -191,17 +191,17 @@ def test_a_truncated_file_is_corrupt_wherever_it_ends(tmp_path: Path, ending: st
         path.write_bytes(whole[:length])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            for look in (decoding.read, decoding.probe):
+            for function in (decoding.read, decoding.probe):
                 with pytest.raises(decoding.ImageError):
-                    look(path)
+                    function(path)
 
 
-def test_a_picture_above_the_limit_is_known_from_its_header_alone(tmp_path: Path) -> None:
+def test_too_many_pixels_are_detected_from_the_header(tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     Image.new("1", (4000, 3000)).save(path)
     whole = path.read_bytes()
-    at = next(at for at, kind, _ in parts_of_a_png(whole) if kind == b"IDAT")
-    path.write_bytes(whole[: at + 40])  # nothing behind the header could be decoded
+    at = next(at for at, kind, _ in png_chunks(whole) if kind == b"IDAT")
+    path.write_bytes(whole[: at + 40])  # pixel data cut off: undecodable
     assert decoding.probe(path, max_pixels=11_999_999) == decoding.ImageInfo(4000, 3000, animated=False, decoded=False)
     with pytest.raises(decoding.ImageError, match="4,000 x 3,000 pixels are more than 11,999,999"):
         decoding.read(path, max_pixels=11_999_999)
@@ -209,10 +209,11 @@ def test_a_picture_above_the_limit_is_known_from_its_header_alone(tmp_path: Path
         decoding.probe(path, max_pixels=12_000_000)
 
 
-def test_pillow_neither_warns_nor_refuses_in_place_of_the_limit(tmp_path: Path) -> None:
-    Image.new("1", (10_000, 9_000)).save(tmp_path / "x.png")  # 89.5 megapixels are where it would warn
+def test_pixel_limit_of_pillow_is_disabled(tmp_path: Path) -> None:
+    Image.new("1", (10_000, 9_000)).save(tmp_path / "x.png")  # Pillow's default warns above 89.5 megapixels
     Image.new("1", (1, 1)).save(tmp_path / "y.png")
-    header = struct.pack(">4sIIBBBBB", b"IHDR", 20_000, 9_000, 1, 0, 0, 0, 0)  # and 179 where it would refuse
+    # Pillow's default raises an error above 179 megapixels.
+    header = struct.pack(">4sIIBBBBB", b"IHDR", 20_000, 9_000, 1, 0, 0, 0, 0)
     whole = (tmp_path / "y.png").read_bytes()
     (tmp_path / "y.png").write_bytes(whole[:12] + header + struct.pack(">I", zlib.crc32(header)) + whole[33:])
     with warnings.catch_warnings():
@@ -221,73 +222,73 @@ def test_pillow_neither_warns_nor_refuses_in_place_of_the_limit(tmp_path: Path) 
         assert decoding.probe(tmp_path / "y.png") == decoding.ImageInfo(20_000, 9_000, animated=False, decoded=False)
 
 
-def test_other_libraries_cannot_make_truncated_files_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pillow_flag_load_truncated_images_is_overridden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.fromarray(noise(60, 50)).save(tmp_path / "x.jpg")
     (tmp_path / "x.jpg").write_bytes((tmp_path / "x.jpg").read_bytes()[:-200])
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
-    for look in (decoding.read, decoding.probe):
+    for function in (decoding.read, decoding.probe):
         with pytest.raises(decoding.ImageError, match="truncated"):
-            look(tmp_path / "x.jpg")
+            function(tmp_path / "x.jpg")
 
 
-def test_floating_point_colours_are_refused_by_name(tmp_path: Path) -> None:
+def test_floating_point_colours_are_rejected(tmp_path: Path) -> None:
     Image.fromarray(np.full((2, 2), 0.5, np.float32)).save(tmp_path / "x.tif")
-    for look in (decoding.read, decoding.probe):
+    for function in (decoding.read, decoding.probe):
         with pytest.raises(DataError, match=r"x\.tif: .*floating-point"):
-            look(tmp_path / "x.tif")
+            function(tmp_path / "x.tif")
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"II*\x00"], ids=repr)
-def test_what_is_no_picture_is_a_data_error_with_its_path(tmp_path: Path, content: bytes) -> None:
+def test_non_image_raises_data_error_with_its_path(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.jpg").write_bytes(content)
     with pytest.raises(DataError, match=rf"^{tmp_path}/x\.jpg: "):
         decoding.read(tmp_path / "x.jpg")
 
 
 @pytest.mark.parametrize("ending", ["jpg", "png", "webp", "bmp", "tif"])
-def test_damaged_files_are_read_or_refused_and_nothing_else(tmp_path: Path, ending: str) -> None:
+def test_damaged_file_is_read_or_raises_data_error(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"x.{ending}"
     exif = Image.Exif()
     exif[0x0112], exif[0x010F] = 6, "maker"
     Image.fromarray(noise(40, 30)).save(path, **({} if ending == "bmp" else {"exif": exif}))
-    whole, chance = path.read_bytes(), random.Random(0)
+    whole, rng = path.read_bytes(), random.Random(0)
     for _ in range(100):
         damaged = bytearray(whole)
-        for _ in range(chance.choice([1, 4])):
-            damaged[chance.randrange(min(len(damaged), chance.choice([150, len(damaged)])))] = chance.randrange(256)
-        path.write_bytes(damaged[: chance.choice([len(damaged), chance.randrange(len(damaged))])])
+        for _ in range(rng.choice([1, 4])):
+            damaged[rng.randrange(min(len(damaged), rng.choice([150, len(damaged)])))] = rng.randrange(256)
+        path.write_bytes(damaged[: rng.choice([len(damaged), rng.randrange(len(damaged))])])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with suppress(DataError):
                 assert decoding.read(path).mode == "RGB"
 
 
-def test_broken_metadata_are_a_data_error_too(tmp_path: Path) -> None:
+def test_damaged_exif_raises_data_error(tmp_path: Path) -> None:
     Image.fromarray(noise()).save(tmp_path / "x.png", exif=b"Exif\0\0garbage!")
     with pytest.raises(DataError, match=r"x\.png: .*header b'garbage!'"):
         decoding.read(tmp_path / "x.png")
 
 
 @pytest.mark.parametrize("page", [b"<!DOCTYPE html><p>404", b"  \n<HTML>"])
-def test_a_web_page_that_was_saved_as_a_picture_is_called_one(tmp_path: Path, page: bytes) -> None:
+def test_error_for_an_html_file_mentions_a_web_page(tmp_path: Path, page: bytes) -> None:
     (tmp_path / "x.jpg").write_bytes(page)
     with pytest.raises(DataError, match="a web page, not a picture"):
         decoding.read(tmp_path / "x.jpg")
 
 
-def test_reading_never_waits_for_a_pipe_and_opens_no_device(tmp_path: Path) -> None:
+def test_pipes_and_devices_are_not_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "zero.png").symlink_to("/dev/zero")
 
-    def look() -> list[str]:
-        found = []
+    def read_all() -> list[str]:
+        reasons = []
         for name in ("pipe.png", "zero.png", "gone.png", "."):
             with pytest.raises(decoding.ImageError) as caught:
                 decoding.read(tmp_path / name)
-            found.append(caught.value.reason)
-        return found
+            reasons.append(caught.value.reason)
+        return reasons
 
-    assert in_a_child(look) == [
+    assert in_a_child(read_all) == [
         "not a regular file but a pipe",
         "not a regular file but a device",
         "No such file or directory",
@@ -295,7 +296,7 @@ def test_reading_never_waits_for_a_pipe_and_opens_no_device(tmp_path: Path) -> N
     ]
 
 
-def test_an_error_about_a_picture_survives_the_way_between_processes(tmp_path: Path) -> None:
+def test_image_error_survives_pickling(tmp_path: Path) -> None:
     error = decoding.ImageError(tmp_path / "a\nb.png", "broken\nin two", False)
     assert str(error) == rf"{tmp_path}/a\nb.png: broken in two"
     copied = pickle.loads(pickle.dumps(error))
@@ -316,7 +317,7 @@ MAGIC = [
 
 @settings(max_examples=200, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(start=st.sampled_from(MAGIC), rest=st.binary(max_size=300), ending=st.sampled_from(sorted(decoding.EXTENSIONS)))
-def test_arbitrary_bytes_are_a_picture_or_a_picture_error(
+def test_arbitrary_bytes_are_an_image_or_raise_image_error(
     tmp_path: Path, start: bytes, rest: bytes, ending: str
 ) -> None:
     path = tmp_path / f"x{ending}"
@@ -324,11 +325,11 @@ def test_arbitrary_bytes_are_a_picture_or_a_picture_error(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with suppress(decoding.ImageError):
-            facts = decoding.probe(path, max_pixels=10**6)
-            assert facts.width * facts.height > 0
+            info = decoding.probe(path, max_pixels=10**6)
+            assert info.width * info.height > 0
 
 
-def test_pixels_survive_the_way_to_the_network_and_back() -> None:
+def test_uint8_to_float_round_trip_is_exact() -> None:
     pixels = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16).expand(3, 16, 16)
     values = tensors.to_float(pixels)
     assert (values.min(), values.max()) == (-1, 1)
@@ -337,44 +338,44 @@ def test_pixels_survive_the_way_to_the_network_and_back() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16])
-def test_every_integer_survives_the_way_to_the_network_and_back(dtype: torch.dtype) -> None:
+def test_every_integer_survives_the_float_round_trip(dtype: torch.dtype) -> None:
     largest = torch.iinfo(dtype).max
     pixels = torch.arange(largest + 1).to(dtype).reshape(1, -1, 256)
     values = tensors.to_float(pixels)
     assert values.dtype == torch.float32
     expected = np.arange(largest + 1, dtype=np.float64) / largest * 2 - 1
     assert np.abs(values.flatten().double().numpy() - expected).max() < 1e-6
-    made = tensors.quantize(values, dtype)
-    assert made.dtype == dtype
-    assert torch.equal(made.to(torch.int64), pixels.to(torch.int64))
+    quantized = tensors.quantize(values, dtype)
+    assert quantized.dtype == dtype
+    assert torch.equal(quantized.to(torch.int64), pixels.to(torch.int64))
     beyond = tensors.quantize(torch.tensor([-3.0, -1.0, 0.0, 1.0, 3.0]), dtype)
     assert beyond.tolist() == [0, 0, (largest + 1) // 2, largest, largest]
-    third = torch.tensor([2 * 100.4 / largest - 1, 2 * 100.6 / largest - 1])
-    assert tensors.quantize(third, dtype).tolist() == [100, 101]
+    between = torch.tensor([2 * 100.4 / largest - 1, 2 * 100.6 / largest - 1])
+    assert tensors.quantize(between, dtype).tolist() == [100, 101]
 
 
-def test_importing_images_leaves_torch_out() -> None:
+def test_decoding_does_not_import_torch() -> None:
     script = "import sys, cyclestyle.images.decoding; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parents[2])
 
 
 @pytest.mark.parametrize("ending", sorted(decoding.EXTENSIONS))
-def test_pictures_are_saved_in_the_format_of_their_name(tmp_path: Path, ending: str) -> None:
+def test_save_uses_the_format_of_the_file_extension(tmp_path: Path, ending: str) -> None:
     smooth = np.linspace(0, 255, 64 * 48 * 3).reshape(48, 64, 3).astype(np.uint8)
     decoding.save(Image.fromarray(smooth), tmp_path / f"x{ending.upper()}")
-    made = np.asarray(decoding.read(tmp_path / f"x{ending.upper()}")).astype(int)
-    assert np.abs(made - smooth).max() <= (12 if ending in {".jpg", ".jpeg", ".webp"} else 0)
+    pixels = np.asarray(decoding.read(tmp_path / f"x{ending.upper()}")).astype(int)
+    assert np.abs(pixels - smooth).max() <= (12 if ending in {".jpg", ".jpeg", ".webp"} else 0)
     assert [path.name for path in tmp_path.iterdir()] == [f"x{ending.upper()}"]  # no temporary file
 
 
-def test_a_picture_that_cannot_be_encoded_leaves_the_old_file(tmp_path: Path) -> None:
+def test_failed_encoding_keeps_the_old_file(tmp_path: Path) -> None:
     (tmp_path / "x.webp").write_bytes(b"old")
     with pytest.raises((OSError, ValueError)):
         decoding.save(Image.new("RGB", (20_000, 1)), tmp_path / "x.webp")
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("x.webp", b"old")]
 
 
-def test_pictures_are_found_below_a_folder_in_the_order_of_their_names(tmp_path: Path) -> None:
+def test_find_lists_nested_images_in_name_order(tmp_path: Path) -> None:
     for name in ["b/2.PNG", "a.jpg", "b/10.tiff", ".hidden.png", ".git/x.png", "c.txt", "d.jpg/e.webp"]:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
@@ -384,22 +385,20 @@ def test_pictures_are_found_below_a_folder_in_the_order_of_their_names(tmp_path:
     assert [str(name) for name in decoding.find(tmp_path)] == ["a.jpg", "b/10.tiff", "b/2.PNG", "d.jpg/e.webp"]
 
 
-def test_of_two_ways_into_a_folder_the_same_one_is_always_taken(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_linked_folder_is_listed_once_in_any_scan_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "real" / "x.png").touch()
     (tmp_path / "link").symlink_to("real")
-    usual, scandir = decoding.find(tmp_path), os.scandir
-    for order in (False, True):  # a file system lists as it likes
+    expected, scandir = decoding.find(tmp_path), os.scandir
+    for order in (False, True):  # file systems list entries in any order
         monkeypatch.setattr(os, "scandir", lambda path, o=order: sorted(scandir(path), key=lambda e: e.name, reverse=o))
-        assert decoding.find(tmp_path) == usual
+        assert decoding.find(tmp_path) == expected
 
 
-def test_a_folder_that_cannot_be_listed_is_a_data_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unlistable_folder_raises_data_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: Path) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(os, "scandir", refuse)  # root, who runs tests in containers, may list everything
+    monkeypatch.setattr(os, "scandir", refuse)  # patched, since root may list any folder
     with pytest.raises(DataError, match=rf"^{tmp_path} cannot be listed: Permission denied"):
         decoding.find(tmp_path)

@@ -1,6 +1,6 @@
-"""Every strange file becomes the right picture, read and written, or an error with the expected reason.
+"""Corpus of unusual photo files: each is read and written correctly, or rejected with the expected reason.
 
-What is expected is computed from the arrays that a file was made of, never by the code under test.
+Expected pixels are computed from the arrays that a file was made from, never by the code under test.
 """
 
 import io
@@ -34,43 +34,43 @@ else:
 Make = Callable[[Path], None]
 HEIGHT, WIDTH = 24, 40
 
-# How far a smooth picture may be from what was encoded, in 255ths, by the ending of its file.
+# Extension -> largest coding error for a smooth image, in 255ths.
 LOSSES = {".jpg": 8, ".jpeg": 8, ".webp": 24, ".avif": 8, ".heic": 8}
 
 
 @dataclass(frozen=True)
 class Good:
-    """A file, and what must come of it."""
+    """Readable file and its expected content."""
 
     name: str
     make: Make
     pixels: np.ndarray  # (H, W, 3), uint8 or uint16, upright, sRGB
     alpha: np.ndarray | None = None
-    near: float = 0  # how far what is read may be from them, in units of the type
+    near: float = 0  # largest allowed error of the pixels, in steps of the dtype
     notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Bad:
-    """A file, and why nothing can come of it."""
+    """Unreadable file and the expected reason."""
 
     name: str
     make: Make
-    reason: str  # a pattern
+    reason: str  # regular expression
 
 
-# -- the pictures in the files ----------------------------------------------------------------------------------------
+# -- images -----------------------------------------------------------------------------------------------------------
 
 
 def scene(full: int = 255) -> np.ndarray:
-    """Colours that change slowly, so that lossy formats keep them, and differ in every corner."""
+    """RGB gradient with a different colour in every corner; smooth, so that lossy formats change it little."""
     across, down = np.meshgrid(np.linspace(0, 1, WIDTH), np.linspace(0, 1, HEIGHT))
     values = np.stack([0.1 + 0.8 * across, 0.9 - 0.7 * down, 0.2 + 0.3 * across + 0.4 * down], axis=-1)
     return (values.astype(float) * full).round().astype(np.uint8 if full == 255 else np.uint16)
 
 
 def fading(full: int = 255) -> np.ndarray:
-    """Alpha from nothing to all."""
+    """Alpha from transparent at the left to opaque at the right."""
     return np.linspace(0, full, WIDTH)[None].repeat(HEIGHT, 0).round().astype(np.uint8 if full == 255 else np.uint16)
 
 
@@ -82,14 +82,14 @@ PALETTE = np.array([[10, 20, 30], [200, 100, 50], [0, 255, 0], [90, 90, 200], [2
 CMYK = np.dstack([255 - RGB, RGB[..., 0] // 3])
 CMYK16 = np.dstack([65535 - RGB16, RGB16[..., 0] // 3])
 CORNERS = np.repeat(np.repeat(np.array(np.meshgrid([0, 1], [0, 1], [0, 1], [0, 1])).reshape(4, 2, 8), 8, 1), 8, 2)
-CORNERS = CORNERS.transpose(1, 2, 0).astype(np.uint8)  # (16, 64, 4): sixteen ways to print inks over one another
+CORNERS = CORNERS.transpose(1, 2, 0).astype(np.uint8)  # (16, 64, 4): the 16 combinations of inks
 
 
-def three(grey: np.ndarray) -> np.ndarray:
+def to_rgb(grey: np.ndarray) -> np.ndarray:
     return np.repeat(grey[..., None], 3, axis=2)
 
 
-def printed(inks: np.ndarray) -> np.ndarray:
+def cmyk_to_rgb(inks: np.ndarray) -> np.ndarray:
     full = np.iinfo(inks.dtype).max
     return ((full - inks[..., :3].astype(float)) * (full - inks[..., 3:]) / full).round().astype(inks.dtype)
 
@@ -99,8 +99,8 @@ def as_numbers(values: np.ndarray, like: np.ndarray) -> np.ndarray:
     return (values.astype(float) * full).round().clip(0, full).astype(like.dtype)
 
 
-def held(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """How a camera held so stores an upright picture."""
+def oriented(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Return the pixels that a file with this EXIF orientation stores for an upright image."""
     turn = {
         1: lambda a: a,
         2: lambda a: a[:, ::-1],
@@ -114,11 +114,11 @@ def held(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(turn(pixels))
 
 
-# -- files of them ----------------------------------------------------------------------------------------------------
+# -- files ------------------------------------------------------------------------------------------------------------
 
 
-def telling(orientation: int = 1) -> bytes:
-    """EXIF data with a camera, a place and an orientation."""
+def exif_with(orientation: int = 1) -> bytes:
+    """EXIF data with a camera, a comment, a place and an orientation."""
     exif = Image.Exif()
     exif[0x010F], exif[0x0112] = "SECRET camera", orientation
     exif.get_ifd(0x8769)[0x9286] = b"ASCII\0\0\0SECRET comment"
@@ -131,15 +131,15 @@ XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><SECRET/></x:xmpmeta>'
 
 def pillow(image: Image.Image | np.ndarray, format_name: str, **options: Any) -> Make:
     def make(path: Path) -> None:
-        picture = Image.fromarray(image) if isinstance(image, np.ndarray) else image
-        if "append_images" in options:  # which Pillow changes while it writes them
-            options["append_images"] = [one.copy() for one in options["append_images"]]
-        picture.save(path, format_name, **options)
+        first = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+        if "append_images" in options:  # copies: Pillow changes frames while writing
+            options["append_images"] = [frame.copy() for frame in options["append_images"]]
+        first.save(path, format_name, **options)
 
     return make
 
 
-def by_mode(mode: str, channels: np.ndarray) -> Image.Image:
+def image_of_mode(mode: str, channels: np.ndarray) -> Image.Image:
     return Image.frombytes(mode, channels.shape[1::-1], np.ascontiguousarray(channels).tobytes())
 
 
@@ -148,7 +148,7 @@ def one_bit() -> Image.Image:
 
 
 def palette() -> Image.Image:
-    image = by_mode("P", INDICES)
+    image = image_of_mode("P", INDICES)
     image.putpalette(PALETTE.tobytes())
     return image
 
@@ -170,11 +170,11 @@ def bytes_of(content: bytes) -> Make:
 
 
 def changed(make: Make, change: Callable[[bytes], bytes]) -> Make:
-    def made(path: Path) -> None:
+    def make_changed(path: Path) -> None:
         make(path)
         path.write_bytes(change(path.read_bytes()))
 
-    return made
+    return make_changed
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
@@ -184,21 +184,28 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 def png(
     channels: np.ndarray, *, bits: int, kind: int, chunks: bytes = b"", size: tuple[int, int] | None = None
 ) -> Make:
-    """A PNG by hand: `kind` is its colour type, several samples below 8 bits share a byte."""
+    """Return a function that writes a PNG chunk by chunk; samples below 8 bits share a byte.
+
+    Args:
+        bits: bits a sample.
+        kind: PNG colour type.
+        chunks: encoded chunks to insert between header and pixels.
+        size: width and height to write to the header; None for the actual size.
+    """
     height, width = channels.shape[:2]
     if bits < 8:
-        ones = np.unpackbits(channels.astype(np.uint8)[..., None], axis=-1)[..., 8 - bits :]
-        rows = [np.packbits(row).tobytes() for row in ones.reshape(height, -1)]
+        binary = np.unpackbits(channels.astype(np.uint8)[..., None], axis=-1)[..., 8 - bits :]
+        rows = [np.packbits(row).tobytes() for row in binary.reshape(height, -1)]
     else:
         rows = [row.astype(f">u{bits // 8}").tobytes() for row in channels]
-    head = struct.pack(">IIBBBBB", *(size or (width, height)), bits, kind, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", *(size or (width, height)), bits, kind, 0, 0, 0)
     pixels = zlib.compress(b"".join(b"\0" + row for row in rows))
-    parts = chunk(b"IHDR", head) + chunks + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
-    return bytes_of(b"\x89PNG\r\n\x1a\n" + parts)
+    content = chunk(b"IHDR", header) + chunks + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    return bytes_of(b"\x89PNG\r\n\x1a\n" + content)
 
 
 def moved_behind(kind: bytes) -> Callable[[bytes], bytes]:
-    """A change of a PNG: one of its chunks comes last."""
+    """Return a function that moves a chunk of a PNG to the end, before IEND."""
 
     def move(data: bytes) -> bytes:
         at = data.index(kind) - 4
@@ -213,7 +220,7 @@ def profile_chunk(profile: bytes) -> bytes:
 
 
 def bmp_with_alpha(path: Path) -> None:
-    """Version 4 of the header says which bits are alpha."""
+    """Write a BMP with header version 4, which defines a mask for alpha."""
     rows = np.dstack([RGB[..., ::-1], ALPHA])[::-1].tobytes()
     head = struct.pack("<IiiHHIIiiII", 108, WIDTH, HEIGHT, 1, 32, 3, len(rows), 2835, 2835, 0, 0)
     head += struct.pack("<IIIII", 0xFF0000, 0xFF00, 0xFF, 0xFF000000, 0x73524742) + bytes(48)
@@ -245,8 +252,8 @@ def multiplied(colours: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     return np.dstack([(colours * (alpha[..., None] / full)).round().astype(colours.dtype), alpha])
 
 
-HALF, HALF16 = ALPHA // 2 + 127, ALPHA16 // 2 + 32767  # opaque enough that multiplying by them loses little
-CLEAR = np.where(INDICES == 1, 0, 255).astype(np.uint8)  # one colour of the palette is transparent
+HALF, HALF16 = ALPHA // 2 + 127, ALPHA16 // 2 + 32767  # alpha from 0.5 to 1, so that premultiplying discards few bits
+CLEAR = np.where(INDICES == 1, 0, 255).astype(np.uint8)  # alpha of a palette with one transparent colour
 SHADES = np.array([255, 0, 128, 7, 200, 90], np.uint8)
 KEY16 = RGB16.copy()
 KEY16[3, 4] = (1, 2, 3)
@@ -269,35 +276,35 @@ GIF_NOTE = "GIF is read only: another format is written"
 def eight_bits() -> list[Good]:
     from_palette = PALETTE[INDICES]
     return [
-        Good("grey1.png", pillow(one_bit(), "PNG"), three(BITS * 255)),
-        Good("grey2.png", png(TWO, bits=2, kind=0), three(TWO * 85)),
-        Good("grey4.png", png(FOUR, bits=4, kind=0), three(FOUR * 17)),
-        Good("grey8.png", pillow(GREY, "PNG"), three(GREY)),
+        Good("grey1.png", pillow(one_bit(), "PNG"), to_rgb(BITS * 255)),
+        Good("grey2.png", png(TWO, bits=2, kind=0), to_rgb(TWO * 85)),
+        Good("grey4.png", png(FOUR, bits=4, kind=0), to_rgb(FOUR * 17)),
+        Good("grey8.png", pillow(GREY, "PNG"), to_rgb(GREY)),
         Good(
             "grey1key.png",
             png(BITS, bits=1, kind=0, chunks=chunk(b"tRNS", b"\0\1")),
-            three(BITS * 255),
+            to_rgb(BITS * 255),
             (1 - BITS) * 255,
         ),
         Good(
             "grey2key.png",
             png(TWO, bits=2, kind=0, chunks=chunk(b"tRNS", b"\0\1")),
-            three(TWO * 85),
+            to_rgb(TWO * 85),
             np.where(TWO == 1, 0, 255).astype(np.uint8),
         ),
         Good(
             "grey4key.png",
             png(FOUR, bits=4, kind=0, chunks=chunk(b"tRNS", b"\0\5")),
-            three(FOUR * 17),
+            to_rgb(FOUR * 17),
             np.where(FOUR == 5, 0, 255).astype(np.uint8),
         ),
         Good(
             "grey8key.png",
             png(GREY, bits=8, kind=0, chunks=chunk(b"tRNS", struct.pack(">H", GREY[5, 5]))),
-            three(GREY),
+            to_rgb(GREY),
             np.where(GREY[5, 5] == GREY, 0, 255).astype(np.uint8),
         ),
-        Good("la.png", pillow(np.dstack([GREY, ALPHA]), "PNG"), three(GREY), ALPHA),
+        Good("la.png", pillow(np.dstack([GREY, ALPHA]), "PNG"), to_rgb(GREY), ALPHA),
         Good("palette.png", pillow(palette(), "PNG"), from_palette),
         Good("palette8.png", pillow(palette(), "PNG", bits=8), from_palette),
         Good("palettekey.png", pillow(palette(), "PNG", transparency=1), from_palette, CLEAR),
@@ -309,21 +316,21 @@ def eight_bits() -> list[Good]:
         Good("rgba.png", pillow(np.dstack([RGB, ALPHA]), "PNG"), RGB, ALPHA),
         Good("capitals.PNG", pillow(RGB, "PNG"), RGB),
         Good("animated.png", pillow(RGB, "PNG", **FRAMES), RGB, notes=("the first of 3 frames",)),
-        Good("grey.jpg", pillow(GREY, "JPEG", **FINE), three(GREY), near=4),
+        Good("grey.jpg", pillow(GREY, "JPEG", **FINE), to_rgb(GREY), near=4),
         Good("rgb.jpg", pillow(RGB, "JPEG", **FINE), RGB, near=6),
         Good("rgb.jpeg", pillow(RGB, "JPEG", quality=98, subsampling="4:2:0"), RGB, near=8),
         Good("progressive.jpg", pillow(RGB, "JPEG", **FINE, progressive=True), RGB, near=6),
-        Good("cmyk.jpg", pillow(by_mode("CMYK", CMYK), "JPEG", **FINE), printed(CMYK), near=8),
+        Good("cmyk.jpg", pillow(image_of_mode("CMYK", CMYK), "JPEG", **FINE), cmyk_to_rgb(CMYK), near=8),
         Good("telephone.jpg", pillow(RGB, "MPO", **FINE, **FRAMES), RGB, near=6),
         Good("lossless.webp", pillow(RGB, "WEBP", **EXACT), RGB),
         Good("lossy.webp", pillow(RGB, "WEBP", quality=98), RGB, near=10),
         Good("rgba.webp", pillow(np.dstack([RGB, ALPHA]), "WEBP", **EXACT), RGB, ALPHA),
         Good("animated.webp", pillow(RGB, "WEBP", lossless=True, **FRAMES), RGB, notes=("the first of 3 frames",)),
-        Good("grey1.tif", pillow(one_bit(), "TIFF"), three(BITS * 255)),
-        Good("fax.tif", pillow(one_bit(), "TIFF", compression="group4"), three(BITS * 255)),
-        Good("grey.tif", pillow(GREY, "TIFF"), three(GREY)),
-        Good("negative.tif", tiff(255 - GREY, photometric="miniswhite"), three(GREY)),
-        Good("la.tif", pillow(np.dstack([GREY, ALPHA]), "TIFF"), three(GREY), ALPHA),
+        Good("grey1.tif", pillow(one_bit(), "TIFF"), to_rgb(BITS * 255)),
+        Good("fax.tif", pillow(one_bit(), "TIFF", compression="group4"), to_rgb(BITS * 255)),
+        Good("grey.tif", pillow(GREY, "TIFF"), to_rgb(GREY)),
+        Good("negative.tif", tiff(255 - GREY, photometric="miniswhite"), to_rgb(GREY)),
+        Good("la.tif", pillow(np.dstack([GREY, ALPHA]), "TIFF"), to_rgb(GREY), ALPHA),
         Good(
             "lapremultiplied.tif",
             tiff(
@@ -332,7 +339,7 @@ def eight_bits() -> list[Good]:
                 extrasamples=["assocalpha"],
                 planarconfig="contig",
             ),
-            three(GREY),
+            to_rgb(GREY),
             HALF,
             near=2,
         ),
@@ -343,7 +350,7 @@ def eight_bits() -> list[Good]:
         Good("jpeg.tif", pillow(RGB, "TIFF", compression="jpeg", quality=98), RGB, near=8),
         Good("ycbcr.tif", pillow(Image.fromarray(RGB).convert("YCbCr"), "TIFF"), RGB, near=3),
         Good("lab.tif", tiff(LAB, photometric="cielab"), as_numbers(profiles.lab_as_srgb(LAB_VALUES), RGB), near=1),
-        Good("cmyk.tif", pillow(by_mode("CMYK", CMYK), "TIFF"), printed(CMYK), near=1),
+        Good("cmyk.tif", pillow(image_of_mode("CMYK", CMYK), "TIFF"), cmyk_to_rgb(CMYK), near=1),
         Good("rgba.tif", pillow(np.dstack([RGB, ALPHA]), "TIFF"), RGB, ALPHA),
         Good("rgbx.tif", tiff(np.dstack([RGB, ALPHA]), extrasamples=["unspecified"]), RGB),
         Good("premultiplied.tif", tiff(multiplied(RGB, HALF), extrasamples=["assocalpha"]), RGB, HALF, near=2),
@@ -352,23 +359,23 @@ def eight_bits() -> list[Good]:
         Good("bigendian.tif", tiff(RGB, byteorder=">"), RGB),
         Good("big.tif", tiff(RGB, bigtiff=True), RGB),
         Good("pages.tif", pillow(RGB, "TIFF", **FRAMES), RGB, notes=("the first of 3 pages",)),
-        Good("grey1.bmp", pillow(one_bit(), "BMP"), three(BITS * 255)),
-        Good("grey.bmp", pillow(GREY, "BMP"), three(GREY)),
+        Good("grey1.bmp", pillow(one_bit(), "BMP"), to_rgb(BITS * 255)),
+        Good("grey.bmp", pillow(GREY, "BMP"), to_rgb(GREY)),
         Good("palette.bmp", pillow(palette(), "BMP"), from_palette),
         Good("rgb.bmp", pillow(RGB, "BMP"), RGB),
         Good("rgba.bmp", bmp_with_alpha, RGB, ALPHA),
         Good("palette.gif", pillow(palette(), "GIF"), from_palette, notes=(GIF_NOTE,)),
         Good("key.gif", pillow(palette(), "GIF", transparency=1), from_palette, CLEAR, notes=(GIF_NOTE,)),
-        Good("grey.gif", pillow(GREY, "GIF"), three(GREY), notes=(GIF_NOTE,)),
+        Good("grey.gif", pillow(GREY, "GIF"), to_rgb(GREY), notes=(GIF_NOTE,)),
         Good(
             "animated.gif",
             pillow(GREY, "GIF", save_all=True, append_images=[Image.fromarray(255 - GREY)]),
-            three(GREY),
+            to_rgb(GREY),
             notes=("the first of 2 frames", GIF_NOTE),
         ),
         Good("rgb.avif", pillow(RGB, "AVIF", quality=98, subsampling="4:4:4"), RGB, near=5),
         Good("rgba.avif", pillow(np.dstack([RGB, ALPHA]), "AVIF", quality=98, subsampling="4:4:4"), RGB, ALPHA, near=5),
-        Good("grey.avif", pillow(GREY, "AVIF", quality=98), three(GREY), near=5),
+        Good("grey.avif", pillow(GREY, "AVIF", quality=98), to_rgb(GREY), near=5),
         Good(
             "tenbits.avif",
             bytes_of(imagecodecs.avif_encode(RGB16 >> 6, level=98, bitspersample=10, pixelformat="444")),
@@ -384,18 +391,18 @@ def eight_bits() -> list[Good]:
 
 
 def heic() -> list[Good]:
-    found = [
+    cases = [
         Good("rgb.heic", pillow(RGB, "HEIF", quality=98, chroma=444), RGB, near=6),
         Good("rgba.heif", pillow(np.dstack([RGB, ALPHA]), "HEIF", quality=98, chroma=444), RGB, ALPHA, near=6),
-        Good("grey.heic", pillow(GREY, "HEIF", quality=98), three(GREY), near=6),
+        Good("grey.heic", pillow(GREY, "HEIF", quality=98), to_rgb(GREY), near=6),
         Good(
             "heic.jpg", pillow(RGB, "HEIF", quality=98, chroma=444), RGB, near=6, notes=("HEIC in spite of its name",)
         ),
     ]
     for number in range(2, 9):
-        make = pillow(held(RGB, number), "HEIF", quality=98, chroma=444, exif=telling(number))
-        found.append(Good(f"held{number}.heic", make, RGB, near=6))
-    return found
+        make = pillow(oriented(RGB, number), "HEIF", quality=98, chroma=444, exif=exif_with(number))
+        cases.append(Good(f"oriented{number}.heic", make, RGB, near=6))
+    return cases
 
 
 def sixteen_bits() -> list[Good]:
@@ -405,21 +412,21 @@ def sixteen_bits() -> list[Good]:
     grey_key = chunk(b"tRNS", struct.pack(">H", GREY16[5, 5]))
     with_alpha = {**grey, "extrasamples": ["unassalpha"], "planarconfig": "contig"}
     return [
-        Good("grey16.png", pillow(GREY16, "PNG"), three(GREY16)),
+        Good("grey16.png", pillow(GREY16, "PNG"), to_rgb(GREY16)),
         Good(
             "grey16key.png",
             png(GREY16, bits=16, kind=0, chunks=grey_key),
-            three(GREY16),
+            to_rgb(GREY16),
             np.where(GREY16[5, 5] == GREY16, 0, 65535).astype(np.uint16),
         ),
-        Good("la16.png", png(np.dstack([GREY16, ALPHA16]), bits=16, kind=4), three(GREY16), ALPHA16),
+        Good("la16.png", png(np.dstack([GREY16, ALPHA16]), bits=16, kind=4), to_rgb(GREY16), ALPHA16),
         Good("rgb16.png", png(RGB16, bits=16, kind=2), RGB16),
         Good("rgb16key.png", png(KEY16, bits=16, kind=2, chunks=key), KEY16, KEYED16),
         Good("rgba16.png", png(rgba, bits=16, kind=6), RGB16, ALPHA16),
-        Good("grey16.tif", pillow(GREY16, "TIFF"), three(GREY16)),
-        Good("grey16big.tif", tiff(GREY16, byteorder=">", **grey), three(GREY16)),
-        Good("negative16.tif", tiff(65535 - GREY16, photometric="miniswhite"), three(GREY16)),
-        Good("la16.tif", tiff(np.dstack([GREY16, ALPHA16]), **with_alpha), three(GREY16), ALPHA16),
+        Good("grey16.tif", pillow(GREY16, "TIFF"), to_rgb(GREY16)),
+        Good("grey16big.tif", tiff(GREY16, byteorder=">", **grey), to_rgb(GREY16)),
+        Good("negative16.tif", tiff(65535 - GREY16, photometric="miniswhite"), to_rgb(GREY16)),
+        Good("la16.tif", tiff(np.dstack([GREY16, ALPHA16]), **with_alpha), to_rgb(GREY16), ALPHA16),
         Good("rgb16.tif", tiff(RGB16), RGB16),
         *(Good(f"{way}16.tif", tiff(RGB16, compression=way, predictor=True), RGB16) for way in ("lzw", "zlib", "zstd")),
         Good("lzma16.tif", tiff(RGB16, compression="lzma"), RGB16),
@@ -429,7 +436,7 @@ def sixteen_bits() -> list[Good]:
         Good(
             "premultiplied16.tif", tiff(multiplied(RGB16, HALF16), extrasamples=["assocalpha"]), RGB16, HALF16, near=2
         ),
-        Good("cmyk16.tif", tiff(CMYK16, photometric="separated"), printed(CMYK16), near=1),
+        Good("cmyk16.tif", tiff(CMYK16, photometric="separated"), cmyk_to_rgb(CMYK16), near=1),
         Good("planes16.tif", tiff(RGB16.transpose(2, 0, 1), planarconfig="separate"), RGB16),
         Good("tiles16.tif", tiff(RGB16, tile=(16, 16), compression="zlib"), RGB16),
         Good("bigendian16.tif", tiff(RGB16, byteorder=">"), RGB16),
@@ -439,49 +446,51 @@ def sixteen_bits() -> list[Good]:
     ]
 
 
-def turned() -> list[Good]:
-    """Pictures of cameras that were held in every way, which tell more than they should."""
-    found = []
+def all_orientations() -> list[Good]:
+    """Photos in all EXIF orientations, with metadata that must not reach the output."""
+    cases = []
     for number in range(1, 9):
-        stored, exif = held(RGB, number), telling(number)
-        found += [
+        stored, exif = oriented(RGB, number), exif_with(number)
+        cases += [
             Good(
-                f"held{number}.jpg",
+                f"oriented{number}.jpg",
                 pillow(stored, "JPEG", **FINE, exif=exif, xmp=XMP, comment=b"SECRET"),
                 RGB,
                 near=6,
             ),
-            Good(f"held{number}.png", pillow(stored, "PNG", exif=exif), RGB),
-            Good(f"held{number}.tif", pillow(stored, "TIFF", exif=exif, description="SECRET"), RGB),
-            Good(f"held{number}.webp", pillow(stored, "WEBP", exif=exif, xmp=XMP, **EXACT), RGB),
+            Good(f"oriented{number}.png", pillow(stored, "PNG", exif=exif), RGB),
+            Good(f"oriented{number}.tif", pillow(stored, "TIFF", exif=exif, description="SECRET"), RGB),
+            Good(f"oriented{number}.webp", pillow(stored, "WEBP", exif=exif, xmp=XMP, **EXACT), RGB),
             Good(
-                f"held{number}.avif",
+                f"oriented{number}.avif",
                 pillow(stored, "AVIF", quality=98, subsampling="4:4:4", exif=exif, xmp=XMP),
                 RGB,
                 near=5,
             ),
         ]
-        deep = held(np.dstack([RGB16, ALPHA16]), number)
-        kept = chunk(b"eXIf", exif[6:]) + chunk(b"tEXt", b"Comment\0SECRET")
+        stored16 = oriented(np.dstack([RGB16, ALPHA16]), number)
+        chunks = chunk(b"eXIf", exif[6:]) + chunk(b"tEXt", b"Comment\0SECRET")
         tags = [(274, "H", 1, number, True), (271, "s", 0, "SECRET camera", True)]
-        found += [
-            Good(f"held{number}deep.png", png(deep, bits=16, kind=6, chunks=kept), RGB16, ALPHA16),
-            Good(f"held{number}deep.tif", tiff(deep, extrasamples=["unassalpha"], extratags=tags), RGB16, ALPHA16),
+        cases += [
+            Good(f"oriented{number}at16.png", png(stored16, bits=16, kind=6, chunks=chunks), RGB16, ALPHA16),
+            Good(
+                f"oriented{number}at16.tif", tiff(stored16, extrasamples=["unassalpha"], extratags=tags), RGB16, ALPHA16
+            ),
         ]
-    exif = chunk(b"eXIf", telling(6)[6:])
+    exif = chunk(b"eXIf", exif_with(6)[6:])
     return [
-        *found,
+        *cases,
         Good(
             "late.png",
-            changed(png(held(RGB, 6), bits=8, kind=2, chunks=exif), moved_behind(b"eXIf")),
+            changed(png(oriented(RGB, 6), bits=8, kind=2, chunks=exif), moved_behind(b"eXIf")),
             RGB,
         ),
         Good(
             "late16.png",
-            changed(png(held(RGB16, 6), bits=16, kind=2, chunks=exif), moved_behind(b"eXIf")),
+            changed(png(oriented(RGB16, 6), bits=16, kind=2, chunks=exif), moved_behind(b"eXIf")),
             RGB16,
         ),
-        Good("held9.jpg", pillow(RGB, "JPEG", **FINE, exif=telling(9)), RGB, near=6),
+        Good("held9.jpg", pillow(RGB, "JPEG", **FINE, exif=exif_with(9)), RGB, near=6),
         Good(
             "noexif.png",
             pillow(RGB, "PNG", exif=b"Exif\0\0garbage!"),
@@ -491,8 +500,8 @@ def turned() -> list[Good]:
     ]
 
 
-def coloured() -> list[Good]:
-    """Pictures with colour profiles."""
+def with_profiles() -> list[Good]:
+    """Images with colour profiles."""
     wide, grey, inks = profiles.wide(), profiles.linear_grey(), profiles.inks()
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     seen, seen16 = (as_numbers(profiles.wide_as_srgb(a / np.iinfo(a.dtype).max), a) for a in (RGB, RGB16))
@@ -512,26 +521,31 @@ def coloured() -> list[Good]:
         Good("wide.avif", pillow(RGB, "AVIF", quality=98, subsampling="4:4:4", icc_profile=wide), seen, near=13),
         Good("wide16.tif", tiff(RGB16, iccprofile=wide), seen16, near=150),
         Good("wide16.png", png(RGB16, bits=16, kind=2, chunks=profile_chunk(wide)), seen16, near=150),
-        Good("wideheld.jpg", pillow(held(RGB, 6), "JPEG", **FINE, icc_profile=wide, exif=telling(6)), seen, near=16),
+        Good(
+            "wideoriented.jpg",
+            pillow(oriented(RGB, 6), "JPEG", **FINE, icc_profile=wide, exif=exif_with(6)),
+            seen,
+            near=16,
+        ),
         Good(
             "widegrey.png",
             pillow(GREY, "PNG", icc_profile=wide),
-            as_numbers(profiles.wide_as_srgb(three(GREY) / 255), RGB),
+            as_numbers(profiles.wide_as_srgb(to_rgb(GREY) / 255), RGB),
             near=2,
         ),
-        Good("linear.png", pillow(GREY, "PNG", icc_profile=grey), three(bright), near=2),
+        Good("linear.png", pillow(GREY, "PNG", icc_profile=grey), to_rgb(bright), near=2),
         Good(
-            "linearalpha.png", pillow(np.dstack([GREY, ALPHA]), "PNG", icc_profile=grey), three(bright), ALPHA, near=2
+            "linearalpha.png", pillow(np.dstack([GREY, ALPHA]), "PNG", icc_profile=grey), to_rgb(bright), ALPHA, near=2
         ),
-        Good("linear.jpg", pillow(GREY, "JPEG", **FINE, icc_profile=grey), three(bright), near=9),
-        Good("linear16.tif", tiff(GREY16, photometric="minisblack", iccprofile=grey), three(bright16), near=60),
-        Good("linear1.tif", pillow(one_bit(), "TIFF", icc_profile=grey), three(BITS * 255)),
+        Good("linear.jpg", pillow(GREY, "JPEG", **FINE, icc_profile=grey), to_rgb(bright), near=9),
+        Good("linear16.tif", tiff(GREY16, photometric="minisblack", iccprofile=grey), to_rgb(bright16), near=60),
+        Good("linear1.tif", pillow(one_bit(), "TIFF", icc_profile=grey), to_rgb(BITS * 255)),
         Good("srgb.png", pillow(RGB, "PNG", icc_profile=srgb), RGB),
         Good("nearlysrgb.png", pillow(RGB, "PNG", icc_profile=profiles.nearly_srgb()), RGB),
         Good("srgb.tif", pillow(RGB, "TIFF", icc_profile=srgb), RGB),
         Good("srgb16.png", png(RGB16, bits=16, kind=2, chunks=profile_chunk(srgb)), RGB16),
-        Good("inks.tif", pillow(by_mode("CMYK", CORNERS * 255), "TIFF", icc_profile=inks), mixed, near=1),
-        Good("inks.jpg", pillow(by_mode("CMYK", CORNERS * 255), "JPEG", **FINE, icc_profile=inks), mixed, near=6),
+        Good("inks.tif", pillow(image_of_mode("CMYK", CORNERS * 255), "TIFF", icc_profile=inks), mixed, near=1),
+        Good("inks.jpg", pillow(image_of_mode("CMYK", CORNERS * 255), "JPEG", **FINE, icc_profile=inks), mixed, near=6),
         Good(
             "inks16.tif",
             tiff(CORNERS.astype(np.uint16) * 65535, photometric="separated", iccprofile=inks),
@@ -543,14 +557,18 @@ def coloured() -> list[Good]:
         Good("broken16.png", png(RGB16, bits=16, kind=2, chunks=profile_chunk(b"x" * 200)), RGB16, notes=unreadable),
         Good(
             "brokeninks.tif",
-            pillow(by_mode("CMYK", CMYK), "TIFF", icc_profile=inks[:150]),
-            printed(CMYK),
+            pillow(image_of_mode("CMYK", CMYK), "TIFF", icc_profile=inks[:150]),
+            cmyk_to_rgb(CMYK),
             near=1,
             notes=unreadable,
         ),
         Good("other.png", pillow(RGB, "PNG", icc_profile=grey), RGB, notes=other),
         Good(
-            "otherinks.tif", pillow(by_mode("CMYK", CMYK), "TIFF", icc_profile=wide), printed(CMYK), near=1, notes=other
+            "otherinks.tif",
+            pillow(image_of_mode("CMYK", CMYK), "TIFF", icc_profile=wide),
+            cmyk_to_rgb(CMYK),
+            near=1,
+            notes=other,
         ),
     ]
 
@@ -573,7 +591,7 @@ def bad() -> list[Bad]:
         "strips16.tif": tiff(noisy16, compression="lzw", rowsperstrip=8),
     }
     damaged = "damaged or unreadable"
-    found = [
+    cases = [
         Bad(
             f"cut{part}.{name}",
             changed(make, lambda data, p=part: data[: len(data) * p // 4]),
@@ -582,18 +600,18 @@ def bad() -> list[Bad]:
         for name, make in whole.items()
         for part in (1, 3)
     ]
-    found += [Bad(f"empty.{name}", bytes_of(b""), "empty, not a picture") for name in ("jpg", "png", "tif", "gif")]
+    cases += [Bad(f"empty.{name}", bytes_of(b""), "empty, not a picture") for name in ("jpg", "png", "tif", "gif")]
 
     def flipped(data: bytes) -> bytes:
         return data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :]
 
-    def no_counts(data: bytes) -> bytes:  # the strips' lengths are zero, which some libraries take for black
+    def no_counts(data: bytes) -> bytes:  # sets the lengths of the strips to zero; some decoders return black
         at = data.index(struct.pack("<HHI", 279, 4, 1)) + 8
         return data[:at] + bytes(4) + data[at + 4 :]
 
     grey = {"photometric": "minisblack"}
     return [
-        *found,
+        *cases,
         Bad("flipped.png", changed(whole["png"], flipped), "checksum of a part b'IDAT' is wrong"),
         Bad("flipped16.png", changed(whole["16.png"], flipped), "checksum of a part b'IDAT' is wrong"),
         Bad("flipped16.tif", changed(whole["zlib16.tif"], flipped), damaged),
@@ -642,12 +660,12 @@ def bad() -> list[Bad]:
     ]
 
 
-GOOD = [*eight_bits(), *sixteen_bits(), *turned(), *coloured()]
+GOOD = [*eight_bits(), *sixteen_bits(), *all_orientations(), *with_profiles()]
 BAD = bad()
 HEIC = heic() if HAS_HEIF else []
 
 
-def test_the_corpus_is_large_and_no_name_comes_twice() -> None:
+def test_corpus_is_large_and_has_unique_names() -> None:
     names = [case.name for case in (*GOOD, *BAD, *HEIC)]
     assert len(set(names)) == len(names) >= 120
     assert len(GOOD) >= 150
@@ -655,21 +673,19 @@ def test_the_corpus_is_large_and_no_name_comes_twice() -> None:
 
 
 @pytest.mark.parametrize("case", GOOD, ids=lambda case: case.name)
-def test_a_good_file_is_read_and_written_as_what_it_shows(tmp_path: Path, case: Good) -> None:
+def test_good_file_is_read_and_written(tmp_path: Path, case: Good) -> None:
     check(tmp_path, case)
 
 
 @pytest.mark.skipif(not HAS_HEIF, reason="HEIC needs the extra `heic`")
 @pytest.mark.parametrize("format_name", ["keep", "heic"])
 @pytest.mark.parametrize("case", HEIC, ids=lambda case: case.name)
-def test_a_photograph_of_a_telephone_is_read_and_written_as_what_it_shows(
-    tmp_path: Path, case: Good, format_name: file_formats.Format
-) -> None:
+def test_heic_is_read_and_written(tmp_path: Path, case: Good, format_name: file_formats.Format) -> None:
     check(tmp_path, case, format_name)
 
 
 @pytest.mark.parametrize("case", BAD, ids=lambda case: case.name)
-def test_a_bad_file_is_refused_with_its_reason(tmp_path: Path, case: Bad) -> None:
+def test_bad_file_is_rejected_with_its_reason(tmp_path: Path, case: Bad) -> None:
     case.make(tmp_path / case.name)
     with pytest.raises(decoding.ImageError) as caught:
         reading.read(tmp_path / case.name)
@@ -681,7 +697,7 @@ def check(folder: Path, case: Good, format_name: file_formats.Format = "keep") -
     case.make(folder / case.name)
     photo = reading.read(folder / case.name)
     assert photo.pixels.dtype == case.pixels.dtype
-    assert all(one is None or (one.flags.c_contiguous and one.flags.writeable) for one in (photo.pixels, photo.alpha))
+    assert all(a is None or (a.flags.c_contiguous and a.flags.writeable) for a in (photo.pixels, photo.alpha))
     assert distance(photo.pixels, case.pixels) <= case.near
     assert photo.notes == case.notes
     assert photo.metadata == Metadata()
@@ -697,42 +713,46 @@ def check(folder: Path, case: Good, format_name: file_formats.Format = "keep") -
     target.parent.mkdir()
     notes = writing.write(replace(photo, pixels=full - photo.pixels), target)
     assert [path.name for path in target.parent.iterdir()] == [target.name]
-    written(target, full - case.pixels, case.alpha, case.near, notes)
+    check_written(target, full - case.pixels, case.alpha, case.near, notes)
 
 
-def written(target: Path, pixels: np.ndarray, alpha: np.ndarray | None, near: float, notes: tuple[str, ...]) -> None:
-    """Check a file that should show `pixels`, by other means than those that wrote it."""
+def check_written(
+    target: Path, pixels: np.ndarray, alpha: np.ndarray | None, near: float, notes: tuple[str, ...]
+) -> None:
+    """Check a written file against `pixels`, with decoders other than the code under test."""
     ending, full = target.suffix.lower(), np.iinfo(pixels.dtype).max
-    expected, told = pixels.astype(float), []
+    expected, losses = pixels.astype(float), []
     if alpha is not None and ending in (".jpg", ".jpeg", ".bmp"):
-        told.append("has no transparency: laid over white")
+        losses.append("has no transparency: laid over white")
         expected, alpha = full - (full - expected) * (alpha[..., None] / full), None
-    deep = pixels.dtype == np.uint16 and ending in (".png", ".tif", ".tiff")
-    if pixels.dtype == np.uint16 and not deep:
-        told.append("has 8 bits a channel: 16 became 8")
+    sixteen_bit = pixels.dtype == np.uint16 and ending in (".png", ".tif", ".tiff")
+    if pixels.dtype == np.uint16 and not sixteen_bit:
+        losses.append("has 8 bits a channel: 16 became 8")
         expected, near = expected / 257, near / 257 + 0.5
-    assert [note.split(" ", 1)[1] for note in notes] == told
+    assert [note.split(" ", 1)[1] for note in notes] == losses
 
     with Image.open(target) as image:
         assert image.size == pixels.shape[1::-1]
         if ending != ".bmp":
-            tagged(image.info["icc_profile"])
+            check_profile(image.info["icc_profile"])
         assert not image.getexif().get_ifd(0x8769)
         assert not image.getexif().get_ifd(0x8825)
         assert b"SECRET" not in target.read_bytes()
         assert image.getexif().get(0x0112, 1) == 1
         assert image.mode == ("RGB" if alpha is None else "RGBA")
         channels = np.asarray(image)
-    if deep:
+    if sixteen_bit:
         channels = imagecodecs.png_decode(target.read_bytes()) if ending == ".png" else tifffile.imread(target)
         assert channels.dtype == np.uint16
-    seen = 1 if alpha is None or ending not in LOSSES else alpha[..., None] / full  # hidden colours may be anything
-    assert distance(channels[..., :3] * seen, expected * seen) <= near + LOSSES.get(ending, 0.5 if told else 0)
+    # Lossy formats may change the colours of transparent pixels.
+    opacity = 1 if alpha is None or ending not in LOSSES else alpha[..., None] / full
+    tolerance = near + LOSSES.get(ending, 0.5 if losses else 0)
+    assert distance(channels[..., :3] * opacity, expected * opacity) <= tolerance
     if alpha is not None:
         assert distance(channels[..., 3], alpha) <= (8 if ending in (".avif", ".heic", ".heif") else 0)
 
 
-def tagged(profile: bytes) -> None:
+def check_profile(profile: bytes) -> None:
     opened = ImageCms.ImageCmsProfile(io.BytesIO(profile)).profile
     assert opened.profile_description == "sRGB built-in"
     assert opened.creation_date is not None

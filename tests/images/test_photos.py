@@ -1,4 +1,4 @@
-"""What photos promise about resizing, metadata, formats, limits, libraries that are missing, and disks."""
+"""Reading and writing of photos: resizing, metadata, formats, limits, missing libraries, full disks."""
 
 import errno
 import io
@@ -28,29 +28,29 @@ XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/" xmlns:tiff="t"><a tiff:Orientation="
 ENDINGS = sorted({".jpg", ".png", ".webp", ".tif", ".bmp", ".avif", *({".heic"} & file_formats.ENDINGS)})
 
 
-def noise(height: int = 30, width: int = 40, *, deep: bool = False, channels: int = 3) -> np.ndarray:
-    kind = np.uint16 if deep else np.uint8
+def noise(height: int = 30, width: int = 40, *, sixteen_bit: bool = False, channels: int = 3) -> np.ndarray:
+    kind = np.uint16 if sixteen_bit else np.uint8
     return np.random.default_rng(0).integers(0, np.iinfo(kind).max, (height, width, channels), kind, endpoint=True)
 
 
-def needs_deep() -> None:
+def needs_16_bit() -> None:
     pytest.importorskip("tifffile", reason="16 bits a channel need the extra `deep`")
     pytest.importorskip("imagecodecs", reason="16 bits a channel need the extra `deep`")
 
 
-def told(orientation: int = 6) -> Image.Exif:
-    """What a camera writes, its small preview included."""
+def camera_exif(orientation: int = 6) -> Image.Exif:
+    """EXIF data of a camera: model, orientation, exposure, date and place."""
     exif = Image.Exif()
     exif[0x010F], exif[0x0110], exif[0x0112] = "maker", "model", orientation
-    details, place = exif.get_ifd(0x8769), exif.get_ifd(0x8825)
+    details, gps = exif.get_ifd(0x8769), exif.get_ifd(0x8825)
     details[0x829A], details[0xA002], details[0xA003], details[0xA001] = 0.01, 40, 30, 2
     details[0x9003] = "2020:02:03 04:05:06"
-    place[1], place[2] = "N", (48.0, 12.0, 30.0)
+    gps[1], gps[2] = "N", (48.0, 12.0, 30.0)
     return exif
 
 
 def with_preview(exif: bytes, preview: bytes) -> bytes:
-    """EXIF data with a second directory that holds a small JPEG."""
+    """Append a second directory with a small JPEG to EXIF data."""
     data = bytearray(exif[6:])
     assert data[:2] == b"MM"
     (start,) = struct.unpack(">I", data[4:8])
@@ -64,77 +64,77 @@ def with_preview(exif: bytes, preview: bytes) -> bytes:
 # -- size -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize("sixteen_bit", [False, True])
 @pytest.mark.parametrize(
     ("size", "longest", "expected"),
     [((40, 30), 20, (20, 15)), ((30, 40), 20, (15, 20)), ((40, 30), 40, (40, 30)), ((40, 30), 80, (40, 30)),
      ((300, 1), 100, (100, 1)), ((7, 5), 1, (1, 1))],
 )  # fmt: skip
-def test_pictures_shrink_to_the_longer_side_and_never_grow(
-    tmp_path: Path, size: tuple[int, int], longest: int, expected: tuple[int, int], deep: bool
+def test_resize_shrinks_the_longer_side_and_never_enlarges(
+    tmp_path: Path, size: tuple[int, int], longest: int, expected: tuple[int, int], sixteen_bit: bool
 ) -> None:
-    if deep:
-        needs_deep()
-    writing.write(Photo(noise(size[1], size[0], deep=deep)), tmp_path / "x.png")
-    made = reading.read(tmp_path / "x.png", resize=longest)
-    assert made.pixels.shape == (expected[1], expected[0], 3)
-    assert made.pixels.dtype == (np.uint16 if deep else np.uint8)
-    assert made.pixels.flags.c_contiguous
+    if sixteen_bit:
+        needs_16_bit()
+    writing.write(Photo(noise(size[1], size[0], sixteen_bit=sixteen_bit)), tmp_path / "x.png")
+    read_back = reading.read(tmp_path / "x.png", resize=longest)
+    assert read_back.pixels.shape == (expected[1], expected[0], 3)
+    assert read_back.pixels.dtype == (np.uint16 if sixteen_bit else np.uint8)
+    assert read_back.pixels.flags.c_contiguous
 
 
-def test_the_longer_side_is_that_of_the_upright_picture(tmp_path: Path) -> None:
-    Image.fromarray(noise(30, 41)).save(tmp_path / "x.png", exif=told(6))
+def test_longer_side_is_measured_after_orientation(tmp_path: Path) -> None:
+    Image.fromarray(noise(30, 41)).save(tmp_path / "x.png", exif=camera_exif(6))
     assert reading.read(tmp_path / "x.png", resize=20).pixels.shape == (20, 15, 3)
 
 
-def cubic(count: int, made: int) -> np.ndarray:
-    """Weights (made, count) of a cubic with a = -0.5, stretched so that it covers what one new pixel does."""
-    scale = count / made
-    centres = (np.arange(made)[:, None] + 0.5) * scale
+def cubic(count: int, new_count: int) -> np.ndarray:
+    """Weights (new_count, count) of a cubic filter with a = -0.5, stretched by the scale for antialiasing."""
+    scale = count / new_count
+    centres = (np.arange(new_count)[:, None] + 0.5) * scale
     x = np.abs((np.arange(count)[None] + 0.5 - centres) / scale)
     near, far = 1.5 * x**3 - 2.5 * x**2 + 1, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
     weights = np.where(x < 1, near, np.where(x < 2, far, 0))
     return weights / weights.sum(1, keepdims=True)
 
 
-@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize("sixteen_bit", [False, True])
 @pytest.mark.parametrize("with_alpha", [False, True])
-def test_shrinking_is_bicubic_with_antialiasing_and_weighs_colours_by_alpha(
-    tmp_path: Path, deep: bool, with_alpha: bool
+def test_shrinking_is_antialiased_bicubic_weighted_by_alpha(
+    tmp_path: Path, sixteen_bit: bool, with_alpha: bool
 ) -> None:
-    if deep:
-        needs_deep()
-    pixels, full = noise(deep=deep), 65535 if deep else 255
-    alpha = noise(deep=deep, channels=1)[..., 0] | (full // 2 + 1) if with_alpha else None
+    if sixteen_bit:
+        needs_16_bit()
+    pixels, full = noise(sixteen_bit=sixteen_bit), 65535 if sixteen_bit else 255
+    alpha = noise(sixteen_bit=sixteen_bit, channels=1)[..., 0] | (full // 2 + 1) if with_alpha else None
     writing.write(Photo(pixels, alpha), tmp_path / "x.png")
-    made = reading.read(tmp_path / "x.png", resize=16)
+    read_back = reading.read(tmp_path / "x.png", resize=16)
 
     def shrunk(values: np.ndarray) -> np.ndarray:
         return cubic(30, 12) @ values @ cubic(40, 16).T
 
     opaque = np.ones((30, 40)) if alpha is None else alpha / full
     weights = shrunk(opaque)
-    expected = np.stack([shrunk(pixels[..., one] * opaque) / weights for one in range(3)], axis=-1)
-    near = 2 if not deep else 4
-    assert np.abs(made.pixels - expected.clip(0, full)).max() <= near
+    expected = np.stack([shrunk(pixels[..., channel] * opaque) / weights for channel in range(3)], axis=-1)
+    tolerance = 4 if sixteen_bit else 2
+    assert np.abs(read_back.pixels - expected.clip(0, full)).max() <= tolerance
     if with_alpha:
-        assert np.abs(made.alpha - (weights * full).clip(0, full)).max() <= near
+        assert np.abs(read_back.alpha - (weights * full).clip(0, full)).max() <= tolerance
 
 
-@pytest.mark.parametrize("deep", [False, True])
-def test_hidden_colours_do_not_bleed_when_a_picture_shrinks(tmp_path: Path, deep: bool) -> None:
-    if deep:
-        needs_deep()
-    full, kind = (65535, np.uint16) if deep else (255, np.uint8)
+@pytest.mark.parametrize("sixteen_bit", [False, True])
+def test_hidden_colours_do_not_bleed_when_shrinking(tmp_path: Path, sixteen_bit: bool) -> None:
+    if sixteen_bit:
+        needs_16_bit()
+    full, kind = (65535, np.uint16) if sixteen_bit else (255, np.uint8)
     pixels, alpha = np.zeros((32, 32, 3), kind), np.full((32, 32), full, kind)
     pixels[:] = (full, 0, 0)
-    pixels[:, 16:], alpha[:, 16:] = (0, full, 0), 0  # green, and nobody can see it
+    pixels[:, 16:], alpha[:, 16:] = (0, full, 0), 0  # fully transparent green
     writing.write(Photo(pixels, alpha), tmp_path / "x.png")
-    made = reading.read(tmp_path / "x.png", resize=9)
-    assert made.alpha is not None
-    seen = made.alpha > full // 100
-    assert made.pixels[seen][:, 1].max() == 0
-    assert made.pixels[seen][:, 0].min() == full
+    read_back = reading.read(tmp_path / "x.png", resize=9)
+    assert read_back.alpha is not None
+    visible = read_back.alpha > full // 100
+    assert read_back.pixels[visible][:, 1].max() == 0
+    assert read_back.pixels[visible][:, 0].min() == full
 
 
 # -- metadata ---------------------------------------------------------------------------------------------------------
@@ -142,13 +142,13 @@ def test_hidden_colours_do_not_bleed_when_a_picture_shrinks(tmp_path: Path, deep
 
 @pytest.mark.parametrize("ending", [".jpg", ".png", ".webp", ".tif", ".avif", *({".heic"} & file_formats.ENDINGS)])
 @pytest.mark.parametrize("source", ["jpg", "png", "tif", "webp"])
-def test_metadata_are_kept_where_they_were_asked_for_and_stay_true(tmp_path: Path, source: str, ending: str) -> None:
+def test_metadata_are_preserved_and_corrected(tmp_path: Path, source: str, ending: str) -> None:
     small = io.BytesIO()
     Image.fromarray(noise(8, 8)).save(small, "JPEG")
-    exif = with_preview(told().tobytes(), small.getvalue()) if source == "jpg" else told().tobytes()
+    exif = with_preview(camera_exif().tobytes(), small.getvalue()) if source == "jpg" else camera_exif().tobytes()
     options = {"exif": exif, "dpi": (300, 200), **({} if source in ("png", "tif") else {"xmp": XMP})}
     Image.fromarray(noise(30, 40)).save(tmp_path / f"x.{source}", **options)
-    if source == "jpg":  # or the test would show nothing
+    if source == "jpg":  # the preview has to be present for its removal to be tested
         with Image.open(tmp_path / "x.jpg") as image:
             assert image.getexif().get_ifd(IFD.IFD1)[0x202] == len(small.getvalue())
 
@@ -163,8 +163,8 @@ def test_metadata_are_kept_where_they_were_asked_for_and_stay_true(tmp_path: Pat
         assert (details[0xA002], details[0xA003], details[0xA001]) == (15, 20, 1)
         assert details[0x9003] == "2020:02:03 04:05:06"
         assert float(details[0x829A]) == 0.01
-        place = exif.get_ifd(0x8825)
-        assert (place[1], tuple(map(float, place[2]))) == ("N", (48.0, 12.0, 30.0))
+        gps = exif.get_ifd(0x8825)
+        assert (gps[1], tuple(map(float, gps[2]))) == ("N", (48.0, 12.0, 30.0))
         assert not exif.get_ifd(IFD.IFD1)
         if source in ("jpg", "webp"):
             xmp = image.info.get("xmp") or image.info["XML:com.adobe.xmp"].encode()
@@ -175,20 +175,20 @@ def test_metadata_are_kept_where_they_were_asked_for_and_stay_true(tmp_path: Pat
 
 
 @pytest.mark.parametrize("ending", [".png", ".tif"])
-def test_metadata_are_kept_in_16_bits_too(tmp_path: Path, ending: str) -> None:
-    needs_deep()
+def test_metadata_are_preserved_in_16_bit_files(tmp_path: Path, ending: str) -> None:
+    needs_16_bit()
     import tifffile
 
-    exif = told(1).tobytes()
-    photo = Photo(noise(deep=True), None, Metadata(exif, XMP, (300.0, 200.0)))
+    exif = camera_exif(1).tobytes()
+    photo = Photo(noise(sixteen_bit=True), None, Metadata(exif, XMP, (300.0, 200.0)))
     assert writing.write(photo, tmp_path / f"x{ending}") == ()
-    made = reading.read(tmp_path / f"x{ending}", metadata=True)
-    assert np.array_equal(made.pixels, photo.pixels)
-    assert made.metadata.xmp == XMP.replace(b'"6"', b'"1"')
-    assert made.metadata.dpi == pytest.approx((300, 200), abs=0.1)
-    kept = Image.Exif()
-    kept.load(made.metadata.exif)
-    assert (kept[0x010F], kept.get_ifd(0x8825)[1], kept.get_ifd(0x8769)[0xA002]) == ("maker", "N", 40)
+    read_back = reading.read(tmp_path / f"x{ending}", metadata=True)
+    assert np.array_equal(read_back.pixels, photo.pixels)
+    assert read_back.metadata.xmp == XMP.replace(b'"6"', b'"1"')
+    assert read_back.metadata.dpi == pytest.approx((300, 200), abs=0.1)
+    exif_back = Image.Exif()
+    exif_back.load(read_back.metadata.exif)
+    assert (exif_back[0x010F], exif_back.get_ifd(0x8825)[1], exif_back.get_ifd(0x8769)[0xA002]) == ("maker", "N", 40)
     if ending == ".tif":
         with tifffile.TiffFile(tmp_path / "x.tif") as opened:
             tags = opened.pages[0].tags
@@ -197,8 +197,8 @@ def test_metadata_are_kept_in_16_bits_too(tmp_path: Path, ending: str) -> None:
             assert tags["GPSTag"].value["GPSLatitudeRef"] == "N"
 
 
-def test_metadata_that_a_format_cannot_hold_are_left_out_and_that_is_said(tmp_path: Path) -> None:
-    photo = Photo(noise(), None, Metadata(told(1).tobytes(), XMP, (300.0, 300.0)))
+def test_metadata_unsupported_by_a_format_are_dropped_with_a_note(tmp_path: Path) -> None:
+    photo = Photo(noise(), None, Metadata(camera_exif(1).tobytes(), XMP, (300.0, 300.0)))
     assert writing.write(photo, tmp_path / "x.bmp") == (
         "its EXIF data do not fit a BMP: left out",
         "its XMP data do not fit a BMP: left out",
@@ -210,11 +210,11 @@ def test_metadata_that_a_format_cannot_hold_are_left_out_and_that_is_said(tmp_pa
     assert writing.write(bare, tmp_path / "x.webp") == ("its resolution does not fit a WebP: left out",)
 
 
-def test_damaged_exif_data_are_left_out_and_that_is_said(tmp_path: Path) -> None:
+def test_damaged_exif_is_dropped_with_a_note(tmp_path: Path) -> None:
     Image.fromarray(noise()).save(tmp_path / "x.png", exif=b"Exif\0\0garbage!")
-    made = reading.read(tmp_path / "x.png", metadata=True)
-    assert made.metadata.exif == b""
-    assert made.notes == ("its EXIF data are damaged: left out, and the picture is taken for upright",)
+    read_back = reading.read(tmp_path / "x.png", metadata=True)
+    assert read_back.metadata.exif == b""
+    assert read_back.notes == ("its EXIF data are damaged: left out, and the picture is taken for upright",)
 
 
 # -- formats ----------------------------------------------------------------------------------------------------------
@@ -233,19 +233,21 @@ def test_damaged_exif_data_are_left_out_and_that_is_said(tmp_path: Path) -> None
         ("x.jpg", "heic", "x.heic"),
     ],
 )  # fmt: skip
-def test_the_name_says_the_format(name: str, format_name: file_formats.Format, expected: str) -> None:
+def test_target_name_depends_on_format_and_extension(
+    name: str, format_name: file_formats.Format, expected: str
+) -> None:
     assert file_formats.target_name(Path(name), format_name) == Path(expected)
 
 
-@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize("sixteen_bit", [False, True])
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_the_same_photo_gives_the_same_bytes(tmp_path: Path, ending: str, deep: bool) -> None:
-    if deep:
-        needs_deep()
-    exif = told(1).tobytes()
-    alpha = noise(70, 90, deep=deep, channels=1)[..., 0]
-    upright = XMP.replace(b'"6"', b'"1"')  # or readers of HEIC would turn it
-    photo = Photo(noise(70, 90, deep=deep), alpha, Metadata(exif, upright, (72.0, 72.0)))
+def test_equal_photos_give_equal_bytes(tmp_path: Path, ending: str, sixteen_bit: bool) -> None:
+    if sixteen_bit:
+        needs_16_bit()
+    exif = camera_exif(1).tobytes()
+    alpha = noise(70, 90, sixteen_bit=sixteen_bit, channels=1)[..., 0]
+    upright = XMP.replace(b'"6"', b'"1"')  # otherwise HEIC readers would rotate the image
+    photo = Photo(noise(70, 90, sixteen_bit=sixteen_bit), alpha, Metadata(exif, upright, (72.0, 72.0)))
     contents = set()
     for number in range(2):
         writing.write(photo, tmp_path / f"{number}{ending}")
@@ -254,17 +256,17 @@ def test_the_same_photo_gives_the_same_bytes(tmp_path: Path, ending: str, deep: 
         "import sys; from pathlib import Path; from cyclestyle.images import reading, writing;"
         "writing.write(reading.read(Path(sys.argv[1]), metadata=True), Path(sys.argv[2]))"
     )
-    if ending in (".png", ".tif"):  # what was lost elsewhere cannot be read again
+    if ending in (".png", ".tif"):  # other formats are lossy, or discard alpha or metadata
         command = [sys.executable, "-c", script, str(tmp_path / f"0{ending}"), str(tmp_path / f"2{ending}")]
         subprocess.run(command, check=True, env={**os.environ, "TZ": "Asia/Tokyo"})
-        again = reading.read(tmp_path / f"2{ending}")
-        assert np.array_equal(again.pixels, photo.pixels)
+        copy = reading.read(tmp_path / f"2{ending}")
+        assert np.array_equal(copy.pixels, photo.pixels)
         writing.write(reading.read(tmp_path / f"0{ending}", metadata=True), tmp_path / f"3{ending}")
         assert (tmp_path / f"2{ending}").read_bytes() == (tmp_path / f"3{ending}").read_bytes()
     assert len(contents) == 1
 
 
-def test_what_a_format_cannot_hold_is_laid_over_white_or_rounded_and_that_is_said(tmp_path: Path) -> None:
+def test_discarded_alpha_and_bits_are_noted(tmp_path: Path) -> None:
     pixels, alpha = np.zeros((16, 32, 3), np.uint16), np.zeros((16, 32), np.uint16)
     pixels[:], alpha[:, :16] = (65535, 128, 129), 65535
     notes = writing.write(Photo(pixels, alpha), tmp_path / "x.bmp")
@@ -274,10 +276,10 @@ def test_what_a_format_cannot_hold_is_laid_over_white_or_rounded_and_that_is_sai
     assert (channels[:, :16] == (255, 0, 1)).all()
     assert (channels[:, 16:] == 255).all()
     opaque = Photo(pixels[..., :].astype(np.uint8), np.full((16, 32), 255, np.uint8))
-    assert writing.write(opaque, tmp_path / "x.bmp") == ()  # nothing is lost
+    assert writing.write(opaque, tmp_path / "x.bmp") == ()  # an opaque 8-bit photo loses nothing
 
 
-def test_a_jpeg_has_the_quality_that_was_asked_for_and_all_of_its_colours(tmp_path: Path) -> None:
+def test_jpeg_has_the_requested_quality_and_full_chroma(tmp_path: Path) -> None:
     for quality in (50, 95):
         writing.write(Photo(noise()), tmp_path / f"{quality}.jpg", quality=quality)
         expected = io.BytesIO()
@@ -287,8 +289,8 @@ def test_a_jpeg_has_the_quality_that_was_asked_for_and_all_of_its_colours(tmp_pa
             assert [layer[1:3] for layer in image.layer] == [(1, 1)] * 3  # type: ignore[attr-defined]
 
 
-def test_tiff_files_are_deflated_in_strips_and_other_programs_read_them(tmp_path: Path) -> None:
-    needs_deep()
+def test_tiff_has_deflated_strips_readable_by_other_programs(tmp_path: Path) -> None:
+    needs_16_bit()
     import tifffile
 
     smooth = np.add.outer(np.arange(700), np.arange(600)).astype(np.uint16)[..., None].repeat(4, 2) * 40
@@ -311,7 +313,7 @@ def test_tiff_files_are_deflated_in_strips_and_other_programs_read_them(tmp_path
 @pytest.mark.parametrize(
     ("ending", "shape"), [(".webp", (1, 16_384, 3)), (".jpg", (65_501, 1, 3)), (".avif", (1, 65_537, 3))]
 )
-def test_what_is_too_large_for_its_format_is_refused_and_nothing_is_left(
+def test_image_too_large_for_the_format_keeps_the_old_file(
     tmp_path: Path, ending: str, shape: tuple[int, int, int]
 ) -> None:
     path = tmp_path / f"x{ending}"
@@ -319,13 +321,13 @@ def test_what_is_too_large_for_its_format_is_refused_and_nothing_is_left(
     with pytest.raises(ImageError, match="choose format=png") as caught:
         writing.write(Photo(np.zeros(shape, np.uint8)), path)
     assert f"{shape[1]:,} x {shape[0]:,} pixels" in caught.value.reason
-    assert [(one.name, one.read_bytes()) for one in tmp_path.iterdir()] == [("x" + ending, b"old")]
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("x" + ending, b"old")]
     fitting = Photo(np.zeros((min(shape[0], 16), min(shape[1], 16_383), 3), np.uint8))
     assert writing.write(fitting, path) == ()
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_a_full_disk_is_told_by_its_number_and_the_old_file_stays(tmp_path: Path, ending: str) -> None:
+def test_full_disk_raises_oserror_and_keeps_the_old_file(tmp_path: Path, ending: str) -> None:
     (tmp_path / f"x{ending}").write_bytes(b"old")
 
     def fill() -> tuple[int | None, bool]:
@@ -335,75 +337,76 @@ def test_a_full_disk_is_told_by_its_number_and_the_old_file_stays(tmp_path: Path
         return caught.value.errno, isinstance(caught.value, ImageError)
 
     assert in_a_child(fill) == (errno.EFBIG, False)
-    assert [(one.name, one.read_bytes()) for one in tmp_path.iterdir()] == [("x" + ending, b"old")]
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("x" + ending, b"old")]
 
 
-def saving(monkeypatch: pytest.MonkeyPatch, change: Callable[[bytes], bytes], *, cut: int = 0) -> None:
-    """Have encoders make something else, without a word."""
-    before = Image.Image.save
+def patch_encoder(monkeypatch: pytest.MonkeyPatch, change: Callable[[bytes], bytes], *, cut: int = 0) -> None:
+    """Make encoders change their output without an error.
+
+    Args:
+        change: function from encoded bytes to written bytes.
+        cut: number of pixel columns to crop at the right edge.
+    """
+    original = Image.Image.save
 
     def save(image: Image.Image, stream: IO[bytes], format: str, **options: Any) -> None:  # noqa: A002
-        made = io.BytesIO()
-        before(image.crop((0, 0, image.width - cut, image.height)), made, format, **options)
-        stream.write(change(made.getvalue()))
+        encoded = io.BytesIO()
+        original(image.crop((0, 0, image.width - cut, image.height)), encoded, format, **options)
+        stream.write(change(encoded.getvalue()))
 
     monkeypatch.setattr(Image.Image, "save", save)
 
 
-@pytest.mark.parametrize("ending", [one for one in ENDINGS if one != ".tif"])  # which no other library encodes
-def test_a_file_that_does_not_open_as_what_was_meant_is_not_left_there(
+@pytest.mark.parametrize("ending", [ending for ending in ENDINGS if ending != ".tif"])  # TIFF is not encoded by Pillow
+def test_unreadable_output_raises_error_and_keeps_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
 ) -> None:
     path = tmp_path / f"x{ending}"
     path.write_bytes(b"old")
     with monkeypatch.context() as context:
-        saving(context, lambda content: b"no picture" * 100)
+        patch_encoder(context, lambda content: b"no picture" * 100)
         with pytest.raises(ImageError, match=r"cannot be opened again \(.*\): choose format="):
             writing.write(Photo(noise()), path)
     with monkeypatch.context() as context:
-        saving(context, lambda content: content, cut=1)
+        patch_encoder(context, lambda content: content, cut=1)
         with pytest.raises(ImageError, match="has 39 x 30 pixels, not 40 x 30"):
             writing.write(Photo(noise()), path)
-    assert [(one.name, one.read_bytes()) for one in tmp_path.iterdir()] == [("x" + ending, b"old")]
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("x" + ending, b"old")]
 
 
 def needs_heic() -> None:
     pytest.importorskip("pillow_heif", reason="HEIC needs the extra `heic`")
 
 
-def test_a_heic_whose_header_opens_and_whose_pixels_do_not_is_not_left_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_heic_with_undecodable_pixels_is_discarded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     needs_heic()
-    saving(monkeypatch, lambda content: content[:-600])
+    patch_encoder(monkeypatch, lambda content: content[:-600])
     with pytest.raises(ImageError, match=r"the HEIC cannot be opened again \(.*\): choose format=jpeg"):
         writing.write(Photo(noise()), tmp_path / "x.heic")
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.slow  # 16 MiB of HEIC take a minute or two to encode
-def test_a_heic_that_is_too_large_to_be_opened_again_is_no_success(tmp_path: Path) -> None:
+@pytest.mark.slow  # encoding 16 MiB of HEIC takes a minute or two
+def test_heic_too_large_to_reopen_raises_image_error(tmp_path: Path) -> None:
     needs_heic()
     with pytest.raises(ImageError, match=r"the HEIC cannot be opened again \(.*\): choose format=jpeg"):
         writing.write(Photo(noise(2520, 2520)), tmp_path / "x.heic")
     assert list(tmp_path.iterdir()) == []
 
 
-class Forgetful(io.BufferedWriter):
-    """A file on a disk that loses the end of what it confirms."""
+class TruncatingWriter(io.BufferedWriter):
+    """File on a disk that loses the last 100 bytes of each write."""
 
     def write(self, content: Any) -> int:
         super().write(content[:-100])
         return len(content)
 
 
-def test_a_file_that_is_shorter_than_what_was_written_is_not_left_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = Path.open
+def test_short_write_raises_image_error_and_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Path.open
 
     def opened(path: Path, mode: str = "r", *arguments: Any, **options: Any) -> IO[Any]:
-        return Forgetful(io.FileIO(path, "x")) if mode == "xb" else before(path, mode, *arguments, **options)
+        return TruncatingWriter(io.FileIO(path, "x")) if mode == "xb" else original(path, mode, *arguments, **options)
 
     monkeypatch.setattr(Path, "open", opened)
     with pytest.raises(ImageError, match=r"[0-9,]+ bytes of [0-9,]+ were written: is the disk damaged"):
@@ -412,35 +415,38 @@ def test_a_file_that_is_shorter_than_what_was_written_is_not_left_there(
 
 
 @pytest.mark.parametrize(
-    ("ending", "deep"), [("png", False), ("tif", False), ("jpg", False), ("webp", False), ("png", True), ("tif", True)]
+    ("ending", "sixteen_bit"),
+    [("png", False), ("tif", False), ("jpg", False), ("webp", False), ("png", True), ("tif", True)],
 )
-def test_pictures_with_too_many_pixels_are_refused_from_their_header(tmp_path: Path, ending: str, deep: bool) -> None:
-    if deep:
-        needs_deep()
-    writing.write(Photo(noise(200, 200, deep=deep)), tmp_path / f"x.{ending}")
+def test_too_many_pixels_are_rejected_from_the_header(tmp_path: Path, ending: str, sixteen_bit: bool) -> None:
+    if sixteen_bit:
+        needs_16_bit()
+    writing.write(Photo(noise(200, 200, sixteen_bit=sixteen_bit)), tmp_path / f"x.{ending}")
     whole = (tmp_path / f"x.{ending}").read_bytes()
     assert reading.read(tmp_path / f"x.{ending}", max_pixels=40_000).pixels.shape == (200, 200, 3)
-    if ending != "webp":  # a part of which is not even opened
-        (tmp_path / f"x.{ending}").write_bytes(whole[: len(whole) // 2])  # so that nobody can have decoded it
+    if ending != "webp":  # a partial WebP cannot be opened at all
+        (tmp_path / f"x.{ending}").write_bytes(whole[: len(whole) // 2])  # pixels cut off: undecodable
     with pytest.raises(ImageError, match="200 x 200 pixels are more than 39,999"):
         reading.read(tmp_path / f"x.{ending}", max_pixels=39_999)
 
 
-def without(modules: tuple[str, ...], script: str) -> str:
-    """What a script prints in a process of its own that cannot import some modules."""
+def output_without(modules: tuple[str, ...], script: str) -> str:
+    """Return the standard output of a script in a new process where `modules` cannot be imported."""
     start = f"import sys; sys.modules.update(dict.fromkeys({modules!r})); from pathlib import Path\n"
     root = Path(__file__).parents[2]
-    run = subprocess.run([sys.executable, "-c", start + script], capture_output=True, text=True, cwd=root, check=True)
-    return run.stdout
+    process = subprocess.run(
+        [sys.executable, "-c", start + script], capture_output=True, text=True, cwd=root, check=True
+    )
+    return process.stdout
 
 
-def test_importing_photos_leaves_torch_out_and_takes_a_fraction_of_a_second() -> None:
+def test_importing_photo_modules_is_fast_and_without_torch() -> None:
     script = "from cyclestyle.images import reading, writing\n"
     script += "print([name in sys.modules for name in ('torch', 'torchvision', 'hydra')])"
-    assert without((), script) == "[False, False, False]\n"
+    assert output_without((), script) == "[False, False, False]\n"
     start = time.perf_counter()
-    without((), "from cyclestyle.images import reading, writing")
-    assert time.perf_counter() - start < 2  # a quarter of that on a quiet machine; torch alone takes longer
+    output_without((), "from cyclestyle.images import reading, writing")
+    assert time.perf_counter() - start < 2  # about 0.5 s on an idle machine; torch alone takes longer
 
 
 READ_ALL = """
@@ -454,33 +460,33 @@ print(sorted(file_formats.ENDINGS))
 """
 
 
-def test_without_their_libraries_16_bits_are_refused_by_name_and_8_bits_work(tmp_path: Path) -> None:
-    Image.fromarray(noise(deep=True, channels=1)[..., 0]).save(tmp_path / "grey.png")
-    Image.fromarray(noise(deep=True, channels=1)[..., 0]).save(tmp_path / "grey.tif")
+def test_missing_16_bit_libraries_are_named_in_the_error(tmp_path: Path) -> None:
+    Image.fromarray(noise(sixteen_bit=True, channels=1)[..., 0]).save(tmp_path / "grey.png")
+    Image.fromarray(noise(sixteen_bit=True, channels=1)[..., 0]).save(tmp_path / "grey.tif")
     writing.write(Photo(noise(), noise(channels=1)[..., 0]), tmp_path / "x.tif")
     names = [str(tmp_path / name) for name in ("grey.png", "grey.tif", "x.tif")]
     for missing in (("tifffile",), ("imagecodecs",), ("tifffile", "imagecodecs")):
-        said = without(missing, READ_ALL.format(names=names)).splitlines()
-        why = "16 bits a channel need more libraries: pip install 'cyclestyle[deep]'"
-        assert said[:3] == [why, why, "uint8"]
+        lines = output_without(missing, READ_ALL.format(names=names)).splitlines()
+        reason = "16 bits a channel need more libraries: pip install 'cyclestyle[deep]'"
+        assert lines[:3] == [reason, reason, "uint8"]
 
 
-def test_without_its_library_heic_is_refused_by_name(tmp_path: Path) -> None:
+def test_missing_heic_library_is_named_in_the_error(tmp_path: Path) -> None:
     (tmp_path / "x.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100))
     (tmp_path / "x.jpg").write_bytes((tmp_path / "x.heic").read_bytes())
     names = [str(tmp_path / "x.heic"), str(tmp_path / "x.jpg")]
-    said = without(("pillow_heif",), READ_ALL.format(names=names)).splitlines()
-    assert said[:2] == ["HEIC needs another library: pip install 'cyclestyle[heic]'"] * 2
-    assert ".heic" not in said[2]
-    assert ".gif" in said[2]
-    target = without(
+    lines = output_without(("pillow_heif",), READ_ALL.format(names=names)).splitlines()
+    assert lines[:2] == ["HEIC needs another library: pip install 'cyclestyle[heic]'"] * 2
+    assert ".heic" not in lines[2]
+    assert ".gif" in lines[2]
+    target = output_without(
         ("pillow_heif",),
         "from cyclestyle.images import file_formats; print(file_formats.target_name(Path('x.heic'), 'keep'))",
     )
     assert target == "x.jpg\n"
 
 
-def test_a_write_without_the_libraries_for_16_bits_leaves_nothing(tmp_path: Path) -> None:
+def test_16_bit_write_without_libraries_leaves_no_file(tmp_path: Path) -> None:
     script = f"""
 import numpy as np
 from cyclestyle.images.photo import Photo
@@ -491,5 +497,5 @@ try:
 except ImageError as error:
     print(error.reason)
 """
-    assert re.search(r"cyclestyle\[deep\]", without(("imagecodecs",), script))
+    assert re.search(r"cyclestyle\[deep\]", output_without(("imagecodecs",), script))
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""Measures agree with scikit-image, which was written by others."""
+"""Pixel metrics compared with scikit-image as an independent implementation."""
 
 import math
 
@@ -15,7 +15,7 @@ from cyclestyle.metrics.colour import ColourStatistics, PixelStatistics
 LUMA = np.array([0.299, 0.587, 0.114])
 
 
-def picture(height: int, width: int, *, seed: int = 0, low: int = 0, high: int = 256) -> np.ndarray:
+def random_image(height: int, width: int, *, seed: int = 0, low: int = 0, high: int = 256) -> np.ndarray:
     return np.random.default_rng(seed).integers(low, high, (height, width, 3), dtype=np.uint8)
 
 
@@ -31,18 +31,18 @@ def rgb_statistics(arrays: list[np.ndarray]) -> ColourStatistics:
 
 
 def test_psnr_agrees_with_scikit_image() -> None:
-    x, y = picture(19, 23), picture(19, 23, seed=1)
+    x, y = random_image(19, 23), random_image(19, 23, seed=1)
     assert psnr_ssim.psnr(tensor(x), tensor(y)) == pytest.approx(peak_signal_noise_ratio(x, y), rel=1e-12)
 
 
-def test_psnr_of_equal_pictures_is_infinite() -> None:
-    assert psnr_ssim.psnr(tensor(picture(3, 4)), tensor(picture(3, 4))) == math.inf
+def test_psnr_of_identical_images_is_infinite() -> None:
+    assert psnr_ssim.psnr(tensor(random_image(3, 4)), tensor(random_image(3, 4))) == math.inf
 
 
 @pytest.mark.parametrize(("height", "width"), [(11, 11), (11, 30), (64, 48)])
 def test_ssim_agrees_with_scikit_image(height: int, width: int) -> None:
-    x = picture(height, width)
-    y = (x.astype(float) * 0.6 + picture(height, width, seed=1) * 0.3).astype(np.uint8)
+    x = random_image(height, width)
+    y = (x.astype(float) * 0.6 + random_image(height, width, seed=1) * 0.3).astype(np.uint8)
     expected = structural_similarity(
         x @ LUMA, y @ LUMA, data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
     )
@@ -51,45 +51,50 @@ def test_ssim_agrees_with_scikit_image(height: int, width: int) -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 40), (10, 10), (12, 3)])
-def test_ssim_has_a_value_for_small_pictures(height: int, width: int) -> None:
-    x, y = tensor(picture(height, width)), tensor(picture(height, width, seed=1))
+def test_ssim_is_defined_below_window_size(height: int, width: int) -> None:
+    x, y = tensor(random_image(height, width)), tensor(random_image(height, width, seed=1))
     assert psnr_ssim.ssim(x, x) == pytest.approx(1.0)
     assert -1 <= psnr_ssim.ssim(x, y) < 1
 
 
 def test_lab_agrees_with_scikit_image() -> None:
-    x = picture(40, 40)
-    x[0, :4] = [[0, 0, 0], [255, 255, 255], [1, 2, 3], [11, 10, 9]]  # both branches of both curves
+    x = random_image(40, 40)
+    x[0, :4] = [
+        [0, 0, 0],
+        [255, 255, 255],
+        [1, 2, 3],
+        [11, 10, 9],
+    ]  # linear and power branches of the sRGB and Lab curves
     assert np.abs(colour.lab(tensor(x)).permute(1, 2, 0).numpy() - rgb2lab(x)).max() < 0.01
 
 
-def test_greys_have_no_colour_in_lab() -> None:
+def test_greys_are_neutral_in_lab() -> None:
     greys = torch.arange(256, dtype=torch.uint8).expand(3, 1, 256)
     lightness, a, b = colour.lab(greys)
     assert max(a.abs().max(), b.abs().max()) < 1e-9
     assert lightness[0, [0, 255]].tolist() == pytest.approx([0, 100])
 
 
-def test_colour_statistics_pool_all_pixels_of_a_set() -> None:
-    arrays = [picture(8, 9, high=120), picture(30, 20, seed=1, low=90)]
+def test_colour_statistics_cover_all_pixels() -> None:
+    arrays = [random_image(8, 9, high=120), random_image(30, 20, seed=1, low=90)]
     pooled = np.concatenate([rgb2lab(array).reshape(-1, 3) for array in arrays])
-    mean, spread = colour.colour_statistics(map(tensor, arrays))
+    mean, deviation = colour.colour_statistics(map(tensor, arrays))
     assert np.abs(mean.numpy() - pooled.mean(0)).max() < 0.01
-    assert np.abs(spread.numpy() - pooled.std(0)).max() < 0.01
+    assert np.abs(deviation.numpy() - pooled.std(0)).max() < 0.01
 
 
-def test_colour_distance_is_euclidean_over_mean_and_spread() -> None:
+def test_colour_distance_is_euclidean() -> None:
     zero = ColourStatistics(torch.zeros(3), torch.zeros(3))
     assert colour.colour_distance(zero, ColourStatistics(torch.tensor([1.0, 2, 3]), torch.tensor([4.0, 5, 6]))) == (
         pytest.approx(math.sqrt(1 + 4 + 9 + 16 + 25 + 36))
     )
 
 
-def test_the_global_colour_map_gives_the_targets_mean_and_spread() -> None:
-    photos = [picture(30, 40, seed=n, low=60, high=200) for n in range(3)]
-    paintings = [picture(20, 50, seed=9, low=80, high=160) // np.array([1, 1, 2], np.uint8)]
-    wanted = rgb_statistics(paintings)
-    colour_map = colour.global_colour_map(rgb_statistics(photos), wanted)
+def test_global_colour_map_matches_target_statistics() -> None:
+    photos = [random_image(30, 40, seed=n, low=60, high=200) for n in range(3)]
+    paintings = [random_image(20, 50, seed=9, low=80, high=160) // np.array([1, 1, 2], np.uint8)]
+    target_statistics = rgb_statistics(paintings)
+    colour_map = colour.global_colour_map(rgb_statistics(photos), target_statistics)
 
     mapped = np.concatenate([colour_map(tensor(photo)).permute(1, 2, 0).numpy().reshape(-1, 3) for photo in photos])
     target = np.concatenate([painting.reshape(-1, 3) for painting in paintings])
@@ -98,14 +103,14 @@ def test_the_global_colour_map_gives_the_targets_mean_and_spread() -> None:
     assert np.abs(np.concatenate([photo.reshape(-1, 3) for photo in photos]).mean(0) - target.mean(0)).max() > 10
 
 
-def test_the_global_colour_map_of_a_single_colour_reaches_the_mean() -> None:
+def test_colour_map_of_single_colour_gives_target_mean() -> None:
     flat = np.full((4, 4, 3), 70, np.uint8)
-    colour_map = colour.global_colour_map(rgb_statistics([flat]), rgb_statistics([picture(9, 9)]))
-    wanted = picture(9, 9).reshape(-1, 3).mean(0).round()
-    assert colour_map(tensor(flat))[:, 0, 0].tolist() == wanted.tolist()
+    colour_map = colour.global_colour_map(rgb_statistics([flat]), rgb_statistics([random_image(9, 9)]))
+    mean = random_image(9, 9).reshape(-1, 3).mean(0).round()
+    assert colour_map(tensor(flat))[:, 0, 0].tolist() == mean.tolist()
 
 
-def test_the_global_colour_map_clips() -> None:
+def test_colour_map_clips_to_uint8() -> None:
     brighter = colour.ColourMap(torch.tensor([3.0] * 3), torch.tensor([-100.0] * 3))
     values = torch.tensor([0, 33, 50, 200], dtype=torch.uint8).expand(3, 1, 4)
     assert brighter(values)[0, 0].tolist() == [0, 0, 50, 255]

@@ -1,4 +1,4 @@
-"""The reference's names of weights, and its first training step."""
+"""Weights of the reference, the 2017 implementation: layer names, detection, outputs and losses of its first step."""
 
 import re
 from pathlib import Path
@@ -37,7 +37,7 @@ def steps():
     return np.load(GOLDEN / "reference_steps.npz")
 
 
-def test_the_first_translation_and_its_way_back_are_the_references(steps):
+def test_first_translation_matches_the_reference(steps):
     ab, ba = load(ResNetGenerator(4, 2), "G_A"), load(ResNetGenerator(4, 2), "G_B")
     with torch.no_grad():
         fake_b = ab(torch.from_numpy(steps["real_A"][0]).double())
@@ -45,23 +45,23 @@ def test_the_first_translation_and_its_way_back_are_the_references(steps):
         np.testing.assert_allclose(ba(fake_b).numpy(), steps["rec_A_step0"], rtol=0, atol=1e-6)
 
 
-def test_the_losses_of_the_first_step_are_the_references_to_1e_9(steps):
+def test_first_losses_match_the_reference_to_1e_9(steps):
     ab, ba = load(ResNetGenerator(4, 2), "G_A"), load(ResNetGenerator(4, 2), "G_B")
-    judge_a, judge_b = load(PatchDiscriminator(4), "D_B"), load(PatchDiscriminator(4), "D_A")
+    discriminator_a, discriminator_b = load(PatchDiscriminator(4), "D_B"), load(PatchDiscriminator(4), "D_A")
     a, b = (torch.from_numpy(steps[name][0]).double() for name in ("real_A", "real_B"))
     loss = LeastSquares()
 
     with torch.no_grad():
         fake_b, fake_a = ab(a), ba(b)
         losses = {
-            "G_A": loss.generator(judge_b(fake_b)),
-            "G_B": loss.generator(judge_a(fake_a)),
+            "G_A": loss.generator(discriminator_b(fake_b)),
+            "G_B": loss.generator(discriminator_a(fake_a)),
             "cycle_A": 10 * F.l1_loss(ba(fake_b), a),
             "cycle_B": 10 * F.l1_loss(ab(fake_a), b),
             "idt_A": 5 * F.l1_loss(ab(b), b),
             "idt_B": 5 * F.l1_loss(ba(a), a),
-            "D_A": 0.5 * (loss.real(judge_b(b)) + loss.fake(judge_b(fake_b))),
-            "D_B": 0.5 * (loss.real(judge_a(a)) + loss.fake(judge_a(fake_a))),
+            "D_A": 0.5 * (loss.real(discriminator_b(b)) + loss.fake(discriminator_b(fake_b))),
+            "D_B": 0.5 * (loss.real(discriminator_a(a)) + loss.fake(discriminator_a(fake_a))),
         }
 
     for name, value in losses.items():
@@ -78,7 +78,7 @@ def test_the_losses_of_the_first_step_are_the_references_to_1e_9(steps):
         (PatchDiscriminator(1), {"stem.conv": "model.0", "body.0.conv": "model.2", "head": "model.11"}),
     ],
 )
-def test_layers_have_the_numbers_of_the_reference(network, layers):
+def test_layer_names_match_the_reference(network, layers):
     names = reference_names(network)
     assert set(names) == set(network.state_dict())
     assert len(set(names.values())) == len(names)
@@ -87,7 +87,7 @@ def test_layers_have_the_numbers_of_the_reference(network, layers):
         assert names[f"{ours}.bias"] == f"{theirs}.bias"
 
 
-def test_a_file_of_another_network_is_an_error_that_names_the_difference():
+def test_error_for_another_network_lists_missing_and_unknown_names():
     weights = torch.load(GOLDEN / "weights" / "resnet6_zip.pth", weights_only=True)
     difference = "missing model.16.conv_block.1.weight and 15 more; unknown model.16.bias and 3 more"
     with pytest.raises(CheckpointError, match=re.escape(difference)):
@@ -104,12 +104,12 @@ def test_a_file_of_another_network_is_an_error_that_names_the_difference():
         (PixelDiscriminator(1), "no reference file fits PixelDiscriminator: "),
     ],
 )
-def test_a_network_that_the_reference_does_not_save_is_an_error(network, reason):
+def test_networks_without_reference_names_are_rejected(network, reason):
     with pytest.raises(CheckpointError, match=f"^{reason}"):
         reference_names(network)
 
 
-# What a file holds, by its names and shapes
+# Detection by names and shapes
 
 
 FILES = {
@@ -123,15 +123,15 @@ FILES = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_every_kind_of_reference_file_says_what_it_holds_and_computes_what_the_reference_does(name):
+def test_original_pth_files_give_the_original_outputs(name):
     output, expected = FILES[name]
-    inferred = detect_architecture(torch.load(GOLDEN / "weights" / f"{name}.pth", weights_only=True))
-    assert expected.items() <= inferred.architecture.items()
-    assert inferred.architecture["channels"] == 4
+    detected = detect_architecture(torch.load(GOLDEN / "weights" / f"{name}.pth", weights_only=True))
+    assert expected.items() <= detected.architecture.items()
+    assert detected.architecture["channels"] == 4
 
-    pictures = np.load(GOLDEN / "weights" / "io.npz")
-    y = loaded(inferred)(torch.from_numpy(pictures["x"]))
-    np.testing.assert_allclose(y.numpy(), pictures[output], rtol=0, atol=1e-5)
+    golden = np.load(GOLDEN / "weights" / "io.npz")
+    y = load_detected(detected)(torch.from_numpy(golden["x"]))
+    np.testing.assert_allclose(y.numpy(), golden[output], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -149,11 +149,11 @@ def test_every_kind_of_reference_file_says_what_it_holds_and_computes_what_the_r
     ids=str,
 )
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_width_and_depth_are_inferred_and_outputs_are_the_references(network, size, wrapped):
+def test_network_width_and_depth_are_detected(network, size, wrapped):
     state = randomized(network).state_dict()
-    inferred = detect_architecture({f"module.{name}": tensor for name, tensor in state.items()} if wrapped else state)
+    detected = detect_architecture({f"module.{name}": tensor for name, tensor in state.items()} if wrapped else state)
     x = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    for layer in network.modules():  # old files keep sums that were never used: their networks saw each picture alone
+    for layer in network.modules():  # the reference never used the running statistics in old files
         if isinstance(layer, torch.nn.InstanceNorm2d):
             layer.track_running_stats = False
             layer.running_mean = layer.running_var = None
@@ -161,7 +161,7 @@ def test_width_and_depth_are_inferred_and_outputs_are_the_references(network, si
     with torch.no_grad():
         expected = network(x)
     assert expected.std() > 0.05
-    torch.testing.assert_close(loaded(inferred)(x), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(load_detected(detected)(x), expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -176,30 +176,30 @@ def test_width_and_depth_are_inferred_and_outputs_are_the_references(network, si
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_generators_here_are_not_is_refused_by_name(network, reason):
-    with pytest.raises(CheckpointError) as refused:
+def test_unsupported_generators_are_rejected(network, reason):
+    with pytest.raises(CheckpointError) as caught:
         detect_architecture(network.state_dict())
-    assert str(refused.value).startswith(reason)
-    assert "\n" not in str(refused.value)
+    assert str(caught.value).startswith(reason)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("without", "reason"),
     [
-        ("model.26.", "it looks like a ResNetGenerator of which layers are missing"),
-        ("model.13.", "it looks like a ResNetGenerator of which layers are missing"),
+        ("model.26.", "it looks like a ResNetGenerator with missing layers"),
+        ("model.13.", "it looks like a ResNetGenerator with missing layers"),
         ("model.22.", "missing model.22.weight and 1 more; unknown nothing"),
         ("model.18.conv_block.5", "missing model.18.conv_block.5.weight and 1 more"),
         ("model.", "it is not a generator of the reference"),
     ],
 )
-def test_a_file_that_lacks_layers_is_an_error_that_says_so(without, reason):
+def test_weights_with_missing_layers_are_rejected(without, reason):
     state = {name: value for name, value in ReferenceResNet().state_dict().items() if not name.startswith(without)}
     with pytest.raises(CheckpointError, match=re.escape(reason)):
         detect_architecture(state)
 
 
-def test_a_discriminator_is_told_from_a_generator():
+def test_discriminator_weights_are_rejected():
     names = reference_names(PatchDiscriminator(2))
     state = {names[name]: tensor for name, tensor in PatchDiscriminator(2).state_dict().items()}
     with pytest.raises(CheckpointError, match=r"^it is a discriminator: "):
@@ -226,9 +226,7 @@ def test_a_discriminator_is_told_from_a_generator():
     ],
     ids=["resnet9", "resnet6 with dropout", "unet_256", "unet_128"],
 )
-def test_our_weights_load_strictly_into_the_references_networks_which_then_compute_the_same(
-    ours, theirs, options, size
-):
+def test_reference_networks_load_converted_weights(ours, theirs, options, size):
     randomized(ours, seed=2)
     theirs.load_state_dict(to_reference(ours), strict=True)
     assert reference_options(ours) == options
@@ -245,12 +243,12 @@ def test_our_weights_load_strictly_into_the_references_networks_which_then_compu
         (ResNetGenerator(2, 9, upsample="resize"), "no resnet with upsample=resize"),
     ],
 )
-def test_what_the_references_command_line_cannot_name_is_refused(network, reason):
+def test_networks_without_reference_options_are_rejected(network, reason):
     with pytest.raises(CheckpointError, match=reason):
         reference_options(network)
 
 
-def loaded(inferred):
-    network = build(inferred.architecture)
-    network.load_state_dict(inferred.weights, strict=True)
+def load_detected(detected):
+    network = build(detected.architecture)
+    network.load_state_dict(detected.weights, strict=True)
     return network.eval().requires_grad_(False)

@@ -1,4 +1,4 @@
-"""The discriminators: size, scores, and what a score sees."""
+"""Discriminators: parameter counts, scores and receptive fields."""
 
 import itertools
 import math
@@ -12,20 +12,20 @@ from cyclestyle.networks import PatchDiscriminator, PixelDiscriminator, TextureD
 from cyclestyle.networks.texture import texture
 
 
-def test_default_patch_has_the_parameters_of_the_paper():
+def test_default_patchgan_parameter_count():
     assert sum(parameter.numel() for parameter in PatchDiscriminator().parameters()) == 2_764_737
 
 
-def test_default_patch_gives_30_by_30_scores_at_256_px():
+def test_default_patchgan_gives_30x30_scores_at_256_px():
     with torch.device("meta"):
         assert PatchDiscriminator()(torch.empty(2, 3, 256, 256)).shape == (2, 1, 30, 30)
 
 
-def test_pixel_gives_a_score_a_pixel():
+def test_pixelgan_gives_one_score_per_pixel():
     assert PixelDiscriminator(2, in_channels=4)(torch.rand(2, 4, 5, 7)).shape == (2, 1, 5, 7)
 
 
-def test_texture_gives_the_scores_of_a_patch_and_as_many_of_texture():
+def test_texture_discriminator_adds_a_score_channel():
     network = TextureDiscriminator(4, 2, 3)
     x = torch.rand(2, 3, 40, 52) * 2 - 1
     scores = network(x)
@@ -33,11 +33,11 @@ def test_texture_gives_the_scores_of_a_patch_and_as_many_of_texture():
     assert torch.equal(scores[:, :1], network.patch(x))
 
 
-def test_texture_is_the_difference_of_two_blurs_of_the_light():
+def test_texture_equals_difference_of_gaussians():
     x = torch.rand(2, 3, 20, 17, dtype=torch.float64) * 2 - 1
     light = x.mean(dim=1)
-    found = texture(x)
-    assert found.shape == (2, 1, 20, 17)
+    output = texture(x)
+    assert output.shape == (2, 1, 20, 17)
     for row, column in ((0, 0), (0, 9), (7, 16), (19, 16), (10, 8)):
         means = []
         for deviation, radius in ((0.7, 2), (4.0, 12)):
@@ -47,40 +47,40 @@ def test_texture_is_the_difference_of_two_blurs_of_the_light():
                 total += weight * light[:, min(max(row + dy, 0), 19), min(max(column + dx, 0), 16)]
                 weights += weight
             means.append(total / weights)
-        torch.testing.assert_close(found[:, 0, row, column], 12 * (means[0] - means[1]), rtol=0, atol=1e-12)
+        torch.testing.assert_close(output[:, 0, row, column], 12 * (means[0] - means[1]), rtol=0, atol=1e-12)
 
 
-def test_texture_is_the_same_of_pictures_in_float32_and_of_translations_in_bf16():
+def test_texture_in_bf16_equals_texture_in_float32():
     gray = torch.rand(1, 1, 40, 40).bfloat16().expand(1, 3, 40, 40)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(texture(gray).float(), texture(gray.float()).float())
 
 
-def test_scores_of_texture_know_its_strength_and_neither_colour_nor_what_is_large():
+def test_texture_scores_ignore_colour_and_large_shapes():
     network = TextureDiscriminator(2, 2, 8).double()
     x = 0.2 * (torch.rand(1, 3, 96, 96, dtype=torch.float64) * 2 - 1)
     colour = torch.tensor([0.3, -0.2, -0.1], dtype=torch.float64)[:, None, None] * torch.rand(96, 96)
     slope = torch.linspace(-0.3, 0.3, 96, dtype=torch.float64)[:, None].expand(96, 96)
-    inner = slice(6, -6)  # at the edges, which are repeated, a slope is none
+    inner = slice(6, -6)  # without margins, where repeated edges flatten the slope
 
-    def scores(picture):
-        return network(picture)[:, 1:, inner, inner]
+    def scores(image):
+        return network(image)[:, 1:, inner, inner]
 
     torch.testing.assert_close(scores(x + colour), scores(x), rtol=0, atol=1e-9)
     torch.testing.assert_close(scores(x + slope), scores(x), rtol=0, atol=1e-9)
     assert (scores(2 * x) - scores(x)).abs().mean() > 0.3 * (scores(x) - scores(0 * x)).abs().mean()
 
 
-def test_with_norm_a_patch_does_not_know_how_strong_a_texture_is():
+def test_patchgan_with_norm_ignores_texture_strength():
     network = PatchDiscriminator(8, 2, in_channels=1).double()
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.zeros_(module.bias)
-    x = 100 * (torch.rand(1, 1, 64, 64, dtype=torch.float64) * 2 - 1)  # beside which the norm's 1e-5 is nothing
+    x = 100 * (torch.rand(1, 1, 64, 64, dtype=torch.float64) * 2 - 1)  # makes the norm's epsilon of 1e-5 negligible
     torch.testing.assert_close(network(2 * x), network(x), rtol=0, atol=1e-6)
 
 
-def test_widths_double_up_to_eight_times():
+def test_patchgan_widths_double_up_to_eightfold():
     with torch.device("meta"):
         convs = [m for m in PatchDiscriminator(2, 5).modules() if isinstance(m, nn.Conv2d)]
     assert [conv.out_channels for conv in convs] == [2, 4, 8, 16, 16, 16, 1]
@@ -104,7 +104,7 @@ def without_norms(network):
         (PixelDiscriminator(2), 1),
     ],
 )
-def test_receptive_field_is_where_the_gradient_of_one_score_reaches(network, side):
+def test_receptive_field_matches_gradient_support(network, side):
     x = torch.rand(1, 3, 128, 128, dtype=torch.float64, requires_grad=True)
     scores = without_norms(network).double()(x)
     (gradient,) = torch.autograd.grad(scores[0, 0, scores.shape[2] // 2, scores.shape[3] // 2], x)
@@ -115,7 +115,7 @@ def test_receptive_field_is_where_the_gradient_of_one_score_reaches(network, sid
 
 
 @pytest.mark.parametrize(("layers", "side"), [(1, 40), (2, 58)])
-def test_texture_s_receptive_field_is_wider_by_the_coarse_blur(layers, side):
+def test_texture_receptive_field_includes_blur(layers, side):
     network = TextureDiscriminator(2, layers, 2)
     x = torch.rand(1, 3, 128, 128, dtype=torch.float64, requires_grad=True)
     scores = without_norms(network).double()(x)
@@ -135,14 +135,14 @@ def test_texture_s_receptive_field_is_wider_by_the_coarse_blur(layers, side):
     ],
     ids=lambda network: "-".join(map(str, network.architecture.values())),
 )
-def test_minimum_size_is_the_smallest_that_works(network):
+def test_minimum_size_is_smallest_working_size(network):
     size = network.minimum_size
     assert network(torch.rand(1, 3, size, size)).isfinite().all()
     with pytest.raises((ValueError, RuntimeError)):
         network(torch.rand(1, 3, size - 1, size - 1))
 
 
-def test_the_default_needs_24_px():
+def test_default_minimum_size_is_24_px():
     with torch.device("meta"):
         assert PatchDiscriminator().minimum_size == 24
 
@@ -162,6 +162,6 @@ def test_the_default_needs_24_px():
         (PixelDiscriminator, {"in_channels": 0}),
     ],
 )
-def test_a_wrong_argument_is_an_error_that_names_it(network, wrong):
+def test_bad_argument_is_named_in_error(network, wrong):
     with pytest.raises(CommandError, match=rf"^discriminator\.{next(iter(wrong))} is .*: expected .*$"):
         network(**wrong)

@@ -1,4 +1,4 @@
-"""The weights that training starts from."""
+"""Initial weights: distribution, seeds and order."""
 
 import torch
 from torch import nn
@@ -11,40 +11,41 @@ def seeded(network, seed):
     return network.state_dict()
 
 
-def test_weights_have_mean_0_and_deviation_0_02_and_biases_are_0():
+def test_weights_are_normal_and_biases_zero():
     network = ResNetGenerator(32, 2)
     seeded(network, 0)
     for name, parameter in network.named_parameters():
         if name.endswith("bias"):
             assert not parameter.any()
         else:
-            error = 0.02 / parameter.numel() ** 0.5  # of the mean; that of the deviation is smaller by sqrt 2
+            # Standard error of the mean; the standard error of the deviation is smaller by sqrt(2).
+            error = 0.02 / parameter.numel() ** 0.5
             assert abs(parameter.mean()) < 5 * error
             assert abs(parameter.std() - 0.02) < 5 * error
 
 
-def test_the_generator_alone_decides():
+def test_weights_depend_on_generator_alone():
     torch.manual_seed(1)
-    one = seeded(PatchDiscriminator(4), 7)
+    first = seeded(PatchDiscriminator(4), 7)
     torch.manual_seed(2)
-    two, other = seeded(PatchDiscriminator(4), 7), seeded(PatchDiscriminator(4), 8)
+    again, other = seeded(PatchDiscriminator(4), 7), seeded(PatchDiscriminator(4), 8)
 
-    assert all(torch.equal(one[key], two[key]) for key in one)
-    assert not any(torch.equal(one[key], other[key]) for key in one if key.endswith("weight"))
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert not any(torch.equal(first[key], other[key]) for key in first if key.endswith("weight"))
 
 
-def test_the_global_generator_is_left_alone_when_another_is_given():
+def test_global_generator_is_unused_with_explicit_generator():
     state = torch.get_rng_state()
     initialize(nn.Conv2d(1, 1, 1, device="meta"), generator=torch.Generator())
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_a_module_in_float64_gets_the_numbers_of_one_in_float32():
+def test_float64_weights_equal_float32_weights():
     single, double = seeded(UNetGenerator(2, 3), 3), seeded(UNetGenerator(2, 3).double(), 3)
     assert all(torch.equal(single[key].double(), double[key]) for key in single)
 
 
-def test_convolutions_are_drawn_in_the_order_of_registration():
+def test_weights_are_drawn_in_registration_order():
     network = ResNetGenerator(2, 1)
     weights = seeded(network, 5)
     generator = torch.Generator().manual_seed(5)

@@ -10,10 +10,10 @@ LAYOUTS = {"default": torch.contiguous_format, "channels last": torch.channels_l
 
 @pytest.mark.parametrize("gradient", LAYOUTS.values(), ids=LAYOUTS)
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
-@pytest.mark.parametrize("pictures", [1, 2, 3])
-def test_values_and_gradients_are_those_of_the_formula_in_every_layout(pictures, layout, gradient):
+@pytest.mark.parametrize("num_images", [1, 2, 3])
+def test_values_and_gradients_match_formula_in_every_layout(num_images, layout, gradient):
     random = torch.Generator().manual_seed(0)
-    values, weights = (torch.randn(pictures, 5, 7, 9, generator=random, dtype=torch.float64) for _ in "xg")
+    values, weights = (torch.randn(num_images, 5, 7, 9, generator=random, dtype=torch.float64) for _ in "xg")
     x = values.clone(memory_format=layout).requires_grad_()
     exact = values.clone().requires_grad_()
 
@@ -28,7 +28,7 @@ def test_values_and_gradients_are_those_of_the_formula_in_every_layout(pictures,
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
-@pytest.mark.parametrize("pictures", [1, 2])
-def test_the_layout_is_kept(pictures, layout):
-    x = torch.randn(pictures, 5, 7, 9).contiguous(memory_format=layout)
+@pytest.mark.parametrize("num_images", [1, 2])
+def test_memory_layout_is_preserved(num_images, layout):
+    x = torch.randn(num_images, 5, 7, 9).contiguous(memory_format=layout)
     assert InstanceNorm(5)(x).is_contiguous(memory_format=layout)

@@ -11,33 +11,33 @@ from cyclestyle.networks.padding import ReflectionPad, pad_to_multiple, reflect_
 
 
 @pytest.mark.parametrize("padding", [(1, 1, 1, 1), (3, 3, 3, 3), (0, 4, 2, 1), (4, 0, 0, 6), (0, 0, 0, 0)])
-def test_reflection_by_index_equals_pytorch_in_values_and_gradients(padding):
+def test_reflect_by_index_matches_pytorch(padding):
     x = torch.randn(2, 3, 7, 5, dtype=torch.float64, requires_grad=True)
     weights = torch.randn(2, 3, 7 + sum(padding[2:]), 5 + sum(padding[:2]), dtype=torch.float64)
 
-    ours, theirs = reflect_by_index(x, padding), F.pad(x, padding, mode="reflect")
-    (our_gradient,) = torch.autograd.grad((ours * weights).sum(), x)
-    (their_gradient,) = torch.autograd.grad((theirs * weights).sum(), x)
+    output, expected = reflect_by_index(x, padding), F.pad(x, padding, mode="reflect")
+    (gradient,) = torch.autograd.grad((output * weights).sum(), x)
+    (expected_gradient,) = torch.autograd.grad((expected * weights).sum(), x)
 
-    assert torch.equal(ours, theirs)
-    torch.testing.assert_close(our_gradient, their_gradient, rtol=0, atol=1e-14)
+    assert torch.equal(output, expected)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize(("size", "margin"), [((7, 5), 2), ((7, 5), 12), ((1, 1), 3), ((4, 9), 0)])
-def test_repeated_edges_equal_pytorch_in_values_and_gradients(size, margin):
+def test_repeat_edges_matches_pytorch(size, margin):
     x = torch.randn(2, 1, *size, dtype=torch.float64, requires_grad=True)
     weights = torch.randn(2, 1, *(side + 2 * margin for side in size), dtype=torch.float64)
 
-    ours, theirs = repeat_edges(x, margin), F.pad(x, 4 * [margin], mode="replicate")
-    (our_gradient,) = torch.autograd.grad((ours * weights).sum(), x)
-    (their_gradient,) = torch.autograd.grad((theirs * weights).sum(), x)
+    output, expected = repeat_edges(x, margin), F.pad(x, 4 * [margin], mode="replicate")
+    (gradient,) = torch.autograd.grad((output * weights).sum(), x)
+    (expected_gradient,) = torch.autograd.grad((expected * weights).sum(), x)
 
-    assert torch.equal(ours, theirs)
-    torch.testing.assert_close(our_gradient, their_gradient, rtol=0, atol=1e-12)
+    assert torch.equal(output, expected)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=0, atol=1e-12)
 
 
 class PretendCuda(torch.Tensor):
-    """A CPU tensor that says it is on a GPU, to reach the branch for CUDA without one."""
+    """A CPU tensor with `is_cuda` set, to test the CUDA branch without a GPU."""
 
     is_cuda = True
 
@@ -51,7 +51,7 @@ class PretendCuda(torch.Tensor):
         (PretendCuda, True, "IndexSelect"),
     ],
 )
-def test_reflection_avoids_pytorchs_kernel_only_on_deterministic_cuda(kind, is_deterministic, kernel):
+def test_reflection_uses_index_only_on_deterministic_cuda(kind, is_deterministic, kernel):
     x = torch.randn(1, 1, 4, 4, requires_grad=True).as_subclass(kind)
     torch.use_deterministic_algorithms(is_deterministic)
     try:
@@ -59,21 +59,21 @@ def test_reflection_avoids_pytorchs_kernel_only_on_deterministic_cuda(kind, is_d
     finally:
         torch.use_deterministic_algorithms(False)
 
-    functions = [y.grad_fn, y.grad_fn.next_functions[0][0]]  # a subclass puts an alias before its function
+    functions = [y.grad_fn, y.grad_fn.next_functions[0][0]]  # a tensor subclass adds an alias node before the function
     assert any(kernel in function.name() for function in functions)
     assert torch.equal(y.detach(), F.pad(x.detach(), (1, 1, 1, 1), mode="reflect"))
 
 
-def test_reflection_under_autocast_keeps_the_precision_of_its_input_and_no_copy_for_the_backward_pass():
+def test_reflection_under_autocast_stores_no_float32_copy():
     x = torch.randn(1, 2, 5, 6).bfloat16().requires_grad_()
-    kept = []
+    saved = []
 
-    with torch.autocast("cpu", torch.bfloat16), torch.autograd.graph.saved_tensors_hooks(kept.append, lambda t: t):
+    with torch.autocast("cpu", torch.bfloat16), torch.autograd.graph.saved_tensors_hooks(saved.append, lambda t: t):
         y = ReflectionPad(1)(x)
 
     assert y.dtype == torch.bfloat16
     assert torch.equal(y, F.pad(x, (1, 1, 1, 1), mode="reflect"))
-    assert [tensor.data_ptr() for tensor in kept] == [x.data_ptr()]
+    assert [tensor.data_ptr() for tensor in saved] == [x.data_ptr()]
 
 
 @pytest.mark.gpu
@@ -89,7 +89,7 @@ def test_reflection_under_autocast_keeps_the_precision_of_its_input_and_no_copy_
     ids=["transposed", "resize", "detail", "texture"],
 )
 @pytest.mark.parametrize("size", [32, 21])
-def test_networks_train_bit_exactly_on_deterministic_cuda(make, size, monkeypatch):
+def test_gradients_are_bit_exact_on_deterministic_cuda(make, size, monkeypatch):
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     network = make().cuda()
     x = torch.rand(2, 3, size, size, device="cuda", requires_grad=True)
@@ -99,13 +99,13 @@ def test_networks_train_bit_exactly_on_deterministic_cuda(make, size, monkeypatc
 
     torch.use_deterministic_algorithms(True)
     try:
-        assert all(torch.equal(one, two) for one, two in zip(gradients(), gradients(), strict=True))
+        assert all(torch.equal(first, second) for first, second in zip(gradients(), gradients(), strict=True))
     finally:
         torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.parametrize(("multiple", "minimum"), [(4, 8), (8, 8), (32, 32)])
-def test_padding_is_minimal_and_centred_and_the_crop_undoes_it(multiple, minimum):
+def test_padding_is_minimal_centred_and_reversible(multiple, minimum):
     for size in range(1, 41):
         x = torch.rand(1, 2, size, 41 - size)
         padded, crop = pad_to_multiple(x, multiple, minimum=minimum)
@@ -118,7 +118,7 @@ def test_padding_is_minimal_and_centred_and_the_crop_undoes_it(multiple, minimum
         assert crop[1].start == (padded.shape[2] - size) // 2
 
 
-def test_padding_reflects_and_repeats_the_edge_only_where_a_side_is_too_short():
+def test_padding_repeats_edge_only_on_short_sides():
     for size in range(1, 41):
         x = torch.rand(1, 1, size, 16)
         padded, (_, rows, _) = pad_to_multiple(x, 16, minimum=16)
@@ -129,6 +129,6 @@ def test_padding_reflects_and_repeats_the_edge_only_where_a_side_is_too_short():
         np.testing.assert_array_equal(padded[0, 0].numpy(), expected)
 
 
-def test_a_size_that_fits_is_not_even_copied():
+def test_image_without_padding_is_not_copied():
     x = torch.rand(1, 3, 8, 12)
-    assert pad_to_multiple(x, 4, minimum=8).picture is x
+    assert pad_to_multiple(x, 4, minimum=8).image is x

@@ -1,4 +1,4 @@
-"""Networks from the descriptions that model files carry."""
+"""Networks built from the architectures in model files."""
 
 import contextlib
 import json
@@ -31,22 +31,22 @@ EXAMPLES = [
 
 
 @pytest.mark.parametrize("network", EXAMPLES, ids=lambda network: type(network).__name__)
-def test_a_network_comes_back_from_its_description(network):
-    again = build(json.loads(json.dumps(network.architecture)))
+def test_build_reproduces_network_from_architecture(network):
+    rebuilt = build(json.loads(json.dumps(network.architecture)))
 
-    assert type(again) is type(network)
-    assert again.architecture == network.architecture
-    assert str(again) == str(network)
-    again.load_state_dict(network.state_dict())
+    assert type(rebuilt) is type(network)
+    assert rebuilt.architecture == network.architecture
+    assert str(rebuilt) == str(network)
+    rebuilt.load_state_dict(network.state_dict())
 
 
-def test_a_class_names_itself_as_the_table_does():
+def test_architecture_names_match_registry():
     for name, network in (GENERATORS | DISCRIMINATORS).items():
         with torch.device("meta"):
             assert network().architecture["name"] == name
 
 
-def test_arguments_left_out_take_their_defaults():
+def test_missing_arguments_take_defaults():
     with torch.device("meta"):
         assert build({"name": "patch"}).architecture == PatchDiscriminator().architecture
 
@@ -79,8 +79,8 @@ def test_arguments_left_out_take_their_defaults():
     ],
     ids=range(22),
 )
-def test_a_bad_description_is_one_line_that_names_what_is_wrong(architecture, word):
-    with torch.device("meta"), pytest.raises(CheckpointError) as caught:  # should it fail to raise, let it not allocate
+def test_bad_architecture_gives_one_line_error(architecture, word):
+    with torch.device("meta"), pytest.raises(CheckpointError) as caught:  # meta: no allocation even if the check fails
         build(architecture)
 
     message = str(caught.value)
@@ -93,7 +93,7 @@ def test_a_bad_description_is_one_line_that_names_what_is_wrong(architecture, wo
 numbers = st.integers(-3, 5) | st.integers(min_value=1025) | st.integers(max_value=-1) | st.floats()
 
 
-def test_a_file_older_than_an_argument_means_its_default():
+def test_with_defaults_adds_missing_arguments():
     assert with_defaults({"name": "patch", "channels": 4}) == {
         "name": "patch", "channels": 4, "layers": 3, "norm": True, "in_channels": 3,
     }  # fmt: skip
@@ -128,7 +128,7 @@ one_thing_changed = st.builds(
 
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(nearly_right | one_thing_changed | st.dictionaries(st.text(), json_values))
-def test_any_mapping_gives_a_network_or_a_checkpoint_error(architecture):
+def test_any_mapping_builds_or_raises_checkpoint_error(architecture):
     with contextlib.suppress(CheckpointError), torch.device("meta"):
         network = build(architecture)
         assert isinstance(network, nn.Module)

@@ -1,4 +1,4 @@
-"""The ResNet generator against its paper, the reference's outputs, and a second implementation."""
+"""ResNet generator compared with the paper, outputs of the 2017 implementation, and a plain sequence."""
 
 import itertools
 from pathlib import Path
@@ -16,27 +16,27 @@ from cyclestyle.networks.padding import pad_to_multiple
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 
-def test_default_has_the_parameters_of_the_paper():
+def test_default_parameter_count():
     assert sum(parameter.numel() for parameter in ResNetGenerator().parameters()) == 11_378_179
 
 
-def test_default_keeps_256_px():
+def test_default_preserves_256_px():
     with torch.device("meta"):
         assert ResNetGenerator()(torch.empty(2, 3, 256, 256)).shape == (2, 3, 256, 256)
 
 
-def test_channels_of_pictures_are_free():
+def test_image_channels_are_configurable():
     assert ResNetGenerator(2, 1, in_channels=1, out_channels=5)(torch.zeros(1, 1, 8, 8)).shape == (1, 5, 8, 8)
 
 
 @pytest.mark.parametrize("upsample", ["transposed", "resize"])
-def test_every_size_comes_back(upsample):
+def test_every_image_size_is_preserved(upsample):
     network = ResNetGenerator(1, 1, upsample=upsample)
     sizes = range(1, 41)
-    some = {1, 2, 7, 40}  # both axes take every size, but they are padded independently: not all pairs
+    selected = {1, 2, 7, 40}  # axes are padded independently: every size on both axes, but not all pairs
     with torch.no_grad():
         for height, width in itertools.product(sizes, sizes):
-            if some.isdisjoint((height, width)) and height != width:
+            if selected.isdisjoint((height, width)) and height != width:
                 continue
             y = network(torch.rand(1, 3, height, width))
             assert y.shape == (1, 3, height, width)
@@ -44,7 +44,7 @@ def test_every_size_comes_back(upsample):
             assert y.abs().max() <= 1
 
 
-def test_an_odd_size_is_the_middle_of_a_padded_one():
+def test_output_for_odd_size_equals_crop_of_padded_output():
     network = ResNetGenerator(2, 1)
     x = torch.rand(1, 3, 13, 6)
     padded, crop = pad_to_multiple(x, 4, minimum=8)
@@ -52,7 +52,7 @@ def test_an_odd_size_is_the_middle_of_a_padded_one():
 
 
 @pytest.mark.parametrize("upsample", ["transposed", "resize"])
-def test_stages_in_order_are_the_whole_network(upsample):
+def test_output_equals_output_of_stages_in_order(upsample):
     network = ResNetGenerator(2, 2, upsample=upsample)
     x = torch.rand(1, 3, 12, 8)
     y = x
@@ -71,14 +71,14 @@ def test_stages_in_order_are_the_whole_network(upsample):
         ("resnet9_dropout_zip.pth", "resnet9_dropout_eval", ResNetGenerator(4, 9, dropout=0.5).eval()),
     ],
 )
-def test_weights_of_the_reference_give_its_outputs(file, output, network):
+def test_original_weights_give_original_outputs(file, output, network):
     weights = torch.load(GOLDEN / "weights" / file, weights_only=True)
     network.load_state_dict(from_reference(weights, network))
-    pictures = np.load(GOLDEN / "weights" / "io.npz")
+    arrays = np.load(GOLDEN / "weights" / "io.npz")
 
     with torch.no_grad():
-        y = network(torch.from_numpy(pictures["x"]))
-    np.testing.assert_allclose(y.numpy(), pictures[output], rtol=0, atol=1e-5)
+        y = network(torch.from_numpy(arrays["x"]))
+    np.testing.assert_allclose(y.numpy(), arrays[output], rtol=0, atol=1e-5)
 
 
 class Residual(nn.Module):
@@ -94,7 +94,7 @@ class Residual(nn.Module):
 
 
 def plain_resnet(channels, blocks):
-    """The recipe as one flat sequence, written from its description alone."""
+    """Build the network as one flat sequence, independently of `ResNetGenerator`, for comparison."""
     c = channels
     layers = nn.Sequential(
         *(nn.ReflectionPad2d(3), nn.Conv2d(3, c, 7), nn.InstanceNorm2d(c), nn.ReLU()),
@@ -109,35 +109,35 @@ def plain_resnet(channels, blocks):
 
 
 @pytest.mark.parametrize("blocks", [0, 1, 9])
-def test_outputs_and_gradients_equal_a_plain_sequence(blocks):
+def test_outputs_and_gradients_equal_plain_sequence(blocks):
     network, plain = ResNetGenerator(3, blocks).double(), plain_resnet(3, blocks).double()
     names = reference_names(network)
     plain.load_state_dict({names[key]: tensor for key, tensor in network.state_dict().items()})
     x = torch.rand(2, 3, 16, 20, dtype=torch.float64) * 2 - 1
 
-    ours, theirs = network(x), plain["model"](x)
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+    output, expected = network(x), plain["model"](x)
+    torch.testing.assert_close(output, expected, rtol=0, atol=1e-12)
 
-    ours.square().sum().backward()
-    theirs.square().sum().backward()
-    for ours, theirs in names.items():
+    output.square().sum().backward()
+    expected.square().sum().backward()
+    for name, plain_name in names.items():
         torch.testing.assert_close(
-            network.get_parameter(ours).grad, plain.get_parameter(theirs).grad, rtol=1e-9, atol=1e-9
+            network.get_parameter(name).grad, plain.get_parameter(plain_name).grad, rtol=1e-9, atol=1e-9
         )
 
 
-def test_resized_upsampling_leaves_a_flat_map_flat_and_a_transposed_convolution_does_not():
+def test_only_resize_upsampling_keeps_constant_map_constant():
     flat = torch.ones(1, 8, 6, 6)
-    spread = {}
+    deviation = {}
     for upsample in ("transposed", "resize"):
         double = ResNetGenerator(2, 0, upsample=upsample).up[0]
         y = double[: list(dict(double.named_children())).index("conv") + 1](flat)
-        spread[upsample] = y.std(dim=(2, 3)).max().item()
+        deviation[upsample] = y.std(dim=(2, 3)).max().item()
 
-    assert spread["resize"] < 1e-6 < 1e-3 < spread["transposed"]
+    assert deviation["resize"] < 1e-6 < 1e-3 < deviation["transposed"]
 
 
-def test_dropout_acts_in_training_only():
+def test_dropout_is_active_in_training_only():
     network = ResNetGenerator(4, 2, dropout=0.5)
     x = torch.rand(1, 3, 16, 16)
     assert not torch.equal(network(x), network(x))
@@ -145,7 +145,7 @@ def test_dropout_acts_in_training_only():
     assert torch.equal(network(x), network(x))
 
 
-def test_without_dropout_no_random_number_is_drawn():
+def test_no_random_numbers_without_dropout():
     network = ResNetGenerator(2, 2)
     state = torch.get_rng_state()
     network(torch.zeros(1, 3, 8, 8))
@@ -172,6 +172,6 @@ def test_without_dropout_no_random_number_is_drawn():
         {"out_channels": 0},
     ],
 )
-def test_a_wrong_argument_is_an_error_that_names_it(wrong):
+def test_bad_argument_is_named_in_error(wrong):
     with pytest.raises(CommandError, match=rf"^generator\.{next(iter(wrong))} is .*: expected .*$"):
         ResNetGenerator(**wrong)

@@ -1,4 +1,4 @@
-"""The U-Net generator against its published size and a second implementation."""
+"""U-Net generator compared with its published size and a nested implementation."""
 
 import itertools
 
@@ -10,34 +10,34 @@ from cyclestyle.errors import CommandError
 from cyclestyle.networks import UNetGenerator, initialize
 
 
-def test_default_has_the_parameters_of_pix2pix_but_for_the_norm():
+def test_default_parameter_count_matches_pix2pix():
     with torch.device("meta"):
         size = sum(parameter.numel() for parameter in UNetGenerator().parameters())
 
-    # pix2pix counts 54,413,955: its batch norms have 2 x 4,928 weights, ours none, but 5,504 biases stand before them
-    # and in the two convolutions that it leaves without
+    # pix2pix has 54,413,955 parameters. The 2 x 4,928 weights of its batch norms are absent here. Convolutions
+    # before the norms, and two more, have 5,504 biases here and no bias in pix2pix.
     assert size == 54_413_955 - 2 * 4_928 + 5_504
 
 
-def test_default_keeps_256_px():
+def test_default_preserves_256_px():
     with torch.device("meta"):
         assert UNetGenerator()(torch.empty(1, 3, 256, 256)).shape == (1, 3, 256, 256)
 
 
-def test_channels_of_pictures_are_free():
+def test_image_channels_are_configurable():
     assert UNetGenerator(2, 2, in_channels=1, out_channels=5)(torch.zeros(1, 1, 8, 8)).shape == (1, 5, 8, 8)
 
 
 @pytest.mark.parametrize(
     ("levels", "upsample", "detail"), [(3, "transposed", 0), (5, "transposed", 0), (3, "resize", 0), (3, "resize", 2)]
 )
-def test_every_size_comes_back(levels, upsample, detail):
+def test_every_image_size_is_preserved(levels, upsample, detail):
     network = UNetGenerator(1, levels, upsample=upsample, detail=detail)
     sizes = range(1, 41)
-    some = {1, 2, 7, 40}  # both axes take every size, but they are padded independently: not all pairs
+    selected = {1, 2, 7, 40}  # axes are padded independently: every size on both axes, but not all pairs
     with torch.no_grad():
         for height, width in itertools.product(sizes, sizes):
-            if some.isdisjoint((height, width)) and height != width:
+            if selected.isdisjoint((height, width)) and height != width:
                 continue
             y = network(torch.rand(1, 3, height, width))
             assert y.shape == (1, 3, height, width)
@@ -46,7 +46,7 @@ def test_every_size_comes_back(levels, upsample, detail):
 
 
 def nested_unet(x, weights, levels, i=0):
-    """Level i and all inside it, as the paper nests them: a skip connection around every level but the outermost."""
+    """Compute level i and all inner levels, nested as in the paper; all but the outermost have skip connections."""
     down = weights[f"down.{i}.conv.weight"], weights[f"down.{i}.conv.bias"]
     name = "head" if i == 0 else f"up.{levels - 1 - i}"
     up = weights[f"{name}.conv.weight"], weights[f"{name}.conv.bias"]
@@ -67,14 +67,14 @@ def normalize(x):
 
 
 @pytest.mark.parametrize("levels", [2, 3, 6])
-def test_outputs_equal_a_nested_recomputation(levels):
+def test_outputs_equal_nested_implementation(levels):
     network = UNetGenerator(2, levels).double()
     x = torch.rand(2, 3, 2**levels, 2 ** (levels + 1), dtype=torch.float64) * 2 - 1
     expected = nested_unet(x, network.state_dict(), levels)
     torch.testing.assert_close(network(x), expected, rtol=0, atol=1e-12)
 
 
-def test_resize_upsampling_doubles_by_repetition_and_convolves():
+def test_resize_upsampling_equals_plain_implementation():
     network = UNetGenerator(2, 2, upsample="resize").double()
     x = torch.rand(1, 3, 8, 12, dtype=torch.float64) * 2 - 1
     weights = network.state_dict()
@@ -94,26 +94,26 @@ def test_resize_upsampling_doubles_by_repetition_and_convolves():
 
 
 @pytest.mark.parametrize("upsample", ["transposed", "resize"])
-def test_detail_is_added_to_the_picture_before_the_last_activation(upsample):
+def test_detail_is_added_before_final_tanh(upsample):
     network = UNetGenerator(2, 2, upsample=upsample, detail=5).double()
     x = torch.rand(1, 3, 8, 12, dtype=torch.float64) * 2 - 1
-    made = []
-    network.head.register_forward_hook(lambda module, inputs, output: made.append(output))
-    found = network(x)
+    outputs = []
+    network.head.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    actual = network(x)
 
     def convolve(x, name):
         x = torch.cat([x[:, :, 1:2], x, x[:, :, -2:-1]], dim=2)
         x = torch.cat([x[..., 1:2], x, x[..., -2:-1]], dim=3)
         return F.conv2d(x, network.state_dict()[f"fine.{name}.weight"], network.state_dict()[f"fine.{name}.bias"])
 
-    assert made[0].shape == (1, 5, 8, 12)
-    y = convolve(torch.cat([made[0], x], dim=1), "conv")
+    assert outputs[0].shape == (1, 5, 8, 12)
+    y = convolve(torch.cat([outputs[0], x], dim=1), "conv")
     y = convolve(torch.where(y > 0, y, 0.2 * y), "conv_out")
-    own = 0.5 * ((1 + 0.95 * x) / (1 - 0.95 * x)).log()
-    torch.testing.assert_close(found, (y + own).tanh(), rtol=0, atol=1e-12)
+    inverse = 0.5 * ((1 + 0.95 * x) / (1 - 0.95 * x)).log()
+    torch.testing.assert_close(actual, (y + inverse).tanh(), rtol=0, atol=1e-12)
 
 
-def test_with_detail_a_fresh_network_gives_back_nearly_the_picture():
+def test_initial_network_with_detail_is_near_identity():
     network = UNetGenerator(8, 3, upsample="resize", detail=4)
     initialize(network, generator=torch.Generator().manual_seed(0))
     x = torch.rand(1, 3, 32, 32) * 2 - 1
@@ -121,7 +121,7 @@ def test_with_detail_a_fresh_network_gives_back_nearly_the_picture():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_with_detail_black_and_white_have_finite_values_and_gradients(dtype):
+def test_detail_is_finite_for_black_and_white(dtype):
     network = UNetGenerator(4, 2, detail=4).to(dtype)
     x = torch.tensor([-1.0, 1.0], dtype=dtype).repeat_interleave(32).repeat(1, 3, 64, 1).requires_grad_()
     y = network(x)
@@ -130,8 +130,8 @@ def test_with_detail_black_and_white_have_finite_values_and_gradients(dtype):
     assert gradient.isfinite().all()
 
 
-def test_dropout_stands_behind_the_levels_where_the_reference_has_it():
-    # 8 levels: the reference builds 8 - 5 = 3 blocks with dropout, next to the innermost one
+def test_dropout_is_in_same_levels_as_original():
+    # With 8 levels, the 2017 implementation has 8 - 5 = 3 blocks with dropout, next to the innermost one.
     network = UNetGenerator(1, 8, dropout=0.5)
     assert [up.dropout.p for up in network.up] == [0, 0.5, 0.5, 0.5, 0, 0, 0]
 
@@ -156,6 +156,6 @@ def test_dropout_stands_behind_the_levels_where_the_reference_has_it():
         {"in_channels": 0},
     ],
 )
-def test_a_wrong_argument_is_an_error_that_names_it(wrong):
+def test_bad_argument_is_named_in_error(wrong):
     with pytest.raises(CommandError, match=rf"^generator\.{next(iter(wrong))} is .*: expected .*$"):
         UNetGenerator(**wrong)

@@ -1,4 +1,4 @@
-"""Adversarial losses against numbers worked out by hand."""
+"""Adversarial losses compared with values calculated by hand."""
 
 import numpy as np
 import pytest
@@ -38,7 +38,7 @@ def sigmoid(x):
     ids=["least-squares", "cross-entropy", "hinge"],
 )
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_terms_have_the_values_of_their_definitions(loss, real, fake, generator, dtype):
+def test_losses_match_values_calculated_by_hand(loss, real, fake, generator, dtype):
     scores = torch.tensor(SCORES, dtype=dtype)
     tolerance = 1e-12 if dtype == torch.float64 else 1e-6
     for term, expected in [(loss.real, real), (loss.fake, fake), (loss.generator, generator)]:
@@ -49,14 +49,14 @@ def test_terms_have_the_values_of_their_definitions(loss, real, fake, generator,
 
 
 @pytest.mark.parametrize("loss", [LeastSquares(), BinaryCrossEntropy(), Hinge()])
-def test_a_step_down_each_term_moves_scores_the_right_way(loss):
+def test_gradient_descent_moves_scores_in_right_direction(loss):
     for term, sign in [(loss.real, 1), (loss.fake, -1), (loss.generator, 1)]:
         scores = torch.full((1, 1, 2, 2), 0.5, requires_grad=True)
         (gradient,) = torch.autograd.grad(term(scores), scores)
         assert (-gradient * sign > 0).all()
 
 
-def test_cross_entropy_is_finite_and_has_a_gradient_for_a_score_far_off():
+def test_cross_entropy_is_finite_for_extreme_score():
     scores = torch.tensor([-200.0], requires_grad=True)
     value = BinaryCrossEntropy().generator(scores)
     value.backward()

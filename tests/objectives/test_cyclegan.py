@@ -1,4 +1,4 @@
-"""The objective against the measured numbers of the reference recipe, and against a textbook step."""
+"""CycleGAN objective compared with recorded losses of the 2017 implementation and with the plain `Textbook` loop."""
 
 import copy
 import json
@@ -27,20 +27,21 @@ def step(
     *,
     in_parts: bool = False,
 ) -> dict[str, float]:
-    """A step with the objective's own losses and nothing else around them."""
-    told, fakes = {}, {}
+    """Do one training step with the objective and plain optimizers; return the losses."""
+    generator_losses, fakes = {}, {}
     for part in objective.generator_parts if in_parts else (objective.generator_losses,):
-        losses, made = part(a, b)
+        losses, outputs = part(a, b)
         sum(losses.values()).backward()
-        told |= losses
-        fakes |= {side: fake.detach() for side, fake in (("a", made.fake_a), ("b", made.fake_b)) if fake is not None}
+        generator_losses |= losses
+        translations = (("a", outputs.fake_a), ("b", outputs.fake_b))
+        fakes |= {side: fake.detach() for side, fake in translations if fake is not None}
     optimizers[0].step()
     optimizers[0].zero_grad()
-    judged, _ = objective.discriminator_losses(a, b, fakes["a"], fakes["b"])
-    sum(judged.values()).backward()
+    discriminator_losses, _ = objective.discriminator_losses(a, b, fakes["a"], fakes["b"])
+    sum(discriminator_losses.values()).backward()
     optimizers[1].step()
     optimizers[1].zero_grad()
-    return {name: loss.item() for name, loss in (told | judged).items()}
+    return {name: loss.item() for name, loss in (generator_losses | discriminator_losses).items()}
 
 
 def adams(objective: CycleGAN) -> list[torch.optim.Optimizer]:
@@ -54,7 +55,7 @@ def adams(objective: CycleGAN) -> list[torch.optim.Optimizer]:
 @pytest.mark.parametrize(
     ("in_parts", "recompute"), [(False, False), (True, False), (True, True)], ids=["joint", "split", "recomputed"]
 )
-def test_losses_and_weights_of_the_reference_recipe_are_reproduced_in_every_mode(
+def test_original_losses_and_weights_are_reproduced(
     in_parts: bool, recompute: bool, layout: torch.memory_format
 ) -> None:
     golden = np.load(GOLDEN)
@@ -107,7 +108,7 @@ def test_losses_and_weights_of_the_reference_recipe_are_reproduced_in_every_mode
     ],
     ids=["paper", "no identity", "unequal cycles", "bce"],
 )
-def test_joint_calls_equal_the_textbook_step(settings: dict, adversarial: object, mode: str) -> None:
+def test_joint_step_equals_step_of_plain_loop(settings: dict, adversarial: object, mode: str) -> None:
     objective = tiny_objective(double=True, adversarial=adversarial, **settings)
     copies = copy.deepcopy((objective.generators, objective.discriminators))
     textbook = Textbook(
@@ -118,32 +119,32 @@ def test_joint_calls_equal_the_textbook_step(settings: dict, adversarial: object
     random = torch.Generator().manual_seed(5)
     for _ in range(3):
         a, b = (torch.rand(2, 3, 48, 64, generator=random, dtype=torch.float64) * 2 - 1 for _ in "ab")
-        ours, theirs = step(objective, optimizers, a, b), textbook.step(a, b)
-        assert {NAMES[name] for name in ours} == theirs.keys()
-        for name, value in ours.items():
-            assert value == pytest.approx(theirs[NAMES[name]], rel=1e-9), name
+        losses, expected = step(objective, optimizers, a, b), textbook.step(a, b)
+        assert {NAMES[name] for name in losses} == expected.keys()
+        for name, value in losses.items():
+            assert value == pytest.approx(expected[NAMES[name]], rel=1e-9), name
 
     for module, reference in zip((objective.generators, objective.discriminators), copies, strict=True):
-        for ours_parameter, theirs_parameter in zip(module.parameters(), reference.parameters(), strict=True):
-            # A bias in front of an instance norm has no effect and a gradient of nothing but rounding, about 1e-16,
-            # which Adam, dividing it by its own size + 1e-8, turns into steps of some 1e-12.
-            torch.testing.assert_close(ours_parameter, theirs_parameter, rtol=1e-9, atol=1e-9)
+        for parameter, expected_parameter in zip(module.parameters(), reference.parameters(), strict=True):
+            # A bias before an instance norm has no effect; its gradient is rounding noise of about 1e-16. Adam divides
+            # it by its own size + 1e-8, so that steps of about 1e-12 result.
+            torch.testing.assert_close(parameter, expected_parameter, rtol=1e-9, atol=1e-9)
 
 
 class Counting(nn.Module):
-    """A network that counts the pictures that go through it."""
+    """Wrapper of a network that counts its input images."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.network, self.pictures = network, 0
+        self.network, self.num_images = network, 0
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.pictures += len(x)
+        self.num_images += len(x)
         return self.network(x)
 
 
 @pytest.mark.parametrize(
-    ("settings", "absent", "passes"),
+    ("settings", "absent", "num_images"),
     [
         ({}, set(), (3, 3)),
         ({"identity": 0.0}, {"loss/identity_a", "loss/identity_b"}, (2, 2)),
@@ -155,14 +156,14 @@ class Counting(nn.Module):
         ),
     ],
 )
-def test_a_term_of_weight_zero_is_absent_and_not_computed(settings: dict, absent: set, passes: tuple[int, int]) -> None:
+def test_loss_of_weight_zero_is_not_computed(settings: dict, absent: set, num_images: tuple[int, int]) -> None:
     ab, ba = Counting(ResNetGenerator(4, 1)), Counting(ResNetGenerator(4, 1))
     discriminators = Discriminators(PatchDiscriminator(4, 2), PatchDiscriminator(4, 2))
     objective = CycleGAN(Generators(ab, ba), discriminators, adversarial=LeastSquares(), **settings)
     losses, _ = objective.generator_losses(torch.rand(1, 3, 32, 32), torch.rand(1, 3, 32, 32))
     every = {name for name in NAMES if "discriminator" not in name}
     assert losses.keys() == every - absent
-    assert (ab.pictures, ba.pictures) == passes
+    assert (ab.num_images, ba.num_images) == num_images
 
 
 WEIGHTS = [
@@ -176,83 +177,82 @@ WEIGHTS = [
 
 
 def gradients(objective: CycleGAN, parts: tuple) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
-    """Of the generators, after all parts; each part's graph is gone before the next is made."""
+    """Return losses and generator gradients after a backward pass per part, which frees the graph of the part."""
     random = torch.Generator().manual_seed(5)
     a, b = (torch.rand(2, 3, 48, 40, generator=random, dtype=torch.float64) * 2 - 1 for _ in "ab")
-    told = {}
+    values = {}
     objective.generators.zero_grad()
     for part in parts:
         losses, _ = part(a, b)
         sum(losses.values()).backward()
-        assert not told.keys() & losses.keys()
-        told |= {name: loss.item() for name, loss in losses.items()}
-    return told, {name: parameter.grad for name, parameter in objective.generators.named_parameters()}
+        assert not values.keys() & losses.keys()
+        values |= {name: loss.item() for name, loss in losses.items()}
+    return values, {name: parameter.grad for name, parameter in objective.generators.named_parameters()}
 
 
-@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("recompute", [False, True], ids=["stored", "recomputed"])
 @pytest.mark.parametrize("weights", WEIGHTS, ids=str)
-def test_parts_one_after_the_other_have_the_losses_and_gradients_of_all_at_once(
-    weights: dict[str, float], recompute: bool
-) -> None:
+def test_split_parts_sum_to_joint_losses_and_gradients(weights: dict[str, float], recompute: bool) -> None:
     objective = tiny_objective(double=True, **weights)
-    told, exact = gradients(objective, (objective.generator_losses,))
+    joint_losses, joint_gradients = gradients(objective, (objective.generator_losses,))
     for generator in (objective.generators.ab, objective.generators.ba):
         generator.recompute = recompute
-    parts_told, found = gradients(objective, objective.generator_parts)
+    split_losses, split_gradients = gradients(objective, objective.generator_parts)
 
-    assert parts_told == pytest.approx(told, rel=1e-12)
-    assert parts_told.keys() == told.keys()
-    largest = max(gradient.abs().max() for gradient in exact.values())
-    for name, gradient in exact.items():
-        torch.testing.assert_close(found[name], gradient, rtol=1e-6, atol=1e-12 * largest.item(), msg=name)
+    assert split_losses == pytest.approx(joint_losses, rel=1e-12)
+    assert split_losses.keys() == joint_losses.keys()
+    largest = max(gradient.abs().max() for gradient in joint_gradients.values())
+    for name, gradient in joint_gradients.items():
+        torch.testing.assert_close(split_gradients[name], gradient, rtol=1e-6, atol=1e-12 * largest.item(), msg=name)
 
 
 @pytest.mark.parametrize("weights", WEIGHTS, ids=str)
-def test_the_last_part_uses_every_parameter_of_both_generators(weights: dict[str, float]) -> None:
+def test_last_part_uses_every_generator_parameter(weights: dict[str, float]) -> None:
     objective = tiny_objective(double=True, **weights)
-    _, found = gradients(objective, objective.generator_parts[-1:])
-    assert all(gradient is not None for gradient in found.values())
+    _, last_gradients = gradients(objective, objective.generator_parts[-1:])
+    assert all(gradient is not None for gradient in last_gradients.values())
 
 
-def test_a_part_keeps_half_of_what_all_at_once_keep_for_the_backward_pass_and_recomputing_less() -> None:
+def test_one_direction_stores_half_the_activations() -> None:
     objective = tiny_objective()
     a, b = torch.rand(1, 3, 64, 64), torch.rand(1, 3, 64, 64)
 
-    def kept(losses_of: object) -> int:
-        """Bytes of the tensors that a forward pass keeps, each storage counted once, parameters left out."""
-        own = {parameter.untyped_storage().data_ptr() for parameter in objective.generators.parameters()}
-        own |= {parameter.untyped_storage().data_ptr() for parameter in objective.discriminators.parameters()}
+    def saved_bytes(losses_of: object) -> int:
+        """Return the bytes stored for the backward pass, each storage counted once, without parameters."""
+        parameters = {parameter.untyped_storage().data_ptr() for parameter in objective.generators.parameters()}
+        parameters |= {parameter.untyped_storage().data_ptr() for parameter in objective.discriminators.parameters()}
         sizes: dict[int, int] = {}
-        holding = []  # so that no address is used twice
+        references = []  # keeps every storage alive, so that addresses stay unique
 
         def pack(tensor: torch.Tensor) -> torch.Tensor:
             storage = tensor.untyped_storage()
             sizes[storage.data_ptr()] = storage.nbytes()
-            holding.append(tensor)
+            references.append(tensor)
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             losses_of(a, b)
-        return sum(size for address, size in sizes.items() if address not in own)
+        return sum(size for address, size in sizes.items() if address not in parameters)
 
-    whole, parts = kept(objective.generator_losses), [kept(part) for part in objective.generator_parts]
+    joint = saved_bytes(objective.generator_losses)
+    parts = [saved_bytes(part) for part in objective.generator_parts]
     for generator in (objective.generators.ab, objective.generators.ba):
         generator.recompute = True
-    again = [kept(part) for part in objective.generator_parts]
-    assert max(parts) < 0.52 * whole
-    assert max(again) < 0.9 * max(parts)  # two of nine blocks' worth here: full size and half size are kept
+    recomputed = [saved_bytes(part) for part in objective.generator_parts]
+    assert max(parts) < 0.52 * joint
+    assert max(recomputed) < 0.9 * max(parts)  # only the 2 residual blocks are recomputed, a small share here
 
 
-def test_each_step_leaves_the_other_networks_gradients_alone() -> None:
+def test_losses_add_no_gradients_to_other_networks() -> None:
     objective = tiny_objective()
     a, b = torch.rand(1, 3, 32, 32), torch.rand(1, 3, 32, 32)
-    losses, made = objective.generator_losses(a, b)
+    losses, outputs = objective.generator_losses(a, b)
     sum(losses.values()).backward()
     assert all(parameter.grad is None for parameter in objective.discriminators.parameters())
     assert all(parameter.requires_grad for parameter in objective.discriminators.parameters())
     before = [parameter.grad.clone() for parameter in objective.generators.parameters()]
-    judged, _ = objective.discriminator_losses(a, b, made.fake_a.detach(), made.fake_b.detach())
-    sum(judged.values()).backward()
+    discriminator_losses, _ = objective.discriminator_losses(a, b, outputs.fake_a.detach(), outputs.fake_b.detach())
+    sum(discriminator_losses.values()).backward()
     assert all(
         torch.equal(old, parameter.grad)
         for old, parameter in zip(before, objective.generators.parameters(), strict=True)
@@ -260,9 +260,9 @@ def test_each_step_leaves_the_other_networks_gradients_alone() -> None:
     assert all(parameter.grad is not None for parameter in objective.discriminators.parameters())
 
 
-def test_initial_weights_follow_from_the_seed_alone() -> None:
+def test_initial_weights_depend_on_seed_alone() -> None:
     first, again, other = (tiny_objective(seed=seed) for seed in (1, 1, 2))
-    torch.rand(100)  # what the global generator did in between does not matter
+    torch.rand(100)  # the state of the global generator has no effect
     same = [
         torch.equal(x, y) for x, y in zip(first.generators.parameters(), again.generators.parameters(), strict=True)
     ]

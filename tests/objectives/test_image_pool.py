@@ -1,4 +1,4 @@
-"""The image pool against a textbook's, and its split over positions and processes."""
+"""Image pool compared with the paper's algorithm, and its split over positions and ranks."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from cyclestyle.rng import rng_for
 
 
 def numbered(draws: list[int]) -> torch.Tensor:
-    """Pictures that carry their draw number."""
+    """Return images whose pixel values are their sample indices."""
     return torch.tensor(draws, dtype=torch.float32).view(-1, 1, 1, 1).expand(-1, 3, 2, 2)
 
 
@@ -18,13 +18,13 @@ def exchanged(pool: ImagePool, draws: list[int]) -> list[int]:
     return [int(value) for value in pool.exchange(numbered(draws), draws)[:, 0, 0, 0]]
 
 
-def test_a_filling_pool_gives_back_what_it_gets_and_a_pool_of_none_always_does() -> None:
+def test_unfilled_pool_and_pool_of_size_0_return_inputs() -> None:
     filling, none = (ImagePool(size, batch_size=1, seed=0, purpose="pool a") for size in (50, 0))
     assert [exchanged(filling, [n]) for n in range(50)] == [[n] for n in range(50)]
     assert [exchanged(none, [n]) for n in range(200)] == [[n] for n in range(200)]
 
 
-def test_at_batch_1_it_is_the_pool_of_the_paper() -> None:
+def test_pool_with_batch_size_1_matches_paper() -> None:
     pool = ImagePool(5, batch_size=1, seed=3, purpose="pool b")
     stored: list[int] = []
     for draw in range(300):
@@ -41,31 +41,31 @@ def test_at_batch_1_it_is_the_pool_of_the_paper() -> None:
         assert exchanged(pool, [draw]) == [expected]
 
 
-def test_half_of_what_a_full_pool_gives_back_is_older_and_every_slot_turns_over() -> None:
+def test_full_pool_returns_older_images_half_the_time() -> None:
     pool = ImagePool(10, batch_size=1, seed=0, purpose="pool a")
-    given = np.array([exchanged(pool, [draw])[0] for draw in range(2000)])
-    fresh = (given == np.arange(2000))[10:]
+    returned = np.array([exchanged(pool, [draw])[0] for draw in range(2000)])
+    fresh = (returned == np.arange(2000))[10:]
     assert 0.45 < fresh.mean() < 0.55
     assert min(int(images[0, 0, 0]) for images in pool.stored[0]) > 1500
 
 
 @pytest.mark.parametrize(("batch_size", "ranks"), [(4, 2), (6, 3), (4, 4)])
-def test_positions_decide_alone_so_that_any_number_of_processes_agrees(batch_size: int, ranks: int) -> None:
-    def make() -> ImagePool:
+def test_images_are_independent_of_number_of_ranks(batch_size: int, ranks: int) -> None:
+    def new_pool() -> ImagePool:
         return ImagePool(9, batch_size=batch_size, seed=1, purpose="pool a")
 
-    joint, shares = make(), [make() for _ in range(ranks)]
+    joint, shares = new_pool(), [new_pool() for _ in range(ranks)]
     for step in range(30):
         draws = list(range(step * batch_size, (step + 1) * batch_size))
-        together = exchanged(joint, draws)
+        expected = exchanged(joint, draws)
         for rank, share in enumerate(shares):
-            assert exchanged(share, draws[rank::ranks]) == together[rank::ranks]
+            assert exchanged(share, draws[rank::ranks]) == expected[rank::ranks]
     assert all(len(stored) == -(-9 // batch_size) for stored in joint.stored.values())
     states = [share.state_dict() for share in shares]
     assert sorted(position for state in states for position in state) == list(range(batch_size))
 
 
-def test_a_restored_pool_goes_on_as_if_nothing_had_happened() -> None:
+def test_restored_pool_is_bit_exact() -> None:
     straight, stopped = (ImagePool(6, batch_size=2, seed=0, purpose="pool a") for _ in range(2))
     pairs = [[2 * step, 2 * step + 1] for step in range(40)]
     expected = [exchanged(straight, pair) for pair in pairs]
@@ -76,7 +76,7 @@ def test_a_restored_pool_goes_on_as_if_nothing_had_happened() -> None:
     assert [exchanged(restored, pair) for pair in pairs[17:]] == expected[17:]
 
 
-def test_pictures_of_another_size_start_it_anew() -> None:
+def test_other_image_size_clears_pool() -> None:
     pool = ImagePool(2, batch_size=1, seed=0, purpose="pool a")
     for draw in range(5):
         pool.exchange(torch.zeros(1, 3, 2, 2), [draw])
@@ -84,12 +84,12 @@ def test_pictures_of_another_size_start_it_anew() -> None:
     assert [image.shape[-1] for image in pool.stored[0]] == [4]
 
 
-def test_a_negative_size_is_refused() -> None:
+def test_negative_size_is_rejected() -> None:
     with pytest.raises(CommandError, match=r"pool\.size=-1"):
         ImagePool(-1, batch_size=1, seed=0, purpose="pool a")
 
 
-def test_what_is_stored_is_a_copy() -> None:
+def test_stored_images_are_copies() -> None:
     pool = ImagePool(2, batch_size=1, seed=0, purpose="pool a")
     image = torch.ones(1, 3, 2, 2)
     pool.exchange(image, [0])

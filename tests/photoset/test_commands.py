@@ -1,4 +1,4 @@
-"""The commands as people type them."""
+"""The translate and evaluate commands, started as on a command line."""
 
 import subprocess
 import sys
@@ -22,14 +22,14 @@ def command(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_translate_does_the_good_ones_lists_the_bad_ones_and_ends_with_6(tmp_path: Path) -> None:
+def test_translate_lists_failures_and_exits_with_6(tmp_path: Path) -> None:
     write_model(tmp_path / "model")
     photos = tmp_path / "Fotos (2019), it's ö"
     for n in range(3):
         write_picture(photos / f"sub {n}" / "x.jpg", seed=n)
     (photos / "bad.jpg").write_bytes(b"")
 
-    done = command(
+    process = command(
         "translate",
         f"checkpoint={tmp_path / 'model'}",
         f"input={photos}",
@@ -37,35 +37,35 @@ def test_translate_does_the_good_ones_lists_the_bad_ones_and_ends_with_6(tmp_pat
         "direction=photo2monet",
     )
 
-    assert done.returncode == 6, done.stderr
-    first, last, failure = done.stdout.splitlines()
+    assert process.returncode == 6, process.stderr
+    first, last, failure = process.stdout.splitlines()
     assert "(step 42), photo2monet, ema weights, on " in first
     assert first.endswith(": 4 to translate")
     assert last.startswith("3 ok, 1 failed in ")
     assert last.endswith(f": {tmp_path / 'aus=gabe 🎨' / 'index.html'}")
     assert failure == f"  {photos / 'bad.jpg'}: empty, not a picture that can be read"
-    assert done.stderr == ""
+    assert process.stderr == ""
     assert sorted(path.parent.name for path in (tmp_path / "aus=gabe 🎨").rglob("*.jpg")) == ["sub 0", "sub 1", "sub 2"]
 
 
-def test_evaluate_prints_what_the_demo_asks_for(tmp_path: Path) -> None:
+def test_evaluate_prints_scores_and_baselines(tmp_path: Path) -> None:
     write_model(tmp_path / "model")
     for n in range(3):
         write_picture(tmp_path / "a" / f"{n}.png", seed=n)
         write_picture(tmp_path / "b" / f"{n}.png", seed=10 + n)
-    done = command(
+    process = command(
         "evaluate",
         f"checkpoint={tmp_path / 'model'}",
         f"input={tmp_path / 'a'}",
         f"truth={tmp_path / 'b'}",
         "direction=photo2monet",
     )
-    assert done.returncode == 0, done.stderr
+    assert process.returncode == 0, process.stderr
     words = ["PSNR", "photo unchanged", "best global colour map", "this model", "content kept"]
-    assert [word for word in words if word not in done.stdout] == []
+    assert [word for word in words if word not in process.stdout] == []
 
 
-def test_translate_in_python_returns_the_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_translate_function_returns_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_model(tmp_path / "model")
     write_picture(tmp_path / "in" / "x.png")
     for expected in ("1 ok, 0 failed", "1 ok (1 up to date), 0 failed"):
@@ -73,7 +73,7 @@ def test_translate_in_python_returns_the_exit_code(tmp_path: Path, capsys: pytes
         assert expected in capsys.readouterr().out
 
 
-def test_a_wrong_direction_is_found_before_anything_is_written(tmp_path: Path) -> None:
+def test_bad_direction_is_rejected_before_output_is_created(tmp_path: Path) -> None:
     write_model(tmp_path / "model")
     write_picture(tmp_path / "in" / "x.png")
     with pytest.raises(CommandError, match="photo2monet or monet2photo"):
@@ -82,12 +82,12 @@ def test_a_wrong_direction_is_found_before_anything_is_written(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("name", ["translate", "evaluate"])
-def test_the_commands_start_without_torch(name: str) -> None:
+def test_command_modules_do_not_import_torch(name: str) -> None:
     code = f"import sys, cyclestyle.{name}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_translate_says_once_that_heic_becomes_jpeg(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_translate_reports_heic_as_jpeg_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     heif = pytest.importorskip("pillow_heif", reason="HEIC needs the extra `heic`")
     heif.register_heif_opener()
     write_model(tmp_path / "model")
@@ -102,6 +102,6 @@ def test_translate_says_once_that_heic_becomes_jpeg(tmp_path: Path, capsys: pyte
     assert sorted(path.name for path in (tmp_path / "out").iterdir() if path.is_file()) == [
         "0.jpg", "1.jpg", "index.html", "x.png",
     ]  # fmt: skip
-    for more in ({}, {"format": "heic", "existing": "overwrite"}):  # nothing to do, and nothing that changes
+    for more in ({}, {"format": "heic", "existing": "overwrite"}):  # all up to date, then HEIC stays HEIC
         assert translate(tmp_path / "model", tmp_path / "in", tmp_path / "out", **how, **more) == 0
         assert "HEIC photos" not in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Which pictures are meant by one file, a folder, a pattern or a list."""
+"""Search for photos by a file, a folder, a pattern or a list."""
 
 import io
 import os
@@ -11,8 +11,8 @@ from cyclestyle.photoset import inputs
 from tests.translation.models import write_picture
 
 
-def found(wanted: Path | str, **options: object) -> list[str]:
-    return [str(source.name) for source in inputs.find(str(wanted), **options).sources]
+def find_names(spec: Path | str, **options: object) -> list[str]:
+    return [str(source.name) for source in inputs.find(str(spec), **options).sources]
 
 
 @pytest.fixture
@@ -23,11 +23,11 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "in"
 
 
-def test_a_folder_is_searched_with_all_below_it(folder: Path) -> None:
-    assert found(folder) == ["a.png", "b.jpg", "sub/c.JPG", "sub/deep/d.webp"]
+def test_folder_is_searched_recursively(folder: Path) -> None:
+    assert find_names(folder) == ["a.png", "b.jpg", "sub/c.JPG", "sub/deep/d.webp"]
 
 
-def test_one_picture_is_itself(folder: Path) -> None:
+def test_single_photo(folder: Path) -> None:
     ((source,), _) = inputs.find(str(folder / "b.jpg"))
     status = (folder / "b.jpg").stat()
     assert source == (folder / "b.jpg", Path("b.jpg"), status.st_size, status.st_mtime_ns, "")
@@ -44,60 +44,60 @@ def test_one_picture_is_itself(folder: Path) -> None:
         ("sub/**", ["c.JPG", "deep/d.webp"]),
     ],
 )
-def test_a_pattern_finds_files_and_folders(folder: Path, pattern: str, expected: list[str]) -> None:
-    assert found(folder / pattern) == expected
+def test_pattern_matches_files_and_folders(folder: Path, pattern: str, expected: list[str]) -> None:
+    assert find_names(folder / pattern) == expected
 
 
-def test_a_name_with_brackets_is_a_name_where_there_is_one(tmp_path: Path) -> None:
+def test_existing_file_with_brackets_is_not_a_pattern(tmp_path: Path) -> None:
     write_picture(tmp_path / "x[1].png")
     write_picture(tmp_path / "x1.png")
-    assert found(tmp_path / "x[1].png") == ["x[1].png"]
+    assert find_names(tmp_path / "x[1].png") == ["x[1].png"]
 
 
-def test_a_list_names_pictures_and_folders(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_path_list_of_photos_and_folders(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder.parent)
     Path("list.txt").write_text(f"in/b.jpg\r\n\n{folder}/sub\nin/../in/b.jpg\nin/gone.png\nin/notes.txt\n")
-    assert found("list.txt") == ["in/b.jpg", "in/gone.png", "in/notes.txt", "in/sub/c.JPG", "in/sub/deep/d.webp"]
-    reasons = {str(one.name): one.reason for one in inputs.find("list.txt").sources if one.reason}
+    assert find_names("list.txt") == ["in/b.jpg", "in/gone.png", "in/notes.txt", "in/sub/c.JPG", "in/sub/deep/d.webp"]
+    reasons = {str(source.name): source.reason for source in inputs.find("list.txt").sources if source.reason}
     assert reasons["in/gone.png"] == "No such file or directory"
     assert reasons["in/notes.txt"].startswith("does not end like a picture")
 
 
-def test_a_list_of_places_elsewhere_has_names_from_the_folder_that_holds_all(
+def test_path_list_names_are_relative_to_the_common_folder(
     folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
     Path("list.txt").write_text(f"{folder}/a.png\n{folder}/sub/c.JPG\n")
-    assert found("list.txt") == ["a.png", "sub/c.JPG"]
+    assert find_names("list.txt") == ["a.png", "sub/c.JPG"]
 
 
-def test_standard_input_takes_lines_and_zero_bytes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_standard_input_accepts_lines_and_zero_bytes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     odd = os.fsdecode(b"line\nbreak \xff.png")
     write_picture(folder / odd)
-    assert found("-", stream=io.BytesIO(b"a.png\nb.jpg")) == ["a.png", "b.jpg"]
-    assert found("-", stream=io.BytesIO(b"a.png\0" + os.fsencode(odd))) == ["a.png", odd]
+    assert find_names("-", stream=io.BytesIO(b"a.png\nb.jpg")) == ["a.png", "b.jpg"]
+    assert find_names("-", stream=io.BytesIO(b"a.png\0" + os.fsencode(odd))) == ["a.png", odd]
 
 
-def test_each_picture_comes_once_whatever_it_is_called(folder: Path) -> None:
+def test_linked_photos_are_found_once(folder: Path) -> None:
     (folder / "sub" / "again").symlink_to(folder)
     (folder / "z.png").hardlink_to(folder / "a.png")
-    assert found(folder) == ["a.png", "b.jpg", "sub/c.JPG", "sub/deep/d.webp"]
+    assert find_names(folder) == ["a.png", "b.jpg", "sub/c.JPG", "sub/deep/d.webp"]
 
 
-def test_what_cannot_be_read_is_told(folder: Path) -> None:
+def test_unreadable_files_have_a_reason(folder: Path) -> None:
     os.mkfifo(folder / "pipe.png")
     (folder / "dead.png").symlink_to(folder / "nowhere.png")
-    reasons = {str(one.name): one.reason for one in inputs.find(str(folder)).sources if one.reason}
+    reasons = {str(source.name): source.reason for source in inputs.find(str(folder)).sources if source.reason}
     assert reasons == {"pipe.png": "not a regular file but a pipe", "dead.png": "a link to nothing"}
 
 
-def test_a_telephone_s_picture_is_not_passed_over_even_where_it_cannot_be_read(folder: Path) -> None:
+def test_unreadable_heic_is_reported(folder: Path) -> None:
     (folder / "IMG_1.HEIC").write_bytes(b"whatever")
-    assert "IMG_1.HEIC" in found(folder)
+    assert "IMG_1.HEIC" in find_names(folder)
 
 
-def test_an_output_inside_the_input_is_passed_over_and_so_are_translations_elsewhere(folder: Path) -> None:
+def test_output_and_known_translations_are_skipped(folder: Path) -> None:
     write_picture(folder / "out" / "x.png")
     write_picture(folder / "earlier" / "sub" / "y.png")
     write_picture(folder / "earlier" / "mine.png")
@@ -112,23 +112,24 @@ def test_an_output_inside_the_input_is_passed_over_and_so_are_translations_elsew
     ]
     photos = ["a.png", "b.jpg", "earlier/mine.png", "sub/c.JPG", "sub/deep/d.webp"]
 
-    def own(place: Path) -> set[str]:
-        return {folder / "earlier": {"sub/y.png"}, folder / "out": {"x.png"}}.get(place, set())
+    def known(output: Path) -> set[str]:
+        return {folder / "earlier": {"sub/y.png"}, folder / "out": {"x.png"}}.get(output, set())
 
-    assert found(folder) == everything
-    assert found(folder, output=folder / "out", own=own) == photos
-    assert inputs.find(str(folder), output=folder / "out", own=own).skipped_own_outputs == 2
-    assert found(folder / "**" / "*.png", output=folder / "out", own=own) == ["a.png", "earlier/mine.png"]
-    assert found(folder / "earlier", output=folder / "out", own=own) == [
+    assert find_names(folder) == everything
+    assert find_names(folder, output=folder / "out", known_outputs=known) == photos
+    assert inputs.find(str(folder), output=folder / "out", known_outputs=known).skipped_own_outputs == 2
+    assert find_names(folder / "**" / "*.png", output=folder / "out", known_outputs=known) == [
+        "a.png",
+        "earlier/mine.png",
+    ]
+    assert find_names(folder / "earlier", output=folder / "out", known_outputs=known) == [
         "mine.png",
         "sub/y.png",
-    ]  # asked for by its name
+    ]  # the folder itself is the input
 
 
-def test_what_a_list_names_is_taken_but_for_translations_in_the_output(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """`find photos | ... input=- output=photos/out` finds, the second time, what it has made the first time."""
+def test_path_list_skips_only_known_translations_in_the_output(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second time, `find photos | ... input=- output=photos/out` also lists the translations of the first time."""
     for name in ("out/x.png", "out/mine.png", "earlier/y.png"):
         write_picture(folder / name)
     monkeypatch.chdir(folder)
@@ -136,28 +137,28 @@ def test_what_a_list_names_is_taken_but_for_translations_in_the_output(
     listed = io.BytesIO(b"a.png\nout/x.png\nout/mine.png\nearlier/y.png")
     for output in (folder / "out", Path("out")):
         listed.seek(0)
-        taken = found("-", stream=listed, output=output, own=lambda place: known.get(place, set()))
-        assert taken == ["a.png", "earlier/y.png", "out/mine.png"]
+        names = find_names("-", stream=listed, output=output, known_outputs=lambda place: known.get(place, set()))
+        assert names == ["a.png", "earlier/y.png", "out/mine.png"]
 
 
-def test_links_in_circles_end_in_patterns_too(folder: Path) -> None:
+def test_pattern_search_with_circular_links_terminates(folder: Path) -> None:
     (folder / "one").symlink_to(folder)
     (folder / "two").symlink_to(folder)
-    assert found(folder / "**" / "*.png") == ["a.png"]
+    assert find_names(folder / "**" / "*.png") == ["a.png"]
 
 
-def test_a_list_from_another_system_or_of_odd_names(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_path_list_with_bom_crlf_and_unknown_user(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     write_picture(folder / "~x.png")
     Path("list.txt").write_bytes(b"\xef\xbb\xbfa.png\r\n~x.png\r\n")
-    assert found("list.txt") == ["a.png", "~x.png"]
+    assert find_names("list.txt") == ["a.png", "~x.png"]
 
 
-def test_an_output_above_the_input_is_no_reason_to_pass_pictures_over(folder: Path) -> None:
-    assert len(found(folder, output=folder.parent)) == 4
+def test_output_above_the_input_skips_nothing(folder: Path) -> None:
+    assert len(find_names(folder, output=folder.parent)) == 4
 
 
-def test_what_is_not_there_is_answered_with_what_is(tmp_path: Path) -> None:
+def test_missing_input_error_lists_nearest_folder(tmp_path: Path) -> None:
     write_picture(tmp_path / "photos" / "x.png")
     with pytest.raises(DataError, match=rf"no picture or folder {tmp_path}/fotos/a: {tmp_path} contains photos$"):
         inputs.find(str(tmp_path / "fotos" / "a"))
@@ -165,27 +166,23 @@ def test_what_is_not_there_is_answered_with_what_is(tmp_path: Path) -> None:
         inputs.find(str(tmp_path / "photos" / "*.tif"))
 
 
-def test_a_folder_without_pictures_names_what_it_has(tmp_path: Path) -> None:
+def test_folder_without_photos_error_lists_contents(tmp_path: Path) -> None:
     for name in "abcdef":
         (tmp_path / f"{name}.txt").touch()
     with pytest.raises(DataError, match=rf"in {tmp_path}, which contains a.txt, b.txt, c.txt, d.txt and 2 more$"):
         inputs.find(str(tmp_path))
 
 
-def test_a_file_that_is_no_picture_is_refused_at_once(tmp_path: Path) -> None:
+def test_file_without_image_ending_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "x.pdf").touch()
     with pytest.raises(DataError, match=r"x\.pdf does not end like a picture"):
         inputs.find(str(tmp_path / "x.pdf"))
 
 
-def test_an_empty_list_is_refused(tmp_path: Path) -> None:
+def test_empty_path_list_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("\n\n")
     with pytest.raises(DataError, match=r"list\.txt lists no pictures: give a path on each line"):
         inputs.find(str(tmp_path / "list.txt"))
-
-
-def lines_in(text: str, encoding: str, mark: bytes = b"") -> bytes:
-    return mark + text.encode(encoding)
 
 
 @pytest.mark.parametrize(
@@ -194,22 +191,24 @@ def lines_in(text: str, encoding: str, mark: bytes = b"") -> bytes:
      ("utf-32-le", b"\xff\xfe\0\0"), ("utf-32-be", b"\0\0\xfe\xff")],
 )  # fmt: skip
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
-def test_a_list_is_decoded_by_its_byte_order_mark(
+def test_path_list_is_decoded_by_its_byte_order_mark(
     folder: Path, monkeypatch: pytest.MonkeyPatch, encoding: str, mark: bytes, end: str
 ) -> None:
     monkeypatch.chdir(folder)
     write_picture(folder / "Müller 🎨.png")
-    content = lines_in(end.join(["a.png", "", "Müller 🎨.png", "sub/c.JPG", ""]), encoding, mark)
+    content = mark + end.join(["a.png", "", "Müller 🎨.png", "sub/c.JPG", ""]).encode(encoding)
     Path("list.txt").write_bytes(content)
-    assert found("list.txt") == found("-", stream=io.BytesIO(content)) == ["Müller 🎨.png", "a.png", "sub/c.JPG"]
+    assert (
+        find_names("list.txt") == find_names("-", stream=io.BytesIO(content)) == ["Müller 🎨.png", "a.png", "sub/c.JPG"]
+    )
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
 @pytest.mark.parametrize("text", ["photos/a.png\r\n", "a.png\nb.png\n", "Фото/1.jpg\r\n", "a.png", "C:\\x\\y.jpg"])
-def test_utf_16_without_its_mark_is_refused_and_walks_nowhere(
+def test_utf_16_path_list_without_byte_order_mark_is_rejected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str, text: str
 ) -> None:
-    """Taken for names with zero bytes between them, one of these would be `.` and another `/`."""
+    """Split at zero bytes, such a list would name the folders `.` and `/`."""
     monkeypatch.chdir(tmp_path)
     Path("list.txt").write_bytes(text.encode(encoding))
     with pytest.raises(DataError, match=r"^list\.txt looks like UTF-16 without a byte order mark: save it as UTF-8$"):
@@ -230,7 +229,7 @@ def test_utf_16_without_its_mark_is_refused_and_walks_nowhere(
         (b"# a.png\n", r"lists no pictures"),
     ],
 )
-def test_a_list_that_cannot_be_decoded_is_refused_in_a_line(
+def test_undecodable_path_list_gives_one_line_error(
     folder: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, reason: str
 ) -> None:
     monkeypatch.chdir(folder)
@@ -240,7 +239,7 @@ def test_a_list_that_cannot_be_decoded_is_refused_in_a_line(
     assert "\n" not in str(caught.value)
 
 
-def test_zero_bytes_on_standard_input_leave_names_as_they_are(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_zero_separated_names_are_used_verbatim(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     names = ["#x.png", "'y'.png", "~z.png", "w.png\r.png", "1", "2"]
     for name in names[:4]:
@@ -249,42 +248,44 @@ def test_zero_bytes_on_standard_input_leave_names_as_they_are(folder: Path, monk
         write_picture(folder / name / "x.png")
     content = "\0".join(names).encode()
     expected = sorted([*names[:4], "1/x.png", "2/x.png"])
-    assert found("-", stream=io.BytesIO(content)) == expected
-    assert found("-", stream=io.BytesIO(content + b"\0")) == expected
-    assert found("-", stream=io.BytesIO(b".\0./a.png\0")) == found(".")  # `find . -print0` begins so
-    assert found("-", stream=io.BytesIO(b"1\0002\0")) == ["1/x.png", "2/x.png"]
+    assert find_names("-", stream=io.BytesIO(content)) == expected
+    assert find_names("-", stream=io.BytesIO(content + b"\0")) == expected
+    assert find_names("-", stream=io.BytesIO(b".\0./a.png\0")) == find_names(
+        "."
+    )  # the output of `find . -print0` begins with `.`
+    assert find_names("-", stream=io.BytesIO(b"1\0002\0")) == ["1/x.png", "2/x.png"]
 
 
-def test_a_list_has_comments_and_quoted_lines(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_path_list_may_have_comments_and_quotes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     for name in ("#x.png", "it's.png", "a b.png", "'q'.png"):
         write_picture(folder / name)
     lines = ["# of 2019", "  # a.png", '"a b.png"', " 'b.jpg' ", "./#x.png", "it's.png", "'q'.png", "", '"']
     Path("list.txt").write_text("\n".join(lines))
-    assert found("list.txt") == ['"', "#x.png", "'q'.png", "a b.png", "b.jpg", "it's.png"]
+    assert find_names("list.txt") == ['"', "#x.png", "'q'.png", "a b.png", "b.jpg", "it's.png"]
     Path("list.txt").write_text("'#x.png'\n")
-    assert found("list.txt") == ["#x.png"]
+    assert find_names("list.txt") == ["#x.png"]
 
 
-def test_a_tilde_in_a_list_is_a_home_folder(
+def test_tilde_in_a_path_list_is_the_home_folder(
     folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
     monkeypatch.setenv("HOME", str(folder))
     Path("list.txt").write_text('~/a.png\n"~/sub"\n')
-    assert found("list.txt") == ["a.png", "sub/c.JPG", "sub/deep/d.webp"]
+    assert find_names("list.txt") == ["a.png", "sub/c.JPG", "sub/deep/d.webp"]
 
 
 @pytest.mark.parametrize(
     "entry", ["/", "//", "..", "../..", "sub/../..", "{above}", "{link}", "'..'", "sub/deep/../../.."]
 )
-def test_a_list_that_names_a_folder_above_its_own_is_refused_before_anything_is_walked(
+def test_path_list_naming_a_parent_folder_is_rejected_before_search(
     folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory, entry: str
 ) -> None:
     link = tmp_path_factory.mktemp("elsewhere") / "link"
     link.symlink_to(folder.parent)
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(os, "scandir", None)  # nothing can be walked without
+    monkeypatch.setattr(os, "scandir", None)  # any search of a folder would fail
     line = entry.format(above=folder.parent, link=link)
     Path("list.txt").write_text(f"a.png\n{line}\n")
     with pytest.raises(DataError, match=r"^list\.txt lists .*, which is (above|the root of a disk)"):
@@ -293,18 +294,16 @@ def test_a_list_that_names_a_folder_above_its_own_is_refused_before_anything_is_
         inputs.find("-", stream=io.BytesIO(line.strip("'").encode() + b"\0b.jpg"))
 
 
-def test_what_is_above_a_list_is_meant_by_where_it_is_not_by_where_the_command_runs(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_parent_folder_check_uses_the_folder_of_the_path_list(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     (folder / "sub" / "list.txt").write_text(".\n")
     with pytest.raises(DataError, match=r"^sub/list\.txt lists \., which is above .*/sub: is the list damaged"):
         inputs.find("sub/list.txt")
     (folder / "list.txt").write_text(".\n")
-    assert found("list.txt") == ["a.png", "b.jpg", "sub/c.JPG", "sub/deep/d.webp"]
+    assert find_names("list.txt") == ["a.png", "b.jpg", "sub/c.JPG", "sub/deep/d.webp"]
 
 
-def test_a_list_behind_a_link_may_not_name_what_is_above_either_of_its_folders(
+def test_linked_path_list_is_checked_against_both_folders(
     folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     elsewhere = tmp_path_factory.mktemp("elsewhere")

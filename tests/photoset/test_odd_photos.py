@@ -1,4 +1,4 @@
-"""One odd photo costs that photo: whatever is raised between its file and its translation, the rest is done."""
+"""Odd photos and failing models: an error in reading, translating or writing a photo does not affect other photos."""
 
 import itertools
 import re
@@ -25,25 +25,25 @@ BITS = (1, 2, 4, 8, 12, 16, 24, 32)
 PHOTOMETRIC = range(9)  # white is zero, black is zero, RGB, palette, mask, CMYK, YCbCr, none, CIELAB
 EXTRA = ((), (0,), (1,), (2,), (2, 0), (0, 1))
 GREY = (0, 1)
-SPELT_OUT = ("damaged or unreadable picture", "not a picture that can be read", "colours")
+KNOWN_REASONS = ("damaged or unreadable picture", "not a picture that can be read", "colours")
 
 
 def layouts() -> list[Layout]:
     table = itertools.product(BITS, range(1, 6), PHOTOMETRIC, (1, 2))
     extras = itertools.cycle(EXTRA)
-    found = [Layout(*one, extra) for one in table for extra in ((), (2,), next(extras))]
-    return list(dict.fromkeys([*found, *every_extra()]))
+    combined = [Layout(*row, extra) for row in table for extra in ((), (2,), next(extras))]
+    return list(dict.fromkeys([*combined, *every_extra()]))
 
 
 def every_extra() -> list[Layout]:
-    """All kinds of further channels where they matter, and numbers that are signed or floating point."""
+    """Return layouts with all kinds of extra channels, and with signed or floating-point numbers."""
     table = itertools.product((8, 16), range(1, 6), (0, 1, 2, 5), (1, 2), EXTRA)
     numbers = itertools.product((16, 32, 64), range(1, 5), (1, 2), (1, 2), ((),), (2, 3))
-    return [Layout(*one) for one in (*table, *numbers)]
+    return [Layout(*row) for row in (*table, *numbers)]
 
 
-def shown_by(layout: Layout) -> np.ndarray | None:
-    """The colours that a layout stands for, as far as they are the stored numbers; alpha does not multiply them."""
+def plain_colours(layout: Layout) -> np.ndarray | None:
+    """Return the colours of a layout that stores them as they are; None for other layouts and premultiplied alpha."""
     channels, full = stored(layout), 2**layout.bits - 1
     if layout.photometric in GREY:
         grey = channels[..., :1] if layout.photometric else full - channels[..., :1]
@@ -57,7 +57,7 @@ def shown_by(layout: Layout) -> np.ndarray | None:
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Layout], Path, JobResult]:
-    """Files of every layout in one folder, and how a command on them has fared."""
+    """Every layout by its file name, the folder of the files, and the outcome of translating them."""
     pytest.importorskip("tifffile", reason="16 bits a channel need the extra `deep`")
     pytest.importorskip("imagecodecs", reason="16 bits a channel need the extra `deep`")
     folder = tmp_path_factory.mktemp("table")
@@ -68,7 +68,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Layout], 
     return named, folder, run(folder / "in", folder / "out", workers=0)
 
 
-def test_every_layout_of_a_tiff_is_translated_or_fails_by_name(
+def test_every_tiff_layout_is_translated_or_fails_with_reason(
     table: tuple[dict[str, Layout], Path, JobResult],
 ) -> None:
     named, folder, outcome = table
@@ -76,23 +76,23 @@ def test_every_layout_of_a_tiff_is_translated_or_fails_by_name(
     done, failures = outcome.count("translated"), outcome.failures
     assert done + len(failures) == len(named)
     assert done >= 140
-    assert tree(folder / "out") == {line.source.name for line in outcome.lines} - {one.source.name for one in failures}
-    assert {one.reason for one in failures if not any(words in one.reason for words in SPELT_OUT)} <= {
+    assert tree(folder / "out") == {row.source.name for row in outcome.lines} - {row.source.name for row in failures}
+    assert {row.reason for row in failures if not any(words in row.reason for words in KNOWN_REASONS)} <= {
         f"{bits} bits a channel are not supported, save it with 8 or 16" for bits in (12, 24, 32, 64)
     }
 
 
-def test_layouts_whose_colours_are_plain_are_translated_as_what_they_hold(
+def test_plain_tiff_colours_are_translated_exactly(
     table: tuple[dict[str, Layout], Path, JobResult],
 ) -> None:
     named, folder, outcome = table
     compared = 0
-    for line in outcome.lines:
-        expected = shown_by(named[line.source.name])
-        if line.status == "translated" and expected is not None:
-            made = reading.read(folder / "out" / line.source.name).pixels
-            assert made.shape == (HEIGHT, WIDTH, 3)
-            assert np.array_equal(np.iinfo(made.dtype).max - made, expected), line.source.name
+    for row in outcome.lines:
+        expected = plain_colours(named[row.source.name])
+        if row.status == "translated" and expected is not None:
+            pixels = reading.read(folder / "out" / row.source.name).pixels
+            assert pixels.shape == (HEIGHT, WIDTH, 3)
+            assert np.array_equal(np.iinfo(pixels.dtype).max - pixels, expected), row.source.name
             compared += 1
     assert compared >= 80
 
@@ -100,7 +100,7 @@ def test_layouts_whose_colours_are_plain_are_translated_as_what_they_hold(
 @pytest.mark.parametrize(
     ("photometric", "samples", "workers"), [(2, 1, 0), (2, 1, 2), (2, 2, 0), (5, 1, 0), (5, 2, 0), (5, 3, 0)]
 )
-def test_a_16_bit_tiff_with_too_few_samples_fails_alone_at_every_start(
+def test_16_bit_tiff_with_too_few_samples_does_not_stop_others(
     tmp_path: Path, photometric: int, samples: int, workers: int
 ) -> None:
     pytest.importorskip("tifffile", reason="16 bits a channel need the extra `deep`")
@@ -114,7 +114,7 @@ def test_a_16_bit_tiff_with_too_few_samples_fails_alone_at_every_start(
         assert f"its colours take {colours} samples a pixel, it has {samples}" in outcome.failures[0].reason
 
 
-# -- what nobody expects ----------------------------------------------------------------------------------------------
+# -- unexpected errors ------------------------------------------------------------------------------------------------
 
 WHOLE = np.zeros((9, 12, 3), np.uint8)
 
@@ -134,7 +134,7 @@ WHOLE = np.zeros((9, 12, 3), np.uint8)
         (AssertionError(), "unexpected AssertionError$"),
     ],
 )
-def test_what_a_worker_returns_is_checked_before_it_joins_a_batch(
+def test_bad_worker_results_fail_before_batching(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, photo: Photo | Exception, reason: str
 ) -> None:
     for n in range(5):
@@ -153,19 +153,20 @@ def test_what_a_worker_returns_is_checked_before_it_joins_a_batch(
     assert counts(outcome) == (4, 0, 0, 1)
     assert outcome.failures[0].source.name == "2.png"
     assert re.search(reason, outcome.failures[0].reason)
-    assert all(one.reason == outcome.failures[0].reason for one in alone(tmp_path / "in" / "2.png", tmp_path / "one"))
+    entries = translated_one_by_one(tmp_path / "in" / "2.png", tmp_path / "one")
+    assert all(entry.reason == outcome.failures[0].reason for entry in entries)
 
 
-def alone(source: Path, output: Path, treatment: Inverted | None = None) -> list[runner.JournalEntry]:
-    """What the cluster's way makes of a picture."""
+def translated_one_by_one(source: Path, output: Path) -> list[runner.JournalEntry]:
+    """Return the journal entries from `translate_one`, the function that Ray's actors call."""
     plan = planned(source, output)
     assert plan.journal is not None
     plan.journal.release()
     settings = Settings(worker_tasks.Reading(), worker_tasks.Writing(output), "settings")
-    return [runner.translate_one(job, treatment or Inverted(), settings) for job in plan.todo]
+    return [runner.translate_one(job, Inverted(), settings) for job in plan.todo]
 
 
-def test_what_nobody_expects_of_a_picture_that_is_written_is_its_own_failure(tmp_path: Path) -> None:
+def test_unexpected_write_errors_are_image_errors(tmp_path: Path) -> None:
     odd = Photo(noise(12, 9), metadata=Metadata(exif=b"Exif\0\0no directory"))
     with pytest.raises(ImageError, match=r"unexpected|cannot be written"):
         worker_tasks.write(odd, [odd.pixels], [Path("x.png")], [], worker_tasks.Writing(tmp_path))
@@ -181,9 +182,7 @@ def test_what_nobody_expects_of_a_picture_that_is_written_is_its_own_failure(tmp
         )
 
 
-def test_a_thumbnail_that_cannot_be_made_is_a_note_and_the_translation_is_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_thumbnail_adds_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for n in range(3):
         write_picture(tmp_path / "in" / f"{n}.png", size=(12 + n, 9), seed=n)
     before = Image.Image.save
@@ -196,7 +195,7 @@ def test_a_thumbnail_that_cannot_be_made_is_a_note_and_the_translation_is_there(
     monkeypatch.setattr(Image.Image, "save", save)
     outcome = run(tmp_path / "in", tmp_path / "out", sheet=tmp_path / "out" / FOLDER / "thumbnails", workers=0)
     assert counts(outcome) == (3, 0, 0, 0)
-    assert [line.notes for line in outcome.lines] == [
+    assert [row.notes for row in outcome.lines] == [
         (),
         ("it has no thumbnail (ValueError: an encoder's mood)",),
         (),
@@ -204,7 +203,7 @@ def test_a_thumbnail_that_cannot_be_made_is_a_note_and_the_translation_is_there(
     assert tree(tmp_path / "out") == {"0.png", "1.png", "2.png"}
 
 
-def test_a_disk_that_takes_no_thumbnail_still_ends_the_command(tmp_path: Path) -> None:
+def test_unwritable_thumbnail_folder_ends_the_command(tmp_path: Path) -> None:
     write_picture(tmp_path / "in" / "x.png")
     sheet = tmp_path / "out" / FOLDER / "thumbnails"
     sheet.parent.mkdir(parents=True)
@@ -217,21 +216,21 @@ def test_a_disk_that_takes_no_thumbnail_still_ends_the_command(tmp_path: Path) -
 
 
 class Picky(Inverted):
-    """A model that fails on black pictures, and on any batch that has one."""
+    """A model that fails on black images, and on any batch that contains one."""
 
     error: Exception = ValueError("nothing to see")
 
     def __call__(self, pixels: torch.Tensor, *, advance: object = None) -> list[torch.Tensor]:
-        if any(not one.any() for one in pixels):
+        if any(not image.any() for image in pixels):
             raise self.error
         return super().__call__(pixels, advance=advance)
 
 
-def treated(folder: Path, black: str, *, error: Exception | None = None, batch_size: int = 3) -> JobResult:
-    """A set of pictures, those of the letter b being black."""
-    for n, one in enumerate(black):
+def run_picky(folder: Path, colours: str, *, error: Exception | None = None, batch_size: int = 3) -> JobResult:
+    """Translate a set with `Picky`; each letter of `colours` is a photo, and `b` is a black photo."""
+    for n, colour in enumerate(colours):
         write_picture(folder / "in" / f"{n:02}.png", seed=n)
-        if one == "b":
+        if colour == "b":
             Image.new("RGB", (12, 9)).save(folder / "in" / f"{n:02}.png")
     model = Picky()
     model.error = error or Picky.error
@@ -244,28 +243,29 @@ def treated(folder: Path, black: str, *, error: Exception | None = None, batch_s
         plan.journal.release()
 
 
-@pytest.mark.parametrize("black", ["wwbwwww", "bwwwwww", "wwwwwwb", "bbbwwww", "wbwbwbwbwbwbw", "wwwwbbb"])
-def test_a_picture_that_the_model_fails_on_fails_alone_where_it_works_on_others(tmp_path: Path, black: str) -> None:
-    outcome = treated(tmp_path, black)
-    assert counts(outcome) == (black.count("w"), 0, 0, black.count("b"))
-    assert [int(line.source.stem) for line in outcome.failures] == [n for n, one in enumerate(black) if one == "b"]
-    assert {line.reason for line in outcome.failures} == {"the model fails on it (ValueError: nothing to see)"}
+@pytest.mark.parametrize("colours", ["wwbwwww", "bwwwwww", "wwwwwwb", "bbbwwww", "wbwbwbwbwbwbw", "wwwwbbb"])
+def test_model_error_on_one_photo_fails_only_that_photo(tmp_path: Path, colours: str) -> None:
+    outcome = run_picky(tmp_path, colours)
+    assert counts(outcome) == (colours.count("w"), 0, 0, colours.count("b"))
+    black = [n for n, colour in enumerate(colours) if colour == "b"]
+    assert [int(row.source.stem) for row in outcome.failures] == black
+    assert {row.reason for row in outcome.failures} == {"the model fails on it (ValueError: nothing to see)"}
     assert (pixels_of(tmp_path / "out" / tree(tmp_path / "out").pop()) > 0).any()
 
 
-@pytest.mark.parametrize("black", ["b", "bb", "bbb", "bbbbww", "wwwwwwbbbbww"])
-def test_a_model_that_fails_on_all_or_on_four_in_a_row_is_a_bug(tmp_path: Path, black: str) -> None:
+@pytest.mark.parametrize("colours", ["b", "bb", "bbb", "bbbbww", "wwwwwwbbbbww"])
+def test_model_error_on_all_photos_or_four_consecutive_photos_is_raised(tmp_path: Path, colours: str) -> None:
     with pytest.raises(ValueError, match="nothing to see"):
-        treated(tmp_path, black, batch_size=1)
+        run_picky(tmp_path, colours, batch_size=1)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("CUDA error: unspecified launch failure"), DiskError("no room")])
-def test_a_lost_device_or_a_full_disk_is_no_picture_s_failure(tmp_path: Path, error: Exception) -> None:
+def test_lost_device_or_full_disk_ends_the_command(tmp_path: Path, error: Exception) -> None:
     with pytest.raises(type(error), match=str(error)):
-        treated(tmp_path, "wwwwbwwww", error=error)
+        run_picky(tmp_path, "wwwwbwwww", error=error)
 
 
-def test_an_actor_returns_what_a_model_raises_and_ends_with_no_picture(tmp_path: Path) -> None:
+def test_ray_actor_returns_errors_in_rows(tmp_path: Path) -> None:
     Image.new("RGB", (12, 9)).save(tmp_path / "black.png")
     (tmp_path / "odd.tif").write_bytes(encoded(Layout(16, 1, 2)))
     write_picture(tmp_path / "white.png")
@@ -282,14 +282,14 @@ def test_an_actor_returns_what_a_model_raises_and_ends_with_no_picture(tmp_path:
     assert "16 bits" in odd["entry"].reason or "samples a pixel" in odd["entry"].reason
     assert white["entry"].is_done
 
-    actor.treatment.error = RuntimeError("CUDA error: unspecified launch failure")  # type: ignore[attr-defined]
+    actor.pipeline.error = RuntimeError("CUDA error: unspecified launch failure")  # type: ignore[attr-defined]
     assert actor({"number": 0})["device"].startswith("the device failed (CUDA error")
-    actor.treatment.error = MemoryError()  # type: ignore[attr-defined]
+    actor.pipeline.error = MemoryError()  # type: ignore[attr-defined]
     assert actor({"number": 0})["entry"].reason.startswith("out of memory")
 
 
-@pytest.mark.slow  # twenty seconds for the start of Ray
-def test_ray_names_a_picture_that_the_model_fails_on_and_raises_what_fails_on_all(
+@pytest.mark.slow  # Ray takes 20 s to start
+def test_ray_reports_one_model_failure_and_raises_if_all_photos_fail(
     tmp_path: Path,
 ) -> None:
     pytest.importorskip("ray", reason="engine=ray needs Ray")

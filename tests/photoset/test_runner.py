@@ -1,4 +1,4 @@
-"""A folder of pictures goes in, the same folder comes out, and what fails fails alone."""
+"""Translation of a photo set: names and pixels of the output, failures, the report, memory in use, and workers."""
 
 import json
 import os
@@ -41,7 +41,7 @@ NAMES = [
 ]
 
 
-def test_tree_names_sizes_and_formats_are_kept(tmp_path: Path) -> None:
+def test_tree_names_sizes_and_formats_are_preserved(tmp_path: Path) -> None:
     source, output = tmp_path / "in", tmp_path / "deep" / "out"
     sizes = {}
     for number, ending in enumerate(FORMATS):
@@ -53,21 +53,21 @@ def test_tree_names_sizes_and_formats_are_kept(tmp_path: Path) -> None:
     assert counts(run(source, output)) == (8, 0, 0, 0)
     assert tree(output) == set(sizes)
     for name, size in sizes.items():
-        with Image.open(output / name) as made:
-            assert (made.size, made.format) == (size, FORMATS[name.rpartition(".")[2]])
+        with Image.open(output / name) as image:
+            assert (image.size, image.format) == (size, FORMATS[name.rpartition(".")[2]])
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_each_picture_gets_its_own_translation(tmp_path: Path, workers: int) -> None:
-    # Two sizes taking turns in batches of three, so that batches end up out of order.
-    made = {f"{n}.png": write_picture(tmp_path / "in" / f"{n}.png", size=(9 + n % 2, 8), seed=n) for n in range(17)}
+def test_each_photo_gets_its_own_translation(tmp_path: Path, workers: int) -> None:
+    # Two sizes alternate, in batches of three: photos are translated out of order.
+    photos = {f"{n}.png": write_picture(tmp_path / "in" / f"{n}.png", size=(9 + n % 2, 8), seed=n) for n in range(17)}
     assert counts(run(tmp_path / "in", tmp_path / "out", batch_size=3, workers=workers)) == (17, 0, 0, 0)
-    for name, pixels in made.items():
+    for name, pixels in photos.items():
         assert np.array_equal(pixels_of(tmp_path / "out" / name), 255 - pixels)
 
 
 @pytest.mark.parametrize("name", NAMES, ids=ascii)
-def test_any_name_works(tmp_path: Path, name: str) -> None:
+def test_odd_file_names_are_translated(tmp_path: Path, name: str) -> None:
     pixels = write_picture(tmp_path / "in" / name)
     assert counts(run(tmp_path / "in", tmp_path / "out")) == (1, 0, 0, 0)
     assert np.array_equal(pixels_of(tmp_path / "out" / name), 255 - pixels)
@@ -75,18 +75,18 @@ def test_any_name_works(tmp_path: Path, name: str) -> None:
     plan = planned(tmp_path / "in", tmp_path / "out", existing="overwrite")
     plan.journal.release()
     outcome = run(tmp_path / "in", tmp_path / "out", existing="overwrite")
-    told = runner.summary(outcome, plan, where=plan.folder).splitlines()
-    assert len(told) == 2
-    told[1].encode()  # fails on what cannot be printed
+    lines = runner.summary(outcome, plan, where=plan.folder).splitlines()
+    assert len(lines) == 2
+    lines[1].encode()  # raises on unprintable names
 
 
-def test_links_in_circles_end(tmp_path: Path) -> None:
+def test_folder_search_with_circular_links_terminates(tmp_path: Path) -> None:
     write_picture(tmp_path / "in" / "sub" / "x.png")
     (tmp_path / "in" / "sub" / "again").symlink_to(tmp_path / "in")
     assert counts(run(tmp_path / "in", tmp_path / "out")) == (1, 0, 0, 0)
 
 
-def test_damaged_pictures_do_not_keep_the_rest_from_being_done(tmp_path: Path) -> None:
+def test_damaged_photos_do_not_stop_others(tmp_path: Path) -> None:
     for n in range(20):
         write_picture(tmp_path / "in" / f"{n:02}.png", seed=n)
     whole = (tmp_path / "in" / "00.png").read_bytes()
@@ -108,7 +108,7 @@ def test_damaged_pictures_do_not_keep_the_rest_from_being_done(tmp_path: Path) -
     assert str(tmp_path) not in outcome.failures[0].reason
 
 
-def test_what_failed_is_tried_again_and_mended_pictures_are_done(tmp_path: Path) -> None:
+def test_failed_photos_are_retried(tmp_path: Path) -> None:
     write_picture(tmp_path / "in" / "good.png")
     (tmp_path / "in" / "x.png").write_bytes(b"damaged")
     assert counts(run(tmp_path / "in", tmp_path / "out")) == (1, 0, 0, 1)
@@ -117,7 +117,7 @@ def test_what_failed_is_tried_again_and_mended_pictures_are_done(tmp_path: Path)
     assert counts(run(tmp_path / "in", tmp_path / "out")) == (1, 1, 0, 0)
 
 
-def test_the_report_has_every_picture_in_order_and_the_screen_five_failures(tmp_path: Path) -> None:
+def test_report_is_complete_and_summary_shows_five_failures(tmp_path: Path) -> None:
     for n in range(8):
         (tmp_path / "in").mkdir(exist_ok=True)
         (tmp_path / "in" / f"{n}.png").write_bytes(b"damaged")
@@ -133,21 +133,21 @@ def test_the_report_has_every_picture_in_order_and_the_screen_five_failures(tmp_
     report = tmp_path / "out" / FOLDER / "report.jsonl"
     assert lines[6:] == [f"  and 3 more, all listed in {report}"]
 
-    told = [json.loads(line) for line in report.read_text().splitlines()]
-    assert [Path(one["source"]).name for one in told] == [f"{n}.png" for n in range(8)] + ["good.png"]
-    assert [one["status"] for one in told] == ["failed"] * 8 + ["translated"]
-    assert all("not a picture" in one["reason"] for one in told[:8])
-    assert (told[8]["targets"], told[8]["width"], told[8]["height"]) == (["good.png"], 13, 7)
+    rows = [json.loads(line) for line in report.read_text().splitlines()]
+    assert [Path(row["source"]).name for row in rows] == [f"{n}.png" for n in range(8)] + ["good.png"]
+    assert [row["status"] for row in rows] == ["failed"] * 8 + ["translated"]
+    assert all("not a picture" in row["reason"] for row in rows[:8])
+    assert (rows[8]["targets"], rows[8]["width"], rows[8]["height"]) == (["good.png"], 13, 7)
 
 
-def test_a_batch_of_no_pictures_is_refused(tmp_path: Path) -> None:
+def test_bad_batch_size_and_workers_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(CommandError, match="batch_size=0"):
         runner.check(batch_size=0, workers="auto")
     with pytest.raises(CommandError, match="workers=-1"):
         runner.check(batch_size=8, workers=-1)
 
 
-def test_an_output_below_a_file_is_a_disk_error(tmp_path: Path) -> None:
+def test_output_below_a_file_is_a_disk_error(tmp_path: Path) -> None:
     write_picture(tmp_path / "in" / "x.png")
     (tmp_path / "file").touch()
     with pytest.raises(DiskError, match=rf"cannot write {tmp_path}/file/out/.cyclestyle: not a directory"):
@@ -155,7 +155,7 @@ def test_an_output_below_a_file_is_a_disk_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("ending", "width"), [("webp", 16_384), ("jpg", 65_501)])
-def test_a_picture_that_its_format_cannot_hold_fails_alone(tmp_path: Path, ending: str, width: int) -> None:
+def test_image_too_wide_for_its_format_does_not_stop_others(tmp_path: Path, ending: str, width: int) -> None:
     write_picture(tmp_path / "in" / f"x.{ending}")
     Image.new("RGB", (width, 1)).save(tmp_path / "in" / f"long.{ending}", format="PNG")
     (tmp_path / "in" / f"other.{ending}").write_bytes(b"damaged")
@@ -165,7 +165,7 @@ def test_a_picture_that_its_format_cannot_hold_fails_alone(tmp_path: Path, endin
     assert "choose format=png" in outcome.failures[0].reason
 
 
-def test_pictures_are_turned_upright_by_their_exif(tmp_path: Path) -> None:
+def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     pixels = noise(12, 8)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -173,67 +173,67 @@ def test_pictures_are_turned_upright_by_their_exif(tmp_path: Path) -> None:
     Image.fromarray(pixels).save(tmp_path / "in" / "x.png", exif=exif)
     run(tmp_path / "in", tmp_path / "out")
     assert np.array_equal(pixels_of(tmp_path / "out" / "x.png"), 255 - np.rot90(pixels, -1))
-    with Image.open(tmp_path / "out" / "x.png") as made:
-        assert 0x0112 not in made.getexif()  # else viewers would turn it once more
+    with Image.open(tmp_path / "out" / "x.png") as image:
+        assert 0x0112 not in image.getexif()  # else viewers would rotate it again
 
 
-def test_a_set_with_thumbnails_has_one_of_the_photo_and_of_each_translation(tmp_path: Path) -> None:
+def test_thumbnails_of_photo_and_each_translation(tmp_path: Path) -> None:
     pixels = write_picture(tmp_path / "in" / "x.png", size=(40, 30))
     sheet = tmp_path / "out" / FOLDER / "thumbnails"
     run(tmp_path / "in", tmp_path / "out", count=2, sheet=sheet)
     names = runner.thumbnail_names(["0/x.png", "1/x.png"])
     assert sorted(path.name for path in sheet.iterdir()) == sorted(names)
-    photo, *made = (pixels_of(sheet / name).astype(float) for name in names)
+    photo, *translations = (pixels_of(sheet / name).astype(float) for name in names)
     assert abs(photo.mean() - pixels.mean()) < 5
-    assert all(abs(one.mean() - (255 - pixels).mean()) < 5 for one in made)
+    assert all(abs(translation.mean() - (255 - pixels).mean()) < 5 for translation in translations)
 
 
-class Held:
-    """Counts the pictures that have been read and not yet written."""
+class PhotosInMemory:
+    """Counter of photos that have been read and not yet written; replaces `read` and `write` of the workers."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.most = 0
-        self._now, self._lock = 0, threading.Lock()
+        self.peak = 0
+        self._current, self._lock = 0, threading.Lock()
         self._read, self._write = worker_tasks.read, worker_tasks.write
         monkeypatch.setattr(worker_tasks, "read", self.read)
         monkeypatch.setattr(worker_tasks, "write", self.write)
 
     def read(self, *arguments: object, **how: object) -> Photo:
         with self._lock:
-            self._now += 1
-            self.most = max(self.most, self._now)
+            self._current += 1
+            self.peak = max(self.peak, self._current)
         return self._read(*arguments, **how)
 
     def write(self, *arguments: object) -> worker_tasks.Written:
         written = self._write(*arguments)
         with self._lock:
-            self._now -= 1
+            self._current -= 1
         return written
 
 
-def test_memory_does_not_grow_with_the_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures alive at any moment: those read ahead, in two batches, and waiting to be written; not all 150."""
+def test_photos_in_memory_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory holds the photos read ahead, those of two batches, and those waiting to be written, never all 150."""
     for n in range(150):
         (tmp_path / "in").mkdir(exist_ok=True)
         write_picture(tmp_path / "in" / f"{n}.png", size=(4, 4), seed=n)
-    held = Held(monkeypatch)
+    in_memory = PhotosInMemory(monkeypatch)
     assert counts(run(tmp_path / "in", tmp_path / "out", batch_size=4, workers=0)) == (150, 0, 0, 0)
     with Workers(0) as workers:
-        assert held.most <= 2 * (workers.most_ahead + 1) + 3 * 4
+        assert in_memory.peak <= 2 * (workers.max_ahead + 1) + 3 * 4
 
 
-def test_few_large_pictures_are_held_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What counts is pixels: with room for two pictures, two wait before the model, and two behind it."""
+def test_large_photos_in_memory_are_bounded_by_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit counts pixels: with room for two photos, two wait for the model, and two for being written."""
     for n in range(12):
         write_picture(tmp_path / "in" / f"{n}.png", size=(40, 30), seed=n)
-    monkeypatch.setattr(batching, "MOST_WAITING", 2 * 40 * 30)
-    held = Held(monkeypatch)
+    monkeypatch.setattr(batching, "MAX_WAITING_PIXELS", 2 * 40 * 30)
+    in_memory = PhotosInMemory(monkeypatch)
     assert counts(run(tmp_path / "in", tmp_path / "out", batch_size=1, workers=0)) == (12, 0, 0, 0)
-    assert held.most <= (2 + 1) + 1 + (2 + 1)  # a step before the limit is seen, on either side
+    assert in_memory.peak <= (2 + 1) + 1 + (2 + 1)  # both limits are checked after one more photo
 
 
-class Forgetful(Inverted):
-    """A model whose memory holds three pictures at a time, and none of those that are black."""
+class ShortOfMemory(Inverted):
+    """A model that runs out of memory on batches of more than three images, and on black images."""
 
     def __call__(self, pixels: torch.Tensor, *, advance: object = None) -> list[torch.Tensor]:
         if len(pixels) > 3:
@@ -243,20 +243,20 @@ class Forgetful(Inverted):
         return super().__call__(pixels, advance=advance)
 
 
-def test_what_memory_cannot_hold_together_is_translated_one_by_one_and_the_rest_fails_alone(tmp_path: Path) -> None:
+def test_out_of_memory_batch_is_split_into_photos(tmp_path: Path) -> None:
     for n in range(9):
         write_picture(tmp_path / "in" / f"{n}.png", seed=n)
     Image.new("RGB", (12, 9)).save(tmp_path / "in" / "black.png")
     plan = planned(tmp_path / "in", tmp_path / "out")
     how = runner.Settings(worker_tasks.Reading(), worker_tasks.Writing(tmp_path / "out"), "settings")
-    outcome = runner.run_plan(plan, Forgetful(), how, batch_size=5)
+    outcome = runner.run_plan(plan, ShortOfMemory(), how, batch_size=5)
     plan.journal.release()
     assert counts(outcome) == (9, 0, 0, 1)
     assert outcome.failures[0].source.name == "black.png"
     assert outcome.failures[0].reason.startswith("out of memory")
 
 
-def test_any_other_error_of_a_model_is_a_bug(tmp_path: Path) -> None:
+def test_other_model_errors_are_raised(tmp_path: Path) -> None:
     class Broken(Inverted):
         def __call__(self, pixels: torch.Tensor, *, advance: object = None) -> list[torch.Tensor]:
             raise ValueError("a bug")
@@ -269,7 +269,7 @@ def test_any_other_error_of_a_model_is_a_bug(tmp_path: Path) -> None:
     plan.journal.release()
 
 
-def test_a_contact_sheet_that_is_asked_for_later_gets_its_thumbnails(tmp_path: Path) -> None:
+def test_later_contact_sheet_gets_missing_thumbnails(tmp_path: Path) -> None:
     for n in range(3):
         write_picture(tmp_path / "in" / f"{n}.png", seed=n)
     run(tmp_path / "in", tmp_path / "out")
@@ -289,33 +289,33 @@ def kill_own_process(_: object) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def tell_process(_: object) -> int:
+def own_pid(_: object) -> int:
     return os.getpid()
 
 
-def test_a_picture_that_kills_its_worker_fails_alone() -> None:
+def test_photo_that_kills_its_worker_does_not_stop_others() -> None:
     with Workers(1) as workers:
-        calls = [workers.start(function, None) for function in (tell_process, kill_own_process, tell_process)]
+        calls = [workers.start(function, None) for function in (own_pid, kill_own_process, own_pid)]
         assert workers.finish(calls[0]) != os.getpid()
         with pytest.raises(DataError, match="its worker process was killed twice"):
             workers.finish(calls[1])
         assert workers.finish(calls[2]) != os.getpid()
-        assert workers.finish(workers.start(tell_process, None)) != os.getpid()
+        assert workers.finish(workers.start(own_pid, None)) != os.getpid()
 
 
-def test_workers_end_with_the_program_that_was_killed(tmp_path: Path) -> None:
+def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:  # pragma: no cover
         os.close(reader)
         workers = Workers(1)
-        os.write(writer, f"{workers.finish(workers.start(tell_process, None))}\n".encode())
+        os.write(writer, f"{workers.finish(workers.start(own_pid, None))}\n".encode())
         os.kill(os.getpid(), signal.SIGKILL)
     os.close(writer)
-    with os.fdopen(reader) as told:
-        worker = int(told.readline())
+    with os.fdopen(reader) as pipe:
+        worker = int(pipe.readline())
     os.waitpid(child, 0)
-    until = time.monotonic() + 20
+    deadline = time.monotonic() + 20
     while Path(f"/proc/{worker}").exists() and "zombie" not in Path(f"/proc/{worker}/status").read_text():
-        assert time.monotonic() < until
+        assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""A run's folder: which command may go on with it, and what is said to those that may not."""
+"""The run folder: commands that may resume the run, errors for other commands, the lock and the status."""
 
 import copy
 import errno
@@ -30,7 +30,7 @@ def recipe() -> dict[str, Any]:
 
 @pytest.fixture
 def folder(tmp_path: Path, recipe: dict[str, Any]) -> RunFolder:
-    """A run that stopped at step 4."""
+    """Folder of a run that was stopped at step 4."""
     run = RunFolder(tmp_path / "run")
     run.acquire()
     model = Model({"generators.w": torch.zeros(1)}, {}, {}, ("a", "b"), 4, Path())
@@ -38,10 +38,10 @@ def folder(tmp_path: Path, recipe: dict[str, Any]) -> RunFolder:
     return run
 
 
-def going_on(run: RunFolder, recipe: dict[str, Any], files: Any = FILES, bad: Any = None) -> ResumePoint:
-    resumed = run.resume_point(recipe, files, bad=bad or {"a": {}, "b": {}})
-    assert resumed is not None
-    return resumed
+def resume(run: RunFolder, recipe: dict[str, Any], files: Any = FILES, bad: Any = None) -> ResumePoint:
+    point = run.resume_point(recipe, files, bad=bad or {"a": {}, "b": {}})
+    assert point is not None
+    return point
 
 
 def changed(recipe: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def changed(recipe: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return recipe
 
 
-def test_a_new_folder_has_nothing_to_resume(tmp_path: Path, recipe: dict[str, Any]) -> None:
+def test_new_folder_has_nothing_to_resume(tmp_path: Path, recipe: dict[str, Any]) -> None:
     run = RunFolder(tmp_path / "new" / "run")
     assert run.resume_point(recipe, FILES, bad={}) is None
     assert not run.path.exists()
@@ -63,8 +63,8 @@ def test_a_new_folder_has_nothing_to_resume(tmp_path: Path, recipe: dict[str, An
     assert run.path.is_dir()
 
 
-def test_the_same_recipe_and_files_resume(folder: RunFolder, recipe: dict[str, Any]) -> None:
-    assert going_on(folder, recipe).checkpoint.step == 4
+def test_run_with_same_recipe_and_files_resumes(folder: RunFolder, recipe: dict[str, Any]) -> None:
+    assert resume(folder, recipe).checkpoint.step == 4
 
 
 @pytest.mark.parametrize(
@@ -76,15 +76,15 @@ def test_the_same_recipe_and_files_resume(folder: RunFolder, recipe: dict[str, A
         "trainer.accumulate", "trainer.backward", "trainer.recompute", "trainer.profile", "trainer.cuda_graphs",
     ],
 )  # fmt: skip
-def test_where_how_and_how_long_it_runs_may_change(folder: RunFolder, recipe: dict[str, Any], key: str) -> None:
+def test_keys_that_may_change_do_not_prevent_resume(folder: RunFolder, recipe: dict[str, Any], key: str) -> None:
     other = changed(recipe, {key: "something else"})
     assert other != recipe
-    assert going_on(folder, other).checkpoint.step == 4
-    assert {line.partition(":")[0].partition("._")[0] for line in going_on(folder, other).changes} >= {key}
+    assert resume(folder, other).checkpoint.step == 4
+    assert {line.partition(":")[0].partition("._")[0] for line in resume(folder, other).changes} >= {key}
 
 
 @pytest.mark.parametrize(
-    ("key", "was", "is_"),
+    ("key", "old", "new"),
     [
         ("seed", 0, 1),
         ("optimizer.lr", 0.0002, 0.001),
@@ -104,91 +104,89 @@ def test_where_how_and_how_long_it_runs_may_change(folder: RunFolder, recipe: di
         ("data.domain_a", "photo", "picture"),
     ],
 )
-def test_another_recipe_is_refused_with_the_difference(
-    folder: RunFolder, recipe: dict[str, Any], key: str, was: object, is_: object
+def test_changed_recipe_gives_error_with_differences(
+    folder: RunFolder, recipe: dict[str, Any], key: str, old: object, new: object
 ) -> None:
     with pytest.raises(CommandError) as caught:
-        going_on(folder, changed(recipe, {key: is_}))
+        resume(folder, changed(recipe, {key: new}))
     first, *rest = str(caught.value).splitlines()
     assert str(folder.path) in first
     assert "name=" in first
     assert "resume.allow_changed=true" in first
-    assert rest == [f"  {key}: {was} -> {is_}"]
+    assert rest == [f"  {key}: {old} -> {new}"]
 
 
-def test_a_list_of_differences_is_never_longer_than_five_lines(folder: RunFolder, recipe: dict[str, Any]) -> None:
+def test_differences_in_error_are_cut_to_five_lines(folder: RunFolder, recipe: dict[str, Any]) -> None:
     keys = ["data.crop_size", "data.flip", "data.load_size", "data.resize", "ema.decay", "pool.size", "seed"]
     for count, lines in ((4, 4), (5, 5), (6, 5), (7, 5)):
         with pytest.raises(CommandError) as caught:
-            going_on(folder, changed(recipe, dict.fromkeys(keys[:count], 77)))
+            resume(folder, changed(recipe, dict.fromkeys(keys[:count], 77)))
         rest = str(caught.value).splitlines()[1:]
         assert len(rest) == lines
     assert rest[-1] == "  and 3 more"
 
 
-def test_other_files_are_refused_with_how_many(folder: RunFolder, recipe: dict[str, Any]) -> None:
+def test_changed_files_give_error_with_counts(folder: RunFolder, recipe: dict[str, Any]) -> None:
     a = {"2.png": 20, "3.png": 31, "4.png": 40, "5.png": 50}
     with pytest.raises(CommandError, match=r"data set.*\n  files of a: 2 added, 1 removed, 1 of another size$"):
-        going_on(folder, recipe, {"a": a, "b": FILES["b"]})
+        resume(folder, recipe, {"a": a, "b": FILES["b"]})
     with pytest.raises(CommandError, match=r"\n  files of b: in another order$"):
-        going_on(folder, recipe, {"a": FILES["a"], "b": {"y.png": 50, "x.png": 40}})
+        resume(folder, recipe, {"a": FILES["a"], "b": {"y.png": 50, "x.png": 40}})
 
 
-def test_a_file_that_has_gone_bad_keeps_its_place(folder: RunFolder, recipe: dict[str, Any]) -> None:
+def test_unreadable_file_may_have_another_size_on_resume(folder: RunFolder, recipe: dict[str, Any]) -> None:
     shorter = {"a": {**FILES["a"], "2.png": 7}, "b": FILES["b"]}
-    assert going_on(folder, recipe, shorter, bad={"a": {"2.png": "truncated"}}).checkpoint.step == 4
+    assert resume(folder, recipe, shorter, bad={"a": {"2.png": "truncated"}}).checkpoint.step == 4
     with pytest.raises(CommandError, match="1 of another size"):
-        going_on(folder, recipe, shorter, bad={"b": {"2.png": "truncated"}})
+        resume(folder, recipe, shorter, bad={"b": {"2.png": "truncated"}})
 
 
-def test_the_same_files_in_another_place_are_the_same(folder: RunFolder, recipe: dict[str, Any]) -> None:
+def test_run_with_moved_data_set_resumes(folder: RunFolder, recipe: dict[str, Any]) -> None:
     moved = changed(recipe, {"data.root": "/elsewhere"})
-    assert going_on(folder, moved, {side: dict(files) for side, files in FILES.items()}).checkpoint.step == 4
+    assert resume(folder, moved, {side: dict(files) for side, files in FILES.items()}).checkpoint.step == 4
 
 
 @pytest.mark.parametrize(
     "key", ["generator.channels", "generator.blocks", "generator.upsample", "discriminator.layers"]
 )
-def test_another_architecture_is_a_checkpoint_error_even_if_changes_are_allowed(
+def test_changed_architecture_is_rejected_even_with_allow_changed(
     folder: RunFolder, recipe: dict[str, Any], key: str
 ) -> None:
     other = changed(recipe, {key: 9, "optimizer.lr": 1})
     for allow_changed in (False, True):
         run = RunFolder(folder.path, allow_changed=allow_changed)
         with pytest.raises(CheckpointError, match="another architecture") as caught:
-            going_on(run, other)
+            resume(run, other)
         (line,) = str(caught.value).splitlines()[1:]
         assert line.startswith(f"  {key}: ")
         assert line.endswith("-> 9")
 
 
-def test_allow_changed_goes_on_with_another_recipe_and_other_files(folder: RunFolder, recipe: dict[str, Any]) -> None:
+def test_allow_changed_resumes_with_changed_recipe_and_files(folder: RunFolder, recipe: dict[str, Any]) -> None:
     run = RunFolder(folder.path, allow_changed=True)
     other = changed(recipe, {"optimizer.lr": 1.0, "pool.size": 3})
-    assert going_on(run, other, {"a": {"new.png": 1}, "b": {"other.png": 1}}).checkpoint.step == 4
+    assert resume(run, other, {"a": {"new.png": 1}, "b": {"other.png": 1}}).checkpoint.step == 4
 
 
-def test_mode_never_refuses_a_folder_that_holds_a_run(folder: RunFolder, tmp_path: Path) -> None:
+def test_existing_run_is_rejected_with_resume_mode_never(folder: RunFolder, tmp_path: Path) -> None:
     with pytest.raises(CommandError, match=r"not empty and resume\.mode=never: choose another name="):
         RunFolder(folder.path, mode="never")
     (tmp_path / "empty").mkdir()
     failed = RunFolder(tmp_path / "empty", mode="never")
     failed.acquire()
     failed.write_status("failed", code=3, reason="no pictures")
-    RunFolder(tmp_path / "empty", mode="never")  # a start that failed before it began has left no run
+    RunFolder(tmp_path / "empty", mode="never")  # a command that failed before training left no run
     RunFolder(tmp_path / "absent", mode="never").acquire()
 
 
-def test_a_folder_that_cannot_be_made_is_a_disk_error_that_names_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_uncreatable_folder_gives_disk_error_with_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "runs").write_text("a file where a folder should be")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DiskError, match=f"cannot write to {tmp_path}/runs/mine: "):
         RunFolder(Path("runs/mine")).acquire()
 
 
-def test_the_status_says_what_and_who(folder: RunFolder) -> None:
+def test_status_file_holds_state_and_process(folder: RunFolder) -> None:
     folder.read_step_from(lambda: 7)
     folder.write_status("stopped", code=75, reason="SIGTERM")
     assert json.loads((folder.path / "status.json").read_text()) == {
@@ -197,10 +195,10 @@ def test_the_status_says_what_and_who(folder: RunFolder) -> None:
     }  # fmt: skip
 
 
-def test_a_file_system_without_locks_is_told_and_used(
+def test_folder_without_lock_support_is_used_with_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def lockf(*_: object) -> None:  # what the system says on such a file system
+    def lockf(*_: object) -> None:  # error on a file system without locks
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
     monkeypatch.setattr(fcntl, "lockf", lockf)
@@ -208,7 +206,7 @@ def test_a_file_system_without_locks_is_told_and_used(
     assert "cannot be locked (function not implemented): see that nothing else writes there" in capsys.readouterr().err
 
 
-def test_a_folder_in_use_is_refused_with_who_has_it_until_that_process_is_gone(tmp_path: Path) -> None:
+def test_folder_is_locked_until_locking_process_dies(tmp_path: Path) -> None:
     folder = tmp_path / "mine"
     hold = (
         "import sys, pathlib; from cyclestyle.run.folder import RunFolder; run = RunFolder(pathlib.Path(sys.argv[1]));"
@@ -221,5 +219,5 @@ def test_a_folder_in_use_is_refused_with_who_has_it_until_that_process_is_gone(t
         assert other.stdout.readline() == "held\n"
         with pytest.raises(CommandError, match=rf"in use by pid {other.pid} on host .*: wait for it"):
             RunFolder(folder).acquire()
-        other.kill()  # as a power cut would: nothing is tidied up
+        other.kill()  # without any clean-up, as in a power cut
     RunFolder(folder).acquire()

@@ -1,4 +1,4 @@
-"""Losses and gradients that are no numbers: noticed on the device, told with the first step that had one."""
+"""Losses and gradients that are not finite: detection on the device, errors with the first such step, skipping."""
 
 import math
 
@@ -16,19 +16,19 @@ CPU = torch.device("cpu")
 
 
 def watched(*steps: tuple[float, float]) -> NonFiniteDetector:
-    """A guard that saw steps of one loss and one gradient each."""
-    guard = NonFiniteDetector(CPU)
+    """Detector after one update for each pair of a loss and the first entry of its gradient."""
+    detector = NonFiniteDetector(CPU)
     for step, (loss, gradient) in enumerate(steps):
-        guard.watch(torch.tensor(step), {"loss": torch.tensor(loss)}, [torch.tensor([gradient, 3.0])])
-    return guard
+        detector.watch(torch.tensor(step), {"loss": torch.tensor(loss)}, [torch.tensor([gradient, 3.0])])
+    return detector
 
 
-def test_finite_updates_leave_no_mark() -> None:
+def test_finite_updates_are_not_detected() -> None:
     assert watched((1.0, 2.0), (1e30, -1e15)).first(World()) is None
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_the_first_bad_step_is_kept_with_its_values(bad: float) -> None:
+def test_first_bad_step_and_its_values_are_recorded(bad: float) -> None:
     first = watched((1.0, 2.0), (5.0, 4.0), (6.0, bad), (bad, 1.0), (7.0, 2.0)).first(World())
     assert first is not None
     assert first.step == 2
@@ -37,20 +37,20 @@ def test_the_first_bad_step_is_kept_with_its_values(bad: float) -> None:
     first = watched((1.0, 2.0), (bad, 4.0), (6.0, bad)).first(World())
     assert first is not None
     assert first.step == 1
-    assert first.values["gradient norm"] == 5.0  # of (4, 3)
+    assert first.values["gradient norm"] == 5.0  # norm of the gradient (4, 3)
 
 
-def test_a_scaled_gradient_is_the_scaler_s_business() -> None:
-    guard = NonFiniteDetector(CPU)
-    guard.watch(torch.tensor(0), {"loss": torch.tensor(1.0)}, [])
-    assert guard.first(World()) is None
+def test_update_without_gradients_is_checked_by_losses_only() -> None:
+    detector = NonFiniteDetector(CPU)
+    detector.watch(torch.tensor(0), {"loss": torch.tensor(1.0)}, [])
+    assert detector.first(World()) is None
 
 
 class Poisoned:
-    """An adversarial loss that is no number for the pictures of some draws; a part of one's own."""
+    """Custom adversarial loss that is NaN at some steps."""
 
-    def __init__(self, *calls: int) -> None:
-        self.calls, self.count = set(calls), 0
+    def __init__(self, *steps: int) -> None:
+        self.steps, self.count = set(steps), 0
 
     def real(self, scores: torch.Tensor) -> torch.Tensor:
         return (scores - 1).square().mean()
@@ -60,8 +60,8 @@ class Poisoned:
 
     def generator(self, scores: torch.Tensor) -> torch.Tensor:
         self.count += 1
-        step = (self.count - 1) // 2
-        return (scores - 1).square().mean() * (math.nan if step in self.calls else 1.0)
+        step = (self.count - 1) // 2  # two calls per step, one for each generator
+        return (scores - 1).square().mean() * (math.nan if step in self.steps else 1.0)
 
 
 def poisoned(*steps: int, **settings: object) -> Trainer:
@@ -87,18 +87,18 @@ def fit(trainer: Trainer, steps: int) -> tuple[list[int], dict[int, dict[str, fl
     return saves, logs
 
 
-def test_divergence_ends_training_at_the_next_log_with_the_step_and_its_losses() -> None:
+def test_divergence_error_at_next_log_has_step_and_losses() -> None:
     trainer = poisoned(4, log_every=3, save_every=100)
     with pytest.raises(
         DivergedError, match=r"diverged at step 5: not finite \(.*gan_ab nan.*gradient norm nan"
     ) as error:
         fit(trainer, 100)
-    assert error.value.step == 4  # steps done before it
+    assert error.value.step == 4  # steps done before the diverged one
     assert error.value.code == 5
     assert trainer.step == 6
 
 
-def test_divergence_is_found_before_anything_is_saved() -> None:
+def test_divergence_is_detected_before_saving() -> None:
     trainer, saves = poisoned(4, log_every=100, save_every=3), []
     with pytest.raises(DivergedError):
         trainer.fit((random_batch([n]) for n in range(100)), save=lambda *, last: saves.append(trainer.step))
@@ -113,7 +113,7 @@ def test_divergence_is_found_before_anything_is_saved() -> None:
     assert saves == []
 
 
-def test_divergence_of_the_discriminators_is_noticed_too() -> None:
+def test_diverged_discriminators_are_detected() -> None:
     trainer = tiny_trainer(log_every=2)
     with torch.no_grad():
         trainer.optimizers.discriminators.param_groups[0]["params"][0][0, 0, 0, 0] = math.inf
@@ -121,7 +121,7 @@ def test_divergence_of_the_discriminators_is_noticed_too() -> None:
         fit(trainer, 10)
 
 
-def test_a_skipped_step_changes_nothing_but_the_count() -> None:
+def test_skipped_step_changes_only_the_step_count() -> None:
     trainer = poisoned(2, on_nonfinite="skip", log_every=100)
     for step in range(2):
         trainer.train_step(random_batch([step]))
@@ -147,7 +147,7 @@ def state(trainer: Trainer) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def test_skipped_steps_are_counted_and_left_out_of_the_means() -> None:
+def test_skipped_steps_are_counted_and_not_averaged() -> None:
     _, logs = fit(poisoned(1, 3, on_nonfinite="skip", log_every=5, save_every=100), 5)
     assert logs[5]["skipped_steps"] == 2
     assert math.isfinite(logs[5]["loss/gan_ab"])
@@ -155,7 +155,7 @@ def test_skipped_steps_are_counted_and_left_out_of_the_means() -> None:
     assert "skipped_steps" not in alone[5]
 
 
-def test_too_many_skips_in_a_row_are_divergence() -> None:
+def test_too_many_consecutive_skips_raise_diverged_error() -> None:
     trainer = poisoned(*range(3, 100), on_nonfinite="skip", log_every=100, save_every=100)
     last = 3 + SKIPS
     with pytest.raises(DivergedError, match=f"diverged at step {last}:.*last of {SKIPS} in a row that were skipped"):
@@ -163,14 +163,14 @@ def test_too_many_skips_in_a_row_are_divergence() -> None:
     assert trainer.step == 3 + SKIPS
 
 
-def test_a_skip_long_ago_is_not_what_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_divergence_error_ignores_earlier_skips(capsys: pytest.CaptureFixture[str]) -> None:
     trainer = poisoned(1, *range(20, 100), on_nonfinite="skip", log_every=100, save_every=100)
     with pytest.raises(DivergedError) as caught:
         fit(trainer, 100)
     assert caught.value.step == 20 + SKIPS - 1
 
 
-def test_skips_in_a_row_are_counted_across_a_resume() -> None:
+def test_consecutive_skips_are_counted_across_resume() -> None:
     stopped, resumed = (poisoned(*range(3, 100), on_nonfinite="skip", log_every=100) for _ in range(2))
     for step in range(8):
         stopped.train_step(random_batch([step]))
@@ -180,42 +180,42 @@ def test_skips_in_a_row_are_counted_across_a_resume() -> None:
         fit(resumed, 20)
 
 
-def test_no_picture_of_a_diverged_step_is_drawn() -> None:
-    trainer, drawn = poisoned(2, log_every=40, save_every=40, sample_every=7), []
+def test_diverged_step_is_not_sampled() -> None:
+    trainer, sampled = poisoned(2, log_every=40, save_every=40, sample_every=7), []
 
-    class Pictures:
+    class SampleSteps:
         def on_step(self, step: int) -> None: ...
         def metrics(self, step: int, values: dict[str, float]) -> None: ...
         def close(self) -> None: ...
         def pictures(self, step: int, a: object, b: object) -> None:
-            drawn.append(step)
+            sampled.append(step)
 
     probe = random_batch([0])
     with pytest.raises(DivergedError):
         trainer.fit(
             (random_batch([n]) for n in range(100)),
             save=lambda *, last: None,
-            loggers=[Pictures()],
+            loggers=[SampleSteps()],
             probes=(probe.a, probe.b),
         )
-    assert drawn == [0]
+    assert sampled == [0]
 
 
 @pytest.mark.parametrize("on_nonfinite", ["stop", "skip"])
-def test_a_scaler_that_finds_no_scale_is_divergence_and_its_first_overflows_are_not(on_nonfinite: str) -> None:
+def test_fp16_overflow_raises_diverged_error_only_at_lowest_scale(on_nonfinite: str) -> None:
     trainer = poisoned(on_nonfinite=on_nonfinite, log_every=1, save_every=1000)
-    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)  # overflows in what float32 can hold
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)  # gradients overflow in float32
     fit(trainer, 3)
     trainer.scaler = torch.amp.GradScaler("cpu", init_scale=0.5)
-    with pytest.raises(DivergedError, match="overflow in fp16 whatever they are scaled by"):
+    with pytest.raises(DivergedError, match="overflow in fp16 at any scale"):
         fit(trainer, 6)
 
 
-def test_skipping_and_stopping_train_alike_while_all_is_well() -> None:
-    one, other = tiny_trainer(on_nonfinite="skip", ema=0.9), tiny_trainer(on_nonfinite="stop", ema=0.9)
+def test_skip_and_stop_modes_train_identically_on_finite_losses() -> None:
+    skipping, stopping = tiny_trainer(on_nonfinite="skip", ema=0.9), tiny_trainer(on_nonfinite="stop", ema=0.9)
     for step in range(4):
         batch: Batch = random_batch([step])
-        one.train_step(batch)
-        other.train_step(batch)
-    ours, theirs = state(one), state(other)
-    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+        skipping.train_step(batch)
+        stopping.train_step(batch)
+    expected = state(stopping)
+    assert all(torch.equal(value, expected[name]) for name, value in state(skipping).items())

@@ -1,4 +1,4 @@
-"""The loop: what makes a step, and that it is the same step however it is divided and whenever it is interrupted."""
+"""The trainer: one step, its division over micro-batches and ranks, resume, and when it logs, samples and saves."""
 
 import copy
 from pathlib import Path
@@ -21,12 +21,12 @@ pytestmark = pytest.mark.usefixtures("double_precision")
 
 
 def trained(trainer: Trainer, steps: int = STEPS, batch_size: int = BATCH) -> list[dict[str, float]]:
-    """Train on pictures that follow from the draw; the losses and scores of every step."""
-    told = []
+    """Train on images that depend on the sample index alone; return the losses and scores of every step."""
+    losses = []
     for step in range(trainer.step, steps):
         draws = list(range(step * batch_size, (step + 1) * batch_size))
-        told.append({name: value.item() for name, value in trainer.train_step(random_batch(draws)).items()})
-    return told
+        losses.append({name: value.item() for name, value in trainer.train_step(random_batch(draws)).items()})
+    return losses
 
 
 def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
@@ -36,113 +36,115 @@ def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
     }
 
 
-def close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
-    # In float64 a different order of additions shows in the 16th digit. A GAN multiplies such differences from step
-    # to step, and Adam makes steps of 1e-12 of the rounding that is the gradient of a bias before an instance norm.
-    for name, value in ours.items():
+def assert_close(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    # In float64 another order of additions changes the 16th digit, and a GAN amplifies such differences from step to
+    # step. The gradient of a bias before an instance norm is pure rounding, from which Adam makes steps of 1e-12.
+    for name, value in actual.items():
         torch.testing.assert_close(
-            value, theirs[name], rtol=1e-6, atol=1e-8, msg=lambda text, name=name: f"{name}: {text}"
+            value, expected[name], rtol=1e-6, atol=1e-8, msg=lambda text, name=name: f"{name}: {text}"
         )
 
 
-def test_a_step_of_the_trainer_is_the_textbook_s() -> None:
+def test_train_step_equals_baseline_step() -> None:
     trainer = tiny_trainer(batch_size=2)
     generators, discriminators = copy.deepcopy((trainer.objective.generators, trainer.objective.discriminators))
     textbook = Textbook(generators.ab, generators.ba, discriminators.b, discriminators.a)
     for step in range(4):
         batch = random_batch([2 * step, 2 * step + 1])
-        ours = trainer.train_step(batch)
-        theirs = textbook.step(to_float(batch.a), to_float(batch.b))
-        for name, reference in NAMES.items():
-            assert ours[name].item() == pytest.approx(theirs[reference], rel=1e-9), (step, name)
+        losses = trainer.train_step(batch)
+        expected = textbook.step(to_float(batch.a), to_float(batch.b))
+        for name, textbook_name in NAMES.items():
+            assert losses[name].item() == pytest.approx(expected[textbook_name], rel=1e-9), (step, name)
 
 
 class Waits(TorchDispatchMode):
-    """Counts what a GPU would be waited for: numbers that Python reads, and shapes that depend on values."""
+    """Records operations that wait for a GPU: reads of values by Python, and outputs whose shape depends on values."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: list[str] = []
+        self.operations: list[str] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func.name() in ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::is_nonzero"):
-            self.seen.append(func.name())
+            self.operations.append(func.name())
         return func(*args, **kwargs or {})
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_step_reads_no_number_from_the_device_before_a_log_asks(precision: str) -> None:
+def test_train_step_never_waits_for_the_device(precision: str) -> None:
     torch.set_default_dtype(torch.float32)
     trainer = tiny_trainer(batch_size=2, accumulate=2, pool=3, ema=0.9, precision=precision)
     with Waits() as waits:
         for step in range(4):
-            told = trainer.train_step(random_batch([2 * step, 2 * step + 1]))
-            trainer.record.add(told, pictures=4)
-        assert waits.seen == []
+            losses = trainer.train_step(random_batch([2 * step, 2 * step + 1]))
+            trainer.running_means.add(losses, pictures=4)
+        assert waits.operations == []
         trainer.check_finite()
-        trainer.record.values()
-        assert waits.seen  # that it would have seen them
+        trainer.running_means.values()
+        assert waits.operations  # shows that `Waits` records such operations
 
 
-def test_accumulated_parts_equal_one_batch_at_every_step() -> None:
+def test_micro_batches_and_whole_batch_give_equal_losses() -> None:
     whole = tiny_trainer(batch_size=BATCH, pool=9)
     halves = tiny_trainer(batch_size=BATCH, pool=9, accumulate=2)
-    for ours, theirs in zip(trained(whole), trained(halves), strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-8, abs=1e-10)
-    close(weights(whole), weights(halves))
+    for losses, expected in zip(trained(whole), trained(halves), strict=True):
+        assert losses == pytest.approx(expected, rel=1e-8, abs=1e-10)
+    assert_close(weights(whole), weights(halves))
 
 
-def test_one_part_after_the_other_equals_all_at_once_at_every_step() -> None:
+def test_split_and_joint_backward_give_equal_losses() -> None:
     split, joint = (
         tiny_trainer(batch_size=BATCH, pool=9, accumulate=2, backward=backward) for backward in ("split", "joint")
     )
-    for ours, theirs in zip(trained(split), trained(joint), strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-8, abs=1e-10)
-    close(weights(split), weights(joint))
+    for losses, expected in zip(trained(split), trained(joint), strict=True):
+        assert losses == pytest.approx(expected, rel=1e-8, abs=1e-10)
+    assert_close(weights(split), weights(joint))
 
 
 @pytest.mark.parametrize(
     ("backward", "size", "times"), [("split", 256, 2), ("split", 128, 0), ("joint", 256, 0)], ids=str
 )
-def test_memory_goes_back_between_the_parts_of_a_step_with_large_pictures(backward: str, size: int, times: int) -> None:
+def test_memory_is_trimmed_between_directions_for_large_images(backward: str, size: int, times: int) -> None:
     class Counted(Hardware):
-        given_back = 0
+        trims = 0
 
         def trim_memory(self) -> None:
             super().trim_memory()
-            self.given_back += 1
+            self.trims += 1
 
     trainer = tiny_trainer(batch_size=2, accumulate=2, backward=backward)
     trainer.hardware = Counted("cpu", precision="fp32")
     trainer.train_step(random_batch([0, 1], size=size))
-    assert trainer.hardware.given_back == times  # once in each of the accumulated parts
+    assert trainer.hardware.trims == times  # one trim for each micro-batch
 
 
 @pytest.mark.parametrize(("backward", "accumulate"), [("split", 1), ("joint", 1), ("split", 2)])
-def test_two_processes_equal_one_at_every_step(backward: str, accumulate: int, tmp_path: Path) -> None:
+def test_two_ranks_equal_one_at_every_step(backward: str, accumulate: int, tmp_path: Path) -> None:
     ranks = train_together(tmp_path, steps=STEPS, batch_size=BATCH, backward=backward, accumulate=accumulate)
 
     whole = tiny_trainer(batch_size=BATCH, pool=9, ema=0.9, backward="joint")
-    told = trained(whole)
-    shares = [rank.told for rank in ranks]
+    expected = trained(whole)
+    shares = [rank.losses for rank in ranks]
     states = [rank.state for rank in ranks]
-    for step in range(STEPS):  # a process tells the mean over its share, the run the mean over processes
-        both = {name: (shares[0][step][name] + shares[1][step][name]) / 2 for name in told[step]}
-        assert both == pytest.approx(told[step], rel=1e-8, abs=1e-10), step
+    for step in range(STEPS):  # a rank returns means over its share; the mean over ranks is the mean of the batch
+        both = {name: (shares[0][step][name] + shares[1][step][name]) / 2 for name in expected[step]}
+        assert both == pytest.approx(expected[step], rel=1e-8, abs=1e-10), step
     for state in states:
-        close(weights(whole), state["weights"])
-        close(whole.average.module.state_dict(), state["average"])
+        assert_close(weights(whole), state["weights"])
+        assert_close(whole.average.module.state_dict(), state["average"])
     for name, value in states[0]["weights"].items():
         assert torch.equal(value, states[1]["weights"][name]), name
 
-    for side in "ab":  # the pools of the two are, together, the pool of the one
+    for side in "ab":  # the pools of both ranks together equal the pool of the single process
         pool = getattr(whole.pools, side).state_dict()
-        split = {position: images for state in states for position, images in state["own"]["pools"][side].items()}
+        split = {
+            position: images for state in states for position, images in state["rank_state"]["pools"][side].items()
+        }
         assert sorted(split) == sorted(pool) == list(range(BATCH))
-        close(pool, split)
+        assert_close(pool, split)
 
 
-def test_a_restored_trainer_goes_on_bit_exactly() -> None:
+def test_restored_trainer_resumes_bit_exactly() -> None:
     straight = tiny_trainer(batch_size=2, pool=6, ema=0.9)
     expected = trained(straight, 20, 2)
 
@@ -159,14 +161,14 @@ def test_a_restored_trainer_goes_on_bit_exactly() -> None:
         assert torch.equal(value, weights(resumed)[name]), name
 
 
-def test_moments_from_other_hardware_take_the_layout_of_their_parameters() -> None:
+def test_loaded_moments_take_layout_of_parameters() -> None:
     stopped = tiny_trainer()
     trained(stopped, 3, 1)
     shared = copy.deepcopy(stopped.state_dict())
     for moments in shared["optimizers"].values():
         for state in moments.values():
             for name, value in state.items():
-                if value.dim() == 4:  # as a run on a GPU saves them
+                if value.dim() == 4:  # layout of moments saved on a GPU
                     state[name] = value.contiguous(memory_format=torch.channels_last)
     resumed = tiny_trainer()
     resumed.objective.generators.load_state_dict(stopped.objective.generators.state_dict())
@@ -177,7 +179,7 @@ def test_moments_from_other_hardware_take_the_layout_of_their_parameters() -> No
         assert torch.equal(value, weights(resumed)[name]), name
 
 
-def test_the_scale_of_fp16_gradients_goes_on_where_it_stood() -> None:
+def test_fp16_gradient_scale_is_restored() -> None:
     def scaled() -> Trainer:
         trainer = tiny_trainer()
         trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**20, growth_interval=3)
@@ -189,21 +191,21 @@ def test_the_scale_of_fp16_gradients_goes_on_where_it_stood() -> None:
     resumed.objective.discriminators.load_state_dict(stopped.objective.discriminators.state_dict())
     resumed.load_state_dict(*copy.deepcopy((stopped.state_dict(), [stopped.rank_state_dict()])))
     assert resumed.scaler.state_dict() == stopped.scaler.state_dict()
-    assert resumed.scaler.get_scale() == 2.0**21  # grown once, after three steps
+    assert resumed.scaler.get_scale() == 2.0**21  # doubled once, after three steps
     assert trained(resumed, 7, 1) == trained(stopped, 7, 1)
     assert resumed.scaler.get_scale() == stopped.scaler.get_scale() == 2.0**22
     for name, value in weights(stopped).items():
         assert torch.equal(value, weights(resumed)[name]), name
 
 
-def test_a_run_of_another_batch_size_is_refused() -> None:
+def test_changed_batch_size_is_rejected() -> None:
     stopped = tiny_trainer(batch_size=2)
     trained(stopped, 1, 2)
     with pytest.raises(CommandError, match=r"trainer\.batch_size=4: the run was started with 2"):
         tiny_trainer(batch_size=4).load_state_dict(stopped.state_dict(), [stopped.rank_state_dict()])
 
 
-def test_the_average_follows_the_paper_s_formula() -> None:
+def test_moving_average_matches_formula() -> None:
     trainer = tiny_trainer(ema=0.9)
     name = "ab.stem.conv.weight"
     expected = trainer.objective.generators.state_dict()[name].clone()
@@ -218,19 +220,17 @@ def test_the_average_follows_the_paper_s_formula() -> None:
     ("batch_size", "ranks", "accumulate", "words"),
     [(3, 1, 2, "multiple of 2"), (4, 2, 3, "2 process.* 3 accumulated.* multiple of 6"), (0, 1, 1, "1 or more")],
 )
-def test_a_batch_that_cannot_be_divided_is_refused_with_the_numbers(
-    batch_size: int, ranks: int, accumulate: int, words: str
-) -> None:
+def test_indivisible_batch_is_rejected(batch_size: int, ranks: int, accumulate: int, words: str) -> None:
     with pytest.raises(CommandError, match=words):
         check_batch(batch_size, ranks=ranks, accumulate=accumulate)
 
 
-class Diary:
-    """A logger that remembers what it was told."""
+class MemoryLogger:
+    """Logger that records metrics, steps with samples, and all steps in memory."""
 
     def __init__(self) -> None:
         self.logs: dict[int, dict[str, float]] = {}
-        self.grids: list[int] = []
+        self.sampled: list[int] = []
         self.steps: list[int] = []
 
     def on_step(self, step: int) -> None:
@@ -240,45 +240,45 @@ class Diary:
         self.logs[step] = values
 
     def pictures(self, step: int, a: object, b: object) -> None:
-        self.grids.append(step)
+        self.sampled.append(step)
 
     def close(self) -> None:
-        """Nothing to close."""
+        """Do nothing."""
 
 
-def fitted(trainer: Trainer, *, stop_at: int | None = None) -> tuple[Diary, list[int], bool]:
-    diary, saves = Diary(), []
+def fitted(trainer: Trainer, *, stop_at: int | None = None) -> tuple[MemoryLogger, list[int], bool]:
+    logger, saves = MemoryLogger(), []
     batches = (random_batch([step]) for step in range(trainer.step, trainer.total))
     probe = random_batch([0, 1])
     finished = trainer.fit(
         batches,
         save=lambda *, last: saves.append(trainer.step),
-        loggers=[diary],
+        loggers=[logger],
         probes=(probe.a, probe.b),
         stop_requested=lambda: stop_at is not None and trainer.step >= stop_at,
     )
-    return diary, saves, finished
+    return logger, saves, finished
 
 
-def test_intervals_and_the_last_step_are_logged_sampled_and_saved_once() -> None:
-    diary, saves, finished = fitted(tiny_trainer(steps=11, log_every=3, sample_every=4, save_every=5))
+def test_intervals_and_last_step_are_logged_sampled_saved_once() -> None:
+    logger, saves, finished = fitted(tiny_trainer(steps=11, log_every=3, sample_every=4, save_every=5))
     assert finished
-    assert list(diary.logs) == [3, 6, 9, 11]
-    assert diary.grids == [0, 4, 8, 11]
+    assert list(logger.logs) == [3, 6, 9, 11]
+    assert logger.sampled == [0, 4, 8, 11]
     assert saves == [5, 10, 11]
-    assert diary.steps == list(range(1, 12))
+    assert logger.steps == list(range(1, 12))
 
 
-def test_a_request_to_stop_finishes_the_step_and_saves() -> None:
+def test_stop_request_ends_training_with_save_and_without_samples() -> None:
     trainer = tiny_trainer(steps=100, save_every=50)
-    diary, saves, finished = fitted(trainer, stop_at=7)
+    logger, saves, finished = fitted(trainer, stop_at=7)
     assert not finished
     assert saves == [7]
-    assert diary.grids == [0]  # whoever asks to stop may not wait for pictures
+    assert logger.sampled == [0]  # a stop does not wait for samples
 
 
-def test_a_logger_that_fails_does_not_cost_the_checkpoint() -> None:
-    class Full(Diary):
+def test_failing_logger_does_not_lose_checkpoint() -> None:
+    class FullDisk(MemoryLogger):
         def metrics(self, step: int, values: dict[str, float]) -> None:
             raise OSError("no space left")
 
@@ -287,12 +287,12 @@ def test_a_logger_that_fails_does_not_cost_the_checkpoint() -> None:
         trainer.fit(
             (random_batch([step]) for step in range(6)),
             save=lambda *, last: saves.append(trainer.step),
-            loggers=[Full()],
+            loggers=[FullDisk()],
         )
     assert saves == [3]
 
 
-def test_a_log_is_the_mean_since_the_last_one_and_names_rates_and_speed() -> None:
+def test_log_has_means_since_last_log_and_rate_and_speed() -> None:
     each, _, _ = fitted(tiny_trainer(steps=4, log_every=1))
     twice, _, _ = fitted(tiny_trainer(steps=4, log_every=2))
     for name in ("loss/cycle_a", "loss/gan_ab", "score/real_b"):

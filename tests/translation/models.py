@@ -1,4 +1,4 @@
-"""Small models and pictures for the tests of translation."""
+"""Small models and images for the tests of translation."""
 
 from pathlib import Path
 
@@ -23,11 +23,11 @@ def write_model(
     ema: bool = True,
     without: str = "",
 ) -> Path:
-    """A model file whose weights differ between its directions, and between average and last step."""
+    """Write a model file whose weights differ between directions, and between moving average and last step."""
     tensors: dict[str, Tensor] = {}
-    for seed, part in enumerate(["generators.ab.", "generators.ba.", *(["ema.ab.", "ema.ba."] if ema else [])]):
+    for seed, prefix in enumerate(["generators.ab.", "generators.ba.", *(["ema.ab.", "ema.ba."] if ema else [])]):
         torch.manual_seed(seed)
-        tensors |= {part + key: value for key, value in registry.build(architecture).state_dict().items()}
+        tensors |= {prefix + key: value for key, value in registry.build(architecture).state_dict().items()}
     if without:
         tensors = {key: value for key, value in tensors.items() if without not in key}
     folder.mkdir(parents=True, exist_ok=True)
@@ -37,12 +37,12 @@ def write_model(
 
 
 def invert(pixels: Tensor) -> Tensor:
-    """A model whose results can be told at a glance."""
+    """Invert images: a model with easily recognised results."""
     return 255 - pixels
 
 
 class Inverted:
-    """A treatment whose results can be told at a glance, one of them or more."""
+    """A pipeline that returns `count` copies of each inverted image."""
 
     def __init__(self, count: int = 1) -> None:
         self.count = count
@@ -61,7 +61,7 @@ def noise(width: int, height: int, *, seed: int = 0) -> np.ndarray:
 
 
 def write_picture(path: Path, *, size: tuple[int, int] = (12, 9), seed: int = 0) -> np.ndarray:
-    """Random colours in a file; returns them, (H, W, 3)."""
+    """Write an image of random colours; return its pixels, (H, W, 3)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = noise(*size, seed=seed)
     Image.fromarray(pixels).save(path)

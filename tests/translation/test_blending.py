@@ -1,4 +1,4 @@
-"""Strength and what is kept, measured in Oklab by another implementation: numpy, float64, pixel by pixel in rows."""
+"""Blending, checked in Oklab by an independent implementation in numpy and float64."""
 
 import numpy as np
 import pytest
@@ -12,9 +12,9 @@ from cyclestyle.translation.blending import blend, check
 STEPS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 
 
-def to_oklab(picture: Tensor) -> np.ndarray:
-    """(H, W, 3); the code and numbers that Ottosson published, transposed for rows."""
-    encoded = (picture.double().movedim(0, -1).numpy() + 1) / 2
+def to_oklab(image: Tensor) -> np.ndarray:
+    """Convert to Oklab, (H, W, 3), with the code and matrices of Ottosson; the matrices are transposed."""
+    encoded = (image.double().movedim(0, -1).numpy() + 1) / 2
     linear = np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
     r, g, b = np.moveaxis(linear, -1, 0)
     cone_l = np.cbrt(0.4122214708 * r + 0.5363325363 * g + 0.0514459929 * b)
@@ -31,7 +31,7 @@ def to_oklab(picture: Tensor) -> np.ndarray:
 
 
 def from_oklab(oklab: np.ndarray) -> np.ndarray:
-    """Linear light (H, W, 3), beyond [0, 1] where sRGB has no such colour; Ottosson's inverse matrices."""
+    """Convert to linear light (H, W, 3) with Ottosson's inverse matrices; out-of-gamut colours lie beyond [0, 1]."""
     light, a, b = np.moveaxis(oklab, -1, 0)
     cone_l = (light + 0.3963377774 * a + 0.2158037573 * b) ** 3
     cone_m = (light - 0.1055613458 * a - 0.0638541728 * b) ** 3
@@ -55,26 +55,26 @@ def chroma(oklab: np.ndarray) -> np.ndarray:
     return np.hypot(oklab[..., 1], oklab[..., 2])
 
 
-def colours(seed: int, *, least: float = -1.0, most: float = 1.0, size: tuple[int, int] = (40, 50)) -> Tensor:
-    """Random colours as a picture, float64 (3, H, W)."""
+def colours(seed: int, *, low: float = -1.0, high: float = 1.0, size: tuple[int, int] = (40, 50)) -> Tensor:
+    """Create an image of random colours, float64 (3, H, W)."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.rand(3, *size, generator=generator, dtype=torch.float64) * (most - least) + least
+    return torch.rand(3, *size, generator=generator, dtype=torch.float64) * (high - low) + low
 
 
 def flat(red: float, green: float, blue: float) -> Tensor:
-    """One colour of channels in [0, 1] as a picture."""
+    """Create a one-pixel image from channels in [0, 1], float64 (3, 1, 1)."""
     return torch.tensor([red, green, blue], dtype=torch.float64)[:, None, None] * 2 - 1
 
 
 @pytest.mark.parametrize("keep", ["none", "colour", "luminance"])
-def test_strength_0_is_the_photo_and_1_the_translation_bit_for_bit(keep) -> None:
+def test_strengths_0_and_1_are_bit_exact(keep) -> None:
     photo, translation = colours(0).float(), colours(1).float()
     assert torch.equal(blend(photo, translation, strength=0, keep=keep), photo)
     assert torch.equal(blend(photo, translation), translation)
 
 
 @pytest.mark.parametrize("strength", [0.25, 0.5, 0.9])
-def test_between_the_two_colours_lie_on_a_straight_line_in_oklab(strength: float) -> None:
+def test_blend_is_linear_in_oklab_up_to_strength_1(strength: float) -> None:
     photo, translation = colours(0), colours(1)
     line = to_oklab(photo) * (1 - strength) + to_oklab(translation) * strength
     within = fits(line)
@@ -86,17 +86,17 @@ def test_between_the_two_colours_lie_on_a_straight_line_in_oklab(strength: float
     np.testing.assert_allclose(to_oklab(in_float32)[within], line[within], atol=1e-4)
 
 
-def test_each_step_of_strength_goes_on_in_the_same_direction_and_the_last_ones_are_shorter() -> None:
-    photo, translation = colours(0, least=-0.3, most=0.3), colours(1, least=-0.3, most=0.3)
-    seen = np.stack([to_oklab(blend(photo, translation, strength=step)) for step in STEPS])
-    light = np.diff(seen[..., 0], axis=0) * np.sign(seen[4, ..., 0] - seen[0, ..., 0])
+def test_lightness_steps_shrink_above_strength_1() -> None:
+    photo, translation = colours(0, low=-0.3, high=0.3), colours(1, low=-0.3, high=0.3)
+    blended = np.stack([to_oklab(blend(photo, translation, strength=step)) for step in STEPS])
+    light = np.diff(blended[..., 0], axis=0) * np.sign(blended[4, ..., 0] - blended[0, ..., 0])
     assert (light > 0).all()
     np.testing.assert_allclose(light[:4], light[:4].mean(axis=0, keepdims=True).repeat(4, 0), atol=1e-6)
     assert (light[4] < light[3]).all()
     assert (light[5] < light[4]).all()
 
 
-def test_above_1_light_and_the_distance_to_white_shrink_by_the_same_ratio_again() -> None:
+def test_lightness_extrapolates_by_ratio_above_strength_1() -> None:
     darker = to_oklab(blend(flat(0.6, 0.6, 0.6), flat(0.3, 0.3, 0.3), strength=1.5))[0, 0, 0]
     start, end = (to_oklab(flat(value, value, value))[0, 0, 0] for value in (0.6, 0.3))
     assert darker == pytest.approx(end * (end / start) ** 0.5, abs=1e-6)
@@ -106,7 +106,7 @@ def test_above_1_light_and_the_distance_to_white_shrink_by_the_same_ratio_again(
     assert 1 - brighter == pytest.approx((1 - end) * ((1 - end) / (1 - start)) ** 0.5, abs=1e-6)
 
 
-def test_above_1_what_the_translation_made_grey_does_not_get_the_complementary_colour() -> None:
+def test_grey_gets_no_complementary_colour_above_strength_1() -> None:
     photo = colours(0)
     grey = colours(1)[:1].expand(3, -1, -1)
     assert chroma(to_oklab(photo)).mean() > 0.1
@@ -117,7 +117,7 @@ def test_above_1_what_the_translation_made_grey_does_not_get_the_complementary_c
     assert red > green
 
 
-def test_just_above_1_a_picture_is_hardly_different_from_just_below() -> None:
+def test_blend_is_continuous_at_strength_1() -> None:
     photo, translation = colours(0), colours(1)
     below, above = (to_oklab(blend(photo, translation, strength=step)) for step in (1 - 1e-4, 1 + 1e-4))
     assert np.abs(above - below).max() < 1e-3
@@ -127,72 +127,72 @@ def test_just_above_1_a_picture_is_hardly_different_from_just_below() -> None:
 @pytest.mark.parametrize("strength", [0.5, 1.0, 1.5])
 def test_neutral_greys_stay_neutral(keep, strength: float) -> None:
     levels = torch.linspace(-1, 1, 256)[None, None].expand(3, 16, 256)
-    seen = blend(levels, levels.flip(-1), strength=strength, keep=keep)
-    assert (seen.amax(0) - seen.amin(0)).max() < 2 / 65535
+    blended = blend(levels, levels.flip(-1), strength=strength, keep=keep)
+    assert (blended.amax(0) - blended.amin(0)).max() < 2 / 65535
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("keep", ["none", "colour", "luminance"])
 @pytest.mark.parametrize("strength", [0.3, 1.0, 1.5])
-def test_every_result_is_a_colour_that_a_screen_shows(dtype: torch.dtype, keep, strength: float) -> None:
+def test_results_are_finite_and_in_range(dtype: torch.dtype, keep, strength: float) -> None:
     corners = torch.tensor([-1.0, 1.0]).repeat(32)
     photo = torch.cat([colours(0), torch.cartesian_prod(*[corners[:8]] * 3).T[:, None, :50].expand(-1, 4, -1)], 1)
     translation = torch.cat([colours(1), colours(2).round()[:, :4]], 1)
-    seen = blend(photo.to(dtype), translation.to(dtype), strength=strength, keep=keep)
-    assert seen.dtype == dtype
-    assert seen.isfinite().all()
-    assert seen.abs().max() <= 1
+    blended = blend(photo.to(dtype), translation.to(dtype), strength=strength, keep=keep)
+    assert blended.dtype == dtype
+    assert blended.isfinite().all()
+    assert blended.abs().max() <= 1
 
 
 @pytest.mark.parametrize("strength", [0.5, 1.0])
-def test_kept_colours_have_their_hue_and_fall_with_the_light_but_do_not_rise_with_it(strength: float) -> None:
+def test_keep_colour_never_raises_chroma(strength: float) -> None:
     photo, translation = colours(0), colours(1)
     before, after = to_oklab(photo), to_oklab(translation)
     light = before[..., :1] * (1 - strength) + after[..., :1] * strength
-    wanted = np.concatenate([light, before[..., 1:] * np.minimum(light / before[..., :1], 1)], -1)
+    expected = np.concatenate([light, before[..., 1:] * np.minimum(light / before[..., :1], 1)], -1)
 
-    seen = to_oklab(blend(photo, translation, strength=strength, keep="colour"))
-    np.testing.assert_allclose(seen[..., :1], light, atol=2e-5)
-    within = fits(wanted)
+    blended = to_oklab(blend(photo, translation, strength=strength, keep="colour"))
+    np.testing.assert_allclose(blended[..., :1], light, atol=2e-5)
+    within = fits(expected)
     assert within.mean() > 0.8
-    np.testing.assert_allclose(seen[within], wanted[within], atol=1e-6)
+    np.testing.assert_allclose(blended[within], expected[within], atol=1e-6)
 
 
 @pytest.mark.parametrize("strength", [0.5, 1.0, 1.5])
-def test_kept_luminance_is_the_photo_s(strength: float) -> None:
+def test_keep_luminance_preserves_lightness(strength: float) -> None:
     photo, translation = colours(0), colours(1)
-    seen = to_oklab(blend(photo, translation, strength=strength, keep="luminance"))
-    np.testing.assert_allclose(seen[..., 0], to_oklab(photo)[..., 0], atol=2e-5)
+    blended = to_oklab(blend(photo, translation, strength=strength, keep="luminance"))
+    np.testing.assert_allclose(blended[..., 0], to_oklab(photo)[..., 0], atol=2e-5)
 
 
-def test_kept_luminance_has_the_translation_s_colours() -> None:
-    photo, translation = colours(0), colours(1)
-    before, after = to_oklab(photo), to_oklab(translation)
-    wanted = np.concatenate([before[..., :1], after[..., 1:] * np.minimum(before[..., :1] / after[..., :1], 1)], -1)
-    within = fits(wanted)
-    seen = to_oklab(blend(photo, translation, keep="luminance"))
-    np.testing.assert_allclose(seen[within], wanted[within], atol=1e-6)
-
-
-def test_colours_beyond_the_gamut_lose_chroma_only_and_no_more_than_they_must() -> None:
+def test_keep_luminance_uses_translation_colours() -> None:
     photo, translation = colours(0), colours(1)
     before, after = to_oklab(photo), to_oklab(translation)
-    wanted = np.concatenate([before[..., :1], after[..., 1:] * np.minimum(before[..., :1] / after[..., :1], 1)], -1)
-    outside = ~fits(wanted, margin=-1e-5)
+    expected = np.concatenate([before[..., :1], after[..., 1:] * np.minimum(before[..., :1] / after[..., :1], 1)], -1)
+    within = fits(expected)
+    blended = to_oklab(blend(photo, translation, keep="luminance"))
+    np.testing.assert_allclose(blended[within], expected[within], atol=1e-6)
+
+
+def test_out_of_gamut_colours_lose_minimal_chroma() -> None:
+    photo, translation = colours(0), colours(1)
+    before, after = to_oklab(photo), to_oklab(translation)
+    expected = np.concatenate([before[..., :1], after[..., 1:] * np.minimum(before[..., :1] / after[..., :1], 1)], -1)
+    outside = ~fits(expected, margin=-1e-5)
     assert outside.mean() > 0.05
 
-    seen = to_oklab(blend(photo, translation, keep="luminance"))[outside]
-    wanted = wanted[outside]
-    np.testing.assert_allclose(seen[:, 0], wanted[:, 0], atol=2e-5)
-    across = seen[:, 1] * wanted[:, 2] - seen[:, 2] * wanted[:, 1]
-    assert np.abs(across / chroma(wanted)).max() < 2e-5  # distance from the line of its hue
-    assert (chroma(seen) < chroma(wanted)).all()
+    blended = to_oklab(blend(photo, translation, keep="luminance"))[outside]
+    expected = expected[outside]
+    np.testing.assert_allclose(blended[:, 0], expected[:, 0], atol=2e-5)
+    across = blended[:, 1] * expected[:, 2] - blended[:, 2] * expected[:, 1]
+    assert np.abs(across / chroma(expected)).max() < 2e-5  # distance from the line of constant hue
+    assert (chroma(blended) < chroma(expected)).all()
 
-    more = np.concatenate([seen[:, :1], seen[:, 1:] * (1 + 1e-3 / chroma(seen)[:, None])], -1)
+    more = np.concatenate([blended[:, :1], blended[:, 1:] * (1 + 1e-3 / chroma(blended)[:, None])], -1)
     assert not fits(more, margin=0).any()
 
 
-def test_results_do_not_depend_on_how_many_rows_are_computed_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_strip_height_does_not_change_results(monkeypatch: pytest.MonkeyPatch) -> None:
     photo, translation = colours(0), colours(1)
     whole = blend(photo, translation, strength=1.3)
     for strip in (1, 3 * photo.shape[-1], 7 * photo.shape[-1] + 1):
@@ -200,19 +200,19 @@ def test_results_do_not_depend_on_how_many_rows_are_computed_at_a_time(monkeypat
         assert torch.allclose(blend(photo, translation, strength=1.3), whole, atol=1e-9)
 
 
-def test_no_more_than_a_strip_is_converted_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
+def test_one_strip_is_converted_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixel_counts: list[int] = []
     convert = module._to_oklab
     monkeypatch.setattr(
-        module, "_to_oklab", lambda pixels: asked.append(pixels[..., 0, :, :].numel()) or convert(pixels)
+        module, "_to_oklab", lambda pixels: pixel_counts.append(pixels[..., 0, :, :].numel()) or convert(pixels)
     )
     monkeypatch.setattr(module, "STRIP", 1000)
     blend(colours(0, size=(333, 50)), colours(1, size=(333, 50)), strength=0.5)
-    assert max(asked) == 1000
-    assert sum(asked) == 2 * 333 * 50
+    assert max(pixel_counts) == 1000
+    assert sum(pixel_counts) == 2 * 333 * 50
 
 
-def test_a_batch_is_its_pictures() -> None:
+def test_blended_batch_equals_single_blends() -> None:
     photos, translations = torch.stack([colours(0), colours(2)]), torch.stack([colours(1), colours(3)])
     together = blend(photos, translations, strength=1.2, keep="colour")
     for index in range(2):
@@ -220,7 +220,7 @@ def test_a_batch_is_its_pictures() -> None:
         assert torch.allclose(together[index], alone, atol=1e-12)
 
 
-def test_inputs_are_left_alone() -> None:
+def test_inputs_are_not_modified() -> None:
     photo, translation = colours(0), colours(1)
     copies = photo.clone(), translation.clone()
     for keep in ("none", "colour", "luminance"):
@@ -230,17 +230,17 @@ def test_inputs_are_left_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("strength", "keep", "said"),
+    ("strength", "keep", "message"),
     [
         (-0.1, "none", "strength=-0.1 is out of range"),
-        (1.51, "none", "1.5 the most"),
+        (1.51, "none", "1.5 the maximum"),
         (float("nan"), "none", "strength=nan is out of range"),
         (1, "color", "keep=color is unknown: none, colour or luminance"),
     ],
 )
-def test_what_cannot_be_done_is_said_in_one_line(strength: float, keep, said: str) -> None:
-    with pytest.raises(CommandError, match=said) as caught:
+def test_invalid_settings_are_rejected(strength: float, keep, message: str) -> None:
+    with pytest.raises(CommandError, match=message) as caught:
         check(strength, keep)
     assert "\n" not in str(caught.value)
-    with pytest.raises(CommandError, match=said):
+    with pytest.raises(CommandError, match=message):
         blend(colours(0), colours(1), strength=strength, keep=keep)

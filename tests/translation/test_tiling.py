@@ -1,4 +1,4 @@
-"""Pictures in pieces are the whole pass's, within their memory, and leave nothing behind."""
+"""Tiling equals a full pass, stays within its memory, and leaves no files behind."""
 
 import errno
 import gc
@@ -19,10 +19,11 @@ from torch import Tensor, nn
 
 from cyclestyle.errors import CommandError, DiskError
 from cyclestyle.hardware.device import Hardware
+from cyclestyle.hardware.winograd import use_winograd
 from cyclestyle.networks import ResNetGenerator, UNetGenerator, registry
 from cyclestyle.translation.tiled import activation_store, tiling
 from cyclestyle.translation.tiled.activation_store import ActivationStores, InFile, InMemory
-from cyclestyle.translation.tiled.layers import NormStatistics, Picture, Pointwise
+from cyclestyle.translation.tiled.layers import NormStatistics, PaddedImage, Pointwise
 from cyclestyle.translation.tiled.passes import Passes, RunningMoments, StoredActivation
 from cyclestyle.translation.tiled.tiling import can_tile, full_pass_bytes, parse_memory, run_tiled, tiled_bytes
 
@@ -44,28 +45,28 @@ SIZES = [(1, 40), (40, 1), (2, 3), (7, 5), (64, 48), (37, 51), (13, 90), (129, 3
 
 @pytest.fixture(params=GENERATORS)
 def generator(request: pytest.FixtureRequest) -> nn.Module:
-    return built(request.param)
+    return build(request.param)
 
 
-def built(name: str) -> nn.Module:
-    """A network with weights as large as trained ones are: no result is near 0, few are near the ends."""
+def build(name: str) -> nn.Module:
+    """Build a network with weights as large as trained weights: no output value is near 0, few are near -1 or 1."""
     torch.manual_seed(0)
-    made: nn.Module = GENERATORS[name]().eval().requires_grad_(False)
-    return made
+    network: nn.Module = GENERATORS[name]().eval().requires_grad_(False)
+    return network
 
 
-def photo(height: int, width: int, *, seed: int = 0) -> Tensor:
+def random_image(height: int, width: int, *, seed: int = 0) -> Tensor:
     return torch.rand((1, 3, height, width), generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
-def whole(generator: nn.Module, picture: Tensor, hardware: Hardware = CPU) -> Tensor:
+def full_pass(generator: nn.Module, image: Tensor, hardware: Hardware = CPU) -> Tensor:
     with torch.inference_mode():
-        made: Tensor = hardware.autocast(generator)(picture)
-    return made
+        output: Tensor = hardware.autocast(generator)(image)
+    return output
 
 
-def pieces(generator: nn.Module, picture: Tensor, **arguments: Any) -> Tensor:
-    return run_tiled(generator, picture, **({"hardware": CPU, "rows": None, "memory": PLENTY} | arguments))
+def translate_tiled(generator: nn.Module, image: Tensor, **arguments: Any) -> Tensor:
+    return run_tiled(generator, image, **({"hardware": CPU, "rows": None, "memory": PLENTY} | arguments))
 
 
 def difference(one: Tensor, other: Tensor) -> float:
@@ -73,23 +74,23 @@ def difference(one: Tensor, other: Tensor) -> float:
     return (one.double() - other.double()).abs().max().item()
 
 
-def least_memory(generator: nn.Module, picture: Tensor, rows: int) -> int:
-    """With which strips fit and all that waits must be in files."""
-    height, width = picture.shape[2:]
-    return tiling._forecast(generator, height, width, picture.dtype, rows).strip_bytes
+def min_memory(generator: nn.Module, image: Tensor, rows: int) -> int:
+    """Return the smallest memory that holds the strips; all stores are then files."""
+    height, width = image.shape[2:]
+    return tiling._estimate(generator, height, width, image.dtype, rows).strip_bytes
 
 
-# The result
+# Result of a tiled pass
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_pieces_are_the_whole(generator: nn.Module, size: tuple[int, int]) -> None:
-    picture = photo(*size)
-    expected = whole(generator, picture)
+def test_tiled_result_equals_full_pass(generator: nn.Module, size: tuple[int, int]) -> None:
+    image = random_image(*size)
+    expected = full_pass(generator, image)
     for rows in (1, 3, 8, 20, 1000, None):
-        made = pieces(generator, picture, rows=rows)
-        assert made.dtype == torch.float32
-        assert difference(made, expected) <= 2e-5, f"strips of {rows} px"
+        output = translate_tiled(generator, image, rows=rows)
+        assert output.dtype == torch.float32
+        assert difference(output, expected) <= 2e-5, f"strips of {rows} px"
 
 
 @settings(
@@ -105,79 +106,89 @@ def test_pieces_are_the_whole(generator: nn.Module, size: tuple[int, int]) -> No
     rows=st.integers(1, 80),
     seed=st.integers(0, 99),
 )
-def test_pieces_are_the_whole_whatever_the_size(name: str, height: int, width: int, rows: int, seed: int) -> None:
-    generator, picture = built(name), photo(height, width, seed=seed)
-    assert difference(pieces(generator, picture, rows=rows), whole(generator, picture)) <= 1e-4
+def test_tiled_result_equals_full_pass_for_random_sizes(
+    name: str, height: int, width: int, rows: int, seed: int
+) -> None:
+    generator, image = build(name), random_image(height, width, seed=seed)
+    assert difference(translate_tiled(generator, image, rows=rows), full_pass(generator, image)) <= 1e-4
 
 
-def test_in_float64_pieces_are_the_whole_to_ten_digits(generator: nn.Module, double_precision: None) -> None:
+def test_network_in_training_can_be_tiled() -> None:
+    network = ResNetGenerator(8, 2).eval().requires_grad_(False)
+    image = random_image(48, 40)
+    expected = full_pass(network, image)
+    use_winograd(network)
+    assert difference(translate_tiled(network, image, rows=8), expected) < 1e-4
+
+
+def test_float64_tiled_result_equals_full_pass_to_1e_10(generator: nn.Module, double_precision: None) -> None:
     generator = generator.double()
-    picture = photo(45, 62).double()
-    made = pieces(generator, picture, rows=9)
-    assert made.dtype == torch.float64
-    assert difference(made, whole(generator, picture)) <= 1e-10
+    image = random_image(45, 62).double()
+    output = translate_tiled(generator, image, rows=9)
+    assert output.dtype == torch.float64
+    assert difference(output, full_pass(generator, image)) <= 1e-10
 
 
-def test_pictures_of_one_pixel_keep_their_size(generator: nn.Module) -> None:
-    made = pieces(generator, photo(1, 1))
-    assert made.shape == (1, 3, 1, 1)
-    assert made.isfinite().all()
-    if isinstance(generator, UNetGenerator):  # a ResNet makes rounding errors of a single colour, whole passes too
-        assert difference(made, whole(generator, photo(1, 1))) <= 1e-5
+def test_single_pixel_image_keeps_its_size(generator: nn.Module) -> None:
+    output = translate_tiled(generator, random_image(1, 1))
+    assert output.shape == (1, 3, 1, 1)
+    assert output.isfinite().all()
+    if isinstance(generator, UNetGenerator):  # a ResNet amplifies rounding on a single pixel, in full passes too
+        assert difference(output, full_pass(generator, random_image(1, 1))) <= 1e-5
 
 
-def test_flat_areas_are_as_in_the_whole(generator: nn.Module) -> None:
-    picture = photo(60, 56)
-    picture[:, :, :40] = 1.0  # an overexposed sky, which whole strips see nothing but
-    assert difference(pieces(generator, picture, rows=4), whole(generator, picture)) <= 5e-5
+def test_flat_areas_of_tiled_result_equal_full_pass(generator: nn.Module) -> None:
+    image = random_image(60, 56)
+    image[:, :, :40] = 1.0  # an overexposed sky that fills whole strips
+    assert difference(translate_tiled(generator, image, rows=4), full_pass(generator, image)) <= 5e-5
 
 
-def test_channels_far_from_zero_are_as_in_the_whole(generator: nn.Module) -> None:
+def test_tiled_result_equals_full_pass_with_channels_far_from_zero(generator: nn.Module) -> None:
     first = next(layer for layer in generator.modules() if isinstance(layer, nn.Conv2d))
     assert first.bias is not None
     first.bias += 30.0
-    picture = photo(60, 56)
-    exact = whole(generator.double(), picture.double())
+    image = random_image(60, 56)
+    exact = full_pass(generator.double(), image.double())
     generator.float()
-    rounding = difference(whole(generator, picture), exact)
-    assert difference(pieces(generator, picture, rows=7), exact) <= 3 * rounding + 1e-5
+    rounding = difference(full_pass(generator, image), exact)
+    assert difference(translate_tiled(generator, image, rows=7), exact) <= 3 * rounding + 1e-5
 
 
 @pytest.mark.parametrize("name", ["resnet", "resnet, resize", "unet", "unet, resize", "unet with detail"])
-def test_bf16_is_no_farther_from_float32_in_pieces_than_whole(name: str) -> None:
-    generator, picture = built(name), photo(61, 74)
+def test_tiled_bf16_error_is_near_full_pass_bf16_error(name: str) -> None:
+    generator, image = build(name), random_image(61, 74)
     hardware = Hardware("cpu", precision="bf16")
-    exact = whole(generator, picture)
-    made = pieces(generator, picture, hardware=hardware, rows=12)
-    assert made.dtype == torch.float32
-    distances = [(one - exact).square().mean().sqrt().item() for one in (made, whole(generator, picture, hardware))]
+    exact = full_pass(generator, image)
+    output = translate_tiled(generator, image, hardware=hardware, rows=12)
+    assert output.dtype == torch.float32
+    distances = [(one - exact).square().mean().sqrt().item() for one in (output, full_pass(generator, image, hardware))]
     assert 0 < distances[0] <= 1.3 * distances[1]
 
 
-def test_dropout_does_nothing_even_where_the_network_is_in_training() -> None:
-    generator, picture = built("resnet, resize"), photo(20, 24)
-    expected = whole(generator, picture)
-    assert difference(pieces(generator.train(), picture, rows=8), expected) <= 2e-5
+def test_dropout_is_inactive_in_training_mode() -> None:
+    generator, image = build("resnet, resize"), random_image(20, 24)
+    expected = full_pass(generator, image)
+    assert difference(translate_tiled(generator.train(), image, rows=8), expected) <= 2e-5
     assert generator.training
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_strips_on_a_gpu_are_the_whole_on_the_cpu(generator: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    picture = photo(61, 74)
-    expected = whole(generator, picture)
+def test_tiled_gpu_result_equals_cpu_full_pass(generator: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = random_image(61, 74)
+    expected = full_pass(generator, image)
     gpu = Hardware("cuda", precision="fp32")
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     gpu.to_device(generator)
-    made = pieces(generator, picture, hardware=gpu, rows=16)
-    assert made.device.type == "cpu"
-    assert difference(made, expected) <= 1e-4
+    output = translate_tiled(generator, image, hardware=gpu, rows=16)
+    assert output.device.type == "cpu"
+    assert difference(output, expected) <= 1e-4
 
 
 # Statistics
 
 
-def test_moments_of_strips_are_those_of_all_pixels() -> None:
+def test_running_moments_match_numpy() -> None:
     random = np.random.default_rng(0)
     values = random.normal(1000.0, [[[0.1]], [[1.0]], [[30.0]]], (3, 700, 900)).astype(np.float32)
     moments = RunningMoments(3)
@@ -189,106 +200,110 @@ def test_moments_of_strips_are_those_of_all_pixels() -> None:
     np.testing.assert_allclose(variance, exact.var((1, 2)), rtol=1e-5)
 
 
-def test_statistics_are_those_that_the_whole_pass_s_norms_see(generator: nn.Module) -> None:
-    picture = photo(52, 37)
+def test_tiled_statistics_match_norm_inputs_of_full_pass(generator: nn.Module) -> None:
+    image = random_image(52, 37)
     observed: dict[nn.Module, NormStatistics] = {}
-    pieces(generator, picture, rows=5, observe=observed.__setitem__)
+    translate_tiled(generator, image, rows=5, observe=observed.__setitem__)
 
-    seen: dict[nn.Module, np.ndarray] = {}
+    norm_inputs: dict[nn.Module, np.ndarray] = {}
     for layer in generator.modules():
         if isinstance(layer, nn.InstanceNorm2d):
-            layer.register_forward_pre_hook(lambda layer, inputs: seen.__setitem__(layer, inputs[0].numpy().copy()))
-    whole(generator, picture)
+            layer.register_forward_pre_hook(
+                lambda layer, inputs: norm_inputs.__setitem__(layer, inputs[0].numpy().copy())
+            )
+    full_pass(generator, image)
 
-    assert observed.keys() == seen.keys()
-    for layer, values in seen.items():
+    assert observed.keys() == norm_inputs.keys()
+    for layer, values in norm_inputs.items():
         np.testing.assert_allclose(observed[layer].mean, values.mean((0, 2, 3), dtype=np.float64), atol=2e-5)
         np.testing.assert_allclose(observed[layer].variance, values.var((0, 2, 3), dtype=np.float64), rtol=1e-4)
 
 
-# What waits
+# Stored activations
 
 
-def test_files_and_memory_give_the_same_bits(
+def test_file_and_memory_stores_are_bit_identical(
     generator: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kinds: set[type] = set()
-    counted(monkeypatch, lambda store: kinds.add(type(store)))
-    picture = photo(50, 41)
-    in_memory = pieces(generator, picture, rows=6)
+    record_stores(monkeypatch, lambda store: kinds.add(type(store)))
+    image = random_image(50, 41)
+    in_memory = translate_tiled(generator, image, rows=6)
     assert kinds == {InMemory}
     kinds.clear()
-    in_files = pieces(generator, picture, rows=6, memory=least_memory(generator, picture, 6), folder=tmp_path)
+    in_files = translate_tiled(generator, image, rows=6, memory=min_memory(generator, image, 6), folder=tmp_path)
     assert kinds == {InFile}
     assert torch.equal(in_memory, in_files)
 
 
-def test_bf16_waits_in_files_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    generator, picture, hardware = built("resnet"), photo(50, 41), Hardware("cpu", precision="bf16")
-    in_memory = pieces(generator, picture, rows=6, hardware=hardware)
+def test_bf16_activations_are_stored_in_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator, image, hardware = build("resnet"), random_image(50, 41), Hardware("cpu", precision="bf16")
+    in_memory = translate_tiled(generator, image, rows=6, hardware=hardware)
     dtypes: list[torch.dtype] = []
-    counted(monkeypatch, lambda store: dtypes.append(store.dtype))  # which only a file has
-    least = tiling._forecast(generator, 50, 41, torch.bfloat16, 6).strip_bytes
-    in_files = pieces(generator, picture, rows=6, hardware=hardware, memory=least, folder=tmp_path)
+    record_stores(monkeypatch, lambda store: dtypes.append(store.dtype))  # only file stores have a dtype
+    min_bytes = tiling._estimate(generator, 50, 41, torch.bfloat16, 6).strip_bytes
+    in_files = translate_tiled(generator, image, rows=6, hardware=hardware, memory=min_bytes, folder=tmp_path)
     assert dtypes == [torch.bfloat16] * 2
     assert torch.equal(in_memory, in_files)
 
 
-def test_overwriting_in_place_is_as_good_as_a_store_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    generator, picture = built("resnet with more blocks"), photo(40, 44)
-    in_place = pieces(generator, picture, rows=4)  # strips of one row in the trunk
+def test_overwriting_a_store_equals_writing_a_new_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator, image = build("resnet with more blocks"), random_image(40, 44)
+    in_place = translate_tiled(generator, image, rows=4)  # strips of one row in the trunk
 
-    def into_another(self: Passes, kept: StoredActivation, made: Any, *, measured: bool) -> None:
-        other = self.keep(made)
-        kept.store, kept.statistics = other.store, other.statistics
+    def into_another(self: Passes, stored: StoredActivation, source: Any, *, measured: bool) -> None:
+        other = self.store(source)
+        stored.store, stored.statistics = other.store, other.statistics
 
     monkeypatch.setattr(Passes, "overwrite", into_another)
-    assert torch.equal(in_place, pieces(generator, picture, rows=4))
+    assert torch.equal(in_place, translate_tiled(generator, image, rows=4))
 
 
-def test_what_waits_is_not_overwritten_by_those_who_read_it() -> None:
+def test_pointwise_layer_does_not_change_stored_activations() -> None:
     values = torch.randn(6, 5, 3)
-    kept = StoredActivation(
+    stored = StoredActivation(
         InMemory(values.clone()),
-        Picture(photo(6, 5), device=torch.device("cpu"), multiple=1, minimum=1),
+        PaddedImage(random_image(6, 5), device=torch.device("cpu"), multiple=1, minimum=1),
         torch.device("cpu"),
     )
-    assert (Pointwise(kept, torch.relu_).rows(0, 6) >= 0).all()
-    assert torch.equal(kept.rows(0, 6)[0].permute(1, 2, 0), values)
+    assert (Pointwise(stored, torch.relu_).rows(0, 6) >= 0).all()
+    assert torch.equal(stored.rows(0, 6)[0].permute(1, 2, 0), values)
 
 
 @pytest.mark.parametrize(("name", "last"), [("resnet", 1), ("unet with seven levels", 2)])
-def test_what_is_not_needed_any_more_is_given_back(name: str, last: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unused_stores_are_freed(name: str, last: int, monkeypatch: pytest.MonkeyPatch) -> None:
     alive: list[int] = []
-    made = counted(monkeypatch)
-    pieces(
-        built(name),
-        photo(128, 128),
+    stores = record_stores(monkeypatch)
+    translate_tiled(
+        build(name),
+        random_image(128, 128),
         rows=16,
-        advance=lambda share: alive.append(sum(one() is not None for one in made)),
+        advance=lambda share: alive.append(sum(store() is not None for store in stores)),
     )
-    assert alive[-2] == last  # in the last sweep, whose strips are the largest: what it is made from and no more
+    assert alive[-2] == last  # the last pass, with the largest strips, needs only the stores that it reads
     assert max(alive) > last
 
 
-def test_nothing_is_left_in_the_folder(tmp_path: Path) -> None:
-    generator, picture = built("unet"), photo(40, 40)
-    gc.collect()  # or other tests' leftovers would be closed in between
+def test_no_files_are_left_in_the_folder(tmp_path: Path) -> None:
+    generator, image = build("unet"), random_image(40, 40)
+    gc.collect()  # close files of other tests before counting
     before = open_files()
-    seen: list[int] = []
+    counts: list[int] = []
 
-    def look(share: float) -> None:
-        seen.append(open_files())
+    def check_folder(share: float) -> None:
+        counts.append(open_files())
         assert not list(tmp_path.iterdir())  # the file has no name from the start
 
-    pieces(generator, picture, rows=8, memory=least_memory(generator, picture, 8), folder=tmp_path, advance=look)
-    assert max(seen) > before
+    translate_tiled(
+        generator, image, rows=8, memory=min_memory(generator, image, 8), folder=tmp_path, advance=check_folder
+    )
+    assert max(counts) > before
     assert open_files() == before
 
 
-def test_nothing_is_left_after_an_error(tmp_path: Path) -> None:
-    generator, picture = built("resnet"), photo(40, 40)
-    gc.collect()  # or other tests' leftovers would be closed in between
+def test_no_files_are_left_after_an_error(tmp_path: Path) -> None:
+    generator, image = build("resnet"), random_image(40, 40)
+    gc.collect()  # close files of other tests before counting
     before = open_files()
 
     def stop(share: float) -> None:
@@ -296,68 +311,70 @@ def test_nothing_is_left_after_an_error(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt) as caught:
-        pieces(generator, picture, rows=8, memory=least_memory(generator, picture, 8), folder=tmp_path, advance=stop)
-    assert caught.traceback  # whose frames still hold the stores: it is not for the collector to close the files
+        translate_tiled(generator, image, rows=8, memory=min_memory(generator, image, 8), folder=tmp_path, advance=stop)
+    assert (
+        caught.traceback
+    )  # the frames of the traceback hold the stores, so garbage collection has not closed the files
     assert open_files() == before
     assert not list(tmp_path.iterdir())
 
 
-def test_a_disk_that_has_no_room_is_an_error_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_fails_before_computing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(activation_store, "free_space", lambda folder: 1000)
-    generator, picture = built("resnet"), photo(40, 40)
+    generator, image = build("resnet"), random_image(40, 40)
     with pytest.raises(DiskError, match=r"cannot keep activations.*no space left.*need .* MB, 0.0 MB free") as caught:
-        pieces(generator, picture, rows=8, memory=least_memory(generator, picture, 8), folder=tmp_path)
+        translate_tiled(generator, image, rows=8, memory=min_memory(generator, image, 8), folder=tmp_path)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no limits on the size of files")
-def test_a_disk_that_fills_up_is_an_error(tmp_path: Path) -> None:
+def test_disk_filling_up_is_an_error(tmp_path: Path) -> None:
     import resource
 
-    generator, picture = built("resnet"), photo(120, 120)
-    memory = least_memory(generator, picture, 8)
+    generator, image = build("resnet"), random_image(120, 120)
+    memory = min_memory(generator, image, 8)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
     try:
         with pytest.raises(DiskError, match=os.strerror(errno.EFBIG).lower()):
-            pieces(generator, picture, rows=8, memory=memory, folder=tmp_path)
+            translate_tiled(generator, image, rows=8, memory=memory, folder=tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
-    generator, picture = built("resnet"), photo(40, 40)
+def test_missing_folder_is_an_error(tmp_path: Path) -> None:
+    generator, image = build("resnet"), random_image(40, 40)
     with pytest.raises(DiskError, match="cannot keep activations"):
-        pieces(generator, picture, rows=8, memory=least_memory(generator, picture, 8), folder=tmp_path / "none")
+        translate_tiled(generator, image, rows=8, memory=min_memory(generator, image, 8), folder=tmp_path / "none")
 
 
 # Memory and progress
 
 
-def test_too_little_memory_is_an_error_that_names_enough(generator: nn.Module) -> None:
-    picture = photo(40, 4000)
+def test_too_little_memory_error_names_the_minimum(generator: nn.Module) -> None:
+    image = random_image(40, 4000)
     with pytest.raises(CommandError, match=r"memory=1.0 MB cannot hold a strip of 1 px.*set memory= to \d+ MB or more"):
-        pieces(generator, picture, memory=10**6)
+        translate_tiled(generator, image, memory=10**6)
     with pytest.raises(CommandError, match="a strip of 40 px"):
-        pieces(generator, picture, rows=40, memory=least_memory(generator, picture, 40) - 1)
+        translate_tiled(generator, image, rows=40, memory=min_memory(generator, image, 40) - 1)
 
 
-def test_strips_become_lower_before_files_are_needed() -> None:
+def test_strips_shrink_before_files_are_used() -> None:
     generator = ResNetGenerator()
     room = tiled_bytes(generator, 4000, 6000, torch.float32, 4)
-    forecasts = {
-        memory: tiling._division(generator, 4000, 6000, torch.float32, None, memory)
+    divisions = {
+        memory: tiling._divide_memory(generator, 4000, 6000, torch.float32, None, memory)
         for memory in (room, room * 2, room // 4)
     }
-    low, tall, filed = forecasts.values()
+    low, tall, in_files = divisions.values()
     assert 4 <= low[0] < tall[0]
-    assert filed[1] < 4000 * 6000 * 16 * 4  # not even one of the two copies
-    for memory, (rows, _) in forecasts.items():
-        assert tiling._forecast(generator, 4000, 6000, torch.float32, rows).strip_bytes <= memory
+    assert in_files[1] < 4000 * 6000 * 16 * 4  # less than one of the two stored activations
+    for memory, (rows, _) in divisions.items():
+        assert tiling._estimate(generator, 4000, 6000, torch.float32, rows).strip_bytes <= memory
 
 
-def test_24_megapixels_need_less_than_4_gb_and_grow_no_faster_than_the_picture() -> None:
+def test_24_megapixels_need_less_than_4_gb() -> None:
     generator = ResNetGenerator()
     small, large, huge = (tiled_bytes(generator, 1000 * n, 1500 * n, torch.float32, 64) for n in (2, 4, 8))
     assert large < 4e9 < full_pass_bytes(generator, 4000, 6000, torch.float32) / 5
@@ -367,27 +384,27 @@ def test_24_megapixels_need_less_than_4_gb_and_grow_no_faster_than_the_picture()
 
 @pytest.mark.parametrize("upsample", ["transposed", "resize"])
 @pytest.mark.parametrize("detail", [16, 64])
-def test_the_peak_of_a_whole_pass_is_near_the_forecast(upsample: str, detail: int) -> None:
+def test_full_pass_peak_is_near_the_estimate(upsample: str, detail: int) -> None:
     architecture = {"name": "unet", "channels": 32, "levels": 4, "upsample": upsample, "detail": detail}
     program = f"""
 import torch
 from cyclestyle.hardware.memory import resident_peak
 from cyclestyle.networks.registry import build
 from cyclestyle.translation.tiled.tiling import full_pass_bytes
-generator, picture = build({architecture}).eval().requires_grad_(False), torch.rand(1, 3, 1024, 1024) * 2 - 1
+generator, image = build({architecture}).eval().requires_grad_(False), torch.rand(1, 3, 1024, 1024) * 2 - 1
 before = resident_peak()
-generator(picture)
+generator(image)
 print(resident_peak() - before, full_pass_bytes(generator, 1024, 1024, torch.float32))
 """
-    said = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=120)
-    took, forecast = map(int, said.stdout.split())
-    assert 0.6 * forecast < took < 1.4 * forecast
+    completed = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=120)
+    took, estimate = map(int, completed.stdout.split())
+    assert 0.6 * estimate < took < 1.4 * estimate
 
 
 @pytest.mark.parametrize("name", ["resnet", "unet", "unet with detail"])
-def test_the_peak_of_a_process_is_below_the_forecast(name: str, tmp_path: Path) -> None:
-    """Of one that translates a picture, above that of one that translates a tiny one."""
-    made: Any = {
+def test_tiled_peak_is_below_the_estimate(name: str, tmp_path: Path) -> None:
+    """Peak memory is measured relative to the memory of the process before the translation."""
+    generator: Any = {
         "resnet": ResNetGenerator(32, 1),
         "unet": UNetGenerator(32, 5),
         "unet with detail": UNetGenerator(32, 5, detail=16),
@@ -398,27 +415,27 @@ from cyclestyle.hardware.device import Hardware; from cyclestyle.hardware.memory
 from cyclestyle.networks.registry import build
 from cyclestyle.translation.tiled.tiling import run_tiled, tiled_bytes
 height, width = 640, 1600
-generator, hardware = build({made.architecture}).eval().requires_grad_(False), Hardware("cpu", precision="fp32")
-picture = torch.rand(1, 3, height, width) * 2 - 1
-result = picture.clone()
+generator, hardware = build({generator.architecture}).eval().requires_grad_(False), Hardware("cpu", precision="fp32")
+image = torch.rand(1, 3, height, width) * 2 - 1
+result = image.clone()
 before = resident_peak()
-run_tiled(generator, picture, hardware=hardware, rows=32, memory=10**9)
+run_tiled(generator, image, hardware=hardware, rows=32, memory=10**9)
 print(resident_peak() - before, tiled_bytes(generator, height, width, torch.float32, 32))
 """
-    said = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=120)
-    took, forecast = map(int, said.stdout.split())
-    assert 0 < took <= forecast
+    completed = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=120)
+    took, estimate = map(int, completed.stdout.split())
+    assert 0 < took <= estimate
     share = 0.6 if name == "resnet" else 1.0
-    assert took < share * full_pass_bytes(made, 640, 1600, torch.float32)
+    assert took < share * full_pass_bytes(generator, 640, 1600, torch.float32)
 
 
-def test_progress_goes_up_evenly_to_one(generator: nn.Module) -> None:
+def test_progress_rises_evenly_to_1(generator: nn.Module) -> None:
     shares: list[float] = []
-    pieces(generator, photo(90, 40), rows=8, advance=shares.append)
+    translate_tiled(generator, random_image(90, 40), rows=8, advance=shares.append)
     assert shares == sorted(shares)
     assert shares[-1] == 1.0
     assert shares[-3] < 0.9999  # before the last strip
-    assert shares[-2] == pytest.approx(1.0)  # behind it: the forecast's work is what was done
+    assert shares[-2] == pytest.approx(1.0)  # after the last strip: the estimated work equals the actual work
     assert np.diff([0.0, *shares]).max() < 0.2
 
 
@@ -433,46 +450,48 @@ def test_progress_goes_up_evenly_to_one(generator: nn.Module) -> None:
         ("2k", 2000),
     ],
 )
-def test_memory_is_read_as_people_write_it(text: str, size: int) -> None:
+def test_memory_sizes_are_parsed(text: str, size: int) -> None:
     assert parse_memory(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "GB", "4 bananas", "-1GB", "0", "1e9", "4GB8", "nan", "٤GB", "9" * 400 + "GB"])
-def test_what_is_no_memory_is_an_error_of_one_line(text: str) -> None:
+def test_bad_memory_size_is_rejected(text: str) -> None:
     with pytest.raises(CommandError, match="expected one such as 4GB") as caught:
         parse_memory(text)
     assert "\n" not in str(caught.value)
 
 
-# What can be tiled
+# Supported networks
 
 
-def test_all_generators_of_the_table_can_be_tiled_and_nothing_else() -> None:
-    class Own(ResNetGenerator):
-        """Its forward pass may be another."""
+def test_can_tile_accepts_registered_generators_only() -> None:
+    class Custom(ResNetGenerator):
+        """Subclass whose forward pass may differ."""
 
     for network in registry.GENERATORS.values():
         assert can_tile(network(4))
-    assert not can_tile(Own(4))
+    assert not can_tile(Custom(4))
     assert not can_tile(nn.Conv2d(3, 3, 1))
 
 
-def counted(monkeypatch: pytest.MonkeyPatch, look: Callable[[Any], object] = bool) -> "list[weakref.ref[Any]]":
-    """The stores that are made from now on, without holding them."""
-    made: list[weakref.ref[Any]] = []
+def record_stores(
+    monkeypatch: pytest.MonkeyPatch, on_store: Callable[[Any], object] = bool
+) -> "list[weakref.ref[Any]]":
+    """Record all stores created from now on, as weak references."""
+    stores: list[weakref.ref[Any]] = []
     make = ActivationStores.make
 
-    def noted(self: ActivationStores, *arguments: Any) -> Any:
+    def recording_make(self: ActivationStores, *arguments: Any) -> Any:
         store = make(self, *arguments)
         if self.device == "cpu":
-            made.append(weakref.ref(store))
-            look(store)
+            stores.append(weakref.ref(store))
+            on_store(store)
         return store
 
-    monkeypatch.setattr(ActivationStores, "make", noted)
-    return made
+    monkeypatch.setattr(ActivationStores, "make", recording_make)
+    return stores
 
 
 def open_files() -> int:
-    there = Path("/proc/self/fd")
-    return len(list(there.iterdir())) if there.is_dir() else pytest.skip("no /proc")
+    folder = Path("/proc/self/fd")
+    return len(list(folder.iterdir())) if folder.is_dir() else pytest.skip("no /proc")

@@ -1,4 +1,4 @@
-"""A model file is all that a translator needs, and what it makes keeps its size."""
+"""Loading of translators from model files, and their results."""
 
 import re
 import shutil
@@ -28,44 +28,44 @@ def load(path: Path, direction: str | None = "photo2monet", **options) -> Transl
 
 
 @pytest.mark.parametrize("architecture", [RESNET, UNET], ids=["resnet", "unet"])
-def test_every_size_comes_back(tmp_path: Path, architecture: dict) -> None:
+def test_image_size_is_preserved(tmp_path: Path, architecture: dict) -> None:
     translator = load(write_model(tmp_path, architecture=architecture))
     for width, height in SIZES:
         assert translator(Image.fromarray(noise(width, height))).size == (width, height)
 
 
-def test_a_translation_is_what_the_bare_generator_makes(tmp_path: Path) -> None:
+def test_translation_equals_generator_output(tmp_path: Path) -> None:
     path = write_model(tmp_path)
     generator = registry.build(RESNET)
     generator.load_state_dict(read_model(path).weights_under("ema.ab."))
-    picture = noise(24, 20)
+    image = noise(24, 20)
 
-    values = torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 127.5 - 1
+    values = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 127.5 - 1
     expected = ((generator.eval()(values).detach()[0] + 1) * 127.5).round().clamp(0, 255).permute(1, 2, 0).numpy()
 
-    made = np.asarray(load(path)(Image.fromarray(picture))).astype(int)
-    assert np.abs(made - expected).max() <= 1  # another memory format, another rounding
+    output = np.asarray(load(path)(Image.fromarray(image))).astype(int)
+    assert np.abs(output - expected).max() <= 1  # rounding differs with the memory format
 
 
-def test_what_else_is_in_the_batch_does_not_matter(tmp_path: Path) -> None:
+def test_translated_batch_equals_single_translations(tmp_path: Path) -> None:
     translator = load(write_model(tmp_path))
     pixels = torch.stack([tensors.pil_to_uint8(Image.fromarray(noise(21, 18, seed=seed))) for seed in range(5)])
     together = translator.batch(pixels).int()
-    alone = torch.cat([translator.batch(one[None]) for one in pixels]).int()
+    alone = torch.cat([translator.batch(image[None]) for image in pixels]).int()
     assert together.dtype == torch.int32
     assert (together - alone).abs().max() <= 1
     assert (together - together.roll(1, 0)).abs().max() > 1
 
 
-def test_pictures_of_any_mode_are_taken(tmp_path: Path) -> None:
+def test_any_colour_mode_is_accepted(tmp_path: Path) -> None:
     translator = load(write_model(tmp_path))
     for mode in ("L", "1", "P", "RGBA", "CMYK", "I;16"):
-        made = translator(Image.new(mode, (9, 7)))
-        assert (made.mode, made.size) == ("RGB", (9, 7))
+        output = translator(Image.new(mode, (9, 7)))
+        assert (output.mode, output.size) == ("RGB", (9, 7))
 
 
 @pytest.mark.parametrize("where", [".", "checkpoints/step_00000042", "networks.safetensors"])
-def test_run_checkpoint_and_file_all_lead_to_the_model(tmp_path: Path, where: str) -> None:
+def test_run_folder_checkpoint_folder_and_file_are_accepted(tmp_path: Path, where: str) -> None:
     folder = tmp_path / "checkpoints" / "step_00000042"
     if where == "networks.safetensors":
         folder = tmp_path
@@ -83,27 +83,27 @@ def test_run_checkpoint_and_file_all_lead_to_the_model(tmp_path: Path, where: st
         (("photo", "monet"), "monet2photo", "ba"),
         (("photo", "monet"), "a2b", "ab"),
         (("photo", "monet"), "b2a", "ba"),
-        (("b", "a"), "b2a", "ab"),  # the domains' own names come first
+        (("b", "a"), "b2a", "ab"),  # the domains' own names take precedence
         (("b", "a"), "a2b", "ba"),
-        (("x", "x2x"), "a2b", "ab"),  # x2x2x would be both
+        (("x", "x2x"), "a2b", "ab"),  # both directions would be x2x2x
         (("x", "x2x"), "b2a", "ba"),
     ],
 )
-def test_directions_have_names(tmp_path: Path, domains: tuple[str, str], direction: str, part: str) -> None:
+def test_direction_selects_the_generator(tmp_path: Path, domains: tuple[str, str], direction: str, part: str) -> None:
     path = write_model(tmp_path, domains=domains)
     used = load(path, direction).generator.state_dict()
-    wanted = read_model(path).weights_under(f"ema.{part}.")
-    assert all(torch.equal(used[key], wanted[key]) for key in wanted)
+    expected = read_model(path).weights_under(f"ema.{part}.")
+    assert all(torch.equal(used[key], expected[key]) for key in expected)
 
 
-def test_a_direction_is_told_by_its_own_name(tmp_path: Path) -> None:
+def test_direction_is_shown_by_domain_names(tmp_path: Path) -> None:
     translator = load(write_model(tmp_path), "b2a")
     assert translator.direction == "monet2photo"
     assert translator.directions == ("photo2monet", "monet2photo")
     assert re.search(r"step 42\), monet2photo, ema weights, on CPU, fp32$", str(translator))
 
 
-def test_a_missing_or_wrong_direction_is_answered_with_the_two_there_are(tmp_path: Path) -> None:
+def test_wrong_direction_error_lists_directions(tmp_path: Path) -> None:
     path = write_model(tmp_path)
     with pytest.raises(CommandError, match=r"^direction= is missing: .* photo2monet or monet2photo$"):
         load(path, None)
@@ -113,29 +113,29 @@ def test_a_missing_or_wrong_direction_is_answered_with_the_two_there_are(tmp_pat
         load(write_model(tmp_path, domains=("x", "x2x")), "x2x2x")
 
 
-def test_the_average_is_taken_where_there_is_one(tmp_path: Path) -> None:
+def test_weights_default_to_moving_average(tmp_path: Path) -> None:
     both, raw_only = write_model(tmp_path / "both"), write_model(tmp_path / "raw", ema=False)
     key = "stem.conv.weight"
-    averaged, last = (read_model(both).tensors[f"{part}.ab.{key}"] for part in ("ema", "generators"))
-    for path, asked, told, weights in [
+    averaged, last = (read_model(both).tensors[f"{group}.ab.{key}"] for group in ("ema", "generators"))
+    for path, requested, loaded, weights in [
         (both, "ema", "ema", averaged),
         (both, "raw", "raw", last),
         (raw_only, "ema", "raw", last),
         (raw_only, "raw", "raw", last),
     ]:
-        translator = load(path, weights=asked)
-        assert translator.weights == told
+        translator = load(path, weights=requested)
+        assert translator.weights == loaded
         assert torch.equal(translator.generator.state_dict()[key], weights)
 
 
-def test_dropout_is_off(tmp_path: Path) -> None:
+def test_dropout_is_off_in_translation(tmp_path: Path) -> None:
     translator = load(write_model(tmp_path, architecture=RESNET | {"dropout": 0.5}))
-    picture = Image.fromarray(noise(16, 16))
-    assert translator(picture) == translator(picture)
+    image = Image.fromarray(noise(16, 16))
+    assert translator(image) == translator(image)
 
 
 @pytest.mark.parametrize(
-    ("without", "changes", "told"),
+    ("without", "changes", "messages"),
     [
         ("trunk", {}, ["4 missing: trunk.0.first.conv.weight, "]),
         ("", {"blocks": 2}, ["4 missing: trunk.1.first"]),
@@ -144,29 +144,29 @@ def test_dropout_is_off(tmp_path: Path) -> None:
         ("", {"name": "unet", "blocks": None}, ["missing: ", "unexpected: "]),
     ],
 )
-def test_weights_of_another_architecture_are_refused_in_a_few_lines(
-    tmp_path: Path, without: str, changes: dict, told: list[str]
+def test_weights_of_other_architecture_are_rejected(
+    tmp_path: Path, without: str, changes: dict, messages: list[str]
 ) -> None:
     path = write_model(tmp_path, without=without)
     model = read_model(path)
     architecture = {key: value for key, value in (RESNET | changes).items() if value is not None}
     write_other_header(path, model, architecture)
-    with pytest.raises(CheckpointError, match=r"its weights ema\.ab\.\* do not fit") as refused:
+    with pytest.raises(CheckpointError, match=r"its weights ema\.ab\.\* do not fit") as caught:
         load(path)
-    lines = str(refused.value).splitlines()
+    lines = str(caught.value).splitlines()
     assert len(lines) <= 6
-    assert all(any(part in line for line in lines[1:]) for part in told)
+    assert all(any(message in line for line in lines[1:]) for message in messages)
 
 
 @pytest.mark.parametrize("architecture", [{"name": "patch"}, {"name": "os.system"}, {}, RESNET | {"in_channels": 1}])
-def test_what_is_no_generator_of_rgb_is_refused(tmp_path: Path, architecture: dict) -> None:
+def test_other_networks_than_rgb_generators_are_rejected(tmp_path: Path, architecture: dict) -> None:
     path = write_model(tmp_path)
     write_other_header(path, read_model(path), architecture)
     with pytest.raises(CheckpointError, match=r"its generator (is called|does not translate RGB)"):
         load(path)
 
 
-def test_no_model_is_a_named_error(tmp_path: Path) -> None:
+def test_missing_model_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no checkpoint at /"):
         load(tmp_path / "nowhere")
 
@@ -175,7 +175,7 @@ def write_other_header(path: Path, model, architecture: dict) -> None:
     write(model._replace(generator=architecture), path)
 
 
-# Files of the reference implementation
+# Files of the original 2017 implementation
 
 
 def pth(folder: Path, name: str = "latest_net_G_A.pth", *, source: str = "resnet9_zip") -> Path:
@@ -194,19 +194,19 @@ def pth(folder: Path, name: str = "latest_net_G_A.pth", *, source: str = "resnet
         ("resnet6_zip", "resnet6"),
     ],
 )
-def test_a_reference_file_translates_as_the_reference_does(file: str, output: str) -> None:
+def test_original_pth_file_gives_original_outputs(file: str, output: str) -> None:
     golden = np.load(GOLDEN / "io.npz")
     translator = load(GOLDEN / f"{file}.pth", None)
-    made = translator.values(torch.from_numpy(golden["x"]))
-    np.testing.assert_allclose(made.numpy(), golden[output], rtol=0, atol=1e-5)
+    translated = translator.values(torch.from_numpy(golden["x"]))
+    np.testing.assert_allclose(translated.numpy(), golden[output], rtol=0, atol=1e-5)
     assert isinstance(translator.generator, networks.ResNetGenerator)
-    assert made.dtype == torch.float32
+    assert translated.dtype == torch.float32
 
 
 @pytest.mark.parametrize(
     ("name", "direction"), [("latest_net_G_A.pth", "a2b"), ("5_net_G_B.pth", "b2a"), ("horse.pth", "a2b")]
 )
-def test_a_reference_file_needs_no_direction(tmp_path: Path, name: str, direction: str) -> None:
+def test_original_pth_file_needs_no_direction(tmp_path: Path, name: str, direction: str) -> None:
     translator = load(pth(tmp_path, name), None)
     assert (translator.direction, translator.directions, translator.step) == (direction, (direction,), None)
     assert str(translator) == f"{tmp_path / name}, {direction}, on CPU, fp32"
@@ -220,29 +220,29 @@ def test_a_reference_file_needs_no_direction(tmp_path: Path, name: str, directio
         ("horse2zebra.pth", None, ["a2b", "b2a", "horse2zebra"], ""),
     ],
 )
-def test_a_file_of_one_direction_refuses_the_others(
+def test_single_direction_file_rejects_other_directions(
     tmp_path: Path, name: str, right: str | None, wrong: list[str], which: str
 ) -> None:
     path = pth(tmp_path, name)
     assert load(path, right).path == path
     for direction in wrong:
-        told = f"direction={direction}: {path} holds one direction only{which}: leave direction= out"
-        with pytest.raises(CommandError, match=f"^{re.escape(told)}$"):
+        message = f"direction={direction}: {path} holds one direction only{which}: leave direction= out"
+        with pytest.raises(CommandError, match=f"^{re.escape(message)}$"):
             load(path, direction)
 
 
-def test_weights_in_half_precision_are_taken(tmp_path: Path) -> None:
+def test_pth_file_with_half_precision_weights_is_accepted(tmp_path: Path) -> None:
     weights = torch.load(GOLDEN / "resnet6_zip.pth", weights_only=True)
     torch.save({name: tensor.half() for name, tensor in weights.items()}, tmp_path / "half.pth")
     golden = np.load(GOLDEN / "io.npz")
-    made = load(tmp_path / "half.pth", None).values(torch.from_numpy(golden["x"])).numpy()
-    assert 1e-6 < np.abs(made - golden["resnet6"]).max() < 0.01
+    output = load(tmp_path / "half.pth", None).values(torch.from_numpy(golden["x"])).numpy()
+    assert 1e-6 < np.abs(output - golden["resnet6"]).max() < 0.01
 
 
-# What a translator tells of itself
+# Values and fingerprints
 
 
-def test_values_are_what_a_batch_rounds(tmp_path: Path) -> None:
+def test_batch_output_is_quantized_values_output(tmp_path: Path) -> None:
     translator = load(write_model(tmp_path))
     pixels = tensors.pil_to_uint8(Image.fromarray(noise(19, 14)))[None]
     values = translator.values(pixels.float() / 127.5 - 1)
@@ -253,12 +253,12 @@ def test_values_are_what_a_batch_rounds(tmp_path: Path) -> None:
     assert (values * 127.5).frac().abs().max() > 0.01
 
 
-def test_a_fingerprint_is_that_of_the_weights_whatever_they_are_called(tmp_path: Path) -> None:
+def test_fingerprint_ignores_domain_names_and_step(tmp_path: Path) -> None:
     path = write_model(tmp_path / "one")
-    prints = {
+    fingerprints = {
         load(path, direction, weights=kind).fingerprint for direction in ("a2b", "b2a") for kind in ("ema", "raw")
     }
-    assert len(prints) == 4  # four different sets of weights
+    assert len(fingerprints) == 4  # four different sets of weights
 
     model = read_model(path)
     renamed = {"generators." + key.removeprefix("ema."): value for key, value in model.tensors.items() if "ema" in key}
@@ -272,13 +272,15 @@ def test_a_fingerprint_is_that_of_the_weights_whatever_they_are_called(tmp_path:
     assert load(other).fingerprint != load(path).fingerprint
 
 
-def test_the_same_weights_have_one_fingerprint_in_every_file_they_come_in() -> None:
-    found = [load(GOLDEN / f"resnet9_{kind}.pth", None).fingerprint for kind in ("zip", "legacy", "dataparallel")]
-    assert len(set(found)) == 1
-    assert load(GOLDEN / "resnet6_zip.pth", None).fingerprint != found[0]
+def test_fingerprint_ignores_file_format() -> None:
+    fingerprints = [
+        load(GOLDEN / f"resnet9_{kind}.pth", None).fingerprint for kind in ("zip", "legacy", "dataparallel")
+    ]
+    assert len(set(fingerprints)) == 1
+    assert load(GOLDEN / "resnet6_zip.pth", None).fingerprint != fingerprints[0]
 
 
-def test_a_compiled_translator_keeps_the_bare_network(tmp_path: Path) -> None:
+def test_compiled_translator_exposes_uncompiled_network(tmp_path: Path) -> None:
     with torch.compiler.set_stance("force_eager"):
         translator = load(write_model(tmp_path), compile=True)
         assert not any("_orig_mod" in key for key in translator.generator.state_dict())
@@ -286,7 +288,7 @@ def test_a_compiled_translator_keeps_the_bare_network(tmp_path: Path) -> None:
     assert str(translator).endswith("CPU, fp32, compiled")
 
 
-def test_a_backend_that_cannot_run_a_file_is_refused_with_what_can(tmp_path: Path) -> None:
+def test_backend_must_match_the_file(tmp_path: Path) -> None:
     path = write_model(tmp_path)
     assert load(path, backend="torch").backend == "torch"
     with pytest.raises(CommandError, match=r"^backend=onnx .* cyclestyle\.export checkpoint=.* format=onnx, then "):

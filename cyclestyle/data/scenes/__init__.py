@@ -1,8 +1,8 @@
-"""The embedded data set: landscapes as a camera sees them (a) and as an impressionist paints them (b), drawn offline.
+"""Synthetic data set of landscapes, drawn offline: as photos (domain a) and as impressionist paintings (domain b).
 
-A scene is a number. Both domains draw it from the same layout, in units of the picture's side, so that a scene looks
-the same at every size and, on one machine, is the same bytes every time. Training folders hold different scenes; test
-folders hold the same ones, which gives unpaired training a hidden truth to be measured against.
+A scene is identified by a number. Both domains render it from the same layout in units of the image's side, so that a
+scene looks the same at every size. On one machine, its bytes are the same every time. The two training folders hold
+different scenes. The two test folders hold the same scenes, which gives a ground truth that training does not see.
 """
 
 from cyclestyle.data.scenes.drawing import draw, painting, photograph

@@ -1,4 +1,4 @@
-"""How the painter works: where strokes go, what they leave on the canvas, and with which colours."""
+"""Brush strokes of the painted domain: placement, relief on the canvas, and palette."""
 
 from typing import NamedTuple
 
@@ -7,40 +7,40 @@ import numpy as np
 from cyclestyle.data.scenes.landscape import Landscape
 from cyclestyle.data.scenes.raster import Floats, Ints, blur, grid
 
-HAIRS = 8  # strands of a brush that can be told apart
+HAIRS = 8  # number of strands across a brush, each with its own amount of paint
 
 
 class Strokes(NamedTuple):
-    """Brush strokes in units of the picture's side, later ones above earlier ones; all arrays (count,)."""
+    """Brush strokes in units of the image's side, later ones on top of earlier ones; arrays have shape (count,)."""
 
     x: Floats
     y: Floats
-    angle: Floats
-    length: Floats  # half of it
-    width: Floats  # half of it
+    angle: Floats  # radians
+    length: Floats  # half length
+    width: Floats  # half width
     colour: Floats  # (count, 3)
-    hairs: Floats  # (count, HAIRS) in [0, 1], how much paint each strand of the brush holds
+    hairs: Floats  # (count, HAIRS) in [0, 1], amount of paint on each strand of the brush
 
 
 def plan(rng: np.random.Generator, landscape: Landscape) -> tuple[Strokes, Strokes]:
-    """Broad strokes that cover the canvas, and fine ones where there is something to tell."""
+    """Return broad strokes that cover the canvas, and fine strokes for areas where the scene has detail."""
     size = landscape.colour.shape[0]
     angle, detail = _brush_field(landscape)
     soft = blur(landscape.colour, max(1, size // 128))
     plans = []
     for side, length, width, least in ((29, 8.5, 2.7, 0.0), (50, 4.7, 1.7, 0.45)):
-        at = _scatter(rng, side)
-        chance = rng.normal(0, 1, (len(at), 7)).astype(np.float32)
-        hairs = rng.random((len(at), HAIRS), dtype=np.float32)
-        cells = _cells(at, size)
+        points = _scatter(rng, side)
+        chance = rng.normal(0, 1, (len(points), 7)).astype(np.float32)
+        hairs = rng.random((len(points), HAIRS), dtype=np.float32)
+        cells = _cells(points, size)
         busy = detail[cells]
         calm = (1 - 0.35 * busy) / 128
-        # Broken colour: neighbours differ in hue more than in light. Small, for nothing can foresee it.
+        # Neighbouring strokes differ more in hue than in brightness; only a little, as a generator cannot predict it.
         hue = chance[:, :3] - chance[:, :3].mean(axis=1, keepdims=True)
         colour = palette(soft[cells]) + 0.028 * hue + 0.026 * chance[:, 3:4]
         strokes = Strokes(
-            at[:, 0],
-            at[:, 1],
+            points[:, 0],
+            points[:, 1],
             angle[cells] + 0.12 * chance[:, 4],
             length * calm * (1 + 0.12 * np.clip(chance[:, 5], -2, 2)),
             width * calm * (1 + 0.08 * np.clip(chance[:, 6], -2, 2)),
@@ -52,43 +52,45 @@ def plan(rng: np.random.Generator, landscape: Landscape) -> tuple[Strokes, Strok
 
 
 def _scatter(rng: np.random.Generator, side: int) -> Floats:
-    """side * side points (x, y), one in each cell of a grid, in random order: even cover without visible rows."""
+    """Scatter side * side points (x, y), one per cell of a grid, in random order: no gaps, no visible rows."""
     cell = rng.permutation(side * side)
     corner = np.stack([cell % side, cell // side], axis=1)
     return ((corner + rng.random((side * side, 2))) / side).astype(np.float32)
 
 
-def _cells(at: Floats, size: int) -> tuple[Ints, Ints]:
-    index = np.clip((at * size).astype(np.int64), 0, size - 1)
+def _cells(points: Floats, size: int) -> tuple[Ints, Ints]:
+    index = np.clip((points * size).astype(np.int64), 0, size - 1)
     return index[:, 1], index[:, 0]
 
 
 def _brush_field(landscape: Landscape) -> tuple[Floats, Floats]:
-    """Angle of the brush, along strong contours and else as the region asks, and detail in [0, 1]: (size, size)."""
+    """Return brush angle (along strong contours, else `landscape.angle`) and detail in [0, 1], both (size, size)."""
     size = landscape.colour.shape[0]
     radius = max(1, size // 64)
     dy, dx = np.gradient(blur(landscape.colour.mean(axis=2, keepdims=True), radius)[..., 0] * size)
-    # Orientations add as double angles; the contour's is the gradient's turned by a right angle, hence the minus.
+    # Orientations are added as doubled angles. A contour is perpendicular to the gradient, hence the minus.
     contour = blur(np.stack([dy * dy - dx * dx, -2 * dx * dy, dx * dx + dy * dy], axis=2), radius)
     cos = contour[..., 0] + 0.5 * np.cos(2 * landscape.angle)
     sin = contour[..., 1] + 0.5 * np.sin(2 * landscape.angle)
     return 0.5 * np.arctan2(sin, cos), contour[..., 2] / (contour[..., 2] + 1.5)
 
 
-def stroke(picture: Floats, thickness: Floats, strokes: Strokes, margin: int) -> None:
-    """Lay all strokes at once: each is a lattice of samples, and numpy keeps the last value of a repeated index.
+def stroke(image: Floats, thickness: Floats, strokes: Strokes, margin: int) -> None:
+    """Paint strokes in place: colour into `image` (side, side, 3), relief into `thickness` (side, side).
 
-    The arrays (size + 2 margin)^2 are changed in place; a stroke may reach `margin` beyond the picture.
+    `side` is the size of the painting plus `margin` px on each side, for strokes that reach beyond its edges. Each
+    stroke is a lattice of samples; later strokes cover earlier ones, as numpy keeps the last value of a repeated index.
     """
-    side = picture.shape[0]
+    side = image.shape[0]
     size = side - 2 * margin
-    rows = int(2.2 * size * float(strokes.length.max(initial=0))) + 2  # a little denser than pixels: no holes
+    # The lattice is slightly denser than the pixels, to leave no holes.
+    rows = int(2.2 * size * float(strokes.length.max(initial=0))) + 2
     columns = int(2.2 * size * float(strokes.width.max(initial=0))) + 2
     u = np.linspace(-1, 1, rows, dtype=np.float32)[None, :, None]
     v = np.linspace(-1, 1, columns, dtype=np.float32)[None, None, :]
     strand = np.arange(columns) * HAIRS // columns
-    top = np.full(side * side, -1, dtype=np.int64)  # which sample of which stroke each pixel shows
-    for first in range(0, len(strokes.x), 64):  # in portions that stay in the processor's cache
+    top = np.full(side * side, -1, dtype=np.int64)  # index of the stroke sample that each pixel shows, -1 for none
+    for first in range(0, len(strokes.x), 64):  # in portions that fit into the processor's cache
         part = Strokes(*(array[first : first + 64] for array in strokes))
         x, y, angle, length, width = (array[:, None, None] * np.float32(1) for array in part[:5])
         cos, sin = np.cos(angle) * size, np.sin(angle) * size
@@ -99,24 +101,24 @@ def stroke(picture: Floats, thickness: Floats, strokes: Strokes, margin: int) ->
         wet = np.flatnonzero(u * u + 0.5 * v**4 <= 1 - 0.4 * paint)  # strands with little paint end early
         top[pixel.ravel()[wet]] = wet + first * rows * columns
 
-    there = np.flatnonzero(top >= 0)
-    owner, sample = np.divmod(top[there], rows * columns)
+    covered = np.flatnonzero(top >= 0)
+    owner, sample = np.divmod(top[covered], rows * columns)
     along, across = np.divmod(sample, columns)
     paint = strokes.hairs[owner, strand[across]]
-    picture.reshape(-1, 3)[there] = strokes.colour[owner] + (0.05 * (paint - 0.5))[:, None]
+    image.reshape(-1, 3)[covered] = strokes.colour[owner] + (0.05 * (paint - 0.5))[:, None]
     # Paint piles up where the brush begins and at its sides.
     profile = (1 - 0.18 * (u[0] + 1)) * (0.75 + 0.5 * v[0] ** 2)
-    thickness.reshape(-1)[there] = profile[along, across] * (0.7 + 0.5 * paint)
+    thickness.reshape(-1)[covered] = profile[along, across] * (0.7 + 0.5 * paint)
 
 
 def weave(size: int) -> Floats:
-    """Height of the canvas's threads, over and under in turn, (size, size)."""
+    """Height of the woven canvas threads, (size, size)."""
     x, y = grid(size)
     turns = 2 * np.pi * 44
     return np.asarray(0.12 * np.sin(turns * x) * np.sin(turns * y))
 
 
-_PIGMENTS = np.array(  # what the camera sees -> what the painter mixes
+_PIGMENTS = np.array(  # pairs: colour in the photo, colour in the painting
     [
         [(0.24, 0.44, 0.75), (0.05, 0.58, 0.56)],  # high sky: turquoise
         [(0.49, 0.64, 0.82), (0.52, 0.86, 0.68)],  # sky: pale jade
@@ -130,7 +132,7 @@ _PIGMENTS = np.array(  # what the camera sees -> what the painter mixes
         [(0.31, 0.37, 0.15), (0.11, 0.54, 0.46)],  # leaves: viridian
         [(0.15, 0.20, 0.09), (0.22, 0.18, 0.57)],  # shadow: ultramarine
         [(0.88, 0.76, 0.46), (1.00, 0.67, 0.28)],  # wheat: orange
-        [(0.76, 0.57, 0.29), (0.96, 0.53, 0.24)],  # the same in the evening
+        [(0.76, 0.57, 0.29), (0.96, 0.53, 0.24)],  # wheat in the evening
         [(0.50, 0.42, 0.22), (0.76, 0.35, 0.44)],  # dry earth: rose
         [(0.74, 0.32, 0.10), (0.82, 0.15, 0.27)],  # autumn: crimson
         [(0.50, 0.42, 0.60), (0.68, 0.26, 0.68)],  # lavender: magenta
@@ -140,7 +142,7 @@ _PIGMENTS = np.array(  # what the camera sees -> what the painter mixes
 
 
 def palette(colour: Floats) -> Floats:
-    """The painter's colour for each of the camera's (..., 3): a smooth field of shifts between the pigments."""
+    """Return the painting's colour for each colour (..., 3) of the photo, interpolated smoothly between pigments."""
     total, shift = np.full(colour.shape[:-1], 1e-6, dtype=np.float32), np.zeros_like(colour)
     for seen, mixed in _PIGMENTS:
         weight = np.exp(((colour - seen) ** 2).sum(axis=-1) * np.float32(-0.5 / 0.10**2))

@@ -1,4 +1,4 @@
-"""Scenes as photographs and as paintings, one by one and as data folders."""
+"""Rendering of scenes as synthetic photos and paintings, one at a time or as a whole data set."""
 
 import json
 import os
@@ -16,40 +16,40 @@ from cyclestyle.data.scenes.landscape import lay_out
 from cyclestyle.data.scenes.raster import Bytes, blur, generator, grid, halve, to_bytes
 from cyclestyle.errors import CommandError, DataError, DiskError
 
-VERSION = 1  # bump when the pictures change: folders drawn by another version are refused, not mixed
+VERSION = 1  # increase when the images change: folders drawn by another version are rejected
 MANIFEST = "scenes.json"
-_BLOCK = 1_000_000  # scenes kept for each folder: test scenes stay the same however many are trained on
+_BLOCK = 1_000_000  # scene numbers reserved per folder: test scenes do not depend on the size of the training set
 
 
 def photograph(scene: int, *, size: int, seed: int = 0) -> Bytes:
-    """The scene as a photograph: (size, size, 3), sharp but for the lens, with sensor noise."""
+    """Render a scene as a synthetic photo, uint8 (size, size, 3), with lens blur, vignetting and sensor noise."""
     landscape = lay_out(scene, size, seed)
     rng = generator(seed, scene, "sensor")
     x, y = grid(size)
     vignette = 1 - 0.28 * ((x - 0.5) ** 2 + (y - 0.5) ** 2)
-    seen = blur(landscape.colour, 1) * 0.4 + landscape.colour * 0.6
+    exposure = blur(landscape.colour, 1) * 0.4 + landscape.colour * 0.6
     grain = rng.standard_normal((size, size, 4), dtype=np.float32)
     noise = 0.010 * grain[..., :1] + 0.006 * grain[..., 1:]  # mostly in brightness, a little in colour
-    return to_bytes(seen * vignette[..., None] + noise)
+    return to_bytes(exposure * vignette[..., None] + noise)
 
 
 def painting(scene: int, *, size: int, seed: int = 0) -> Bytes:
-    """The same scene as an oil painting: (size, size, 3), another palette, brush strokes with relief, canvas."""
+    """Render a scene as an oil painting, uint8 (size, size, 3): other colours, brush strokes in relief, canvas."""
     landscape = lay_out(scene, size, seed)
-    fine, margin = 2 * size, size // 4  # laid at twice the resolution and averaged: smooth edges
+    fine, margin = 2 * size, size // 4  # painted at twice the resolution and averaged, for smooth edges
     side = fine + 2 * margin
     ground = palette(blur(landscape.colour, max(1, size // 40))[::4, ::4])
-    picture = np.zeros((side, side, 3), dtype=np.float32)
-    picture[margin:-margin, margin:-margin] = ground.repeat(8, axis=0).repeat(8, axis=1)[:fine, :fine]
+    image = np.zeros((side, side, 3), dtype=np.float32)
+    image[margin:-margin, margin:-margin] = ground.repeat(8, axis=0).repeat(8, axis=1)[:fine, :fine]
     thickness = np.zeros((side, side), dtype=np.float32)
     for strokes in plan(generator(seed, scene, "brush"), landscape):
-        stroke(picture, thickness, strokes, margin)
+        stroke(image, thickness, strokes, margin)
 
     thickness = thickness[margin:-margin, margin:-margin]
-    relief = 1.3 * (thickness + weave(fine) * (1.6 - thickness))  # threads show where paint is thin
+    relief = 1.3 * (thickness + weave(fine) * (1.6 - thickness))  # the canvas shows where paint is thin
     dy, dx = np.gradient(relief * (size / 128))
-    light = 0.17 * np.clip(-dx - dy, -0.55, 0.55)  # rakes over the canvas from the upper left
-    return to_bytes(halve(picture[margin:-margin, margin:-margin] + light[..., None]))
+    light = 0.17 * np.clip(-dx - dy, -0.55, 0.55)  # from the upper left, at a low angle
+    return to_bytes(halve(image[margin:-margin, margin:-margin] + light[..., None]))
 
 
 def draw(
@@ -61,35 +61,35 @@ def draw(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> bool:
-    """Draw the data set into root/{trainA,trainB,testA,testB}/0000.png...; False where it is already drawn.
+    """Draw the data set into root/{trainA,trainB,testA,testB}/0000.png...; return False if it already exists.
 
-    The folder appears at once and whole. `progress` is told (pictures done, pictures in all).
+    `root` is created atomically. `progress` is called with the number of images done and their total number.
 
     Raises:
-        CommandError: numbers that cannot be drawn.
-        DataError: `root` holds something else; it is left as it is.
-        DiskError: the pictures cannot be written.
+        CommandError: a number is out of range.
+        DataError: `root` exists with other content, which is left unchanged.
+        DiskError: the images cannot be written.
     """
     if size < 16 or train < 1 or test < 0 or seed < 0 or max(train, test) > _BLOCK:
         raise CommandError(
             f"cannot draw scenes with train={train}, test={test}, size={size}, seed={seed}: "
             f"train must be 1 to {_BLOCK}, test 0 to {_BLOCK}, size 16 or more, seed 0 or more"
         )
-    wanted = {"version": VERSION, "train": train, "test": test, "size": size, "seed": seed}
-    if _is_drawn(root, wanted):
+    requested = {"version": VERSION, "train": train, "test": test, "size": size, "seed": seed}
+    if _is_drawn(root, requested):
         return False
-    part = root.absolute().parent / f".{root.absolute().name}-{secrets.token_hex(4)}"
+    temporary = root.absolute().parent / f".{root.absolute().name}-{secrets.token_hex(4)}"
     try:
-        part.mkdir(parents=True)
-        _draw_all(part, train, test, size, seed, progress)
-        (part / MANIFEST).write_text(json.dumps(wanted) + "\n")
-        part.rename(root)
+        temporary.mkdir(parents=True)
+        _draw_all(temporary, train, test, size, seed, progress)
+        (temporary / MANIFEST).write_text(json.dumps(requested) + "\n")
+        temporary.rename(root)
     except OSError as error:
-        if _is_drawn(root, wanted):  # by another process in the meantime
+        if _is_drawn(root, requested):  # another process has drawn the same set meanwhile
             return False
         raise DiskError(f"cannot write scenes to {root.absolute()}: {error}; give data.root another folder") from error
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     return True
 
 
@@ -97,8 +97,8 @@ def _draw_all(
     folder: Path, train: int, test: int, size: int, seed: int, progress: Callable[[int, int], None] | None
 ) -> None:
     jobs = [
-        (folder / name / f"{index:04}.png", picture, first + index)
-        for name, picture, first, count in (
+        (folder / name / f"{index:04}.png", render, first + index)
+        for name, render, first, count in (
             ("trainA", photograph, 0, train),
             ("trainB", painting, _BLOCK, train),
             ("testA", photograph, 2 * _BLOCK, test),
@@ -110,10 +110,10 @@ def _draw_all(
         (folder / name).mkdir()
 
     def save(job: tuple[Path, Callable[..., Bytes], int]) -> None:
-        file, picture, scene = job
-        Image.fromarray(picture(scene, size=size, seed=seed)).save(file)
+        file, render, scene = job
+        Image.fromarray(render(scene, size=size, seed=seed)).save(file)
 
-    # Threads, not processes: numpy and zlib let one another run, and a process would first import torch for seconds.
+    # Threads, not processes: numpy and zlib release the GIL, and each process would spend seconds importing torch.
     pool = ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, 8))
     try:
         for done, _ in enumerate(pool.map(save, jobs), start=1):
@@ -123,26 +123,26 @@ def _draw_all(
         pool.shutdown(cancel_futures=True)
 
 
-def _is_drawn(root: Path, wanted: dict[str, int]) -> bool:
-    """Whether `root` holds the wanted set; False where there is nothing. Raises DataError at anything else."""
+def _is_drawn(root: Path, requested: dict[str, int]) -> bool:
+    """Return whether `root` has the requested set: False if it is empty or missing, DataError for other content."""
     remedy = "give data.root another folder"
     if (root.is_dir() and not any(root.iterdir())) or not root.exists():
         return False
     if not (root / MANIFEST).is_file():
         raise DataError(f"{root.absolute()} exists and was not drawn by cyclestyle: {remedy}")
     try:
-        found = json.loads((root / MANIFEST).read_text())
+        manifest = json.loads((root / MANIFEST).read_text())
     except ValueError as error:
         raise DataError(f"{root / MANIFEST} cannot be read: delete {root.absolute()}, or {remedy}") from error
-    if found != wanted:
+    if manifest != requested:
         other = ", ".join(
-            f"{key}={found.get(key)} not {value}" for key, value in wanted.items() if found.get(key) != value
+            f"{key}={manifest.get(key)} not {value}" for key, value in requested.items() if manifest.get(key) != value
         )
         raise DataError(f"{root.absolute()} holds other scenes ({other}): delete it, or {remedy}")
     for name, count in (("trainA", "train"), ("trainB", "train"), ("testA", "test"), ("testB", "test")):
-        there = sum(file.stat().st_size > 0 for file in (root / name).glob("*.png"))
-        if there != wanted[count]:
+        present = sum(file.stat().st_size > 0 for file in (root / name).glob("*.png"))
+        if present != requested[count]:
             raise DataError(
-                f"{root / name} holds {there} pictures, not {wanted[count]}: delete {root.absolute()}, or {remedy}"
+                f"{root / name} holds {present} pictures, not {requested[count]}: delete {root.absolute()}, or {remedy}"
             )
     return True

@@ -1,4 +1,4 @@
-"""What is in a scene, and what colour it has before anybody looks at it: sky, hills, water, fields, trees."""
+"""Layout and true colours of a scene: sky, hills, water, fields, trees."""
 
 from typing import Any, NamedTuple
 
@@ -8,25 +8,27 @@ from cyclestyle.data.scenes.raster import Floats, generator, grid, mix, noise, p
 
 
 class Landscape(NamedTuple):
-    """What both domains know of a scene."""
+    """Colours and brush directions of a scene, shared by both domains."""
 
     colour: Floats  # (size, size, 3) in [0, 1], before lens and sensor
-    angle: Floats  # (size, size) radians, the way a brush would be led there; 0 is horizontal
+    angle: Floats  # (size, size) brush direction in radians; 0 is horizontal
 
 
 class Light(NamedTuple):
+    """Colours (3,) of the light in a scene, and the position of the sun."""
+
     zenith: Floats
     horizon: Floats
-    sun: Floats  # what lit things are multiplied by
-    shade: Floats  # the same for things in shadow
-    sun_x: float
-    sun_height: float  # above the horizon; low suns are in the picture
-    cover: float  # of the sky by clouds, 0 to 1
+    sun: Floats  # factor on the albedo of lit surfaces
+    shade: Floats  # factor on the albedo of surfaces in shadow
+    sun_x: float  # in units of the image's width
+    sun_height: float  # above the horizon, in units of the sky's height; below 0.3 the sun is visible in the image
+    cover: float  # fraction of the sky covered by clouds, 0 to 1
     toward: int  # 1: the sun is on the right, -1: on the left
 
 
-_MOODS = (  # zenith, horizon, sun, shade, height of the sun, clouds from-to, how often
-    # noon, evening, dawn, overcast, showers
+_MOODS = (  # zenith, horizon, sun, shade, height of the sun, range of cloud cover, probability
+    # rows: noon, evening, dawn, overcast, showers
     ((0.22, 0.43, 0.75), (0.72, 0.83, 0.91), (1.16, 1.08, 0.92), (0.38, 0.46, 0.56), 0.90, (0.10, 0.60), 0.36),
     ((0.40, 0.48, 0.68), (1.00, 0.80, 0.56), (1.26, 0.95, 0.60), (0.37, 0.39, 0.52), 0.12, (0.20, 0.55), 0.24),
     ((0.46, 0.53, 0.74), (0.96, 0.78, 0.73), (1.12, 0.92, 0.82), (0.42, 0.45, 0.58), 0.08, (0.10, 0.50), 0.14),
@@ -36,7 +38,7 @@ _MOODS = (  # zenith, horizon, sun, shade, height of the sun, clouds from-to, ho
 
 
 def lay_out(scene: int, size: int, seed: int) -> Landscape:
-    """The scene of a number: the same at every size, in units of the picture's side."""
+    """Return the landscape of a scene number; its layout in units of the image's side is the same at every size."""
     rng = generator(seed, scene, "layout")
     light = _light(rng)
     horizon = float(rng.uniform(0.36, 0.64))
@@ -58,7 +60,7 @@ def lay_out(scene: int, size: int, seed: int) -> Landscape:
 
 def _light(rng: np.random.Generator) -> Light:
     *colours, height, cover, _ = pick(rng, _MOODS)
-    drift = rng.normal(0, 0.02, (4, 3))  # no two noons are alike
+    drift = rng.normal(0, 0.02, (4, 3))  # slight variation within a mood
     zenith, horizon, sun, shade = (np.array(colours) + drift).astype(np.float32)
     sun_x = float(rng.uniform(0.1, 0.9))
     height *= float(rng.uniform(0.7, 1.5))
@@ -66,7 +68,7 @@ def _light(rng: np.random.Generator) -> Light:
 
 
 class _Canvas:
-    """A picture in the making; what is laid later covers what was there."""
+    """A scene under construction; later layers cover earlier ones."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -75,23 +77,24 @@ class _Canvas:
         self.angle = np.zeros((size, size), dtype=np.float32)
 
     def span(self, first: float, last: float) -> slice:
-        """The pixels that the stretch from `first` to `last` of either axis touches."""
+        """Return the slice of pixels that the interval [first, last], in units of the side, touches on either axis."""
         start, stop = (min(max(int(at * self.size), 0), self.size) for at in (first, last + 1 / self.size))
         return slice(start, max(start, stop))
 
     def lay(
         self, alpha: Floats, colour: Floats, angle: Floats | float, rows: slice, columns: slice = slice(None)
     ) -> None:
+        """Blend a layer with opacity `alpha` into a window; where it is above 0.5, set the brush angle too."""
         window = (rows, columns)
         self.colour[window] += alpha[..., None] * (colour - self.colour[window])
         self.angle[window] = np.where(alpha > 0.5, angle, self.angle[window])
 
     def below(self, line: Floats | float, rows: slice) -> Floats:
-        """Coverage of all that is under the line y(x), with an edge one pixel wide."""
+        """Return the coverage in [0, 1] of the area below the line y(x), with an edge one pixel wide."""
         return np.asarray(np.clip((self.y[rows] - line) * self.size + 0.5, 0, 1) + 0 * self.x)
 
     def lit(self, relief: Floats, light: Light) -> Floats:
-        """How much a relief's slopes face the sun, about 0; relief in units of the picture's side."""
+        """Return how much the slopes of a relief, in units of the side, face the sun; negative if they face away."""
         dy, dx = np.gradient(relief, axis=0), np.gradient(relief, axis=1)
         return np.asarray((0.5 * dy - light.toward * dx) * self.size)
 
@@ -117,7 +120,8 @@ def _sky(rng: np.random.Generator, size: int, light: Light, horizon: float) -> _
     white = np.clip(0.22 + 0.76 * light.sun, 0, 1)
     gray = 0.6 * light.shade + 0.25 * light.horizon + 0.15 * light.zenith
     colour += (0.92 * density)[..., None] * (mix(gray, white, lit) - colour)
-    canvas.lay(np.ones_like(cloud), colour, 0.75 * noise(rng, 2.2 * x, 3.0 * y, 2), rows)  # air is painted in swirls
+    swirls = 0.75 * noise(rng, 2.2 * x, 3.0 * y, 2)
+    canvas.lay(np.ones_like(cloud), colour, swirls, rows)
     return canvas
 
 
@@ -125,7 +129,7 @@ _FOREST, _MEADOW, _ROCK, _SNOW = (0.25, 0.35, 0.18), (0.48, 0.54, 0.26), (0.46, 
 
 
 def _hills(rng: np.random.Generator, canvas: _Canvas, light: Light, horizon: float, *, alpine: bool) -> None:
-    """Ridges from far to near, the far ones bluer: aerial perspective. The farthest may be mountains with snow."""
+    """Draw ridges from far to near. Far ridges are bluer (aerial perspective); the farthest can be snowy mountains."""
     count = int(rng.integers(2, 5))
     haze = 0.55 * light.horizon + 0.45 * light.zenith
     for k in range(count):
@@ -152,7 +156,7 @@ def _hills(rng: np.random.Generator, canvas: _Canvas, light: Light, horizon: flo
 
 
 def _woods(rng: np.random.Generator, canvas: _Canvas, light: Light, base: float) -> None:
-    """A belt of far trees, with gaps, where the hills end."""
+    """Draw a belt of distant trees, with gaps, at the foot of the hills."""
     height = 0.05 * smooth(0.35 + 1.3 * noise(rng, 1.3 * canvas.x, 0.0, 3))
     rows = canvas.span(base - 0.1, base + 0.02)
     crowns = noise(rng, 26 * canvas.x, 20 * canvas.y[rows], 4, 0.65)
@@ -168,7 +172,7 @@ def _water(rng: np.random.Generator, canvas: _Canvas, light: Light, top: float) 
     x, y, size = canvas.x, canvas.y[rows], canvas.size
     deep = np.clip(y - top, 0, 1)
     ripple = noise(rng, 2.2 * x / (deep + 0.15), 2.6 / (deep + 0.07), 4, 0.6)
-    squeeze = min(0.9, 0.9 * top / (1 - top))  # the lower edge mirrors what is still in the picture
+    squeeze = min(0.9, 0.9 * top / (1 - top))  # keeps the reflected rows inside the image
     mirrored = np.clip((top - squeeze * deep + ripple * (0.004 + 0.07 * deep)) * size, 0, size - 1).astype(np.int64)
     columns = np.clip((x + 0.012 * ripple) * size, 0, size - 1).astype(np.int64)
     body = np.array((0.16, 0.33, 0.40)) * (0.45 + 0.55 * light.sun)
@@ -178,7 +182,7 @@ def _water(rng: np.random.Generator, canvas: _Canvas, light: Light, top: float) 
     canvas.lay(canvas.below(top, rows), colour, 0.12 * ripple, rows)
 
 
-_FIELDS = (  # albedo, albedo of tufts or furrows, how much of it in rows, flowers, how often
+_FIELDS = (  # albedo, albedo of tufts or furrows, weight of furrows, albedo of flowers, probability
     ((0.45, 0.57, 0.23), (0.25, 0.38, 0.14), 0.0, None, 0.34),  # grass
     ((0.74, 0.66, 0.40), (0.48, 0.47, 0.24), 0.0, None, 0.16),  # dry grass
     ((0.92, 0.79, 0.46), (0.68, 0.53, 0.28), 0.4, None, 0.18),  # wheat
@@ -208,7 +212,7 @@ def _field(rng: np.random.Generator, canvas: _Canvas, light: Light, horizon: flo
         middle = 0.5 + 0.8 * (vanish - 0.5 + bend * np.sin(wind * deep + 1))
         track = smooth(1.6 - 1.3 * np.abs(x - middle) / (0.012 + 0.16 * deep) + 0.4 * blades)
         albedo = mix(albedo, (0.78, 0.68, 0.54), track)
-    clouds = noise(rng, 0.35 * u, 0.35 * v, 2)  # their shadows
+    clouds = noise(rng, 0.35 * u, 0.35 * v, 2)  # shadows of clouds
     lit = albedo * mix(light.shade, light.sun, np.clip(0.75 + 0.5 * clouds + 0.35 * blades, 0, 1))
     colour = mix(lit, light.horizon, 0.3 * np.exp(-14 * deep) + 0 * x)
     lean = np.arctan2(deep + 0.02, x - vanish) if sown > 0.5 else 0.25 * patch - 0.3 * (x - 0.5)
@@ -216,7 +220,7 @@ def _field(rng: np.random.Generator, canvas: _Canvas, light: Light, horizon: flo
     canvas.lay(canvas.below(edge, rows), colour, lean, rows)
 
 
-_KINDS = (  # albedo, width over height, taper (1: a cone), how often
+_KINDS = (  # albedo, width over height, taper (1: a cone), probability
     ((0.27, 0.39, 0.13), 0.85, 0.0, 0.36),  # oak
     ((0.42, 0.50, 0.18), 0.66, 0.1, 0.18),  # birch
     ((0.13, 0.26, 0.17), 0.44, 0.9, 0.20),  # spruce
@@ -226,8 +230,8 @@ _KINDS = (  # albedo, width over height, taper (1: a cone), how often
 
 
 def _trees(rng: np.random.Generator, canvas: _Canvas, light: Light, top: float, count: int) -> None:
-    """Trees on the ground below `top`, far and small to near and tall, at the sides more than in the middle."""
-    grove = pick(rng, _KINDS)  # most are of one kind
+    """Draw trees below `top`, from far and small to near and tall, more at the sides than in the middle."""
+    grove = pick(rng, _KINDS)  # most trees are of one kind
     for near in np.sort(rng.uniform(0, 1, count) ** 1.5):
         kind = grove if rng.random() < 0.7 else pick(rng, _KINDS)
         height = (0.10 + 0.6 * float(near)) * float(rng.uniform(0.75, 1.2))
@@ -244,7 +248,7 @@ def _tree(
     px, py = canvas.x[:, columns] - x, canvas.y[rows] - foot
     cx, cy = px / wide, (py + 0.55 * height) / (0.45 * height)  # the crown is a unit disc, cy = 1 at its foot
     ground = np.hypot((px + 0.5 * light.toward * wide) / (1.3 * wide), py / (0.06 * height))
-    canvas.colour[rows, columns] *= (1 - 0.5 * smooth(1.3 - ground))[..., None]  # the shadow it casts
+    canvas.colour[rows, columns] *= (1 - 0.5 * smooth(1.3 - ground))[..., None]  # cast shadow
 
     limbs = noise(rng, 4.5 * px / height + x, 5.5 * py / height, 5, 0.62)
     leaves = noise(rng, 26 * px / height, 26 * py / height, 3, 0.75)
@@ -257,5 +261,6 @@ def _tree(
     )
 
     canvas.lay(stem, bark, np.pi / 2, rows, columns)
-    lean = np.pi / 2 + 0.4 * cx + 0 * cy if slim < 0.5 else np.arctan2(cx, -cy)  # round crowns are painted round
+    # Strokes are nearly vertical in slim crowns, and follow the outline of round crowns.
+    lean = np.pi / 2 + 0.4 * cx + 0 * cy if slim < 0.5 else np.arctan2(cx, -cy)
     canvas.lay(smooth(inside * 9 * (height * canvas.size / 64) ** 0.5), crown, lean, rows, columns)

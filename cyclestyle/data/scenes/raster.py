@@ -1,4 +1,4 @@
-"""Small maths on pictures as arrays: grids, noise, blur, colours."""
+"""Array functions for drawing: grids, noise, blur, colours."""
 
 from typing import Any, TypeAlias
 
@@ -11,22 +11,23 @@ Bytes: TypeAlias = npt.NDArray[np.uint8]
 
 
 def generator(seed: int, scene: int, purpose: str) -> np.random.Generator:
+    """Return the random generator of one purpose in one scene."""
     key = np.random.SeedSequence([seed, scene, *purpose.encode()])
     return np.random.Generator(np.random.Philox(key))
 
 
 def grid(size: int) -> tuple[Floats, Floats]:
-    """Pixel centres, x (1, size) and y (size, 1), with 0 at the upper left edge and 1 at the lower right one."""
+    """Return pixel centres x (1, size) and y (size, 1): 0 is the left or upper edge, 1 the right or lower edge."""
     centres = (np.arange(size, dtype=np.float32) + np.float32(0.5)) / np.float32(size)
     return centres[None, :], centres[:, None]
 
 
 def noise(rng: np.random.Generator, u: Floats, v: Floats | float, octaves: int = 5, rough: float = 0.5) -> Floats:
-    """Fractal value noise about 0, nearly all within [-1, 1]; the longest wavelength is one unit of u and v."""
+    """Return fractal value noise around 0, mostly within [-1, 1]; the longest wavelength is one unit of u and v."""
     total, weight, scale = np.zeros(1, dtype=np.float32), 1.0, 1.0
     for _ in range(octaves):
         lattice = rng.random((32, 32), dtype=np.float32)
-        # turned by a different angle each time, so that the lattices' axes do not add up to a visible grid
+        # Each octave is rotated further, so that the axes of the lattices do not form a visible grid.
         s, t = scale * (0.8 * u + 0.6 * v), scale * (0.8 * v - 0.6 * u)
         i, j = np.floor(t), np.floor(s)
         p, q = t - i, s - j
@@ -42,35 +43,36 @@ def noise(rng: np.random.Generator, u: Floats, v: Floats | float, octaves: int =
 
 
 def pick(rng: np.random.Generator, table: tuple[Any, ...]) -> Any:
-    """A row; the last column says how often."""
+    """Return a random row of a table whose last column holds the probabilities."""
     return table[int(rng.choice(len(table), p=[row[-1] for row in table]))]
 
 
 def mix(a: npt.ArrayLike, b: npt.ArrayLike, t: Floats) -> Floats:
-    """From colour a (t = 0) to colour b (t = 1); t has no colour axis."""
+    """Interpolate linearly from colour a (t = 0) to colour b (t = 1); t has no colour axis."""
     first, second = np.asarray(a, dtype=np.float32), np.asarray(b, dtype=np.float32)
     return first + (second - first) * np.asarray(t, dtype=np.float32)[..., None]
 
 
 def smooth(t: Floats) -> Floats:
-    """The step from 0 to 1 without corners."""
+    """Smooth step from 0 to 1 (cubic)."""
     t = np.clip(t, 0, 1)
     return t * t * (3 - 2 * t)
 
 
-def blur(picture: Floats, radius: int) -> Floats:
-    """Two boxes (2 radius + 1 wide) along each axis, edges repeated; picture (height, width, channels)."""
+def blur(image: Floats, radius: int) -> Floats:
+    """Blur (height, width, channels) with two box filters of width 2 radius + 1 along each axis, edges repeated."""
     for axis in (0, 1, 0, 1):
-        wide = np.pad(picture, [(radius, radius) if axis == k else (0, 0) for k in range(3)], mode="edge")
-        length = picture.shape[axis]
+        wide = np.pad(image, [(radius, radius) if axis == k else (0, 0) for k in range(3)], mode="edge")
+        length = image.shape[axis]
         slices = (wide[(slice(None),) * axis + (slice(k, k + length),)] for k in range(2 * radius + 1))
-        picture = sum(slices, np.zeros_like(picture)) * np.float32(1 / (2 * radius + 1))
-    return picture
+        image = sum(slices, np.zeros_like(image)) * np.float32(1 / (2 * radius + 1))
+    return image
 
 
-def halve(picture: Floats) -> Floats:
-    return (picture[::2, ::2] + picture[1::2, ::2] + picture[::2, 1::2] + picture[1::2, 1::2]) / 4
+def halve(image: Floats) -> Floats:
+    """Return the means of 2 x 2 blocks of pixels."""
+    return (image[::2, ::2] + image[1::2, ::2] + image[::2, 1::2] + image[1::2, 1::2]) / 4
 
 
-def to_bytes(picture: Floats) -> Bytes:
-    return (np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8)
+def to_bytes(image: Floats) -> Bytes:
+    return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""The contact sheet of a command: what `sheet` shows, of the pictures that a plan was about."""
+"""Contact sheet of a command: the outcome of each photo becomes a card on the page."""
 
 import os
 from collections.abc import Sequence
@@ -15,62 +15,69 @@ from cyclestyle.photoset.runner import JobResult, thumbnail_names
 def write_contact_sheet(
     folder: Path, outcome: JobResult, *, thumbnails: Path, facts: Sequence[str], labels: Sequence[str] = ()
 ) -> Path:
-    """Write the page of an output folder; returns where it is, or the folder where something else has its name.
+    """Write the contact sheet of an output folder.
 
     Args:
+        folder: output folder.
+        outcome: outcome of the command.
         thumbnails: folder of the thumbnails.
-        facts: about the command.
-        labels: of the translations of each picture, where there are several.
+        facts: items of the line below the heading.
+        labels: labels of each photo's translations; empty for a single translation.
+
+    Returns:
+        Path of the page. If a file of other origin has the page's name, a warning is printed and `folder` returned.
 
     Raises:
-        DiskError: it cannot be written.
+        DiskError: the page cannot be written.
     """
-    cards = [_card(line, folder, thumbnails, labels) for line in outcome.lines if line.status != "kept"]
+    cards = [_card(row, folder, thumbnails, labels) for row in outcome.lines if row.status != "kept"]
     kept = outcome.count("kept")
-    told = [*([f"{kept:,} kept as they were, not shown"] * bool(kept)), *facts, f"in {_duration(outcome.elapsed_s)}"]
-    html = page.page(cards, title=folder.absolute().name, facts=told, labels=labels)
+    counts = [f"{kept:,} kept as they were, not shown"] if kept else []
+    all_facts = [*counts, *facts, f"in {_duration(outcome.elapsed_s)}"]
+    html = page.page(cards, title=folder.absolute().name, facts=all_facts, labels=labels)
     path = folder / page.NAME
     with writing(path):
         try:
             page.write(path, html)
         except CommandError:
-            warn(f"{printable(path)} is not ours and stays as it is: move it away for a contact sheet")
+            warn(f"{printable(path)} is not a contact sheet of cyclestyle and is kept: move it away to get one")
             return folder
     return path
 
 
-def _card(line: ReportRow, folder: Path, thumbnails: Path, labels: Sequence[str]) -> Card:
-    if line.status == "failed":
-        return Card(os.fspath(line.source), (0, 0), "", (), None, (), failed=line.reason)
-    pictures = [_if_there(thumbnails / name, folder) for name in thumbnail_names(line.targets)]
-    target = PurePosixPath(line.targets[0])
+def _card(row: ReportRow, folder: Path, thumbnails: Path, labels: Sequence[str]) -> Card:
+    if row.status == "failed":
+        return Card(os.fspath(row.source), (0, 0), "", (), None, (), failed=row.reason)
+    before, *after = [_relative_if_exists(thumbnails / name, folder) for name in thumbnail_names(row.targets)]
+    target = PurePosixPath(row.targets[0])
     return Card(
         os.fspath(PurePosixPath(*target.parts[1:]) if labels else target),  # without the strength's folder
-        line.size,
-        pictures[0],
-        tuple(pictures[1:]),
-        _relative(line.source, folder),
-        line.targets,
-        note="; ".join(line.notes),
+        row.size,
+        before,
+        tuple(after),
+        _relative(row.source, folder),
+        row.targets,
+        note="; ".join(row.notes),
     )
 
 
-def _if_there(path: Path, folder: Path) -> str:
+def _relative_if_exists(path: Path, folder: Path) -> str:
+    """Return a path relative to a folder; empty if the file does not exist."""
     return path.relative_to(folder).as_posix() if path.exists() else ""
 
 
 def _relative(path: Path, folder: Path) -> str | None:
-    """A path as a page in the folder can name it."""
+    """Return a path relative to the page's folder; None if the page cannot link to it."""
     try:
         return Path(os.path.relpath(path, folder)).as_posix()
-    except ValueError:  # another drive of Windows
+    except ValueError:  # on Windows, a path on another drive
         return None
 
 
 def _duration(seconds: float) -> str:
-    """A time as people read it, in two units at most."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes_left = divmod(minutes, 60)
+    """Format a time in one or two units."""
+    total_minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(total_minutes, 60)
     if hours:
-        return f"{hours:,} h {minutes_left} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+        return f"{hours:,} h {minutes} min"
+    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"

@@ -1,11 +1,11 @@
-// Elements are made from text only, never from markup, so that no file name can be one.
+// Elements are created from text, never from markup: no file name can inject an element.
 "use strict";
 (() => {
 const sheet = JSON.parse(document.getElementById("data").textContent);
 const several = sheet.labels.length > 0;
 const byId = id => document.getElementById(id);
 
-// pictures are thumbnails, files what they are thumbnails of; number 0 is the photo, the others its translations
+// Both `pictures` (thumbnails) and `files` (full size) have the photo at index 0, then its translations.
 const cards = sheet.cards.map(([name, width, height, note, ...rests]) => {
   const paths = rests.map((rest, column) => rest === null ? "" : sheet.starts[column] + rest + sheet.ends[column]);
   const files = paths.splice(paths.length / 2);
@@ -13,7 +13,7 @@ const cards = sheet.cards.map(([name, width, height, note, ...rests]) => {
   return { name, note, ratio: width / height || 1, pictures, files };
 });
 let visible = cards.map((card, index) => index);
-const isFew = !several && cards.length <= 4; // these are shown large, and from their files
+const isFew = !several && cards.length <= 4; // few photos are shown large, from their full files
 
 function make(tag, properties, ...children) {
   const element = Object.assign(document.createElement(tag), properties);
@@ -23,11 +23,11 @@ function make(tag, properties, ...children) {
 
 function image(kind, source, words) {
   const element = make("img", { className: kind, alt: words, loading: "lazy", decoding: "async", draggable: false });
-  if (source) element.src = source; // after `loading`, or it would load at once
+  if (source) element.src = source; // set after `loading`, or the image would load at once
   return element;
 }
 
-// Pointers drag anywhere in the view; the range is for keys and for screen readers.
+// Before and after in one view; pointers drag anywhere in it, and the range serves keys and screen readers.
 function comparison(before, after, words, clicked) {
   const range = make("input", { type: "range", min: 0, max: 100, step: "any", ariaLabel: words });
   const view = make("div", { className: "view" }, before, after, range);
@@ -56,7 +56,7 @@ function comparison(before, after, words, clicked) {
   return view;
 }
 
-// A link that opens the large view, and where it leads in a window of its own.
+// Make a link open the large view; with a modifier key it opens its file in a window or tab, as usual.
 function opening(element, index, number) {
   element.addEventListener("click", event => {
     if (event.ctrlKey || event.metaKey || event.shiftKey || event.altKey) return;
@@ -90,7 +90,7 @@ function fill(place) {
   place.append(view, opening(name, index));
 }
 
-// What is far from the window is emptied again, so that the page stays as light as a screenful.
+// Cards far from the window are emptied again: the page stays as light as a screenful.
 const observer = new IntersectionObserver(entries => {
   for (const { target, isIntersecting } of entries) {
     if (isIntersecting) fill(target);
@@ -159,10 +159,10 @@ function show() {
   [...byId("strengths").children].forEach((button, index) => { button.ariaPressed = String(index + 1 === which); });
   byId("previous").disabled = position <= 0;
   byId("next").disabled = position + 1 >= visible.length;
-  if (document.activeElement && document.activeElement.disabled) byId("room").focus(); // or keys would go nowhere
+  if (document.activeElement && document.activeElement.disabled) byId("room").focus(); // keys need a target
 }
 
-// The thumbnail at once, and the file instead of it as soon as it is there, if this browser shows its kind.
+// Show the thumbnail at once, and replace it by the full file once loaded, if this browser supports its format.
 function bring(element, card, number) {
   const [picture, file] = [card.pictures[number], card.files[number]];
   if (element.dataset.picture === picture) return;
@@ -174,7 +174,7 @@ function bring(element, card, number) {
       shown.some(one => one.dataset.small) ? "Shown small: this browser cannot open the full file." : "";
   };
   element.dataset.picture = picture;
-  element.decoding = "sync"; // or the place is empty for a moment at each change
+  element.decoding = "sync"; // asynchronous decoding would leave the place empty for a moment at each change
   if (!picture) element.removeAttribute("src");
   settle(picture, false);
   if (!file) return;
@@ -195,7 +195,7 @@ byId("next").addEventListener("click", () => go(1));
 byId("close").addEventListener("click", () => large.close());
 large.addEventListener("keydown", event => {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
-  if (event.target.type === "range") return; // it has a use for arrows
+  if (event.target.type === "range") return; // the range uses arrow keys itself
   const along = { ArrowLeft: -1, ArrowRight: 1 }[event.key], stronger = { ArrowDown: -1, ArrowUp: 1 }[event.key];
   if (along) go(along);
   else if (stronger && several) {

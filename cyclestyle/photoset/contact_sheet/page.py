@@ -1,4 +1,4 @@
-"""The contact sheet: a page that shows a whole set before and after, for people who look rather than read."""
+"""HTML page of a contact sheet, which shows a whole photo set before and after translation."""
 
 import json
 import os
@@ -29,39 +29,39 @@ _KEYS = {
 
 
 class Card(NamedTuple):
-    """One photo of the set; paths are relative to the page, as the file system has them."""
+    """One photo of the set; paths are relative to the page, and not quoted for URLs."""
 
-    name: str  # as it is shown; whatever cannot be printed is escaped
-    size: tuple[int, int]  # width and height of the upright photo, px; their ratio is the room that is kept for it
-    before: str  # thumbnail of the photo; empty where there is none, and the photo itself is shown instead
-    after: tuple[str, ...]  # the same of its translations: one, or one for each strength of a sweep
-    original: str | None  # the photo itself, None where a page cannot reach it
-    results: tuple[str, ...]  # the translations themselves, in the order of `after`
-    note: str = ""  # shown in the large view
-    failed: str = ""  # why there is no translation; then all paths are empty
+    name: str  # name to show; unprintable characters are escaped
+    size: tuple[int, int]  # width and height of the upright photo, px; their ratio reserves its place on the page
+    before: str  # thumbnail of the photo; if empty, the page shows the photo itself
+    after: tuple[str, ...]  # thumbnails of the translations; if one is empty, the page shows the translation
+    original: str | None  # the photo's file; None where a page cannot reach it
+    results: tuple[str, ...]  # the translations' files, in the order of `after`
+    note: str = ""  # text for the large view
+    failed: str = ""  # reason of a failure; then all paths are empty
 
 
 def page(cards: Iterable[Card], *, title: str, facts: Sequence[str], labels: Sequence[str] = ()) -> str:
-    """The whole page, with nothing to load but pictures.
+    """Return the HTML of a page that loads no files but images.
 
-    What it knows of a photo is a row of JSON, and a browser makes of it what is near the window: 5,000 photos are
-    5,000 empty boxes and a few dozen pictures.
+    Each photo is a row of JSON, and the browser fills only the cards near the visible part of the page: 5,000 photos
+    are 5,000 empty boxes and a few dozen images.
 
     Args:
-        cards: in the order in which they are shown; those that failed come last.
-        title: of the window and the first heading.
-        facts: in the line below it, after the counts: model, direction, strength, time.
-        labels: of the translations of each photo, such as `25 %`, where there are several.
+        cards: photos in the order of the page; failed ones are listed at its end.
+        title: title of the window and the first heading.
+        facts: items of the line below the heading, after the counts: model, direction, strength, time.
+        labels: labels of each photo's translations, such as `25 %`; empty for a single translation.
     """
-    there: list[Card] = []
+    translated: list[Card] = []
     failed: list[Card] = []
     for card in cards:
-        (failed if card.failed else there).append(card)
-    assert all(len(card.after) == len(card.results) == max(1, len(labels)) for card in there), (
-        "labels, and as many files"
+        (failed if card.failed else translated).append(card)
+    assert all(len(card.after) == len(card.results) == max(1, len(labels)) for card in translated), (
+        "the number of files of a card differs from that of labels"
     )
 
-    counts = [f"<li>{len(there):,} {'photo' if len(there) == 1 else 'photos'}</li>"]
+    counts = [f"<li>{len(translated):,} {'photo' if len(translated) == 1 else 'photos'}</li>"]
     if failed:
         counts.append(f'<li><a href="#failures">{len(failed):,} failed</a></li>')
     kind = "sweep" if labels else "pairs"
@@ -71,19 +71,19 @@ def page(cards: Iterable[Card], *, title: str, facts: Sequence[str], labels: Seq
         script=_asset("page.js"),
         title=_text(title),
         facts="".join([*counts, *(f"<li>{_text(fact)}</li>" for fact in facts)]),
-        hint=f'<p class="hint">{_HINTS[kind] if there else _NOTHING}</p>',
+        hint=f'<p class="hint">{_HINTS[kind] if translated else _NOTHING}</p>',
         keys=_KEYS[kind],
-        data=_data(there, labels),
-        links="\n".join(_link(card) for card in there),
+        data=_data(translated, labels),
+        links="\n".join(_link(card) for card in translated),
         failures=_failures(failed),
     )
 
 
 def is_own_page(path: Path) -> bool:
-    """Whether a page may be written here: there is nothing yet, or an earlier contact sheet.
+    """Return whether a page may be written to a path: the path is free, or holds an earlier contact sheet.
 
     Raises:
-        OSError: what is there cannot be read.
+        OSError: the existing file cannot be read.
     """
     if not path.exists():
         return True
@@ -94,11 +94,11 @@ def is_own_page(path: Path) -> bool:
 
 
 def write(path: Path, html: str) -> None:
-    """Write a page, whole or not at all, and never over anything but an earlier one.
+    """Write a page atomically; only an earlier contact sheet may be overwritten.
 
     Raises:
-        CommandError: something else stands there.
-        OSError: the disk does not take it.
+        CommandError: the path holds something else.
+        OSError: the page cannot be written.
     """
     if not is_own_page(path):
         raise CommandError(f"{printable(path.absolute())} is not a contact sheet of cyclestyle: move it out of the way")
@@ -106,21 +106,24 @@ def write(path: Path, html: str) -> None:
 
 
 def url(path: str) -> str:
-    """A path, whatever bytes are in it, as a reference in a page."""
+    """Convert a path with any bytes to a URL reference for a page."""
     posix = PurePath(path).as_posix()
     return ("file://" if posix.startswith("/") else "") + quote(os.fsencode(posix))
 
 
 def _asset(name: str) -> str:
-    """A file of this room; in `page.html` the names in $ are string.Template's."""
+    """Return the text of a file in this folder; the names after $ in `page.html` are placeholders."""
     return resources.files("cyclestyle.photoset.contact_sheet").joinpath(name).read_text(encoding="utf-8")
 
 
 def _data(cards: Sequence[Card], labels: Sequence[str]) -> str:
-    """What the page's script reads, as JSON: rows, whose paths lack what all of their column begin and end with."""
-    pictures = [(card.before, *card.after) for card in cards]
+    """Return JSON for the page's script: one row for each card.
+
+    The common start and end of all paths in a column are stored once, not in each row.
+    """
+    thumbnails = [(card.before, *card.after) for card in cards]
     files = [(card.original, *card.results) for card in cards]
-    columns = [_shortened(paths) for paths in (*zip(*pictures, strict=True), *zip(*files, strict=True))]
+    columns = [_shortened(paths) for paths in (*zip(*thumbnails, strict=True), *zip(*files, strict=True))]
     rows = [
         [printable(Path(card.name)), *card.size, one_line(card.note), *(column.suffixes[index] for column in columns)]
         for index, card in enumerate(cards)
@@ -132,7 +135,7 @@ def _data(cards: Sequence[Card], labels: Sequence[str]) -> str:
         "cards": rows,
     }
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c")  # so that no name ends the element that it stands in
+    return text.replace("<", "\\u003c")  # else a name could end the script element
 
 
 class _Column(NamedTuple):
@@ -142,25 +145,25 @@ class _Column(NamedTuple):
 
 
 def _shortened(paths: Sequence[str | None]) -> _Column:
-    """Paths as references, without what all of them begin and end with."""
+    """Convert paths to URL references, and split off their common start and end."""
     references = [url(path) if path else None for path in paths]
-    start = _common([reference for reference in references if reference is not None])
-    rests = [None if reference is None else reference.removeprefix(start) for reference in references]
-    end = _common([rest[::-1] for rest in rests if rest is not None])[::-1]
-    return _Column(start, [None if rest is None else rest.removesuffix(end) for rest in rests], end)
+    start = _common_prefix([reference for reference in references if reference is not None])
+    suffixes = [None if reference is None else reference.removeprefix(start) for reference in references]
+    end = _common_prefix([suffix[::-1] for suffix in suffixes if suffix is not None])[::-1]
+    return _Column(start, [None if suffix is None else suffix.removesuffix(end) for suffix in suffixes], end)
 
 
-def _common(texts: Sequence[str]) -> str:
-    return os.path.commonprefix(texts)  # noqa: RUF071, for it is about characters, not about folders
+def _common_prefix(texts: Sequence[str]) -> str:
+    return os.path.commonprefix(texts)  # noqa: RUF071 - compares characters, not folders
 
 
 def _link(card: Card) -> str:
-    """A photo's line where scripts do not run, to the last of its translations."""
+    """Return a link to the last translation of a photo, for browsers without scripts."""
     return f'<a href="{url(card.results[-1])}">{_text(printable(Path(card.name)))}</a><br>'
 
 
 def _failures(cards: Sequence[Card]) -> str:
-    """The last part of the page, nothing where all went well."""
+    """Return the list of failed photos, the last part of the page; empty without failures."""
     if not cards:
         return ""
     lines = "\n".join(f"<li><b>{_text(printable(Path(card.name)))}</b> {_text(card.failed)}</li>" for card in cards)

@@ -1,1 +1,1 @@
-"""Translation of images that memory cannot hold: networks computed strip by strip."""
+"""Translation of images too large for memory: networks are computed strip by strip."""

@@ -1,4 +1,4 @@
-"""Where activations of a whole picture wait: in memory as long as there is room, else in files without a name."""
+"""Stores for the activations of a whole image: in memory while there is room, else in unnamed temporary files."""
 
 import errno
 import os
@@ -17,9 +17,9 @@ from cyclestyle.filesystem.atomic import disk_error, free_space
 
 
 class ActivationStore(Protocol):
-    """Rows of (1, C, H, W), each channels last, which can be written and read in any order."""
+    """Storage of one activation (1, C, H, W) in channels-last layout; its rows are written and read in any order."""
 
-    lent: bool  # what is read is the store's own memory, not a copy
+    returns_views: bool  # whether `read` returns a view of the store's memory instead of a copy
 
     def read(self, top: int, bottom: int) -> Tensor: ...
 
@@ -27,17 +27,17 @@ class ActivationStore(Protocol):
 
 
 class ActivationStores:
-    """All that wait at a time; at the end of the `with` block nothing is left of any of them.
+    """Context manager: creates the stores of one image; the end of the `with` body deletes their files.
 
     Args:
-        memory: bytes that may be taken from it; what does not fit waits in a file.
-        folder: for these files.
-        device: `meta` for stores that only count, else the CPU.
+        memory: maximum number of bytes of stores in memory; further stores are files.
+        folder: folder for the temporary files.
+        device: `meta` for stores that only count bytes, else the CPU.
     """
 
     def __init__(self, memory: float, folder: Path, *, device: str = "cpu") -> None:
         self.memory, self.folder, self.device = memory, folder, device
-        self.held = 0  # bytes in memory now
+        self.held = 0  # bytes held in memory now
         self._open = ExitStack()
 
     def __enter__(self) -> "ActivationStores":
@@ -49,30 +49,30 @@ class ActivationStores:
         self._open.close()
 
     def make(self, channels: int, height: int, width: int, dtype: torch.dtype) -> ActivationStore:
-        """Room for activations; it is given back when the store is forgotten.
+        """Create a store; its memory or file is freed when the store is garbage-collected.
 
         Raises:
-            DiskError: it would have to be in a file, and the disk has no room.
+            DiskError: memory is full and the disk has no room for a file.
         """
         size = channels * height * width * dtype.itemsize
         if self.held + size <= self.memory:
             self.held += size
             in_memory = InMemory(torch.empty((height, width, channels), dtype=dtype, device=self.device))
-            weakref.finalize(in_memory, self._give_back, size)
+            weakref.finalize(in_memory, self._release, size)
             return in_memory
 
         in_file = InFile(self.folder, (height, width, channels), dtype)
         self._open.callback(weakref.finalize(in_file, in_file.stream.close))
         return in_file
 
-    def _give_back(self, size: int) -> None:
+    def _release(self, size: int) -> None:
         self.held -= size
 
 
 class InMemory:
-    """A store that is a tensor (H, W, C)."""
+    """A store in a tensor (H, W, C)."""
 
-    lent = True
+    returns_views = True
 
     def __init__(self, values: Tensor) -> None:
         self.values = values
@@ -85,15 +85,15 @@ class InMemory:
 
 
 class InFile:
-    """A store that is a file without a name, so that no way out can leave it behind.
+    """A store in an unnamed temporary file, which disappears however the process ends.
 
-    It is read and written, not mapped: what is mapped counts as memory of the process.
+    The file is read and written instead of mapped, because mapped pages count as memory of the process.
 
     Raises:
-        DiskError: there is no room for it, as of `write`.
+        DiskError: the disk has no room for the file; `write` raises it as well.
     """
 
-    lent = False
+    returns_views = False
 
     def __init__(self, folder: Path, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
         self.folder, self.shape, self.dtype = folder, shape, dtype
@@ -108,35 +108,35 @@ class InFile:
 
     def read(self, top: int, bottom: int) -> Tensor:
         rows = torch.empty((bottom - top, *self.shape[1:]), dtype=self.dtype)
-        left = _bytes_of(rows)
+        remaining = _bytes_of(rows)
         self.stream.seek(top * self.row_bytes)
-        while left:  # the system may hand over less than it is asked for
-            count = self.stream.readinto(left)  # type: ignore[attr-defined]
-            assert count, "rows that were never written"
-            left = left[count:]
+        while remaining:  # a read may return fewer bytes than requested
+            count = self.stream.readinto(remaining)  # type: ignore[attr-defined]
+            assert count, "the requested rows were never written"
+            remaining = remaining[count:]
         return _as_strip(rows)
 
     def write(self, top: int, strip: Tensor) -> None:
-        left = _bytes_of(_as_rows(strip).cpu().contiguous())
+        remaining = _bytes_of(_as_rows(strip).cpu().contiguous())
         try:
             self.stream.seek(top * self.row_bytes)
-            while left:
-                left = left[self.stream.write(left) :]
+            while remaining:
+                remaining = remaining[self.stream.write(remaining) :]
         except OSError as error:
             raise self._error(error) from None
 
     def _error(self, error: OSError) -> DiskError:
         need = self.row_bytes * self.shape[0]
-        return disk_error("cannot keep activations of a large picture", error, self.folder, need=need, free=self.free)
+        return disk_error("cannot keep activations of a large photo", error, self.folder, need=need, free=self.free)
 
 
 def _as_strip(rows: Tensor) -> Tensor:
-    """(h, W, C) as (1, C, h, W)."""
+    """View (h, W, C) as (1, C, h, W)."""
     return rows.permute(2, 0, 1)[None]
 
 
 def _as_rows(strip: Tensor) -> Tensor:
-    """(1, C, h, W) as (h, W, C)."""
+    """View (1, C, h, W) as (h, W, C)."""
     return strip[0].permute(1, 2, 0)
 
 

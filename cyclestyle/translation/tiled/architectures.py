@@ -1,4 +1,4 @@
-"""How each architecture is computed in pieces: what is kept for the whole picture, and what is computed again."""
+"""Tiling plan of each architecture: which activations are stored for the whole image, and which are recomputed."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
@@ -14,57 +14,63 @@ from cyclestyle.translation.tiled.passes import Pass, StoredActivation
 
 
 class TilingPlan(Protocol):
-    """An architecture in pieces."""
+    """Computes one architecture strip by strip."""
 
-    channels: int  # of the outermost layer
-    multiple: int  # px, as of `minimum`: sizes that the network takes as they are, see `pad_to_multiple`
-    minimum: int
-    whole_values: Mapping[torch.dtype, float]  # that a whole pass was measured to hold, per px and outermost channel
+    channels: int  # channels of the outermost layer
+    multiple: int  # px; the padded height and width are multiples of this, see `pad_to_multiple`
+    minimum: int  # px; smallest height and width without padding
+    full_pass_values: Mapping[torch.dtype, float]  # measured peak of a full pass in values / (px x channels), by dtype
 
-    def translated(self, picture: RowSource, sweeps: Pass) -> RowSource:
-        """What the generator makes of a picture, for one last sweep."""
+    def translate(self, image: RowSource, passes: Pass) -> RowSource:
+        """Return the generator's output; the caller computes its rows in one last pass."""
 
 
 class ResNetTiling:
-    """Two copies of the trunk are kept, at a quarter of the size; all above that is computed anew for each sweep."""
+    """Tiling plan of the ResNet: two activations of the trunk are stored; other layers are recomputed in each pass.
+
+    The trunk has a quarter of the image's height and width.
+    """
 
     multiple, minimum = 4, 8
 
     def __init__(self, generator: ResNetGenerator) -> None:
         self.generator, self.channels = generator, int(generator.architecture["channels"])
-        # Under autocast on the CPU, PyTorch pads by reflection in float32.
-        self.whole_values: Mapping[torch.dtype, float] = {
+        # bf16 has higher counts, since PyTorch pads by reflection in float32 under autocast on the CPU.
+        self.full_pass_values: Mapping[torch.dtype, float] = {
             "transposed": {torch.float32: 3.8, torch.bfloat16: 6.1},
             "resize": {torch.float32: 5.8, torch.bfloat16: 11.0},
         }[str(generator.architecture["upsample"])]
 
-    def translated(self, picture: RowSource, sweeps: Pass) -> RowSource:
+    def translate(self, image: RowSource, passes: Pass) -> RowSource:
         generator = self.generator
         halve, quarter = _sequences(generator.down)
-        half = apply(halve, apply(generator.stem, picture, sweeps), sweeps)
-        kept = sweeps.keep(apply(quarter[:1], half, sweeps))
-        x = self._trunk(kept, apply(quarter[1:], kept, sweeps), sweeps)
-        return apply(generator.head, apply(generator.up, x, sweeps), sweeps)
+        half = apply(halve, apply(generator.stem, image, passes), passes)
+        stored = passes.store(apply(quarter[:1], half, passes))
+        x = self._trunk(stored, apply(quarter[1:], stored, passes), passes)
+        return apply(generator.head, apply(generator.up, x, passes), passes)
 
-    def _trunk(self, kept: StoredActivation, x: RowSource, sweeps: Pass) -> RowSource:
-        """All blocks, their sums in `kept`, from which `x` is made at first; what they need besides is then free."""
+    def _trunk(self, stored: StoredActivation, x: RowSource, passes: Pass) -> RowSource:
+        """Run all residual blocks; `x` is the input of the first block, computed from `stored`.
+
+        The output of each block overwrites `stored`. The scratch store is freed on return.
+        """
         scratch = None
         for block in self.generator.trunk:
             assert isinstance(block, ResidualBlock)
-            first = apply(block.first[:2], x, sweeps)
+            first = apply(block.first[:2], x, passes)
             if scratch is None:
-                scratch = sweeps.keep(first)
+                scratch = passes.store(first)
             else:
-                sweeps.overwrite(scratch, first, measured=True)
-            second = apply(block.second[:2], apply(block.first[2:], scratch, sweeps), sweeps)
-            sweeps.overwrite(scratch, second, measured=True)
-            sweeps.overwrite(kept, Add(x, apply(block.second[2:], scratch, sweeps)), measured=False)
-            x = kept
+                passes.overwrite(scratch, first, measured=True)
+            second = apply(block.second[:2], apply(block.first[2:], scratch, passes), passes)
+            passes.overwrite(scratch, second, measured=True)
+            passes.overwrite(stored, Add(x, apply(block.second[2:], scratch, passes)), measured=False)
+            x = stored
         return x
 
 
 class UNetTiling:
-    """All levels are kept from half the outermost's size down; the outermost one is computed anew for each sweep."""
+    """Tiling plan of the U-Net: the outermost level is recomputed in each pass, and all other levels are stored."""
 
     def __init__(self, generator: UNetGenerator) -> None:
         self.generator, self.channels = generator, int(generator.architecture["channels"])
@@ -73,30 +79,30 @@ class UNetTiling:
             "resize": {torch.float32: 5.5, torch.bfloat16: 11.2},
         }[str(generator.architecture["upsample"])]
         detail = int(generator.architecture["detail"]) / self.channels
-        # Behind the outermost level: what the layers at full size hold, together with what is still there of before.
-        behind = {torch.float32: 1.8 + 5.2 * detail, torch.bfloat16: 2.3 + 4.0 * detail}
-        self.whole_values: Mapping[torch.dtype, float] = {key: max(outermost[key], behind[key]) for key in outermost}
+        # Values held by the detail layers at full size, together with earlier activations that are still alive.
+        fine = {torch.float32: 1.8 + 5.2 * detail, torch.bfloat16: 2.3 + 4.0 * detail}
+        self.full_pass_values: Mapping[torch.dtype, float] = {key: max(outermost[key], fine[key]) for key in outermost}
         self.multiple = self.minimum = 2 ** len(generator.down)
 
-    def translated(self, picture: RowSource, sweeps: Pass) -> RowSource:
+    def translate(self, image: RowSource, passes: Pass) -> RowSource:
         outermost, *inner = _sequences(self.generator.down)
-        x = apply(outermost, picture, sweeps)
+        x = apply(outermost, image, passes)
         skips = [x]
         for down in inner:
-            kept = sweeps.keep(apply(down[:2], x, sweeps))
-            x = apply(down[2:], kept, sweeps)
+            stored = passes.store(apply(down[:2], x, passes))
+            x = apply(down[2:], stored, passes)
             skips.append(x)
-        del kept
+        del stored
 
         x = skips.pop()
         for up in _sequences(self.generator.up):
-            made = apply(up[:2], x, sweeps)
+            upsampled = apply(up[:2], x, passes)
             if len(skips) > 1:
-                made = sweeps.keep(made)
-            x = Concat(skips.pop(), apply(up[2:], made, sweeps))
-        y = apply(self.generator.head, x, sweeps)
+                upsampled = passes.store(upsampled)
+            x = Concat(skips.pop(), apply(up[2:], upsampled, passes))
+        y = apply(self.generator.head, x, passes)
         if self.generator.architecture["detail"]:
-            y = Add(apply(self.generator.fine, Concat(y, picture), sweeps), Pointwise(picture, inverse_tanh))
+            y = Add(apply(self.generator.fine, Concat(y, image), passes), Pointwise(image, inverse_tanh))
         return Pointwise(y, torch.tanh_)
 
 
@@ -107,5 +113,5 @@ TILING_PLANS: dict[type[nn.Module], Callable[[Any], TilingPlan]] = {
 
 
 def _sequences(modules: Iterable[nn.Module]) -> list[nn.Sequential]:
-    """Modules that are sequences of layers, which a type checker cannot know."""
+    """Narrow modules to sequences of layers, for the type checker."""
     return [module for module in modules if isinstance(module, nn.Sequential)]

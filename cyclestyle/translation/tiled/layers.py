@@ -1,4 +1,4 @@
-"""Layers that compute any rows of their result from no more than the rows that these need: full-width strips."""
+"""Layers that compute any full-width strip of output rows from only the input rows that affect it."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
@@ -12,89 +12,90 @@ from cyclestyle.networks.padding import ReflectionPad, pad_to_multiple
 
 
 class Cost(NamedTuple):
-    """What it takes to compute some rows, from the picture or from what was kept."""
+    """Work and memory needed to compute some rows from the image or from stored activations."""
 
-    operations: float  # multiplications, to tell how far the work is
-    values: int  # the most numbers that are held at one time, the result among them
+    operations: float  # number of multiplications, for progress reports
+    values: int  # peak count of numbers in memory, including the result
 
 
 class RowSource(Protocol):
-    """What has rows (1, channels, count, width) that can be asked for, a strip at a time."""
+    """Activations of a whole image, available a strip of rows (1, channels, count, width) at a time."""
 
     channels: int
-    height: int  # px, as of `width`: of the whole
+    height: int  # number of rows of the whole image at this layer; `width` likewise
     width: int
-    owned: bool  # rows that were asked for belong to who asked, and may be overwritten
+    owned: bool  # whether the caller may overwrite the returned rows
 
     def rows(self, top: int, bottom: int) -> Tensor:
-        """Those from `top` to before `bottom`, in channels last."""
+        """Return rows `top` (inclusive) to `bottom` (exclusive), in channels-last layout."""
 
-    def load(self, count: int) -> Cost:
-        """Of asking for so many rows away from the edges."""
+    def cost(self, count: int) -> Cost:
+        """Return the cost of `count` rows away from the top and bottom edges."""
 
 
 class NormStatistics(NamedTuple):
-    """Of every channel, over the whole picture, (channels,)."""
+    """Statistics of each channel over the whole image, (channels,)."""
 
     mean: Tensor
-    variance: Tensor  # biased, as instance norm takes it
+    variance: Tensor  # biased, as in instance norm
 
 
 class StatisticsSource(Protocol):
-    """What knows the statistics of the whole of something."""
+    """Provides instance-norm statistics of a whole activation."""
 
-    def statistics(self, of: RowSource, layer: nn.InstanceNorm2d) -> NormStatistics: ...
+    def statistics(self, source: RowSource, layer: nn.InstanceNorm2d) -> NormStatistics: ...
 
 
-class Picture:
-    """The picture itself, padded as the networks pad it, a strip at a time.
+class PaddedImage:
+    """The input image with the padding that the networks use, computed strip by strip.
 
     Args:
-        picture: (1, C, H, W) on any device; on `meta` it is a picture of that size only.
-        device: where its rows are wanted.
-        multiple: see `pad_to_multiple`, as of `minimum`.
+        image: (1, C, H, W) on any device; on `meta` it only has a size.
+        device: device of the returned rows.
+        multiple: required multiple of both sides in px, see `pad_to_multiple`.
+        minimum: smallest side in px, see `pad_to_multiple`.
     """
 
     owned = True
 
-    def __init__(self, picture: Tensor, *, device: torch.device, multiple: int, minimum: int) -> None:
-        self.picture, self.device = picture, device
-        self.channels, height, width = picture.shape[1:]
-        # Padding the numbers of the rows and columns says where each row and column comes from.
+    def __init__(self, image: Tensor, *, device: torch.device, multiple: int, minimum: int) -> None:
+        self.image, self.device = image, device
+        self.channels, height, width = image.shape[1:]
+        # Padding the indices of the rows and columns gives the source of each padded row and column.
         rows, columns = torch.arange(height).reshape(1, 1, -1, 1), torch.arange(width).reshape(1, 1, 1, -1)
         down = pad_to_multiple(rows, multiple, minimum=minimum)
         across = pad_to_multiple(columns, multiple, minimum=minimum)
-        self._rows, self._columns = down.picture[0, 0, :, 0], across.picture[0, 0, 0]
+        self._rows, self._columns = down.image[0, 0, :, 0], across.image[0, 0, 0]
         self.height, self.width = len(self._rows), len(self._columns)
         self.crop_rows: slice = down.crop[1]
         self.crop_columns: slice = across.crop[2]
 
     def rows(self, top: int, bottom: int) -> Tensor:
-        strip = self.picture.index_select(2, self._rows[top:bottom])
-        if self.width != self.picture.shape[3]:
+        strip = self.image.index_select(2, self._rows[top:bottom])
+        if self.width != self.image.shape[3]:
             strip = strip.index_select(3, self._columns)
         return strip.to(self.device).contiguous(memory_format=torch.channels_last)
 
-    def load(self, count: int) -> Cost:
-        return Cost(0, 2 * _values(self, count))
+    def cost(self, count: int) -> Cost:
+        return Cost(0, 2 * _count_values(self, count))
 
 
 class ReflectPad:
-    """Reflection padding; rows are asked for by 2 * margin + 1 or more, as the convolution behind it does."""
+    """Reflection padding; callers request at least 2 * margin + 1 rows, as the next convolution does."""
 
     owned = True
 
-    def __init__(self, below: RowSource, margin: int) -> None:
-        self.below, self.margin, self.channels = below, margin, below.channels
-        self.height, self.width = below.height + 2 * margin, below.width + 2 * margin
+    def __init__(self, source: RowSource, margin: int) -> None:
+        self.source, self.margin, self.channels = source, margin, source.channels
+        self.height, self.width = source.height + 2 * margin, source.width + 2 * margin
 
     def rows(self, top: int, bottom: int) -> Tensor:
-        first, end = max(top - self.margin, 0), min(bottom - self.margin, self.below.height)
-        inside = self.below.rows(first, end)
-        start = first + self.margin - top  # of them in what is asked for
-        count, width, margin = end - first, self.below.width, self.margin
+        first, end = max(top - self.margin, 0), min(bottom - self.margin, self.source.height)
+        inside = self.source.rows(first, end)
+        start = first + self.margin - top  # index of the first inner row within the padded strip
+        count, width, margin = end - first, self.source.width, self.margin
 
-        # `F.pad` would do, but makes float32 of bf16 under autocast.
+        # `F.pad` would convert bf16 to float32 under autocast.
         padded = torch.empty(
             (1, self.channels, bottom - top, self.width),
             dtype=inside.dtype, device=inside.device, memory_format=torch.channels_last,
@@ -109,56 +110,64 @@ class ReflectPad:
         padded[..., margin + width :] = padded[..., width - 1 : width + margin - 1].flip(-1)
         return padded
 
-    def load(self, count: int) -> Cost:
-        return _behind(self, count, self.below, count)
+    def cost(self, count: int) -> Cost:
+        return _cost_from(self, count, self.source, count)
 
 
 class Convolution:
-    """A convolution, with zeros around the picture if the layer has padding."""
+    """A convolution, with zeros around the image if the layer has padding."""
 
     owned = True
 
-    def __init__(self, below: RowSource, layer: nn.Conv2d) -> None:
-        self.below, self.layer, self.channels = below, layer, layer.out_channels
-        self.kernel, self.stride, self.margin = _plain(layer.kernel_size), _plain(layer.stride), _plain(layer.padding)
+    def __init__(self, source: RowSource, layer: nn.Conv2d) -> None:
+        self.source, self.layer, self.channels = source, layer, layer.out_channels
+        self.kernel, self.stride, self.margin = (
+            _single_size(layer.kernel_size),
+            _single_size(layer.stride),
+            _single_size(layer.padding),
+        )
         self.height, self.width = (
-            (size + 2 * self.margin - self.kernel) // self.stride + 1 for size in (below.height, below.width)
+            (size + 2 * self.margin - self.kernel) // self.stride + 1 for size in (source.height, source.width)
         )
 
     def rows(self, top: int, bottom: int) -> Tensor:
         first = top * self.stride - self.margin
         end = (bottom - 1) * self.stride - self.margin + self.kernel
-        above, under = max(-first, 0), max(end - self.below.height, 0)
-        strip = self.below.rows(first + above, end - under)
+        above, under = max(-first, 0), max(end - self.source.height, 0)
+        strip = self.source.rows(first + above, end - under)
         if above or under:
             strip = F.pad(strip, (0, 0, above, under))
         return F.conv2d(strip, self.layer.weight, self.layer.bias, stride=self.stride, padding=(0, self.margin))
 
-    def load(self, count: int) -> Cost:
-        load = _behind(self, count, self.below, (count - 1) * self.stride + self.kernel)
-        return Cost(load.operations + _values(self, count) * self.layer.weight[0].numel(), load.values)
+    def cost(self, count: int) -> Cost:
+        cost = _cost_from(self, count, self.source, (count - 1) * self.stride + self.kernel)
+        return Cost(cost.operations + _count_values(self, count) * self.layer.weight[0].numel(), cost.values)
 
 
 class TransposedConvolution:
-    """A transposed convolution: every row comes from the few rows below whose products reach it."""
+    """A transposed convolution: each output row depends on the few input rows whose kernel reaches it."""
 
     owned = True
 
-    def __init__(self, below: RowSource, layer: nn.ConvTranspose2d) -> None:
-        self.below, self.layer, self.channels = below, layer, layer.out_channels
-        self.kernel, self.stride, self.margin = _plain(layer.kernel_size), _plain(layer.stride), _plain(layer.padding)
-        self.extra = _plain(layer.output_padding)
+    def __init__(self, source: RowSource, layer: nn.ConvTranspose2d) -> None:
+        self.source, self.layer, self.channels = source, layer, layer.out_channels
+        self.kernel, self.stride, self.margin = (
+            _single_size(layer.kernel_size),
+            _single_size(layer.stride),
+            _single_size(layer.padding),
+        )
+        self.extra = _single_size(layer.output_padding)
         self.height, self.width = (
             (size - 1) * self.stride - 2 * self.margin + self.kernel + self.extra
-            for size in (below.height, below.width)
+            for size in (source.height, source.width)
         )
 
     def rows(self, top: int, bottom: int) -> Tensor:
-        # Row i below goes to the rows from i * stride - margin on, `kernel` of them.
+        # Input row i contributes to `kernel` output rows, the first at i * stride - margin.
         first = max(-((self.kernel - 1 - self.margin - top) // self.stride), 0)
-        end = min((bottom - 1 + self.margin) // self.stride + 1, self.below.height)
-        reached = F.conv_transpose2d(
-            self.below.rows(first, end),
+        end = min((bottom - 1 + self.margin) // self.stride + 1, self.source.height)
+        output = F.conv_transpose2d(
+            self.source.rows(first, end),
             self.layer.weight,
             self.layer.bias,
             stride=self.stride,
@@ -166,74 +175,74 @@ class TransposedConvolution:
             output_padding=(0, self.extra),
         )
         start = top + self.margin - first * self.stride
-        return reached[:, :, start : start + bottom - top]
+        return output[:, :, start : start + bottom - top]
 
-    def load(self, count: int) -> Cost:
+    def cost(self, count: int) -> Cost:
         needed = (count + self.kernel - 2) // self.stride + 1
         reached = (needed - 1) * self.stride + self.kernel
-        load = _behind(self, reached, self.below, needed)
-        each = self.layer.weight[:, 0].numel() / self.stride**2
-        return Cost(load.operations + _values(self, reached) * each, load.values)
+        cost = _cost_from(self, reached, self.source, needed)
+        operations_per_value = self.layer.weight[:, 0].numel() / self.stride**2
+        return Cost(cost.operations + _count_values(self, reached) * operations_per_value, cost.values)
 
 
 class NearestUpsample:
-    """Every pixel as a square of pixels: nearest neighbour."""
+    """Nearest-neighbour upsampling: every pixel becomes a square of pixels."""
 
     owned = True
 
-    def __init__(self, below: RowSource, times: int) -> None:
-        self.below, self.times, self.channels = below, times, below.channels
-        self.height, self.width = below.height * times, below.width * times
+    def __init__(self, source: RowSource, times: int) -> None:
+        self.source, self.times, self.channels = source, times, source.channels
+        self.height, self.width = source.height * times, source.width * times
 
     def rows(self, top: int, bottom: int) -> Tensor:
         first, end = top // self.times, (bottom - 1) // self.times + 1
-        enlarged = F.interpolate(self.below.rows(first, end), scale_factor=self.times, mode="nearest")
+        enlarged = F.interpolate(self.source.rows(first, end), scale_factor=self.times, mode="nearest")
         return enlarged[:, :, top - first * self.times : bottom - first * self.times]
 
-    def load(self, count: int) -> Cost:
-        return _behind(self, count, self.below, count // self.times + 2)
+    def cost(self, count: int) -> Cost:
+        return _cost_from(self, count, self.source, count // self.times + 2)
 
 
 class Normalize:
-    """Instance norm with the statistics of the whole picture."""
+    """Instance norm with the statistics of the whole image."""
 
     owned = True
 
-    def __init__(self, below: RowSource, layer: nn.InstanceNorm2d, statistics: NormStatistics) -> None:
-        self.below, self.layer, self.statistics = below, layer, statistics
-        self.channels, self.height, self.width = below.channels, below.height, below.width
+    def __init__(self, source: RowSource, layer: nn.InstanceNorm2d, statistics: NormStatistics) -> None:
+        self.source, self.layer, self.statistics = source, layer, statistics
+        self.channels, self.height, self.width = source.channels, source.height, source.width
 
     def rows(self, top: int, bottom: int) -> Tensor:
         layer, (mean, variance) = self.layer, self.statistics
-        return F.batch_norm(self.below.rows(top, bottom), mean, variance, layer.weight, layer.bias, eps=layer.eps)
+        return F.batch_norm(self.source.rows(top, bottom), mean, variance, layer.weight, layer.bias, eps=layer.eps)
 
-    def load(self, count: int) -> Cost:
-        return _behind(self, count, self.below, count)
+    def cost(self, count: int) -> Cost:
+        return _cost_from(self, count, self.source, count)
 
 
 class Pointwise:
-    """A function of every number by itself.
+    """An elementwise function.
 
     Args:
-        function: overwrites a strip and returns it.
+        function: overwrites a strip in place and returns it.
     """
 
     owned = True
 
-    def __init__(self, below: RowSource, function: Callable[[Tensor], Tensor]) -> None:
-        self.below, self.function = below, function
-        self.channels, self.height, self.width = below.channels, below.height, below.width
+    def __init__(self, source: RowSource, function: Callable[[Tensor], Tensor]) -> None:
+        self.source, self.function = source, function
+        self.channels, self.height, self.width = source.channels, source.height, source.width
 
     def rows(self, top: int, bottom: int) -> Tensor:
-        strip = self.below.rows(top, bottom)
-        return self.function(strip if self.below.owned else strip.clone())
+        strip = self.source.rows(top, bottom)
+        return self.function(strip if self.source.owned else strip.clone())
 
-    def load(self, count: int) -> Cost:
-        return self.below.load(count) if self.below.owned else _behind(self, count, self.below, count)
+    def cost(self, count: int) -> Cost:
+        return self.source.cost(count) if self.source.owned else _cost_from(self, count, self.source, count)
 
 
 class Add:
-    """Two of one size, added; the second one's rows must be owned and are overwritten."""
+    """Sum of two sources of the same size; rows of `second` must be owned, since they are overwritten."""
 
     owned = True
 
@@ -245,12 +254,12 @@ class Add:
     def rows(self, top: int, bottom: int) -> Tensor:
         return self.second.rows(top, bottom).add_(self.first.rows(top, bottom))
 
-    def load(self, count: int) -> Cost:
-        return _one_after_the_other(self.second.load(count), _values(self, count), self.first.load(count))
+    def cost(self, count: int) -> Cost:
+        return _sequential_cost(self.second.cost(count), _count_values(self, count), self.first.cost(count))
 
 
 class Concat:
-    """The channels of two of one size, one after the other."""
+    """Concatenation of the channels of two sources of the same size."""
 
     owned = True
 
@@ -261,65 +270,67 @@ class Concat:
     def rows(self, top: int, bottom: int) -> Tensor:
         return torch.cat([self.first.rows(top, bottom), self.second.rows(top, bottom)], dim=1)
 
-    def load(self, count: int) -> Cost:
-        both = _one_after_the_other(self.first.load(count), _values(self.first, count), self.second.load(count))
-        return Cost(both.operations, max(both.values, 2 * _values(self, count)))
+    def cost(self, count: int) -> Cost:
+        both = _sequential_cost(self.first.cost(count), _count_values(self.first, count), self.second.cost(count))
+        return Cost(both.operations, max(both.values, 2 * _count_values(self, count)))
 
 
-def apply(layers: nn.Module, below: RowSource, measures: StatisticsSource) -> RowSource:
-    """What a layer, or a sequence of them, makes of `below`, in evaluation: dropout does nothing.
+def apply(layers: nn.Module, source: RowSource, norm_source: StatisticsSource) -> RowSource:
+    """Apply a layer, or a sequence of layers, to `source` in evaluation mode: dropout does nothing.
 
-    Norms need statistics, and building them may mean to compute all that is below.
+    A norm needs statistics, so applying one may compute all rows of `source`.
 
     Raises:
-        KeyError: a layer of a kind that is not known here.
+        KeyError: a layer of an unsupported type.
     """
-    return _PARTS[type(layers)](layers, below, measures)
+    # By base class too: networks in training hold convolutions with another backward pass.
+    kind = next((kind for kind in type(layers).__mro__ if kind in _CONVERTERS), type(layers))
+    return _CONVERTERS[kind](layers, source, norm_source)
 
 
-def _sequence(layers: nn.Sequential, below: RowSource, measures: StatisticsSource) -> RowSource:
+def _sequence(layers: nn.Sequential, source: RowSource, norm_source: StatisticsSource) -> RowSource:
     for layer in layers:
-        below = apply(layer, below, measures)
-    return below
+        source = apply(layer, source, norm_source)
+    return source
 
 
-def _normalised(layer: nn.InstanceNorm2d, below: RowSource, measures: StatisticsSource) -> RowSource:
+def _normalize(layer: nn.InstanceNorm2d, source: RowSource, norm_source: StatisticsSource) -> RowSource:
     assert not layer.track_running_stats
-    return Normalize(below, layer, measures.statistics(below, layer))
+    return Normalize(source, layer, norm_source.statistics(source, layer))
 
 
-_PARTS: dict[type[nn.Module], Callable[[Any, Any, Any], RowSource]] = {
+_CONVERTERS: dict[type[nn.Module], Callable[[Any, Any, Any], RowSource]] = {
     nn.Sequential: _sequence,
-    ReflectionPad: lambda layer, below, _: ReflectPad(below, layer.padding[0]),
-    nn.Conv2d: lambda layer, below, _: Convolution(below, layer),
-    nn.ConvTranspose2d: lambda layer, below, _: TransposedConvolution(below, layer),
-    nn.Upsample: lambda layer, below, _: NearestUpsample(below, int(layer.scale_factor)),
-    InstanceNorm: _normalised,
-    nn.Dropout: lambda layer, below, _: below,
-    nn.ReLU: lambda layer, below, _: Pointwise(below, torch.relu_),
-    nn.LeakyReLU: lambda layer, below, _: Pointwise(below, lambda strip: F.leaky_relu_(strip, layer.negative_slope)),
-    nn.Tanh: lambda layer, below, _: Pointwise(below, torch.tanh_),
+    ReflectionPad: lambda layer, source, _: ReflectPad(source, layer.padding[0]),
+    nn.Conv2d: lambda layer, source, _: Convolution(source, layer),
+    nn.ConvTranspose2d: lambda layer, source, _: TransposedConvolution(source, layer),
+    nn.Upsample: lambda layer, source, _: NearestUpsample(source, int(layer.scale_factor)),
+    InstanceNorm: _normalize,
+    nn.Dropout: lambda layer, source, _: source,
+    nn.ReLU: lambda layer, source, _: Pointwise(source, torch.relu_),
+    nn.LeakyReLU: lambda layer, source, _: Pointwise(source, lambda strip: F.leaky_relu_(strip, layer.negative_slope)),
+    nn.Tanh: lambda layer, source, _: Pointwise(source, torch.tanh_),
 }
 
 
-def _values(of: RowSource, count: int) -> int:
-    """Numbers in so many of its rows."""
-    return of.channels * min(count, of.height) * of.width
+def _count_values(source: RowSource, count: int) -> int:
+    """Return how many numbers are in `count` rows."""
+    return source.channels * min(count, source.height) * source.width
 
 
-def _behind(part: RowSource, count: int, below: RowSource, needed: int) -> Cost:
-    """Of rows that are computed from others, which are held until then; the part's own arithmetic is not in it."""
-    operations, values = below.load(min(needed, below.height))
-    return Cost(operations, max(values, _values(below, needed) + _values(part, count)))
+def _cost_from(layer: RowSource, count: int, source: RowSource, needed: int) -> Cost:
+    """Return the cost of `count` rows of `layer` from `needed` rows of `source`, without the arithmetic of `layer`."""
+    operations, values = source.cost(min(needed, source.height))
+    return Cost(operations, max(values, _count_values(source, needed) + _count_values(layer, count)))
 
 
-def _one_after_the_other(first: Cost, held: int, second: Cost) -> Cost:
-    """Of two results, the first of which, `held` numbers, is held while the second is computed."""
+def _sequential_cost(first: Cost, held: int, second: Cost) -> Cost:
+    """Return the cost of two results; `held` numbers of the first stay in memory while the second is computed."""
     return Cost(first.operations + second.operations, max(first.values, held + second.values))
 
 
-def _plain(sizes: Any) -> int:
-    """A layer's size, the same in both directions."""
+def _single_size(sizes: Any) -> int:
+    """Return the size of a layer in px, which must be the same in both directions."""
     size, other = sizes
     assert size == other
     return int(size)

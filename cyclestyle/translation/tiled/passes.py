@@ -1,4 +1,4 @@
-"""Sweeps over a whole picture, strip by strip: to measure it, to keep what is computed, or only to count the cost."""
+"""Passes over a whole image, strip by strip: to measure statistics, store activations or only estimate the cost."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -11,54 +11,57 @@ from torch import Tensor, nn
 from cyclestyle.translation.tiled.activation_store import ActivationStore, ActivationStores
 from cyclestyle.translation.tiled.layers import Cost, NormStatistics, RowSource
 
-_ALWAYS = 200 * 10**6  # bytes that PyTorch and the allocator were measured to keep for themselves
-_SLACK = 1.3  # of what strips take: likewise
-_AT_ONCE = 2**20  # numbers of a strip that are measured at a time: little memory, and they stay in the cache
+_FIXED_BYTES = 200 * 10**6  # measured overhead of PyTorch and the allocator, in bytes
+_STRIP_OVERHEAD = 1.3  # measured factor on the memory of strips
+_CHUNK = 2**20  # count of numbers measured at a time: they take little memory, and fit into the cache
 
 
 class StoredActivation:
-    """Activations of the whole picture that wait in a store.
+    """An activation of the whole image, kept in a store.
 
-    Args:
-        statistics: of what was written last, None if nobody asked for them.
+    Attributes:
+        statistics: statistics of the values written last; None if they were not measured.
     """
 
     def __init__(self, store: ActivationStore, like: RowSource, device: torch.device) -> None:
         self.store, self.device = store, device
         self.channels, self.height, self.width = like.channels, like.height, like.width
-        self.owned = not store.lent or device.type != "cpu"
+        self.owned = not store.returns_views or device.type != "cpu"
         self.statistics: NormStatistics | None = None
 
     def rows(self, top: int, bottom: int) -> Tensor:
         return self.store.read(top, bottom).to(self.device)
 
-    def load(self, count: int) -> Cost:
+    def cost(self, count: int) -> Cost:
         return Cost(0, self.channels * min(count, self.height) * self.width)
 
 
 class Pass(Protocol):
-    """What an architecture is computed with."""
+    """Operations on whole activations, from which tiling plans are composed."""
 
-    def statistics(self, of: RowSource, layer: nn.InstanceNorm2d) -> NormStatistics:
-        """Of the whole of it, for a norm layer: known already if it is kept, else from a sweep of its own."""
+    def statistics(self, source: RowSource, layer: nn.InstanceNorm2d) -> NormStatistics:
+        """Return the statistics of a whole activation for a norm layer; without stored ones, compute them in a pass."""
 
-    def keep(self, made: RowSource) -> StoredActivation:
-        """All of it, measured, in a store of its own."""
+    def store(self, source: RowSource) -> StoredActivation:
+        """Compute all rows of `source`, write them to a new store, and measure their statistics."""
 
-    def overwrite(self, kept: StoredActivation, made: RowSource, *, measured: bool) -> None:
-        """All of it into a store that it may itself be made from, as long as that takes no rows far above its own."""
+    def overwrite(self, stored: StoredActivation, source: RowSource, *, measured: bool) -> None:
+        """Compute all rows of `source` and write them to an existing store; with `measured`, measure statistics.
+
+        `source` may read from that store, but only rows at most one strip above the rows that it computes.
+        """
 
 
 class Passes:
-    """Real sweeps.
+    """Passes that compute the activations.
 
     Args:
-        stores: for what is kept.
-        device: where strips are computed.
-        rows: height of a strip, in px of the picture.
-        height: of the picture, in px.
-        advance: is told after every strip how many operations it took.
-        observe: is told the statistics for every norm layer.
+        stores: creates the stores.
+        device: device that computes the strips.
+        rows: height of a strip, in px of the image.
+        height: height of the image, in px.
+        advance: called after every strip with the number of its multiplications.
+        observe: called with every norm layer and its statistics.
     """
 
     def __init__(
@@ -74,123 +77,135 @@ class Passes:
         self.stores, self.device, self.advance, self.observe = stores, device, advance, observe
         self.rows, self.height = rows, height
 
-    def statistics(self, of: RowSource, layer: nn.InstanceNorm2d) -> NormStatistics:
-        statistics = of.statistics if isinstance(of, StoredActivation) else None
+    def statistics(self, source: RowSource, layer: nn.InstanceNorm2d) -> NormStatistics:
+        statistics = source.statistics if isinstance(source, StoredActivation) else None
         if statistics is None:
-            moments = RunningMoments(of.channels)
-            self.over(of, lambda top, strip: moments.add(strip))
+            moments = RunningMoments(source.channels)
+            self.for_each_strip(source, lambda top, strip: moments.add(strip))
             statistics = moments.statistics(self.device)
         self.observe(layer, statistics)
         return statistics
 
-    def keep(self, made: RowSource) -> StoredActivation:
-        kept: StoredActivation | None = None
-        moments = RunningMoments(made.channels)
+    def store(self, source: RowSource) -> StoredActivation:
+        stored: StoredActivation | None = None
+        moments = RunningMoments(source.channels)
 
-        def take(top: int, strip: Tensor) -> None:
-            nonlocal kept
+        def on_strip(top: int, strip: Tensor) -> None:
+            nonlocal stored
             moments.add(strip)
-            if kept is None:
-                kept = StoredActivation(
-                    self.stores.make(made.channels, made.height, made.width, strip.dtype), made, self.device
+            if stored is None:
+                stored = StoredActivation(
+                    self.stores.make(source.channels, source.height, source.width, strip.dtype), source, self.device
                 )
-            kept.store.write(top, strip)
+            stored.store.write(top, strip)
 
-        self.over(made, take)
-        assert kept is not None
-        kept.statistics = moments.statistics(self.device)
-        return kept
+        self.for_each_strip(source, on_strip)
+        assert stored is not None
+        stored.statistics = moments.statistics(self.device)
+        return stored
 
-    def overwrite(self, kept: StoredActivation, made: RowSource, *, measured: bool) -> None:
-        moments = RunningMoments(made.channels)
-        waiting: tuple[int, Tensor] | None = None
+    def overwrite(self, stored: StoredActivation, source: RowSource, *, measured: bool) -> None:
+        moments = RunningMoments(source.channels)
+        pending: tuple[int, Tensor] | None = None
 
-        def take(top: int, strip: Tensor) -> None:
-            nonlocal waiting
+        def on_strip(top: int, strip: Tensor) -> None:
+            nonlocal pending
             if measured:
                 moments.add(strip)
-            if waiting:  # until now, since this strip may have needed the last rows as they were
-                kept.store.write(*waiting)
-            waiting = top, strip
+            if pending:  # written one strip late, since this strip may still need the old values of those rows
+                stored.store.write(*pending)
+            pending = top, strip
 
-        self.over(made, take)
-        if waiting:
-            kept.store.write(*waiting)
-        kept.statistics = moments.statistics(self.device) if measured else None
+        self.for_each_strip(source, on_strip)
+        if pending:
+            stored.store.write(*pending)
+        stored.statistics = moments.statistics(self.device) if measured else None
 
-    def over(self, part: RowSource, take: Callable[[int, Tensor], object], between: slice | None = None) -> None:
-        """Hand over the rows of something, strip by strip, each with the number of its first; all of them, or some.
+    def for_each_strip(
+        self, source: RowSource, on_strip: Callable[[int, Tensor], object], between: slice | None = None
+    ) -> None:
+        """Compute all rows of `source`, or the rows `between`; call `on_strip` with each strip's first row and values.
 
-        A callback and no iterator: in a loop, each strip would still be held while the next one is computed.
+        A callback is used instead of an iterator, since a loop would keep each strip while the next is computed.
         """
-        for top, bottom in strip_bounds(part, self.rows, self.height, between):
-            take(top, part.rows(top, bottom))
-            self.advance(part.load(bottom - top).operations)
+        for top, bottom in strip_bounds(source, self.rows, self.height, between):
+            on_strip(top, source.rows(top, bottom))
+            self.advance(source.cost(bottom - top).operations)
 
 
 class CostEstimate:
-    """Sweeps that are only counted; takes what `Passes` takes, with stores on `meta`."""
+    """Passes that only add up work and memory, and compute no activations.
+
+    Args:
+        stores: creates the stores, on the device `meta`.
+        dtype: precision of the strips and stores.
+        rows: height of a strip, in px of the image.
+        height: height of the image, in px.
+    """
 
     def __init__(self, stores: ActivationStores, *, dtype: torch.dtype, rows: int, height: int) -> None:
         self.stores, self.dtype, self.rows, self.height = stores, dtype, rows, height
         self.operations = 0.0
-        self.strip_bytes = 0  # at the worst time, as of `most`
-        self.most = 0  # bytes of what waits and of strips together
+        self.strip_bytes = 0  # peak of the strips alone
+        self.peak_bytes = 0  # peak of stores and strips together
 
-    def statistics(self, of: RowSource, layer: nn.InstanceNorm2d) -> NormStatistics:
-        if not isinstance(of, StoredActivation):
-            self.count(of)
-        return NormStatistics(torch.zeros(of.channels), torch.ones(of.channels))
+    def statistics(self, source: RowSource, layer: nn.InstanceNorm2d) -> NormStatistics:
+        if not isinstance(source, StoredActivation):
+            self.count(source)
+        return NormStatistics(torch.zeros(source.channels), torch.ones(source.channels))
 
-    def keep(self, made: RowSource) -> StoredActivation:
-        kept = StoredActivation(
-            self.stores.make(made.channels, made.height, made.width, self.dtype), made, torch.device("cpu")
+    def store(self, source: RowSource) -> StoredActivation:
+        stored = StoredActivation(
+            self.stores.make(source.channels, source.height, source.width, self.dtype), source, torch.device("cpu")
         )
-        self.count(made)
-        return kept
+        self.count(source)
+        return stored
 
-    def overwrite(self, kept: StoredActivation, made: RowSource, *, measured: bool) -> None:
-        self.count(made, held=1)
+    def overwrite(self, stored: StoredActivation, source: RowSource, *, measured: bool) -> None:
+        self.count(source, held=1)
 
-    def count(self, part: RowSource, between: slice | None = None, *, held: int = 0) -> None:
-        """A sweep over something; `held` strips of the result are held while the next one is computed."""
-        counts = Counter(bottom - top for top, bottom in strip_bounds(part, self.rows, self.height, between))
+    def count(self, source: RowSource, between: slice | None = None, *, held: int = 0) -> None:
+        """Add the cost of a pass over `source` that keeps `held` strips of the result while the next is computed."""
+        counts = Counter(bottom - top for top, bottom in strip_bounds(source, self.rows, self.height, between))
         for count, times in counts.items():
-            operations, values = part.load(count)
+            operations, values = source.cost(count)
             self.operations += operations * times
-            values += held * part.channels * count * part.width
-            strip_bytes = int(values * self.dtype.itemsize * _SLACK) + _ALWAYS
+            values += held * source.channels * count * source.width
+            strip_bytes = int(values * self.dtype.itemsize * _STRIP_OVERHEAD) + _FIXED_BYTES
             self.strip_bytes = max(self.strip_bytes, strip_bytes)
-            self.most = max(self.most, self.stores.held + strip_bytes)
+            self.peak_bytes = max(self.peak_bytes, self.stores.held + strip_bytes)
 
 
-def strip_bounds(part: RowSource, rows: int, height: int, between: slice | None) -> list[tuple[int, int]]:
-    """Where strips begin and end, all of nearly one height: `rows` where the part is as high as the picture."""
-    start, stop = (between.start, between.stop) if between else (0, part.height)
-    most = max(rows * part.height // height, 1)
-    count = -(-(stop - start) // most)
+def strip_bounds(source: RowSource, rows: int, height: int, between: slice | None) -> list[tuple[int, int]]:
+    """Return the first row and the end row (exclusive) of each strip; all strips have nearly the same height.
+
+    That height is `rows` for an activation of the image's `height`, and proportionally less for a smaller activation.
+    """
+    start, stop = (between.start, between.stop) if between else (0, source.height)
+    strip_rows = max(rows * source.height // height, 1)
+    count = -(-(stop - start) // strip_rows)
     edges = [start + (stop - start) * number // count for number in range(count + 1)]
     return list(pairwise(edges))
 
 
 class RunningMoments:
-    """Mean and variance of every channel over strips that come one by one, merged in float64 (Chan et al. 1983)."""
+    """Mean and variance of every channel over a sequence of strips, merged in float64 (Chan et al. 1983)."""
 
     def __init__(self, channels: int) -> None:
         self.count = 0
         self.mean = torch.zeros(channels, dtype=torch.float64)
-        self.squares = torch.zeros(channels, dtype=torch.float64)  # of the distances to the mean, summed
+        self.squares = torch.zeros(channels, dtype=torch.float64)  # sum of squared distances to the mean
         self.dtype = torch.float32
 
     def add(self, strip: Tensor) -> None:
-        """(1, channels, h, W), in any precision."""
+        """Add a strip (1, channels, h, W), in any precision."""
         self.dtype = torch.promote_types(strip.dtype, torch.float32)
         pixels = strip[0].permute(1, 2, 0).flatten(0, 1)  # (h * W, channels)
-        for some in torch.split(pixels, max(_AT_ONCE // self.mean.numel(), 1)):
-            values = some.to(self.dtype)
+        for chunk in torch.split(pixels, max(_CHUNK // self.mean.numel(), 1)):
+            values = chunk.to(self.dtype)
             mean = values.mean(0)
             squares = (values - mean).square_().sum(0)
-            self._merge(len(some), mean.cpu().double(), squares.cpu().double())
+            self._merge(len(chunk), mean.cpu().double(), squares.cpu().double())
 
     def _merge(self, count: int, mean: Tensor, squares: Tensor) -> None:
         total = self.count + count
@@ -200,6 +215,6 @@ class RunningMoments:
         self.count = total
 
     def statistics(self, device: torch.device) -> NormStatistics:
-        """Of all strips so far, in the precision of the norm's arithmetic."""
+        """Return the statistics of all strips so far, in the precision of the norm's arithmetic."""
         variance = self.squares / self.count
         return NormStatistics(self.mean.to(self.dtype).to(device), variance.to(self.dtype).to(device))
