@@ -46,7 +46,7 @@ bench: $(STAMP)  ## print every ratio that has a goal, fail if one is missed by 
 	$(BIN)/python scripts/benchmark_translate.py || failed=1; \
 	exit $$failed
 
-bench-full: $(STAMP)  ## measure every table of docs/benchmarks.md and docs/tiling.md anew (over an hour on 2 cores)
+bench-full: $(STAMP)  ## measure every table of docs/benchmarks.md and docs/tiling.md again (over an hour on 2 cores)
 	@failed=0; \
 	$(BIN)/python scripts/benchmark.py --full --write docs/benchmarks.md || failed=1; \
 	$(BIN)/python scripts/benchmark_saves.py --write docs/benchmarks.md || failed=1; \
@@ -55,7 +55,7 @@ bench-full: $(STAMP)  ## measure every table of docs/benchmarks.md and docs/tili
 	$(BIN)/python scripts/benchmark_busy.py --write docs/benchmarks.md || failed=1; \
 	exit $$failed
 
-gpu-check: $(STAMP)  ## on a machine with a GPU: check and measure all that needs one (8 minutes; docs/gpu.md)
+gpu-check: $(STAMP)  ## on a machine with a GPU: run all GPU tests and benchmarks (8 minutes; docs/gpu.md)
 	$(BIN)/python scripts/gpu_check.py
 
 clean:  ## remove the environment and caches (data/ and runs/ stay)

@@ -1,4 +1,4 @@
-"""List of the commands, printed by `python -m cyclestyle`."""
+"""`python -m cyclestyle`: print a list of the commands."""
 
 import sys
 

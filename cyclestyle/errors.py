@@ -1,11 +1,11 @@
-"""Exceptions for expected failures, each with the exit code of the command."""
+"""Exceptions for expected failures, each with the exit code that a command returns for it."""
 
 import contextlib
 import sys
 
 
 class CyclestyleError(Exception):
-    """Error shown to the user: a message with cause, place and remedy.
+    """Error that is shown to the user: its message states cause, place and remedy.
 
     Commands print the message without a traceback and exit with `code`. Any other exception is a bug.
     """
@@ -14,25 +14,25 @@ class CyclestyleError(Exception):
 
 
 class CommandError(CyclestyleError):
-    """Invalid command line or config."""
+    """The command line or the config is invalid."""
 
     code = 2
 
 
 class DataError(CyclestyleError):
-    """Missing or unusable images or folders."""
+    """Images or folders are missing or unusable."""
 
     code = 3
 
 
 class CheckpointError(CyclestyleError):
-    """Missing or damaged checkpoint or model file, or one of another architecture."""
+    """A checkpoint or model file is missing, damaged or made for another architecture."""
 
     code = 4
 
 
 class DamagedError(CheckpointError):
-    """Checkpoint whose files differ from its manifest; an older checkpoint may be intact."""
+    """The files of a checkpoint differ from its manifest; an older checkpoint may be intact."""
 
 
 class DivergedError(CyclestyleError):
@@ -51,13 +51,13 @@ class DivergedError(CyclestyleError):
 
 
 class ResourceError(CyclestyleError):
-    """Exhausted memory or a lost device."""
+    """Memory is exhausted, or a device is lost."""
 
     code = 7
 
 
 class DiskError(CyclestyleError):
-    """Folder or file that cannot be written."""
+    """A folder or file cannot be written."""
 
     code = 74
 
@@ -67,6 +67,6 @@ class LostProcessError(CyclestyleError):
 
 
 def warn(message: str) -> None:
-    """Print a one-line warning to standard error, or nothing if standard error is closed."""
+    """Print `message` as a one-line warning to standard error; do nothing if standard error is closed."""
     with contextlib.suppress(OSError):
         print(f"cyclestyle: {message}", file=sys.stderr, flush=True)

@@ -32,9 +32,10 @@ def evaluate(
     backend: Literal["auto", "torch", "onnx"] = "auto",
     weights: Literal["ema", "raw"] = "ema",
 ) -> int:
-    """Translate a folder in memory and print scores of the results.
+    """Translate the photos in a folder, in memory, and print scores of the translations.
 
-    The scores compare the results with ground truth, target domain and input photos.
+    The scores compare the translations with their ground truth, with photos of the target domain, and with the input
+    photos.
 
     Args:
         checkpoint, direction, device, precision, backend, weights: see `Translator.load`.

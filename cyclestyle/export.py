@@ -34,11 +34,12 @@ def export(
     Args:
         checkpoint: a run folder, a checkpoint folder, a safetensors file, or a `.pth` file of the 2017 implementation.
         format: `safetensors`, `onnx`, or `reference`, which writes `.pth` files for the 2017 implementation.
-        output: output folder; None selects `exported` in the run or model folder. The default for a single model file
-            outside of a run is the folder of that file.
+        output: output folder. None selects the subfolder `exported` of the run or checkpoint folder, or the folder that
+            contains the model file if `checkpoint` is a single file outside of a run.
         direction: direction to export, such as `photo2monet`; None exports all directions.
-        weights: `ema` exports the moving average if the model has one, `raw` the weights of the last step.
-        existing: `error` rejects existing output files, `overwrite` replaces them.
+        weights: `ema` exports the moving average of the weights if the model has one; `raw` exports the weights of the
+            last step.
+        existing: `error` raises an error if an output file exists; `overwrite` replaces existing output files.
 
     Returns:
         The exit code 0.
@@ -66,7 +67,7 @@ def export(
 
 
 def with_training_summary(sources: "GeneratorFiles") -> "GeneratorFiles":
-    """Add a training summary to generators from a run folder; return generators from other files unchanged."""
+    """Add a summary of the training to each generator if `sources` belong to a run; else return `sources` unchanged."""
     from cyclestyle.model_files import provenance
 
     run = provenance.run_folder(sources.path)
@@ -80,7 +81,12 @@ def with_training_summary(sources: "GeneratorFiles") -> "GeneratorFiles":
 
 
 def destination(checkpoint: Path, model: Path) -> Path:
-    """Return the default output folder for the exported files of a model."""
+    """Return the default output folder for exported files.
+
+    Args:
+        checkpoint: path that the user gave, a file or a folder.
+        model: model file found at that path.
+    """
     from cyclestyle.model_files import provenance
 
     if checkpoint.is_file() and provenance.run_folder(model) is None:
@@ -89,7 +95,10 @@ def destination(checkpoint: Path, model: Path) -> Path:
 
 
 def check_free(targets: list[Path], model: Path, *, may_replace: bool) -> None:
-    """Raise a CommandError if a target is the model file, exists and may not be replaced, or lies below a file."""
+    """Raise a CommandError for a target that cannot be written.
+
+    Such a target is the file `model` itself, a folder, an existing file without `may_replace`, or a path below a file.
+    """
     from cyclestyle.errors import CommandError
     from cyclestyle.filesystem.listing import printable
 
@@ -105,7 +114,7 @@ def check_free(targets: list[Path], model: Path, *, may_replace: bool) -> None:
 
 
 def write(file: "File", target: Path) -> None:
-    """Write one file atomically; raise a DiskError on failure."""
+    """Write an exported file atomically to `target`; raise a DiskError if this fails."""
     from cyclestyle.filesystem.atomic import atomic_write, disk_error, free_space
 
     free: int | None = None

@@ -1,4 +1,4 @@
-"""Progress display for many images: a bar on a terminal, else a printed line from time to time."""
+"""Progress display for many images: a bar on a terminal, otherwise a line printed from time to time."""
 
 import time
 from datetime import timedelta
@@ -12,7 +12,7 @@ LINE_EVERY_S = 5.0  # minimum seconds between two lines, see `Counter._line_is_d
 
 
 class Progress(Protocol):
-    """Interface of an object that receives progress: finished images, and the finished fraction of an image."""
+    """Interface for receivers of progress: finished images, and the finished fraction of the current image."""
 
     def advance(self) -> None: ...
     def partial(self, fraction: float) -> None: ...
@@ -23,7 +23,7 @@ class Counter:
 
     Args:
         total: number of images.
-        what: label of the display: the action in progress.
+        what: label of the display, which names the action in progress.
     """
 
     def __init__(self, total: int, *, what: str = "translating") -> None:
@@ -62,11 +62,11 @@ class Counter:
 
     @property
     def pace(self) -> str:
-        """Average number of images per second since the start, as text."""
+        """Return the average number of images per second since the start, as text."""
         return f"{self.done / max(self.elapsed_s, 1e-9):.1f} photos/s"
 
     def advance(self) -> None:
-        """Add 1 to the number of finished images."""
+        """Count one more finished image."""
         self.set_done(self.done + 1)
 
     def set_done(self, done: int) -> None:
@@ -93,7 +93,7 @@ class Counter:
         return timedelta(seconds=round(self.elapsed_s / position * (self.total - position)))
 
     def _line_is_due(self) -> bool:
-        """Return whether to print a line: at each tenth of the images, or after 60 s (20 s within an image)."""
+        """Return whether to print a line: after each tenth of the images, or after 60 s (20 s within an image)."""
         since = time.perf_counter() - self._printed
         if self.done == self.total or since < LINE_EVERY_S:
             return False

@@ -1,4 +1,4 @@
-"""Stop signals: on one of them, the run finishes its current step, saves a checkpoint and exits."""
+"""Stop signals: on any of them, a run finishes its current step, saves a checkpoint and exits."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ STOP_SIGNALS = [signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGUSR1"
 
 
 def terminate_with_parent() -> None:
-    """Make Linux send SIGTERM to this process when its parent process ends; no effect on other systems."""
+    """Make Linux send SIGTERM to this process when its parent process ends; do nothing on other systems."""
     if sys.platform != "linux":
         return
     import ctypes
@@ -26,7 +26,7 @@ def terminate_with_parent() -> None:
 
 
 class StopRequest:
-    """Context manager for the main thread: record requests to stop the run, made by a signal or by a file.
+    """Context manager for the main thread: record requests to stop the run, which come as a signal or as a file.
 
     The signal handler only sets a flag, which the trainer checks before each step. A second Ctrl-C ends the process
     immediately.
@@ -63,11 +63,11 @@ class StopRequest:
         return self.reason is not None
 
     def watch(self, file: Path) -> None:
-        """Also treat the existence of `file` as a request to stop."""
+        """Treat the existence of `file` as a request to stop, in addition to signals."""
         self._file = file
 
     def on_second_interrupt(self, callback: Callable[[], object]) -> None:
-        """Register a quick callback that runs on a second Ctrl-C, just before the process ends."""
+        """Set `callback`, which must be quick, to run on a second Ctrl-C just before the process ends."""
         self._abort_callback = callback
 
     def clear(self) -> None:

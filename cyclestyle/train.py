@@ -83,7 +83,7 @@ def run(cfg: "DictConfig", *, stop: StopRequest, since: Look) -> int:
     """Train in this process, or relaunch the command as several ranks if the config asks for several devices.
 
     Args:
-        since: processor times at the start of the program.
+        since: sample of the processor-time counters at the start of the program.
 
     Returns:
         Exit code: 0 if training finished, 75 if it was stopped on request.
@@ -112,7 +112,7 @@ def train(cfg: "DictConfig", world: "World", stop: StopRequest, failure_report: 
     """Build everything that the config names, then train to the end or until a stop is requested.
 
     Args:
-        since: processor times at the start of the program.
+        since: sample of the processor-time counters at the start of the program.
 
     Returns:
         Exit code: 0 if training finished, 75 if it was stopped on request.
@@ -121,7 +121,8 @@ def train(cfg: "DictConfig", world: "World", stop: StopRequest, failure_report: 
     from cyclestyle.hardware.device import Hardware
     from cyclestyle.training.optimization import check_batch
 
-    # Folder, data and networks come first, so that a mistake there ends the command before a checkpoint is read.
+    # Folder, data and networks are built first: a mistake in their settings then ends the command before a checkpoint
+    # is read.
     report: PrintLine = print_line if world.is_main else no_output
     check_batch(cfg.trainer.batch_size, ranks=world.size, accumulate=cfg.trainer.accumulate)
     folder = lock_run_folder(cfg, world, stop, failure_report)
@@ -203,10 +204,10 @@ def lock_run_folder(
 def find_images(
     cfg: "DictConfig", folder: "RunFolder", world: "World", stop: StopRequest, report: PrintLine
 ) -> "UnpairedFolders | None":
-    """Find and inspect the training images; ranks on the host of rank 0 reuse its cached results.
+    """Find and inspect the training images; ranks on the same host reuse the results that rank 0 cached.
 
     Returns:
-        Image folders of both domains; None if a stop was requested on any rank.
+        Training data with the image folders of both domains; None if a stop was requested on any rank.
 
     Raises:
         DataError: images are missing, or too many images are unusable.
@@ -230,7 +231,7 @@ def find_images(
 
 
 def inspect_with_progress(data: "UnpairedFolders", stop: StopRequest) -> None:
-    """Inspect the training images, and show progress if images have to be decoded."""
+    """Inspect the training images, and show a progress counter if images have to be decoded."""
     from cyclestyle.progress import Counter
 
     with contextlib.ExitStack() as exit_stack:
@@ -248,10 +249,10 @@ def inspect_with_progress(data: "UnpairedFolders", stop: StopRequest) -> None:
 def opened_loggers(
     cfg: "DictConfig", folder: "RunFolder", trainer: "Trainer", domains: tuple[str, str], *, watch: Callable[[], object]
 ) -> Iterator[Sequence["Logger"]]:
-    """Context manager: open the config's loggers on rank 0, and close them at the end; no loggers on other ranks.
+    """Context manager: yield the config's loggers on rank 0, and no loggers on other ranks; close them at the end.
 
     Args:
-        watch: called after each step on a CPU; warns if other processes occupy the same cores.
+        watch: called after each training step on a CPU; warns if other processes occupy the cores of this process.
     """
     from cyclestyle.monitor import FaultTolerantLogger, Waiting
 
@@ -292,10 +293,13 @@ def fit(
     *,
     shared: Mapping[str, Any],
 ) -> bool:
-    """Train with data, loggers and checkpoints; return whether the last step was reached.
+    """Train on the data, with loggers and checkpoints.
 
     Args:
         shared: values to store in each checkpoint in addition to the trainer's state.
+
+    Returns:
+        Whether the last step was reached; False if a stop was requested before.
 
     Raises:
         DivergedError: a loss or gradient was not finite; the error names the images of that step.
@@ -337,7 +341,7 @@ def fit(
 
 
 def build_objective(cfg: "DictConfig", hardware: "Hardware") -> "CycleGAN":
-    """Build the networks, initialised from the seed alone, and their losses.
+    """Build the CycleGAN objective: networks whose initial weights depend on the seed alone, and their losses.
 
     Raises:
         CommandError: the class of a network is not in the registry, so its checkpoints could not be loaded.
@@ -381,9 +385,16 @@ def choose_threads(
     threads: int | Literal["auto"] = "auto",
     since: Look | None = None,
 ) -> Choice:
-    """Choose the number of threads of a run.
+    """Choose the number of threads for a run.
 
-    With `auto`, a resumed run takes the number that it was started with, since another number changes the rounding.
+    With `auto`, a resumed run uses as many threads as at its start, or fewer if fewer are available, since another
+    number changes the rounding.
+
+    Args:
+        resumed: state to resume from; None for a new run.
+        threads: value of `trainer.threads`.
+        since: sample of the processor-time counters at the start of the program; None skips the search for other
+            processes that occupy the cores.
     """
     if resumed is None:
         return choose(threads, key="trainer.threads", since=since if hardware.device.type == "cpu" else None)
@@ -410,8 +421,7 @@ def build_trainer(cfg: "DictConfig", objective: "CycleGAN", data: "UnpairedFolde
     """Build the trainer at step 0.
 
     Raises:
-        CommandError: settings are impossible (see `Trainer`), or `trainer.cuda_graphs` and `trainer.profile` are both
-            true.
+        CommandError: `Trainer` rejects the settings, or `trainer.cuda_graphs` and `trainer.profile` are both true.
     """
     from cyclestyle.objectives.image_pool import ImagePool
     from cyclestyle.training.ema import make_ema
@@ -452,7 +462,7 @@ def build_trainer(cfg: "DictConfig", objective: "CycleGAN", data: "UnpairedFolde
 
 
 def check_crop(crop_size: int, objective: "CycleGAN") -> None:
-    """Raise a CommandError if a crop is too small for the discriminators to return a score."""
+    """Raise a CommandError if `crop_size` is too small for the discriminators to return a score."""
     smallest = int(objective.discriminators.a.minimum_size)  # type: ignore[arg-type]
     if crop_size < smallest:
         field = objective.discriminators.a.receptive_field

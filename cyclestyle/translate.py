@@ -66,23 +66,26 @@ def translate(
     Args:
         checkpoint, direction, device, precision, weights, backend, compile: see `Translator.load`.
         input: see `inputs.find`.
-        output: a folder; for one photo also a file name with the suffix of an image format.
+        output: output folder; for a single photo, a file name with the suffix of an image format is accepted too.
         strength, keep, tile, memory: see `TranslationPipeline`.
-        format: file format of the translations; `keep` keeps that of the photo (HEIC becomes JPEG, GIF becomes PNG).
+        format: file format of the translations; `keep` selects the format of the photo, except JPEG for HEIC and PNG
+            for GIF.
         quality: quality of lossy formats, 1 to 100.
-        resize: longest side in px that larger photos are shrunk to; None leaves them unchanged.
-        metadata: `keep` copies the photos' metadata, `drop` does not.
+        resize: limit for the longer side, in px; larger photos are shrunk to it. None leaves all photos at their size.
+        metadata: `keep` copies the metadata of each photo to its translation; `drop` does not.
         max_pixels: largest number of pixels that a photo may have.
-        existing: treatment of existing files, see `plan.plan`.
-        sheet: write the contact sheet index.html.
+        existing: what to do with existing output files, see `plan.plan`.
+        sheet: whether to write the contact sheet, index.html.
         batch_size: largest number of photos of one size that are translated together.
-        workers: number of processes that read and write; with `engine="ray"` the number of models that compute.
-        threads: number of threads that compute in each process on a CPU; see `threads.choose`.
-        engine: `local` computes in this process, or in the processes started by torchrun; `ray` in actors of a cluster.
-        since: counters from which the processor time of other processes is measured; None reads them now.
+        workers: number of processes that read and write photos; with `engine="ray"`, number of copies of the model.
+        threads: number of threads with which each process computes on a CPU; see `threads.choose`.
+        engine: `local` translates in this process, or in the processes started by torchrun; `ray` translates in actors
+            of a Ray cluster.
+        since: earlier reading of the processor time counters, from which the load by other processes is measured; None
+            reads the counters now.
 
     Returns:
-        The exit code: 0, or 6 if photos failed.
+        The exit code: 0, or 6 if some photos could not be translated.
     """
     check_threads(threads, key="threads")
     since = since or look()
@@ -162,7 +165,10 @@ def translate(
 
 
 class Watched:
-    """A pipeline that calls `watch` after each batch, to detect other processes that compete for its threads."""
+    """Wrapper around a pipeline that calls `watch` after each batch.
+
+    `watch` detects other processes that compete with the pipeline for processor cores.
+    """
 
     def __init__(self, pipeline: "Pipeline", watch: Callable[[], object]) -> None:
         self.max_batch, self._pipeline, self._watch = pipeline.max_batch, pipeline, watch
@@ -174,7 +180,7 @@ class Watched:
 
 
 def check(*, quality: int, resize: int | None, max_pixels: int) -> None:
-    """Raise a CommandError for values out of range."""
+    """Raise a CommandError if `quality`, `resize` or `max_pixels` is out of range."""
     if not 1 <= quality <= 100:
         raise CommandError(f"quality={quality}: give a number from 1 to 100")
     if resize is not None and resize < 1:
@@ -184,7 +190,7 @@ def check(*, quality: int, resize: int | None, max_pixels: int) -> None:
 
 
 def check_processes(world: "World", *, engine: str, input: str, threads: int | str) -> None:  # noqa: A002
-    """Raise a CommandError for a setting that several processes, or this engine, do not support."""
+    """Raise a CommandError for a setting that `engine` does not support, or that several processes do not support."""
     if world.size > 1 and engine != "local":
         raise CommandError(f"engine={engine} distributes the photos itself: start it without torchrun")
     if engine != "local" and threads != "auto":
@@ -196,7 +202,13 @@ def check_processes(world: "World", *, engine: str, input: str, threads: int | s
 def close(
     plan: "Plan", outcome: "JobResult", settings: "Settings", *, facts: Sequence[str], labels: Sequence[str]
 ) -> None:
-    """Write the report and the contact sheet, and print the summary."""
+    """Write the report and the contact sheet of a photo set, and print the summary.
+
+    A plan without a journal gets neither report nor contact sheet.
+
+    Args:
+        facts, labels: lines about the model and names of the variants, for the contact sheet.
+    """
     from cyclestyle.photoset import runner
     from cyclestyle.photoset.contact_sheet import cards
 

@@ -1,4 +1,4 @@
-"""Measure start-up time, and time and memory of a training step relative to a baseline step; compare them with goals.
+"""Measure start-up time, and a training step's time and memory relative to a baseline step; compare these with goals.
 
     python scripts/benchmark.py                                      # print the goals (part of `make bench`)
     python scripts/benchmark.py --full --write docs/benchmarks.md    # every table (part of `make bench-full`)
@@ -62,7 +62,7 @@ MEMORY_WAYS: dict[str, Callable[[int], Step]] = {
 
 
 class Setting(NamedTuple):
-    """Image size, batch size, and the number of timed runs."""
+    """Image size, batch size, and number of timed runs for one table of step times."""
 
     size: int  # px
     batch: int
@@ -71,7 +71,7 @@ class Setting(NamedTuple):
 
 
 def main() -> int:
-    """Measure and print, optionally write; return the exit code."""
+    """Measure and print the tables, write them if --write is given; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="all sizes, batches and variants: over an hour on 2 cores")
     parser.add_argument("--only", choices=SECTIONS, help="one section")
@@ -99,7 +99,7 @@ def main() -> int:
 
 
 def speed(*, full: bool) -> tuple[str, list[Goal]]:
-    """Section on the time of a step and its share of the machine's multiplication rate, and its goals."""
+    """Return the section on the time of a step and its share of the machine's multiplication rate, and the goals."""
     settings = [Setting(128, 1, runs=9, warm=2)]
     if full:
         settings += [Setting(256, 1, runs=7), Setting(128, 4, runs=7), Setting(256, 4, runs=3)]
@@ -162,7 +162,7 @@ def speed(*, full: bool) -> tuple[str, list[Goal]]:
 
 
 def speed_on_gpu(*, full: bool) -> tuple[str, list[Goal]]:
-    """Section on the time of a step on a GPU and the hours of the paper's schedule for horse2zebra, and its goals."""
+    """Return the section on a step's time on a GPU and the hours of the paper's horse2zebra schedule, and the goals."""
     if not torch.cuda.is_available():
         return f"Not measured: PyTorch finds no GPU here. Where it does, `{command_line(full)}` writes this table.", []
     ways = [gpu_tables.measured(gpu_tables.WAYS, batch) for batch in ((1, 8) if full else (1,))]
@@ -173,13 +173,13 @@ def speed_on_gpu(*, full: bool) -> tuple[str, list[Goal]]:
 
 
 def measure_rates(rates: dict[str, float]) -> None:
-    """Measure the rates in operations/s; replace each rate in `rates` that is exceeded."""
+    """Measure the machine's rates in operations/s; replace each rate in `rates` (name -> rate) that is exceeded."""
     for name, dtype in (("fp32", torch.float32), ("auto", torch.bfloat16)):
         rates[name] = max(rates[name], conv_rate(dtype))
 
 
 def conv_rate(dtype: torch.dtype) -> float:
-    """Floating point operations/s of the convolution in residual blocks, from the fastest of twenty runs."""
+    """Floating point operations/s of the convolution used in residual blocks, from the fastest of twenty runs."""
     x = torch.randn(1, 256, 66, 66, dtype=dtype).contiguous(memory_format=torch.channels_last)
     weight = torch.randn(256, 256, 3, 3, dtype=dtype)
     seconds = []
@@ -192,7 +192,7 @@ def conv_rate(dtype: torch.dtype) -> float:
 
 
 def memory(*, full: bool) -> tuple[str, list[Goal]]:
-    """Section on the peak memory of three steps, above the process's memory after its imports, and its goals."""
+    """Return the section on the peak memory of three steps, minus the memory after imports, and the goals."""
     sizes = [128, 256, 512, 1024] if full else [256]
     names = list(MEMORY_WAYS) if full else ["textbook, fp32", "defaults", "trainer.recompute=true"]
     peaks: dict[tuple[str, int], int | None] = {}
@@ -237,7 +237,7 @@ On a GPU: not measured."""
 
 
 def memory_table(peaks: dict[tuple[str, int], int | None], names: list[str], sizes: list[int]) -> str:
-    """Markdown table of peaks; with several sizes, it has a forecast: the line through two of them."""
+    """Markdown table of peak memory; with several sizes, its last column is a forecast: the line through two sizes."""
     lines: list[tuple[object, ...]] = []
     for name in names:
         cells = []
@@ -255,7 +255,7 @@ def memory_table(peaks: dict[tuple[str, int], int | None], names: list[str], siz
 
 
 def forecast(peaks: dict[tuple[str, int], int | None], names: list[str]) -> str:
-    """Explanation of the forecast column, and its accuracy at 1024 px."""
+    """Text that explains the forecast column of the memory table, with the forecast's accuracy at 1024 px."""
     shares = []
     for name in names:
         small, large, held = (peaks[name, size] for size in (128, 512, 1024))
@@ -268,7 +268,7 @@ def forecast(peaks: dict[tuple[str, int], int | None], names: list[str]) -> str:
 
 
 def peak(name: str, size: int, before: dict[tuple[str, int], int | None]) -> int | None:
-    """Peak memory in bytes, measured in a new process; None if the machine has too little memory."""
+    """Peak memory in bytes of the variant `name`, from a new process; None if the machine has too little memory."""
     smaller = before.get((name, size // 2))
     if (name, size // 2) in before and (smaller is None or 4 * smaller > 0.9 * memory_of_machine()):
         return None
@@ -278,7 +278,7 @@ def peak(name: str, size: int, before: dict[tuple[str, int], int | None]) -> int
 
 
 def peak_here(name: str, size: int) -> int:
-    """Peak memory in bytes of three steps (two from 1024 px on), above this process's memory before the steps."""
+    """Peak memory in bytes of three steps (two from 1024 px on), minus this process's memory before the steps."""
     before = resident_peak()
     step = MEMORY_WAYS[name](size)
     for run in range(3 if size < 1024 else 2):
@@ -291,7 +291,7 @@ def memory_of_machine() -> int:
 
 
 def start_up(*, full: bool) -> tuple[str, list[Goal]]:
-    """Section on the time of imports, of --help, and of the shortest training, and its goals."""
+    """Return the section on the duration of imports, of --help and of the shortest training, and the goals."""
     python, turns = sys.executable, 7 if full else 3
     commands: dict[str, list[str]] = {
         "import torch": [python, "-c", "import torch"],
@@ -333,7 +333,7 @@ def start_up(*, full: bool) -> tuple[str, list[Goal]]:
 
 
 def loading(*, full: bool) -> tuple[str, list[Goal]]:
-    """Section on the rate of loading images; it has no goal, since a training step on a CPU takes far longer."""
+    """Section on the rate of loading images; without a goal, since a training step on a CPU takes far longer."""
     count = 400 if full else 100
     with tempfile.TemporaryDirectory(prefix="loading-") as name:
         data = drawn_scenes(

@@ -1,11 +1,11 @@
-"""Time training and translating beside other processes, which this command starts itself.
+"""Time training and translation while other processes, which this command starts itself, keep the processors busy.
 
     python scripts/benchmark_busy.py                              # print: about two minutes
     python scripts/benchmark_busy.py --write docs/benchmarks.md   # also write the table (part of `make bench-full`)
 
 The command times the demo's training step, and the translation of a few photos from JPEG to JPEG by the paper's
 generator. Each variant runs in its own process, which sleeps while other variants are timed. Turns without load
-alternate with turns beside two busy processes. Exits with 1 when a goal is missed by more than 10 %.
+alternate with turns during which two other processes are busy. Exits with 1 when a goal is missed by more than 10 %.
 """
 
 import argparse
@@ -31,7 +31,7 @@ WORKS = {"training": "the demo's step, images/s", "translate": "256 px photos, p
 
 
 class Way(NamedTuple):
-    """Settings of a timed variant."""
+    """Settings of a timed variant: the number of threads, and environment variables."""
 
     name: str
     threads: str  # value of the key: auto or a number; empty for PyTorch's own number
@@ -43,7 +43,7 @@ WAYS = (Way(TORCH, "", {"GOMP_SPINCOUNT": "300000"}), Way(DEFAULT, "auto", {}), 
 
 
 class Timed(NamedTuple):
-    """Speeds of one variant, turn by turn."""
+    """Speeds of one variant, one per turn."""
 
     work: str
     way: str
@@ -57,7 +57,7 @@ class Timed(NamedTuple):
 
 
 def main() -> int:
-    """Measure and print, optionally write; return the exit code."""
+    """Measure and print the table, write it if --write is given; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=3, help="turns of each variant and load (default 3)")
     parser.add_argument("--write", type=Path, help="a Markdown file to write the table into")
@@ -78,7 +78,7 @@ def main() -> int:
 
 
 def measured(work: str, turns: int, others: list[float]) -> list[Timed]:
-    """Time all variants in turn, without and with load.
+    """Time all variants of `work` (training or translating) in turn, without and with load.
 
     Args:
         others: list to which each turn without load appends the number of cores that other processes used.
@@ -103,14 +103,14 @@ def measured(work: str, turns: int, others: list[float]) -> list[Timed]:
 
 
 class Child:
-    """A process that computes on request."""
+    """A child process that computes for one turn whenever it is asked to."""
 
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         self._process = process
         self.threads = int(self._answer())
 
     def turn(self) -> tuple[float, float]:
-        """Compute for one turn; return its speed, and the number of cores that other processes used."""
+        """Let the child compute for one turn; return its speed, and the number of cores that other processes used."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"{TURN_S}\n")
         self._process.stdin.flush()
@@ -142,7 +142,7 @@ def started(work: str, way: Way, folder: str) -> Iterator[Child]:
 
 @contextlib.contextmanager
 def load(processes: int) -> Iterator[None]:
-    """Context manager: keep this number of busy processes running; end them on exit."""
+    """Context manager: keep `processes` busy processes running during the `with` block."""
     running: list[subprocess.Popen[bytes]] = []
     try:
         for _ in range(processes):  # one by one: if one fails to start, the earlier ones are ended
@@ -158,7 +158,7 @@ def load(processes: int) -> Iterator[None]:
 
 
 def worker(work: str, setting: str) -> int:
-    """For each line of standard input, compute for that many seconds; print the speed, and the cores used by others."""
+    """For each number read from stdin, compute for so many seconds; print the speed, and the cores that others used."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # output of the timed work must not mix with the printed results
     root = Path(__file__).resolve().parent.parent
@@ -185,7 +185,7 @@ def worker(work: str, setting: str) -> int:
 
 
 def training() -> tuple[Callable[[], object], int]:
-    """The demo's training step, and the number of images in it."""
+    """Return a function that runs the demo's training step, and the number of images in a step."""
     import torch
 
     from cyclestyle import train
@@ -209,14 +209,14 @@ def training() -> tuple[Callable[[], object], int]:
 
 
 class Set:
-    """Placeholder for the demo's data set: its number of sample indices, without images."""
+    """Placeholder for the demo's data set: it has as many sample indices, but no images."""
 
     def draws(self, seed: int) -> Sequence[int]:
         return range(300)
 
 
 def translating() -> tuple[Callable[[], object], int]:
-    """The translation of a photo set in the working directory, and the number of its photos."""
+    """Return a function that translates a photo set in the working directory, and the number of photos."""
     from benchmark_translate import Kind, ours, photos, write_model
 
     folder = Path(tempfile.mkdtemp(dir="."))
@@ -229,7 +229,7 @@ def translating() -> tuple[Callable[[], object], int]:
 
 
 def page(results: Sequence[Timed], turns: int, *, others: float) -> tuple[str, bool]:
-    """Section of docs/benchmarks.md, and whether a goal is missed by more than 10 % or a bound is exceeded."""
+    """Return the section of docs/benchmarks.md, and whether a bound is exceeded or a goal missed by more than 10 %."""
     from measuring import Goal, circumstances, filled, table
 
     rows: list[tuple[object, ...]] = []

@@ -1,4 +1,4 @@
-"""Time the delay of training by synchronous saves and by saves in the background.
+"""Measure how long synchronous saves, and saves in the background, delay training.
 
     python scripts/benchmark_saves.py                               # print
     python scripts/benchmark_saves.py --write docs/benchmarks.md    # also write the table (part of `make bench-full`)
@@ -33,7 +33,7 @@ SIZE = 256  # px
 
 
 def main() -> int:
-    """Measure and print, optionally write; return the exit code."""
+    """Measure and print the table, write it if --write is given; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=7, help="counted rounds, 7 or more (default 7)")
     parser.add_argument("--folder", type=Path, help="folder to save in (default: a temporary folder)")
@@ -76,7 +76,7 @@ one that warms up. "Held up" is the time between two steps; `checkpoint.asynchro
 
 
 def measured(folder: Path, runs: int) -> tuple[dict[str, list[float]], int]:
-    """Measure the seconds of each table row in every round, and the size of the state in bytes."""
+    """Return seconds for each table row in every round, and the size of the saved state in bytes."""
     trainer = our_trainer("auto")
     for pool in trainer.pools:
         pool.stored = {0: [torch.rand(3, SIZE, SIZE) * 2 - 1 for _ in range(pool.slots)]}
@@ -115,7 +115,7 @@ def measured(folder: Path, runs: int) -> tuple[dict[str, list[float]], int]:
 
 
 def timed(work: Callable[[], Any]) -> float:
-    """Seconds that a call takes, without the time of freeing its result."""
+    """Seconds that a call of `work` takes, without the time to free its result."""
     since = time.perf_counter()
     result = work()
     elapsed_s = time.perf_counter() - since
@@ -124,7 +124,7 @@ def timed(work: Callable[[], Any]) -> float:
 
 
 def tensors(nested: Any) -> Iterator[Tensor]:
-    """Yield all tensors of a nested state."""
+    """Yield all tensors among the values of nested dicts; values of other types are ignored."""
     if isinstance(nested, Tensor):
         yield nested
     elif isinstance(nested, dict):

@@ -3,7 +3,7 @@
     python scripts/benchmark_scaling.py                          # print
     python scripts/benchmark_scaling.py --write docs/scaling.md  # also write the tables
 
-torchrun starts two processes of one thread each; while one process is timed alone, the other sleeps.
+torchrun starts two processes with one thread each; while one process is timed alone, the other sleeps.
 """
 
 import argparse
@@ -34,7 +34,7 @@ GIGABIT = 1e9 / 8  # bytes
 
 
 class Network(NamedTuple):
-    """Connection between GPUs; the bandwidth is an assumption for the slowest link in a ring of these GPUs."""
+    """Connection between GPUs; the bandwidth of the slowest link in a ring of these GPUs is assumed, not measured."""
 
     name: str
     gpus: int
@@ -52,14 +52,14 @@ STEPS_MS = (20, 50, 100, 200)  # assumed times of one GPU for its share of a ste
 
 
 class Bucket(NamedTuple):
-    """Gradients that are sent together, and the time between their completion and the end of the backward pass."""
+    """Gradients that are sent together; `lead` is the time from their completion to the end of the backward pass."""
 
     bytes: int
     lead: float  # processor time in s, or a share of a step
 
 
 class LocalWorld(World):
-    """A world that adds up gradients in each process and never averages them."""
+    """A world whose processes accumulate their own gradients and never average them."""
 
     @contextmanager
     def accumulating(self, *, more_to_come: bool) -> Iterator[None]:
@@ -68,10 +68,10 @@ class LocalWorld(World):
 
 
 class CopyingWorld(World):
-    """A world whose averaged gradients are copies of the buckets' contents instead of views."""
+    """A world whose averaged gradients are copied from the buckets instead of being views of them."""
 
     def synchronize(self, module: nn.Module, device: torch.device) -> nn.Module:
-        with warnings.catch_warnings():  # same warning as in World.synchronize
+        with warnings.catch_warnings():  # World.synchronize suppresses the same warning
             warnings.simplefilter("ignore", FutureWarning)
             wrapped = DistributedDataParallel(module, broadcast_buffers=False)
         self._wrapped.append(wrapped)
@@ -81,7 +81,7 @@ class CopyingWorld(World):
 class SilentWorld(World):
     """A world that fills buckets with gradients and records when they are ready, but sends nothing.
 
-    Times are processor times: nothing waits here, and other work on the machine affects them less.
+    Times are processor times: no process waits here, and other work on the machine affects processor time less.
     """
 
     def __init__(self, rank: int, size: int) -> None:
@@ -113,7 +113,7 @@ class SilentWorld(World):
 
 
 class Measured(NamedTuple):
-    """Results in seconds, from the slower of the two processes; lists have one entry per round."""
+    """Results of all rounds: times in seconds are those of the slower process; lists have one entry per round."""
 
     rows: dict[str, list[float]]
     cpu: dict[str, list[float]]  # processor time of one process for the same rows, including the time of sending
@@ -160,7 +160,7 @@ def main() -> int:
 
 
 def measure(world: World, runs: int, *, size: int, channels: int) -> Measured:
-    """Time all kinds of step in turn, so that changes of the machine's speed affect all of them."""
+    """Time all kinds of step in turn for `runs` rounds, so that changes of the machine's speed affect all kinds."""
 
     def stepping(ranks: World, batch_size: int, backward: Any = "split") -> Callable[[int], Any]:
         trainer = our_trainer(batch=batch_size, backward=backward, channels=channels, world=ranks)
@@ -205,9 +205,10 @@ PAIRS = ("generators", "discriminators")
 
 
 def timed(step: Callable[[int], Any] | None, run: int) -> tuple[float, float]:
-    """Time a step until all processes have finished it; return the seconds, and the largest processor time of one.
+    """Time a step until all processes have finished it.
 
-    A process without a step only waits for the others.
+    Return wall-clock seconds, and the largest processor time of any process. A process whose `step` is None only waits
+    for the others.
     """
     dist.barrier()
     since, cpu_since = time.perf_counter(), time.process_time()
@@ -221,7 +222,7 @@ def timed(step: Callable[[int], Any] | None, run: int) -> tuple[float, float]:
 
 
 def networks(channels: int) -> tuple[Generators, Discriminators]:
-    """The paper's networks for 256 px with this number of channels and newly initialized weights."""
+    """The paper's networks for 256 px, with `channels` channels in the first layer and newly initialized weights."""
     generators = Generators(ResNetGenerator(channels), ResNetGenerator(channels))
     discriminators = Discriminators(PatchDiscriminator(channels), PatchDiscriminator(channels))
     random = torch.Generator().manual_seed(0)
@@ -231,7 +232,7 @@ def networks(channels: int) -> tuple[Generators, Discriminators]:
 
 
 def share(world: World, batch_size: int, size: int, run: int) -> Batch:
-    """A rank's share of a batch of random images, which differ in each run."""
+    """A rank's share of a batch of random images; `run` determines the images."""
     draws = list(range(run * batch_size + world.rank, (run + 1) * batch_size, world.size))
     random = torch.Generator().manual_seed(draws[0])
     shape = (len(draws), 3, size, size)
@@ -240,7 +241,7 @@ def share(world: World, batch_size: int, size: int, run: int) -> Batch:
 
 
 def sending(world: SilentWorld) -> Callable[[int], None]:
-    """Return a function that all-reduces the buckets of a step one after the other, without computing anything."""
+    """Return a function that all-reduces the buckets of a step one after the other, without computing gradients."""
     buffers: list[torch.Tensor] = []
 
     def send(run: int) -> None:
@@ -253,7 +254,7 @@ def sending(world: SilentWorld) -> Callable[[int], None]:
 
 
 class Sums(nn.Module):
-    """Module that returns the sum of another module's parameters: a loss with gradients that take almost no time."""
+    """Module that returns the sum of another module's parameters: a loss whose gradients take almost no time."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -277,7 +278,7 @@ def averaging(world: World, channels: int) -> Callable[[int], None]:
 
 
 def heartbeat(world: World) -> None:
-    """Post the heartbeat that a rank writes to the store before each collective call."""
+    """Write a heartbeat to the store once, as each rank does before every collective call."""
     with world.accumulating(more_to_come=True):
         pass
 
@@ -296,7 +297,7 @@ def gradient_bytes(module: nn.Module) -> int:
 
 
 def median_step(passes: list[list[Bucket]]) -> list[list[Bucket]]:
-    """The buckets of a step's two averaged passes, each with the median of its leads over all steps."""
+    """Return the buckets of a step's averaged passes; the lead of each is its median over all steps in `passes`."""
     return [
         [
             Bucket(group[0].bytes, statistics.median(bucket.lead for bucket in group))
@@ -352,7 +353,7 @@ counts. "Processor" is the time that the threads of one process worked, which ot
 
 
 def table(measured: Measured) -> str:
-    """A Markdown table of all rows."""
+    """A Markdown table with all measured rows."""
     lines = ["| what | median ms | min ms | max ms | processor ms |", "|---|---|---|---|---|"]
     for name, seconds in measured.rows.items():
         values = statistics.median(seconds), min(seconds), max(seconds), statistics.median(measured.cpu[name])
@@ -362,22 +363,22 @@ def table(measured: Measured) -> str:
 
 
 def difference(longer: list[float], shorter: list[float]) -> list[float]:
-    """Differences round by round."""
+    """Differences `longer` - `shorter`, one per round."""
     return [one - other for one, other in zip(longer, shorter, strict=True)]
 
 
 def ratios(rows: dict[str, list[float]], one: str, other: str) -> str:
-    """Ratio of medians, and ratio of minima, which other work on the machine affects least."""
+    """Text with the ratio of row `one` to row `other`: of medians, and of minima, which other work affects least."""
     return f"{ratio(rows[one], rows[other]):.2f} ({min(rows[one]) / min(rows[other]):.2f} of the least times)"
 
 
 def ratio(one: list[float], other: list[float]) -> float:
-    """Ratio of medians."""
+    """Median of `one` divided by the median of `other`."""
     return statistics.median(one) / statistics.median(other)
 
 
 def hidden(cost: list[float], sending_s: float) -> str:
-    """Sentence on the share of the sending time that the backward pass hides, if the measurement shows it."""
+    """Sentence on the share of the sending time that the backward pass hides, if the measurement shows a share."""
     if min(cost) <= 0:
         return "other work on the machine leaves open how much of\n  that the backward pass hides."
     share = max(0.0, 1 - statistics.median(cost) / sending_s)
@@ -390,14 +391,14 @@ def milliseconds(seconds: list[float]) -> str:
 
 
 def leads(measured: Measured, backward: str) -> str:
-    """Leads of the buckets of a step as text, in % of the step."""
+    """Text with the lead of each bucket, in % of a step's time."""
     return " / ".join(
         ", ".join(f"{100 * bucket.lead:.0f}" for bucket in step) for step in shares_of_a_step(measured, backward)
     )
 
 
 def shares_of_a_step(measured: Measured, backward: str) -> list[list[Bucket]]:
-    """Buckets of a step, with leads as shares of its time."""
+    """Buckets of a step; their leads are converted from seconds to shares of the step's time."""
     step_s = statistics.median(measured.cpu[{"split": SILENT, "joint": SILENT_JOINT}[backward]])
     return [[Bucket(b.bytes, b.lead / step_s) for b in step] for step in measured.buckets[backward]]
 
@@ -405,8 +406,8 @@ def shares_of_a_step(measured: Measured, backward: str) -> list[list[Bucket]]:
 def exposed_s(buckets: list[Bucket], step_s: float, network: Network) -> float:
     """Seconds that a ring of GPUs still sends after the end of the backward pass.
 
-    Buckets are sent one after the other, not before they are ready. For each bucket, each of the W GPUs sends
-    2 (W - 1) / W times the bytes of the bucket.
+    Buckets are sent one after the other, each when it is ready and the previous one is sent. Each of the W GPUs
+    sends 2 (W - 1) / W times the bytes of every bucket.
 
     Args:
         buckets: buckets of one backward pass, in the order of sending; leads are shares of `step_s`.
@@ -420,7 +421,7 @@ def exposed_s(buckets: list[Bucket], step_s: float, network: Network) -> float:
 
 
 def paper_section(measured: Measured) -> str:
-    """Section of docs/scaling.md on larger machines, computed and not measured."""
+    """Section of docs/scaling.md on machines with more GPUs; its numbers are computed, not measured."""
     steps = shares_of_a_step(measured, "split")
     sizes = sum(bucket.bytes for step in steps for bucket in step)
     header = "".join(f" {network.name} |" for network in NETWORKS)
@@ -449,7 +450,7 @@ bandwidth. Each host is assumed to have one network card, which a ring passes on
 
 
 def ring_s(size: int, network: Network) -> float:
-    """Seconds of a ring all-reduce without overlap."""
+    """Seconds that a ring all-reduce of `size` bytes takes, without any overlap with computing."""
     return 2 * (network.gpus - 1) / network.gpus * size / network.bytes_per_s
 
 

@@ -1,10 +1,10 @@
-"""Compare tiled passes with full (untiled) passes in time, peak memory and result, each case in a new process.
+"""Compare tiled translation with full (untiled) passes in time, peak memory and result; each case has its own process.
 
     python scripts/benchmark_tiles.py                            # print
     python scripts/benchmark_tiles.py --write docs/tiling.md     # also write the table
 
-Needs 12 GB of memory and, on two cores, half an hour or more. Exits with 1 when a result differs too much from a full
-pass.
+Needs 12 GB of memory and, on two cores, half an hour or more. Exits with 1 when the result of a tiled pass
+differs too much from that of a full pass.
 """
 
 import argparse
@@ -47,7 +47,7 @@ class Case(NamedTuple):
 
 
 class Row(NamedTuple):
-    """Time, memory and difference of a case."""
+    """Measured time and memory of a case, and the difference of its result to a full pass."""
 
     seconds: float
     processor_seconds: float  # processor time of all threads
@@ -70,7 +70,7 @@ CASES = [  # a full pass precedes the cases that are compared with it
 
 
 def main() -> int:
-    """Measure and print, optionally write; return the exit code."""
+    """Measure and print the table, write it if --write is given; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", type=Path, help="a Markdown file to write the table into")
     parser.add_argument(
@@ -99,7 +99,7 @@ def main() -> int:
 
 
 def measured(case: Case, folder: Path) -> Row:
-    """Measure one case in this process, which must be new because its peak memory is measured."""
+    """Measure one case in this process, which must be new, since peak memory is counted from its start."""
     generator = ResNetGenerator()
     initialize(generator, generator=torch.Generator().manual_seed(0))
     generator.eval().requires_grad_(False)
@@ -160,7 +160,7 @@ def photo_like(height: int, width: int) -> Tensor:
 
 
 def as_table(rows: dict[Case, Row]) -> str:
-    """A Markdown table, sorted by size."""
+    """A Markdown table with a row for each case, sorted by image size."""
     lines = [
         "| megapixels | px | precision | computed | s | processor s | peak, GB | largest difference | compared |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -177,7 +177,7 @@ def as_table(rows: dict[Case, Row]) -> str:
 
 
 def page(table: str) -> str:
-    """Section of docs/tiling.md with this table."""
+    """Section of docs/tiling.md that contains `table`."""
     return f"""ResNet-9 with 64 channels and random weights on a drawn picture; every row in a process of its own, whose
 peak also holds PyTorch (about 0.5 GB), the picture and its translation (24 bytes a pixel). Differences are of values in
 [-1, 1]. Where a whole pass does not fit, {CROP} px crops are computed whole with {MARGIN} px around them and the

@@ -3,10 +3,10 @@
     python scripts/benchmark_translate.py                                      # 256 px (part of `make bench`)
     python scripts/benchmark_translate.py --full --write docs/benchmarks.md    # all (part of `make bench-full`)
 
-The model is the paper's generator (ResNet-9, 64 channels) with random weights; photos are synthetic. 200 photos of
-256 px and 40 of 1024x768 are translated in rounds, from JPEG to JPEG: by the baseline loop ("textbook" in the tables),
-by the package with its defaults, and by the package with compile=true. Exits with 1 when a goal is missed by more than
-10 %.
+The model is the paper's generator (ResNet-9, 64 channels) with random weights; photos are synthetic. 200 photos
+of 256 px and 40 photos of 1024x768 px are translated in rounds, from JPEG to JPEG: by the baseline loop ("textbook" in
+the tables), by the package with its defaults, and by the package with compile=true. Exits with 1 when a goal is missed
+by more than 10 %.
 """
 
 import argparse
@@ -49,7 +49,7 @@ Loop = Callable[[Path, Path], None]
 
 
 class Kind(NamedTuple):
-    """Photos of one size."""
+    """A kind of photo: its size, and how many are translated per round."""
 
     name: str
     width: int
@@ -74,7 +74,7 @@ class Speed(NamedTuple):
 
 
 def main() -> int:
-    """Measure and print, optionally write; return the exit code."""
+    """Measure and print the section, write it if --write is given; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="both sizes, compile=true, memory: 22 minutes")
     parser.add_argument("--write", type=Path, help="a Markdown file to write the tables into")
@@ -120,7 +120,7 @@ def measured(kind: Kind, model: Path, folder: Path, *, whole: bool) -> list[Spee
 
 
 def textbook(path: Path) -> Loop:
-    """Baseline loop: decode, translate and encode one photo after the other in float32."""
+    """Return the baseline loop for the model in `path`: decode, translate and encode photos one by one in float32."""
     generator = loaded(path)
 
     @torch.no_grad()
@@ -137,7 +137,7 @@ def textbook(path: Path) -> Loop:
 
 
 def ours(path: Path, *, compile: bool) -> Loop:  # noqa: A002
-    """The package's loop: all work of the command after loading the model, from the plan to the report."""
+    """Return the package's loop: all that the command does after loading the model, from the plan to the report."""
     pipeline = TranslationPipeline.load(path, direction="a2b", device="cpu", compile=compile)
 
     def loop(source: Path, output: Path) -> None:
@@ -189,13 +189,13 @@ finally:
 
 
 def command(model: Path, source: Path, output: Path, *more: str) -> list[str]:
-    """Command line of a process that translates a folder."""
+    """Command line that translates the folder `source` with the defaults and with the arguments `more`."""
     arguments = [f"checkpoint={model}", f"input={source}", f"output={output}", "direction=a2b", "device=cpu", *more]
     return [sys.executable, "-m", "cyclestyle.translate", *arguments]
 
 
 def write_model(path: Path, *, channels: int, blocks: int) -> None:
-    """Write a model file with random weights."""
+    """Write a model file with a ResNet generator of random weights."""
     torch.manual_seed(0)
     generator = networks.ResNetGenerator(channels, blocks)
     networks.initialize(generator, generator=torch.Generator().manual_seed(0))
@@ -228,7 +228,7 @@ def photos(folder: Path, kind: Kind, *, seed: int) -> Path:
 
 
 def page(speeds: list[Speed], first: list[float], peaks: dict[int, int], *, whole: bool) -> tuple[str, list[Goal]]:
-    """Section of docs/benchmarks.md, and the goals."""
+    """Return the section of docs/benchmarks.md, and the goals."""
     lines: list[tuple[object, ...]] = []
     goals: list[Goal] = []
     for speed in speeds:

@@ -1,9 +1,9 @@
-"""Find words and openings that the glossary of CONTRIBUTING.md rules out, in code, configs and docs.
+"""Find words and sentence openings that the glossary in CONTRIBUTING.md forbids, in code, configs and docs.
 
     python scripts/check_words.py [FILE ...]     # all files of the project by default; part of `make check`
 
 Prints one line for each finding and exits with 1 if there is one. The check covers docstrings, comments, strings of
-three words and more (error texts, log lines, help), test names, comments of YAML files, and Markdown outside of code.
+three or more words (error texts, log lines, help), test names, comments in YAML files, and Markdown except code blocks.
 """
 
 import argparse
@@ -36,7 +36,7 @@ EXEMPT = {"scripts/check_words.py", "tests/test_check_words.py"}  # these files 
 
 
 class Finding(NamedTuple):
-    """One place where a sentence breaks a rule."""
+    """One line of a file that breaks a rule."""
 
     line: int
     rule: str

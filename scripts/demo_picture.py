@@ -13,7 +13,7 @@ GAP, HEADER, PAPER, INK = 6, 24, (255, 255, 255), (60, 60, 60)
 
 
 def main() -> None:
-    """Paste the groups into one image and save it."""
+    """Paste photos, translations and paintings of the chosen scenes into one image and save it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("data/scenes"))
     parser.add_argument("--translated", type=Path, default=Path("runs/demo/translated"))

@@ -1,4 +1,4 @@
-"""Check all claims that need a GPU, in a few minutes; docs/gpu.md explains its installation on a new machine.
+"""Check all claims that need a GPU, in a few minutes; docs/gpu.md explains how to install it on a new machine.
 
     python scripts/gpu_check.py                  # on a machine with a GPU
     python scripts/gpu_check.py --data horses/   # the last part trains on horses/trainA and trainB
@@ -54,7 +54,7 @@ Command = Callable[[Part, float], list[str]]
 
 
 def main() -> int:
-    """Run the missing parts; return the exit code."""
+    """Run the parts that have no valid result yet; return the exit code."""
     since = time.monotonic()
     arguments = parsed()
     if arguments.part:
@@ -134,12 +134,12 @@ def code_version(root: Path) -> str:
 
 
 def key_of(part: str, code: str, device: str, data: Path | None) -> dict[str, str]:
-    """Everything that a part's result depends on."""
+    """Everything that a part's result depends on, as text: a finished part with an equal key is not repeated."""
     return {"code": code, "device": device, **({"data": str(data or "drawn")} if part == "training" else {})}
 
 
 def run_part(arguments: argparse.Namespace) -> int:
-    """Run one part in this process."""
+    """Run one part of the check in this process and write its record."""
     import gpu_parts
     import gpu_scale
 
@@ -167,8 +167,8 @@ def run_parts(
         parts: all parts, in order.
         folder: folder for records, logs and the page.
         keys: everything that the result of each part depends on; a finished result with the same key is reused.
-        until: end of the time for all parts, in seconds of `time.monotonic`.
-        command: returns the command that runs a part, given its time limit in s.
+        until: value of `time.monotonic` at which the time for all parts is over.
+        command: function that returns the command line for running a part with a time limit in s.
         only: names of the parts to run; None for all.
         again: repeat finished parts.
 

@@ -41,7 +41,7 @@ def fp32(report: Report, scale: Scale) -> None:
 
 
 class FirstStep(NamedTuple):
-    """Losses and gradients of a step."""
+    """Losses and gradients of the first training step."""
 
     losses: dict[str, float]
     gradients: dict[str, dict[str, Tensor]]  # generators or discriminators -> parameter -> gradient
@@ -67,7 +67,7 @@ def first_step(trainer: Trainer, batch: Batch) -> FirstStep:
 
 
 def exact(device: Device, *, world: World | None = None, deterministic: bool = False) -> Hardware:
-    """Hardware that computes in fp32, with TF32 switched off."""
+    """Return a `Hardware` that computes in fp32, and switch TF32 off."""
     hardware = Hardware(device, precision="fp32", deterministic=deterministic, world=world)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     return hardware
@@ -79,7 +79,7 @@ def to_numbers(losses: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 def loss_difference(actual: Sequence[Mapping[str, float]], expected: Sequence[Mapping[str, float]]) -> float:
-    """The largest relative difference of a loss in any step; NaN if one is not finite."""
+    """The largest relative difference between equally named losses in any step; NaN if a loss is not finite."""
     differences = [
         abs(one[name] / other[name] - 1) for one, other in zip(actual, expected, strict=True) for name in other
     ]
@@ -87,7 +87,7 @@ def loss_difference(actual: Sequence[Mapping[str, float]], expected: Sequence[Ma
 
 
 def gradient_difference(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
-    """The largest distance of a parameter's gradients, relative to their norm; NaN if one is not finite.
+    """The largest distance between the two gradients of a parameter, relative to their norm; NaN if one is not finite.
 
     A thousandth of the network's largest norm replaces smaller norms, since the gradient of a bias before an instance
     norm is only rounding error.
@@ -99,11 +99,12 @@ def gradient_difference(actual: Mapping[str, Tensor], expected: Mapping[str, Ten
 
 
 def precisions(report: Report, scale: Scale) -> None:
-    """Train in bf16, and in fp16 with a gradient scaler: all losses are finite, and their means are close to fp32.
+    """Check that losses in bf16, and in fp16 with a gradient scaler, are finite, with means close to those in fp32.
 
     The bound is 5 % for cycle and identity losses and 10 % for losses that depend on a discriminator. It is doubled in
     fp16, since the scaler skips the first updates. For comparison, fp32 runs start from weights perturbed by up to the
-    rounding error of bf16; if their means differ more than the bound, this difference is the bound.
+    rounding error of bf16; if their mean losses differ from those of the unperturbed run by more than the
+    bound, this difference is the bound.
     """
     batches = list(scene_batches(scale.size, scale.steps))
     exact_run = course(our_trainer(hardware=exact(scale.device), channels=scale.channels), batches)
@@ -129,7 +130,7 @@ def precisions(report: Report, scale: Scale) -> None:
 
 
 def low_precisions(scale: Scale) -> dict[str, Trainer]:
-    """A trainer for each low precision; on a CPU, fp32 with a gradient scaler replaces fp16, which CPUs lack."""
+    """Name -> trainer for bf16 and fp16; on a CPU, which lacks fp16, fp32 with a gradient scaler replaces it."""
     if scale.device == "cuda":
         return {name: our_trainer(name, device="cuda", channels=scale.channels) for name in ("bf16", "fp16")}
     scaled = our_trainer("fp32", channels=scale.channels)
@@ -138,7 +139,7 @@ def low_precisions(scale: Scale) -> dict[str, Trainer]:
 
 
 class Course(NamedTuple):
-    """Statistics of a short training."""
+    """Losses and loss scales of a short training."""
 
     means: dict[str, float]  # mean of each loss over all steps
     finite_steps: int
@@ -162,7 +163,7 @@ def course(trainer: Trainer, batches: Sequence[Batch]) -> Course:
 
 
 def changes(scales: Sequence[float]) -> str:
-    """Describe the loss scales: the scale after the first step, and each later step that changed it."""
+    """Describe the gradient scaler's loss scale: its value after the first step, and each later value with its step."""
     changed = [
         f"{now:g} after step {step}"
         for step, (before, now) in enumerate(itertools.pairwise(scales), 2)
@@ -172,7 +173,7 @@ def changes(scales: Sequence[float]) -> str:
 
 
 def scene_batches(size: int, count: int) -> Iterator[Batch]:
-    """Yield batches of one pair of synthetic landscapes."""
+    """Yield `count` batches, each with one pair of synthetic landscapes of `size` px."""
     with tempfile.TemporaryDirectory(prefix="scenes-") as name:
         root = Path(name) / "scenes"
         draw(root, train=count, test=0, size=size)
@@ -185,9 +186,9 @@ def scene_batches(size: int, count: int) -> Iterator[Batch]:
 
 
 def resume(report: Report, scale: Scale) -> None:
-    """Save halfway and resume, with `trainer.deterministic`, in fp32 and in the default precision.
+    """Check that a run saved halfway and resumed equals an uninterrupted run, in fp32 and in the default precision.
 
-    Weights, moments and image pools equal those of an uninterrupted run, bit for bit.
+    Both runs are deterministic; their weights, Adam moments and image pools are compared bit for bit.
     """
     half = scale.steps // 2
     try:
@@ -230,7 +231,7 @@ def save_and_load(before: Trainer, after: Trainer, folder: Path) -> None:
 
 
 def state(trainer: Trainer) -> dict[str, Any]:
-    """The whole state of a trainer, including its networks."""
+    """The whole state of a trainer as nested dicts and lists, including its networks' weights."""
     networks = trainer.objective.generators, trainer.objective.discriminators
     return {
         "networks": [module.state_dict() for module in networks],
@@ -240,7 +241,7 @@ def state(trainer: Trainer) -> dict[str, Any]:
 
 
 def unequal(actual: Any, expected: Any) -> tuple[int, int]:
-    """Count the values that differ between two nested states, and all compared values."""
+    """Return how many values differ between two nested states, and how many were compared."""
     if isinstance(actual, Mapping) and isinstance(expected, Mapping):
         if actual.keys() != expected.keys():
             return 1, 1

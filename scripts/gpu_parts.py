@@ -1,4 +1,4 @@
-"""Table of the functions of the GPU check: each checks a claim, on a GPU or in a dry run on a CPU."""
+"""Table of the functions that make up the GPU check: each checks one claim, on a GPU or in a dry run on a CPU."""
 
 from collections.abc import Callable
 

@@ -32,7 +32,7 @@ from cyclestyle.images import decoding
 
 
 def tests(report: Report, scale: Scale) -> None:
-    """Run the tests marked `gpu`: at least one passes, none fails and none is skipped."""
+    """Run the tests marked `gpu`; check that at least one passes, none fails and none is skipped."""
     if missing := [name for name in ("pytest", "hypothesis") if importlib.util.find_spec(name) is None]:
         report.not_run(f"{' and '.join(missing)} not installed")
         return
@@ -51,9 +51,9 @@ def tests(report: Report, scale: Scale) -> None:
 
 
 def ranks(report: Report, scale: Scale) -> None:
-    """Train over NCCL (on a CPU: gloo) with one rank and, if there are two GPUs, with two.
+    """Train over NCCL (on a CPU: gloo) with one rank and, if the machine has two GPUs, also with two ranks.
 
-    In fp32 the losses of three steps are within 1e-4 of the losses without a process group.
+    Check that the losses of three fp32 steps are within 1e-4 of the losses without a process group.
     """
     expected = three_steps(World(), scale)
     for size in scale.ranks:
@@ -73,7 +73,7 @@ class WrappingWorld(World):
     def synchronize(self, module: nn.Module, device: torch.device) -> nn.Module:
         if self.size > 1:
             return super().synchronize(module, device)
-        with warnings.catch_warnings():  # same warning as in World.synchronize
+        with warnings.catch_warnings():  # World.synchronize suppresses the same warning
             warnings.simplefilter("ignore", FutureWarning)
             devices = [device] if device.type == "cuda" else None
             wrapped = DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
@@ -82,7 +82,7 @@ class WrappingWorld(World):
 
 
 def three_steps(world: World, scale: Scale) -> list[dict[str, float]]:
-    """Losses of three steps; in each step, the ranks share a batch of two pairs."""
+    """Losses of three training steps; in each step, the ranks share a batch of two image pairs."""
     try:
         hardware = exact(scale.device, world=world, deterministic=True)
         trainer = our_trainer(hardware=hardware, channels=scale.channels, batch=2)
@@ -108,7 +108,7 @@ def in_one_process(scale: Scale) -> list[dict[str, float]]:
 
 
 def in_processes(size: int, scale: Scale, report: Report) -> list[dict[str, float]]:
-    """Losses of the three steps in `size` new processes, with a GPU for each."""
+    """Mean losses of the three steps in `size` new processes, each with its own GPU."""
     path = report.folder / "ranks-losses.json"
     path.unlink(missing_ok=True)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={size}"]
@@ -119,7 +119,7 @@ def in_processes(size: int, scale: Scale, report: Report) -> list[dict[str, floa
 
 
 def run_rank(path: Path, device: Device) -> None:
-    """Run one of the processes of `in_processes`; rank 0 writes the mean losses."""
+    """Run as one of the processes that `in_processes` starts; rank 0 writes the mean losses to `path`."""
     scale = gpu_scale.rehearsal() if device == "cpu" else gpu_scale.gpu(data=None)
     with session(device, timeout_s=60) as world:
         losses = three_steps(world, scale)
@@ -146,9 +146,10 @@ AFTERWARDS_S = 30  # time reserved for the last save and for translating, in sec
 
 
 def training(report: Report, scale: Scale) -> None:
-    """Train by the real command, request a stop, and translate test images.
+    """Start a real training with the train command, request a stop, and translate test images.
 
-    The command exits with 75, its losses are finite, and the cycle losses at the end are lower than at the start.
+    Check that the command exits with 75, that its losses are finite, and that its cycle losses at the end are lower
+    than at the start.
     """
     run, log = report.folder / "run", report.folder / "train.log"
     shutil.rmtree(run, ignore_errors=True)
@@ -174,7 +175,7 @@ def training(report: Report, scale: Scale) -> None:
 
 
 def stop_after(process: "subprocess.Popen[bytes]", run: Path, *, seconds: float, report: Report) -> None:
-    """Request a stop of a run `seconds` after its first log line, or earlier if the part runs out of time."""
+    """Request that a run stops `seconds` after its first log line, or earlier if the part runs out of time."""
     latest = time.monotonic() + report.left_s - AFTERWARDS_S
     until = latest
     while process.poll() is None and time.monotonic() < min(until, latest):
@@ -186,7 +187,7 @@ def stop_after(process: "subprocess.Popen[bytes]", run: Path, *, seconds: float,
 
 
 def check_log(report: Report, scale: Scale, run: Path) -> None:
-    """Check the losses in the run's metrics, and compare the last line with the first."""
+    """Check the losses in the run's metrics.jsonl, and compare the last line with the first line."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     losses = [value for line in lines for name, value in line.items() if name.startswith("loss/")]
     report.equal("non-finite losses in the log", sum(not math.isfinite(value) for value in losses), 0)
@@ -200,7 +201,7 @@ def check_log(report: Report, scale: Scale, run: Path) -> None:
 
 
 def translate(report: Report, scale: Scale, run: Path, root: Path) -> None:
-    """Write small JPEG files of test images beside their translations."""
+    """Translate test images from `root`; record JPEG files that show each image beside its translation."""
     from cyclestyle.translation import Translator
 
     translator = Translator.load(run, direction="a2b", device=scale.device)

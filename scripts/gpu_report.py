@@ -1,4 +1,4 @@
-"""Records of the parts of the GPU check as JSON, rewritten after each finding, and as a Markdown page."""
+"""Results of the GPU check: a JSON record per part, rewritten after each finding, and one Markdown page."""
 
 import json
 import math
@@ -22,7 +22,7 @@ class Check(NamedTuple):
 
 
 class Record(NamedTuple):
-    """Findings of a part; `key` has everything that they depend on, so a record with an equal key is still valid."""
+    """Findings of a part; `key` has all that they depend on, so a record is valid while its key is the same."""
 
     part: str
     key: dict[str, str]
@@ -76,11 +76,11 @@ class Report:
 
     @property
     def left_s(self) -> float:
-        """Seconds until the part is stopped."""
+        """Seconds until the part's time limit."""
         return self._until - time.monotonic()
 
     def check(self, name: str, found: float, bound: float, *, at_least: bool = False) -> bool:
-        """Record a figure that must be at most (or at least) the bound; return whether it is. NaN always misses it."""
+        """Record `found`, which must be at most (or at least) `bound`; return whether it is. NaN always misses it."""
         passed = found >= bound if at_least else found <= bound
         return self._record_check(
             Check(name, f"{found:.4g}", f"at {'least' if at_least else 'most'} {bound:.4g}", passed)
@@ -91,20 +91,20 @@ class Report:
         return self._record_check(Check(name, str(found), str(expected), found == expected))
 
     def text(self, markdown: str) -> None:
-        """Record a table, or a finding without a bound."""
+        """Record Markdown text: a table, or a finding without a bound."""
         self._add(texts=(*self.record.texts, markdown))
         print(markdown, flush=True)
 
     def picture(self, name: str) -> None:
-        """Record an image file that was written into the folder."""
+        """Record the name of an image file that was written into the report's folder."""
         self._add(pictures=(*self.record.pictures, name))
 
     def not_run(self, reason: str) -> None:
-        """Record that the part cannot be run on this machine."""
+        """Record that the part cannot run on this machine, and why."""
         self._add(outcome=NOT_RUN, reason=reason)
 
     def end(self) -> None:
-        """Record the end of the part. It has passed if at least one figure was checked and none missed its bound."""
+        """Record the end of the part, which has passed if at least one figure was checked and none missed its bound."""
         if self.record.outcome == UNFINISHED:
             passed = bool(self.record.checks) and all(check.passed for check in self.record.checks)
             self._add(outcome=PASSED if passed else FAILED)
@@ -126,11 +126,11 @@ class Report:
 
 
 def markdown(records: Sequence[Record], claims: dict[str, str]) -> str:
-    """A page of all parts: a table with a row for each, then the findings of each.
+    """Format a page with all parts: a table with a row for each part, then the findings of each part.
 
     Args:
         records: records of the parts, in order.
-        claims: claim of each part, by its name.
+        claims: name of a part -> claim that it checks.
     """
     lines = ["# Check on a GPU", ""]
     keys = {f"{name} {value}" for record in records for name, value in record.key.items() if value}

@@ -12,7 +12,7 @@ Device = Literal["cpu", "cuda"]
 
 
 class Scale(NamedTuple):
-    """Sizes and durations of all parts."""
+    """Sizes and durations that the parts of the GPU check use."""
 
     device: Device
     marker: str  # pytest marker of the tests to run
@@ -33,7 +33,7 @@ class Scale(NamedTuple):
 
 
 def gpu(*, data: Path | None) -> Scale:
-    """Sizes on a GPU: the paper's networks, and images from `data`/trainA and `data`/trainB, or synthetic images."""
+    """Sizes on a GPU: the paper's networks, and images from `data`/trainA and `data`/trainB, synthetic ones if None."""
     drawn = ("data=scenes", "data.train=80", "data.test=8", "data.size=286", f"data.crop_size={gpu_tables.SIZE}")
     return Scale(
         device="cuda",
@@ -56,7 +56,7 @@ def gpu(*, data: Path | None) -> Scale:
 
 
 def rehearsal() -> Scale:
-    """Sizes of the dry run on a CPU; it shows that the parts run, but not their results on a GPU."""
+    """Sizes of the dry run on a CPU; the dry run shows that the parts run, but not their results on a GPU."""
     return Scale(
         device="cpu",
         marker="not gpu",

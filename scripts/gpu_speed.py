@@ -17,11 +17,11 @@ from cyclestyle.training.trainer import Trainer
 
 
 def graphs(report: Report, scale: Scale) -> None:
-    """Compare steps with CUDA graphs and eager steps.
+    """Compare steps that replay CUDA graphs with eager steps.
 
-    With deterministic algorithms the losses are within 1e-5, and both halves of a step (generators, discriminators) are
-    replayed from the fourth step on. At batch 1 a step is at least 1.1 times as fast; a smaller gain would not justify
-    the code.
+    Check that with deterministic algorithms the losses agree within 1e-5, and that both halves of a step (generators,
+    discriminators) are replayed from the fourth step on. At batch 1, a step with graphs must be at least 1.1 times as
+    fast; a smaller gain would not justify the code.
     """
     steps = REHEARSALS + 5
     try:
@@ -58,12 +58,12 @@ def graphs(report: Report, scale: Scale) -> None:
 
 
 def timed_step(trainer: Trainer, size: int, run: int) -> object:
-    """Train one step, and read all its losses, which waits for the device once."""
+    """Train one step, and read all its losses at once, which waits until the device has finished."""
     return torch.stack(list(trainer.train_step(random_batch(size, run)).values())).tolist()
 
 
 class CountingHardware(Hardware):
-    """Hardware that counts replays of graphs; a CPU, which has no graphs, computes the step again at each replay."""
+    """Hardware that counts graph replays; a CPU has no graphs, so it computes the step again instead of a replay."""
 
     def __init__(self, device: Device, *, deterministic: bool = False) -> None:
         super().__init__(device, deterministic=deterministic, one_size=True)
@@ -90,7 +90,7 @@ class CountingHardware(Hardware):
 
 
 class RepeatedCapture:
-    """Capture for the dry run on a CPU: it computes during the capture, and at each replay except the first."""
+    """Graph capture for the dry run on a CPU: it runs the function at the capture, and at each replay but the first."""
 
     def rehearse(self, run: Callable[[], Output]) -> Output:
         return run()
@@ -116,7 +116,7 @@ COMPILING_S = 90  # a compilation starts only if this many seconds are left
 
 
 def tables(report: Report, scale: Scale) -> None:
-    """Time steps. Goals: 5 times the baseline step's speed at batch 1, 40 % of the matrix rate at batch 8."""
+    """Time all variants. Goals: 5 times the baseline step's speed at batch 1, 40 % of the matrix rate at batch 8."""
     measure = functools.partial(
         gpu_tables.measured, device=scale.device, size=scale.full_size, channels=scale.channels, runs=scale.runs
     )
@@ -140,14 +140,14 @@ def tables(report: Report, scale: Scale) -> None:
 
 
 def reason_not_to_compile(report: Report) -> str:
-    """Reason against trying `torch.compile`; empty if it is tried."""
+    """Reason for leaving out the variants with `torch.compile`; empty if they are timed."""
     if not any(map(shutil.which, ("cc", "gcc", "clang"))):
         return "there is no C compiler"
     return "out of time" if report.left_s < COMPILING_S else ""
 
 
 def write_table(report: Report, scale: Scale, ways: Sequence[gpu_tables.Way], *, rate: float, flops: int) -> None:
-    """Record the table of a batch size, and check that no step exceeds the device's matrix rate."""
+    """Record the table for one batch size, and check that no variant exceeds the device's matrix rate."""
     command, size = "python scripts/gpu_check.py", scale.full_size
     report.text(gpu_tables.section([ways], rate, flops, command=command, size=size, matrix=scale.matrix))
     share = max(flops * way.batch / min(way.seconds) / rate for way in ways)

@@ -1,4 +1,4 @@
-"""Time and memory of a step on a GPU, for benchmark.py and gpu_check.py."""
+"""Time and memory of a training step on a GPU, for benchmark.py and gpu_check.py."""
 
 import functools
 import statistics
@@ -20,14 +20,14 @@ WAYS = (TEXTBOOK, EXACT_TEXTBOOK, OURS, GRAPHS, COMPILED)
 
 
 class Memory(NamedTuple):
-    """GPU memory in bytes."""
+    """GPU memory in bytes: allocated and reserved."""
 
     allocated: int  # memory of tensors
     reserved: int  # memory that the process reserves on the GPU for tensors
 
 
 class Way(NamedTuple):
-    """A timed variant of the step, and its peak of GPU memory."""
+    """A variant of the training step, with its times and its peak of GPU memory."""
 
     name: str
     batch: int
@@ -53,7 +53,7 @@ def measured(
     runs: int = 30,
     warm: int = 8,
 ) -> list[Way]:
-    """Time the variants `names` in turn; their peak memory is measured beforehand, during the warm-up of each."""
+    """Time the variants `names` in turn; measure the peak memory of each variant beforehand, during its warm-up."""
     steps: dict[str, Step] = {}
     peaks: dict[str, Memory] = {}
     for name in names:
@@ -67,7 +67,7 @@ def measured(
 
 
 def make(name: str, size: int, batch: int, *, device: str, channels: int) -> Step:
-    """Create the step of the variant `name`; each call sets PyTorch's global switches for this variant."""
+    """Create the step of the variant `name`; each call of the step first sets PyTorch's switches for this variant."""
 
     def switched(step: Step, *, tf32: bool, search: bool) -> Step:
         def switched_step(run: int) -> object:
@@ -86,7 +86,7 @@ def make(name: str, size: int, batch: int, *, device: str, channels: int) -> Ste
 
 
 def memory_now(device: str) -> Memory:
-    """Reset the peak, and return the present GPU memory; zero on a CPU, where PyTorch does not count memory."""
+    """Return the present GPU memory, and reset its peak; zero on a CPU, where PyTorch does not count memory."""
     if device != "cuda":
         return Memory(0, 0)
     torch.cuda.empty_cache()
@@ -95,7 +95,7 @@ def memory_now(device: str) -> Memory:
 
 
 def peak_since(before: Memory, device: str) -> Memory:
-    """Peak of GPU memory above the memory `before`."""
+    """Peak of GPU memory since the call of `memory_now` that returned `before`, minus `before`."""
     if device != "cuda":
         return Memory(0, 0)
     return Memory(
@@ -104,7 +104,7 @@ def peak_since(before: Memory, device: str) -> Memory:
 
 
 def matrix_rate(device: str, size: int = MATRIX) -> float:
-    """Floating point operations/s of a matrix product in bf16, from the fastest of twenty."""
+    """Floating point operations/s of a bf16 product of `size` x `size` matrices, from the fastest of twenty."""
     one, other = (torch.randn(size, size, dtype=torch.bfloat16, device=device) for _ in range(2))
     seconds = []
     for _ in range(20):
@@ -123,7 +123,7 @@ def floating_point_operations(size: int, *, device: str = "cpu", channels: int =
 
 
 def goals(results: Sequence[Sequence[Way]], rate: float, flops: int) -> list[Goal]:
-    """Goals: a multiple of the baseline step's speed at batch 1, a share of the matrix rate at larger batches.
+    """Return goals: a multiple of the baseline step's speed at batch 1, a share of the matrix rate at larger batches.
 
     Args:
         results: timed variants of each batch size, the baseline step first.
@@ -163,7 +163,7 @@ def section(
 
 
 def line(way: Way, textbook: Way, rate: float, flops: int) -> tuple[object, ...]:
-    """Columns of a row of the table."""
+    """Row of the table for one variant; `textbook` is the baseline step."""
     return (
         *(way.batch, way.name, f"{1000 * way.median:.1f}"),
         f"{1000 * min(way.seconds):.1f} to {1000 * max(way.seconds):.1f}",

@@ -1,4 +1,4 @@
-"""Shared code of the benchmarks: the baseline step and the package's step, goals, and Markdown sections."""
+"""Code shared by the benchmarks: the baseline step, the package's training step, goals, and Markdown sections."""
 
 import math
 import os
@@ -38,7 +38,7 @@ SLACK = 0.1  # a goal may be missed by this share without failing the command, s
 
 
 class Row(NamedTuple):
-    """A timed variant: its name, and the seconds of each run."""
+    """A timed variant: its name, and the duration of each run in seconds."""
 
     name: str
     seconds: list[float]
@@ -53,7 +53,7 @@ class Row(NamedTuple):
 
 
 class Goal(NamedTuple):
-    """A measured figure and its bound."""
+    """A measured figure and the bound that it must meet."""
 
     name: str
     value: float
@@ -79,10 +79,10 @@ class Goal(NamedTuple):
 
 
 def interleaved(steps: dict[str, Step], *, runs: int, warm: int = 2) -> list[Row]:
-    """Time all steps in turn, so that changes of the machine's speed affect all of them.
+    """Time all steps in turn, `runs` times each, so that changes of the machine's speed affect all of them.
 
     Args:
-        warm: number of warm-up runs, which are not counted.
+        warm: number of warm-up runs of each step, which are not timed.
     """
     rows = [Row(name, []) for name in steps]
     for run in track(range(runs + warm), description="timing steps"):
@@ -96,7 +96,7 @@ def interleaved(steps: dict[str, Step], *, runs: int, warm: int = 2) -> list[Row
 
 
 def textbook_step(size: int, batch: int = 1, *, device: str = "cpu", channels: int = 64) -> Step:
-    """The baseline step (tests/textbook.py) of the paper's networks, made of PyTorch's own modules."""
+    """Return the baseline step (tests/textbook.py) for the paper's networks, made of PyTorch's own modules."""
     random = torch.Generator().manual_seed(0)
     textbook = Textbook(
         ReferenceResNet(channels).to(device),
@@ -123,7 +123,11 @@ def plain_patch(channels: int = 64) -> nn.Module:
 
 
 def our_step(size: int, batch: int = 1, **settings: Any) -> Step:
-    """The trainer's step of the same networks; like the baseline step, it ends with reading the losses."""
+    """Return the package's step for the same networks; like the baseline step, it ends with reading the losses.
+
+    Args:
+        settings: arguments for `our_trainer`.
+    """
     trainer = our_trainer(batch=batch, **settings)
 
     def step(run: int) -> Any:
@@ -147,7 +151,7 @@ def our_trainer(
     world: World | None = None,
     hardware: Hardware | None = None,
 ) -> Trainer:
-    """A trainer of the paper's networks.
+    """A trainer of the paper's networks, at step 0.
 
     Args:
         batch: batch size over all ranks.
@@ -194,7 +198,7 @@ def shake(trainer: Trainer, seed: int) -> Trainer:
 
 
 def random_batch(size: int, run: int, batch: int = 1) -> Batch:
-    """Random images of both domains, (batch, 3, size, size) uint8, which differ in each run."""
+    """Random images of both domains, (batch, 3, size, size) uint8; `run` determines the images."""
     random = torch.Generator().manual_seed(run)
     a, b = (torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8, generator=random) for _ in "ab")
     return Batch(a, b, list(range(run * batch, (run + 1) * batch)))
@@ -213,7 +217,7 @@ def filled(text: str) -> str:
 
 
 def circumstances(command: str) -> str:
-    """Markdown list of the command, machine, load and versions that a table was measured with."""
+    """Markdown list of the circumstances of a measurement: command, machine, load and versions."""
     busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else math.nan
     return f"""* command: `{command}`
 * machine: {processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {platform.system()}
@@ -222,7 +226,7 @@ def circumstances(command: str) -> str:
 
 
 def write_section(path: Path, title: str, text: str) -> None:
-    """Write a section into a Markdown file; replace the section of this title if it exists."""
+    """Write a section into a Markdown file; replace the section with the same title if there is one."""
     content = path.read_text(encoding="utf-8") if path.exists() else "# Benchmarks\n"
     head, *sections = content.split("\n## ")
     sections = [section.strip("\n") for section in sections if section.partition("\n")[0] != title]

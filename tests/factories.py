@@ -67,7 +67,7 @@ def tiny_trainer(
 
 
 def random_batch(draws: list[int], *, size: int = 32) -> Batch:
-    """Random images, (N, 3, size, size) uint8, one per sample index in `draws`; they depend on the index only."""
+    """Random images, (N, 3, size, size) uint8, one per sample index in `draws`; an image depends only on its index."""
 
     def images(domain: int) -> torch.Tensor:
         return torch.stack(

@@ -1,4 +1,4 @@
-"""Run a function in a child process: as another user, or with a time limit."""
+"""Run a function in a child process with a time limit, optionally as another user."""
 
 import os
 import pickle
@@ -32,7 +32,7 @@ def in_a_child(function: Callable[[], Any], *, uid: int | None = None, seconds: 
 
 
 def _run(function: Callable[[], Any], writing: int, *, uid: int | None, seconds: int) -> None:
-    """Call the function, write its outcome and exit immediately, so that pytest cleans up in the parent only."""
+    """Call the function, write its outcome to `writing` and exit at once; pytest cleans up in the parent only."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(seconds)
     try:

@@ -1,4 +1,4 @@
-"""Image files for tests; pixels encode the number of the image and their own position."""
+"""Image files for tests; each pixel encodes the number of its image and its own position."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def folder_of(folder: Path, count: int, *, first: int = 0, width: int = 24, heig
 
 
 def two_domains(root: Path, a: int = 3, b: int = 5, **size: int) -> Path:
-    """Create trainA with images 0, 1, ... and trainB with images 100, 101, ..."""
+    """Create `root`/trainA with `a` images numbered from 0, and `root`/trainB with `b` images numbered from 100."""
     folder_of(root / "trainA", a, **size)
     folder_of(root / "trainB", b, first=100, **size)
     return root

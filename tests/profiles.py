@@ -25,7 +25,7 @@ def srgb_decoded(values: np.ndarray) -> np.ndarray:
 
 
 def wide_as_srgb(values: np.ndarray) -> np.ndarray:
-    """Convert values (..., 3) in [0, 1] of the wide-gamut profile to sRGB values in [0, 1]."""
+    """Convert (..., 3) values in [0, 1] under the profile `wide` to sRGB values in [0, 1]."""
     return srgb_encoded(values**GAMMA @ WIDE.T @ np.linalg.inv(SRGB).T)
 
 
@@ -38,7 +38,7 @@ def lab(xyz: np.ndarray) -> np.ndarray:
 
 
 def lab_as_srgb(values: np.ndarray) -> np.ndarray:
-    """Convert CIELAB under D50 (..., 3) to sRGB values in [0, 1]."""
+    """Convert CIELAB values (..., 3) under illuminant D50 to sRGB values in [0, 1]."""
     middle = (values[..., 0] + 16) / 116
     root = np.stack([middle + values[..., 1] / 500, middle, middle - values[..., 2] / 200], axis=-1)
     ratio = np.where(root**3 > 216 / 24389, root**3, (116 * root - 16) * 27 / 24389)
@@ -46,14 +46,14 @@ def lab_as_srgb(values: np.ndarray) -> np.ndarray:
 
 
 def wide() -> bytes:
-    """Wide-gamut RGB profile: a matrix and a curve."""
+    """Wide-gamut RGB profile, which consists of a matrix and a curve."""
     tags = {f"{name}TRC".encode(): _curve(GAMMA) for name in "rgb"}
     tags |= {f"{name}XYZ".encode(): _xyz(WIDE[:, number]) for number, name in enumerate("rgb")}
     return _profile(b"mntr", b"RGB ", b"XYZ ", tags)
 
 
 def nearly_srgb() -> bytes:
-    """RGB profile of sRGB with 0.6 % less light: the brightest colours differ by 1 of 255."""
+    """RGB profile that equals sRGB with 0.6 % less light: the brightest colours differ by 1 of 255."""
     light = (srgb_decoded(np.linspace(0, 1, 1024)) * 0.994 * 65535).round().astype(">u2")
     tags = {f"{name}TRC".encode(): struct.pack(">4s4xI", b"curv", 1024) + light.tobytes() for name in "rgb"}
     tags |= {f"{name}XYZ".encode(): _xyz(SRGB[:, number]) for number, name in enumerate("rgb")}
@@ -61,12 +61,12 @@ def nearly_srgb() -> bytes:
 
 
 def linear_grey() -> bytes:
-    """Grey profile with linear values."""
+    """Grey profile whose values are proportional to light."""
     return _profile(b"mntr", b"GRAY", b"XYZ ", {b"kTRC": _curve(1.0)})
 
 
 def odd_inks(cmyk: np.ndarray) -> np.ndarray:
-    """Convert inks in {0, 1} to sRGB values in [0, 1]; unlike real inks, the first absorbs blue, the second red."""
+    """Convert inks in {0, 1} to sRGB values in [0, 1]; unlike real inks, ink 1 absorbs blue and ink 2 red."""
     return (1 - cmyk[..., [1, 2, 0]]) * (1 - cmyk[..., 3:])
 
 

@@ -1,7 +1,7 @@
 """The two generators of the original implementation, independent of the package.
 
 Their weight files have the parameter names of published ones: the ResNet is one flat sequence, the levels of the U-Net
-are nested, and activations work in place.
+are nested. Activations work in place.
 """
 
 import functools
@@ -17,7 +17,7 @@ BATCH: Norm = nn.BatchNorm2d
 
 
 class Block(nn.Module):
-    """A residual block; dropout between its halves shifts the index of the second convolution by one."""
+    """A residual block; with dropout, the index of its second convolution in the sequence is larger by one."""
 
     def __init__(self, channels: int, norm: Norm, dropout: bool, bias: bool) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class ReferenceResNet(nn.Module):
 class Level(nn.Module):
     """One level of the U-Net, including all levels inside it; `inside` is None in the innermost level.
 
-    The first activation works in place on the tensor of the skip connection, which is therefore activated too.
+    The first activation changes its input in place; the skip connection uses the same tensor, so it is activated too.
     """
 
     def __init__(

@@ -28,7 +28,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
 def imported(source: str, module: str) -> Iterator[str]:
-    """Yield the dotted names that a module imports, also in functions: `from x import y` yields x.y."""
+    """Yield the dotted names that a module imports, also inside functions; `from x import y` yields x.y."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -101,7 +101,7 @@ def test_init_files_define_nothing(file: Path) -> None:
 
 
 @pytest.mark.parametrize("file", MODULES, ids=name_of)
-def test_only_entries_and_cli_import_hydra(file: Path) -> None:
+def test_only_command_modules_and_cli_import_hydra(file: Path) -> None:
     if libraries(file) & CONFIG_LIBRARIES:
         assert room(file) in ENTRIES | {"cli"}
 

@@ -1,4 +1,4 @@
-"""Tests of scripts/check_words.py: texts that it reports, and texts that it accepts."""
+"""Tests of scripts/check_words.py: texts that the script reports, and texts that it accepts."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Tests of exported models: round trips through each format, and use by other programs."""
+"""Exported models: round trips through each format, and their use in other programs."""
 
 import json
 import re
@@ -38,7 +38,7 @@ ODD = [(1, 39), (39, 1), (8, 12), *((height, 5 * height % 41) for height in rang
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a run of four steps."""
+    """Return the folder of a training run with four steps."""
     folder = tmp_path_factory.mktemp("trained")
     options = ["data.root=scenes", "trainer.device=cpu", "logger.tensorboard=null", "generator.blocks=6",
                "ema.decay=0.5", "data.domain_b=monet", "name=mine"]  # fmt: skip
@@ -84,7 +84,7 @@ def test_safetensors_export_round_trip(trained: Path, tmp_path: Path) -> None:
         assert torch.equal(alone.values(x), whole.values(x))
 
 
-def test_header_describes_model_and_training(trained: Path, tmp_path: Path) -> None:
+def test_header_of_exported_file_describes_model_and_training(trained: Path, tmp_path: Path) -> None:
     export(trained, output=tmp_path, direction="a2b")
     assert names(tmp_path) == {"photo2monet.safetensors"}
     fields = header(tmp_path / "photo2monet.safetensors")
@@ -102,7 +102,7 @@ def test_header_describes_model_and_training(trained: Path, tmp_path: Path) -> N
     assert recipe.items() <= exported["training"]["recipe"].items()
 
 
-def test_older_checkpoint_exports_the_losses_of_its_step(trained: Path, tmp_path: Path) -> None:
+def test_export_of_older_checkpoint_has_losses_of_that_step(trained: Path, tmp_path: Path) -> None:
     export(trained / "checkpoints" / "step_00000002", output=tmp_path, direction="a2b")
     training = header(tmp_path / "photo2monet.safetensors")["export"]["training"]
     line = json.loads((trained / "metrics.jsonl").read_text().splitlines()[1])
@@ -196,7 +196,7 @@ def test_original_pth_export_round_trip(trained: Path, tmp_path: Path, capsys: p
     ],
     ids=["resnet", "dropout", "unet"],
 )
-def test_original_networks_load_exported_pth_files(
+def test_networks_of_original_implementation_load_exported_pth_files(
     tmp_path: Path, architecture: dict[str, Any], network: nn.Module, size: int
 ) -> None:
     model = write_model(tmp_path / "model", architecture=architecture)
@@ -218,7 +218,7 @@ def test_original_networks_load_exported_pth_files(
         (UNET7 | {"levels": 3}, "8 and 7 levels, this one has 3"),
     ],
 )
-def test_unsupported_pth_export_writes_no_file(tmp_path: Path, architecture: dict[str, Any], reason: str) -> None:
+def test_unsupported_network_writes_no_pth_file(tmp_path: Path, architecture: dict[str, Any], reason: str) -> None:
     model = write_model(tmp_path / "model", architecture=architecture)
     with pytest.raises(CheckpointError, match=f"^{model}: .*{reason}.*$"):
         export(model, output=tmp_path / "out", format="reference")
@@ -248,7 +248,7 @@ def test_original_pth_file_exports_to_safetensors(tmp_path: Path, name: str, dir
 
 @pytest.fixture(scope="module")
 def onnx_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """ONNX file of direction a2b, exported from the tiny model in the folder `model` beside the file."""
+    """Return an ONNX file for direction a2b, exported from the tiny model in the folder `model` beside the file."""
     pytest.importorskip("onnxscript", reason="needs the extra `export`")
     pytest.importorskip("onnxruntime", reason="needs the extra `export`")
     folder = tmp_path_factory.mktemp("onnx")
@@ -267,7 +267,7 @@ def onnx_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
     ids=["resnet", "resized resnet", "unet", "resized unet", "unet with detail"],
 )
-def test_onnx_matches_pytorch_at_every_size(
+def test_onnx_file_gives_same_outputs_as_pytorch_at_every_size(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], architecture: dict[str, Any]
 ) -> None:
     pytest.importorskip("onnxscript", reason="needs the extra `export`")
@@ -296,7 +296,7 @@ def test_onnx_matches_pytorch_at_every_size(
     assert ours.values(images(1, 3, 1, 1)).shape == (1, 3, 1, 1)
 
 
-def test_translate_runs_an_onnx_file(tmp_path: Path, onnx_file: Path) -> None:
+def test_translate_accepts_an_onnx_file_as_checkpoint(tmp_path: Path, onnx_file: Path) -> None:
     for number, size in enumerate([(9, 7), (9, 7), (30, 41)]):
         write_picture(tmp_path / "in" / f"{number}.png", size=size, seed=number)
     completed = command(
@@ -366,7 +366,7 @@ def test_onnx_file_cannot_be_exported_again(onnx_file: Path) -> None:
 
 
 class Drifting(nn.Module):
-    """Network whose forward pass differs from its exported graph by `by`, for batches of two images."""
+    """Network whose forward pass differs by `by` from its exported graph, but only for batches of two images."""
 
     multiple = minimum = 4
 
@@ -400,7 +400,7 @@ def test_onnx_export_rejects_graph_with_different_outputs(by: float, fails: bool
 # Output files
 
 
-def test_default_output_folder_for_each_kind_of_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_output_folder_depends_on_kind_of_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = write_model(tmp_path / "alone")
     run = tmp_path / "run"
     path = Checkpoints(run / "checkpoints").save(read_model(file), {}, {}, world=World())
@@ -458,7 +458,7 @@ def test_file_names_are_safe_for_any_domain_names(tmp_path: Path, domains: tuple
     assert names(tmp_path) == {"model", "out"}
 
 
-def test_full_disk_leaves_no_files(tmp_path: Path) -> None:
+def test_export_to_full_disk_leaves_no_files(tmp_path: Path) -> None:
     model = write_model(tmp_path / "model")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
@@ -477,7 +477,7 @@ def test_unknown_direction_error_lists_known_directions(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_model_with_one_direction_is_exported(tmp_path: Path) -> None:
+def test_model_file_with_one_direction_is_exported(tmp_path: Path) -> None:
     path = write_model(tmp_path / "model", ema=False)
     model = read_model(path)
     write(model._replace(tensors={key: value for key, value in model.tensors.items() if ".ba." in key}), path)

@@ -43,7 +43,7 @@ HANGS = "report.check('figure', 1, 2)\nprint('waiting')\ntime.sleep(600)"
 
 @pytest.fixture(autouse=True)
 def _switches() -> Iterator[None]:
-    """Restore the global switches of PyTorch that parts set."""
+    """Restore, after each test, PyTorch's global switches, which parts of the GPU check set."""
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     yield
     torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
@@ -51,7 +51,7 @@ def _switches() -> Iterator[None]:
 
 
 def run(folder: Path, programs: dict[str, str], *, seconds: float = 60, most_s: float = 60, **settings) -> list[Record]:
-    """Run a part for each of `programs`, by name; a part executes `REPORT` and then its program."""
+    """Run one part for each of `programs` (part name -> source code); a part executes `REPORT`, then its program."""
     folder.mkdir(exist_ok=True)
     parts = [Part(name, f"{name} is shown.", 1, most_s) for name in programs]
     keys = {name: settings.get("key", KEY) for name in programs}
@@ -101,7 +101,7 @@ def test_part_passes_dry_run_on_cpu(part: str, rehearse: Callable[[str], Record]
     assert record.outcome == PASSED
 
 
-def test_precisions_check_every_loss_and_report_scale(rehearse: Callable[[str], Record]) -> None:
+def test_part_precisions_checks_every_loss_and_reports_loss_scale(rehearse: Callable[[str], Record]) -> None:
     record = rehearse("precisions")
     names = "\n".join(check.name for check in record.checks)
     for precision in ("bf16", "fp32, scaled"):
@@ -109,13 +109,13 @@ def test_precisions_check_every_loss_and_report_scale(rehearse: Callable[[str], 
     assert "65536 after step 1" in record.texts[-1]
 
 
-def test_tables_have_row_for_every_variant_and_batch_size(rehearse: Callable[[str], Record]) -> None:
+def test_part_tables_has_row_for_every_variant_and_batch_size(rehearse: Callable[[str], Record]) -> None:
     text = "\n".join(rehearse("tables").texts)
     for way in gpu_scale.rehearsal().ways:
         assert len(re.findall(rf"\| \d \| {re.escape(way)} \|", text)) == 2
 
 
-def test_training_stops_on_request_and_shows_translations(rehearse: Callable[[str], Record]) -> None:
+def test_part_training_stops_on_request_and_shows_translations(rehearse: Callable[[str], Record]) -> None:
     record = rehearse("training")
     assert {check.name: check.found for check in record.checks}["exit code, 75 for stopped on request"] == "75"
     assert record.pictures == ("translated-0.jpg", "translated-1.jpg")
@@ -318,7 +318,7 @@ def test_code_version_depends_on_code_and_configs_only(tmp_path: Path) -> None:
 
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., int]]:
-    """Function that runs the script in this process and returns its exit code."""
+    """Function that runs scripts/gpu_check.py in this process and returns the exit code."""
     before = signal.getsignal(signal.SIGTERM)
 
     def call(*arguments: str) -> int:

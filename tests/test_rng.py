@@ -1,4 +1,4 @@
-"""Tests that random numbers depend on the seed, the purpose and the count, and on nothing else."""
+"""Tests that random numbers depend on their key (the seed, the purpose and the count) and on nothing else."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""Tests of the train command: the files it writes, resume, errors, exit codes, threads."""
+"""Tests of the train command: the files that it writes, resume, errors, exit codes, threads."""
 
 import gzip
 import hashlib
@@ -49,7 +49,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def smoke(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
     """Function that runs `cyclestyle.train +experiment=smoke ...` in this process and returns the exit code.
 
-    The working directory is an empty folder.
+    The working directory is an empty folder at the start of the test.
     """
     monkeypatch.chdir(tmp_path)
 
@@ -76,7 +76,7 @@ def newest(folder: str | Path) -> Checkpoint:
 
 
 def same(first: Checkpoint, second: Checkpoint) -> bool:
-    """Return whether two checkpoints hold the same weights, optimizer states, pools and counts, bit for bit."""
+    """Return whether two checkpoints contain bitwise equal weights, optimizer states, image pools and counts."""
     states = [{**checkpoint.training, "recipe": None} for checkpoint in (first, second)]
     return (
         first.step == second.step
@@ -342,7 +342,7 @@ def test_failure_is_recorded_in_status_file(
     ]
 
 
-def test_divergence_exits_5_lists_images_and_can_be_skipped(
+def test_diverged_run_exits_5_and_lists_images_unless_step_is_skipped(
     smoke: Command, scenes: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bad = ("adversarial._target_=tests.custom_parts.NotANumber", "+adversarial.step=5", "trainer.batch_size=2")
@@ -620,7 +620,7 @@ def _own_threads() -> Iterator[None]:
 
 
 def rewrite(run_folder: str, change: Callable[[dict[str, Any]], object]) -> None:
-    """Change training.pt in the newest checkpoint, and its checksum in the manifest."""
+    """Apply `change` to the contents of training.pt in the newest checkpoint; update its checksum in the manifest."""
     checkpoints = Path(run_folder) / "checkpoints"
     folder = checkpoints / (checkpoints / "latest").read_text().strip()
     training = torch.load(folder / "training.pt", weights_only=True)

@@ -1,4 +1,4 @@
-"""Tests of the wheel, installed without the checkout and used from another folder."""
+"""Tests of the wheel, which is installed without the checkout and used from another folder."""
 
 import os
 import site
@@ -34,7 +34,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Scripts folder of a new environment that contains the wheel and this environment's other packages."""
+    """Scripts folder of a new environment, which contains the wheel and the present environment's other packages."""
     environment = tmp_path_factory.mktemp("environment")
     venv.create(environment, with_pip=False)
     scripts = environment / ("Scripts" if os.name == "nt" else "bin")

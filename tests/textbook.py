@@ -39,7 +39,7 @@ class Textbook:
         return -(target * torch.log(p) + (1 - target) * torch.log(1 - p)).mean()
 
     def step(self, real_a: Tensor, real_b: Tensor) -> dict[str, float]:
-        """Make one step on a batch, without image pools; return the weighted losses."""
+        """Train one step on a batch, without image pools; return the weighted losses, keyed by their original names."""
         for p in [*self.d_a.parameters(), *self.d_b.parameters()]:
             p.requires_grad = False
         self.optimizer_g.zero_grad()

@@ -1,4 +1,4 @@
-"""TIFF encoder for tests that writes any pixel layout, even a contradictory one."""
+"""TIFF encoder for tests, which can write any pixel layout, even a contradictory one."""
 
 import struct
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ WIDTH, HEIGHT = 7, 5
 
 
 class Layout(NamedTuple):
-    """Pixel layout in the first directory of a TIFF."""
+    """Pixel layout, as described by the first directory of a TIFF file."""
 
     bits: int  # bits per sample
     samples: int  # samples per pixel
@@ -65,7 +65,7 @@ def _packed(channels: np.ndarray, bits: int) -> bytes:
 
 
 def _file(tags: Sequence[tuple[int, int, Sequence[int]]], strips: Sequence[bytes]) -> bytes:
-    """Join header, directory, values of more than 4 bytes, and strips."""
+    """Join the parts of a TIFF file: header, directory, tag values of more than 4 bytes, and strips."""
     formats = {3: "H", 4: "I"}
     behind = 8 + 2 + 12 * len(tags) + 4
     sizes = [struct.calcsize(formats[kind]) * len(values) for _, kind, values in tags]

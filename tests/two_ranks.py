@@ -1,4 +1,4 @@
-"""Training on two ranks, for tests: a function that starts them, and the program that each rank runs."""
+"""Training on two ranks, for tests: a function that starts both ranks, and the program that each rank runs."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from tests.factories import random_batch, tiny_trainer
 
 
 class Rank(NamedTuple):
-    """Results of one rank."""
+    """Results of training on one rank."""
 
     losses: list[dict[str, float]]  # losses and scores of this rank's share of the batch, one entry per step
     sent: list[int]  # bytes of each all-reduce of gradients; empty unless counted

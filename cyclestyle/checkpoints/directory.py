@@ -55,7 +55,7 @@ class Checkpoint(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of one run.
+    """All checkpoints of one run.
 
     Args:
         folder: parent of the checkpoint folders; created at the first save.
@@ -151,7 +151,7 @@ class Checkpoints:
         return None
 
     def _publish(self, building: Path, final: Path, *, ranks: int) -> None:
-        """Write the manifest of a folder whose other files are on the disk, then give the folder its final name."""
+        """Write the manifest into `building`, whose other files are on the disk; rename this folder to `final`."""
         names = sorted(SHARED_FILES | {f"rank{rank}.pt" for rank in range(ranks)})
         files = {name: fingerprint(building / name) for name in names}
         manifest = {"version": VERSION, "step": step_of(final), "ranks": ranks, "files": files}
@@ -176,7 +176,7 @@ class Checkpoints:
         remove_temporary_files(self.folder)
 
     def _set_aside(self, path: Path, suffix: str) -> None:
-        """Rename a checkpoint to a hidden name; the next save removes it."""
+        """Rename a checkpoint folder to a hidden name that ends with `suffix`; the next save removes the folder."""
         aside = self.folder / f".{path.name}.{suffix}"
         shutil.rmtree(aside, ignore_errors=True)  # a folder of this name may remain from an earlier save
         path.rename(aside)
@@ -250,7 +250,7 @@ def read_model(path: Path, *, warn: Callable[[str], None] = warn) -> Model:
 
 
 def _model_file(path: Path, warn: Callable[[str], None]) -> Path:
-    """Find the model file, given a run folder, a checkpoint folder or the file itself."""
+    """Find the model file for `path`, which is a run folder, a checkpoint folder or the model file itself."""
     if path.is_file():
         return path
     if not path.is_dir():

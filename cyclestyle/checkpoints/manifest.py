@@ -9,11 +9,11 @@ from typing import Any
 from cyclestyle.checkpoints.model import GARBLED_JSON, VERSION
 from cyclestyle.errors import CheckpointError, DamagedError, DiskError
 
-SHARED_FILES = {"networks.safetensors", "training.pt"}  # files beside those of the ranks: rank0.pt, rank1.pt, ...
+SHARED_FILES = {"networks.safetensors", "training.pt"}  # files besides rank0.pt, rank1.pt, ...
 
 
 def read_checksums(path: Path) -> dict[str, str]:
-    """Read the manifest and return file name -> sha256.
+    """Read the manifest of checkpoint folder `path`; return the sha256 of each file, keyed by file name.
 
     Raises:
         DamagedError: the manifest is missing or malformed, or lists other files than those of a checkpoint.
@@ -39,7 +39,7 @@ def read_checksums(path: Path) -> dict[str, str]:
 
 
 def verify(path: Path, checksums: Mapping[str, str], *, only: Iterable[str] | None = None) -> None:
-    """Raise a DamagedError unless all files, or those named in `only`, match their checksums."""
+    """Raise a DamagedError unless all files in folder `path`, or those named in `only`, match their checksums."""
     for name in checksums if only is None else only:
         try:
             checksum = sha256_of(path / name)
@@ -52,9 +52,9 @@ def verify(path: Path, checksums: Mapping[str, str], *, only: Iterable[str] | No
 
 
 def _unreadable(path: Path, error: OSError) -> DiskError:
-    """Error for a disk that cannot be read.
+    """Create the error for a file on a disk that cannot be read.
 
-    It is not a DamagedError: `Checkpoints.load` would rename a checkpoint whose files may be undamaged.
+    This is not a DamagedError, after which `Checkpoints.load` would rename a checkpoint that may be undamaged.
     """
     return DiskError(f"cannot read {path}: {(error.strerror or '').lower()}; try again when the disk can be read")
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from cyclestyle.filesystem.atomic import write_and_sync
 
 VERSION = 1
-HEADER = "cyclestyle"  # metadata key in the safetensors header; its value is a JSON with the architectures
+HEADER = "cyclestyle"  # metadata key in the safetensors header; its value is JSON text with the architectures
 # Exceptions raised when malformed JSON is parsed or its entries are read.
 GARBLED_JSON = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 
@@ -52,7 +52,11 @@ def model_bytes(model: Model) -> bytes:
 
 
 def state_dict_mismatch(expected: Mapping[str, Tensor], loaded: Mapping[str, Tensor]) -> list[str]:
-    """Describe missing keys, unexpected keys and other shapes in loaded weights, one line each; empty if all fit."""
+    """Describe how `loaded` weights differ from the `expected` ones.
+
+    Returns:
+        One line each for missing keys, unexpected keys and keys with another shape; empty if all weights fit.
+    """
     shapes = {key: (tuple(loaded[key].shape), tuple(expected[key].shape)) for key in expected if key in loaded}
     reasons = {
         "missing": [key for key in expected if key not in loaded],
@@ -67,7 +71,7 @@ def state_dict_mismatch(expected: Mapping[str, Tensor], loaded: Mapping[str, Ten
 
 
 def tensor_bytes(state: object) -> int:
-    """Size of all tensors in a nested state, in bytes."""
+    """Total size in bytes of all tensors in a nested state of mappings, lists and tuples."""
     if isinstance(state, Tensor):
         return state.numel() * state.element_size()
     items = state.values() if isinstance(state, Mapping) else state if isinstance(state, list | tuple) else ()

@@ -1,4 +1,4 @@
-"""Saving of checkpoints, synchronously or by a thread while training continues."""
+"""Saving of checkpoints, either synchronously or in a second thread while training continues."""
 
 import threading
 from collections.abc import Callable, Mapping
@@ -12,7 +12,7 @@ from cyclestyle.checkpoints.model import Model
 from cyclestyle.distributed.world import World
 from cyclestyle.errors import DiskError, warn
 
-ATTEMPTS = 3  # number of consecutive failed saves that ends the run
+ATTEMPTS = 3  # number of consecutive failed saves after which the run ends
 
 
 class Snapshot(NamedTuple):
@@ -23,7 +23,7 @@ class Snapshot(NamedTuple):
     rank_state: Mapping[str, Any]  # state of this rank alone; no later step modifies its tensors
 
     def copied(self, *, shared: bool = True) -> "Snapshot":
-        """Return a copy in separate memory on the CPU, so that training may continue.
+        """Return a copy on the CPU, whose tensors later steps do not modify: training may continue during the write.
 
         Args:
             shared: include the model and the training state, which only rank 0 writes.
@@ -74,8 +74,8 @@ class CheckpointWriter:
             last: wait until the checkpoint is on the disk, since no save follows.
 
         Raises:
-            DiskError: the third consecutive save or the last save of the run failed. With `asynchronous`, the error of
-                a save that is not the last is raised by the next call.
+            DiskError: three consecutive saves failed, or the last save of the run failed. With `asynchronous`, the next
+                call raises the error of a save that is not the last.
         """
         self._collect_result(last=False)
         snapshot = take()
@@ -100,7 +100,11 @@ class CheckpointWriter:
             self._error = error
 
     def _collect_result(self, *, last: bool) -> None:
-        """Wait for the previous save, if there was one, and report its success or failure."""
+        """Wait for the previous save, if there was one, and report its success or failure.
+
+        Args:
+            last: whether that save is the last of the run; its failure then raises an error instead of a warning.
+        """
         self.finish()
         self._writer = None
         path, error = self._path, self._error

@@ -1,1 +1,1 @@
-"""Command line and configs: parse arguments, print help, compose and check configs, build components."""
+"""Command line and configs: parsing of arguments, help, composition and checks of configs, building of components."""

@@ -13,14 +13,14 @@ FLAGS = "--help, --cfg job, --multirun"
 
 
 class Argument(NamedTuple):
-    """One `key=value` as typed, without the leading pluses that Hydra accepts."""
+    """One `key=value` argument as typed, without the leading plus signs that Hydra accepts."""
 
     key: str
     text: str
 
 
 class Flags(NamedTuple):
-    """Command line, split into flags and arguments."""
+    """Command line, split into its flags and its other arguments (`key=value`)."""
 
     help: bool
     print_config: bool  # --cfg job
@@ -60,7 +60,7 @@ def split(argument: str) -> Argument:
 
 
 def literal(argument: Argument) -> str | None:
-    """Return the value of a path or text key as typed, None for `null`; `~` expands in paths."""
+    """Return the text of a path or text argument as typed, or None if it is `null`; in paths, expand `~`."""
     if argument.text == "null":
         return None
     if argument.key in PATHS:
@@ -69,7 +69,7 @@ def literal(argument: Argument) -> str | None:
 
 
 def escape_interpolation(text: str) -> str:
-    """Escape `text` for OmegaConf, which would otherwise resolve ${...} in it."""
+    """Escape each ${...} in `text`, since OmegaConf would otherwise replace it by the value of another key."""
     return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", text)
 
 
@@ -87,16 +87,17 @@ def closest_match(word: str, choices: Iterable[str]) -> str:
 
 
 def unknown_key_error(kind: str, word: str, choices: Iterable[str], *, otherwise: str = "") -> CommandError:
-    """Create the error for an unknown word.
+    """Create the error for a `word` that is not among `choices`.
 
-    The message suggests the closest choice. If none is close, it shows `otherwise`, or lists all choices.
+    The message suggests the closest choice. If none is close, it shows `otherwise`, or lists all choices if `otherwise`
+    is empty. If `word` is the former name of a renamed key, the message gives the present name instead.
 
     Args:
         kind: what the word should be, such as `key` or the name of a group.
-        otherwise: text that replaces a long list of choices.
+        otherwise: text to show instead of a long list of choices.
     """
     if (renamed := RENAMED.get(word)) is not None:
-        values = "".join(f", {old} is {new}" for old, new in renamed.values.items())
+        values = "".join(f"; its value {old} is now {new}" for old, new in renamed.values.items())
         return CommandError(f"{word} was renamed to {renamed.key}{values}")
     choices = list(choices)
     guess = closest_match(word, choices)
@@ -105,6 +106,6 @@ def unknown_key_error(kind: str, word: str, choices: Iterable[str], *, otherwise
 
 
 def report(command: str, error: CyclestyleError) -> str:
-    """Format an error for the user: one line, and at most five more below it."""
+    """Format an error of a command for the user: the first line of its message, and at most five more lines."""
     first, *more = str(error).splitlines() or [type(error).__name__]
     return "\n".join([f"cyclestyle {command}: {first}", *more[:5]])

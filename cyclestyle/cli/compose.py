@@ -1,6 +1,7 @@
 """Compose configs, check them, and build their components.
 
-Only `cli` and the entries use Hydra. This module imports no torch, so that `--help` is quick.
+Only `cyclestyle.cli` and the command modules (train, translate, evaluate, export) use Hydra. This module does not
+import PyTorch, so that `--help` is quick.
 """
 
 import copy
@@ -112,8 +113,8 @@ SCHEMAS: dict[str, type] = {"train": Train, "translate": Translate, "evaluate": 
 for _command, _schema in SCHEMAS.items():
     ConfigStore.instance().store(f"{_command}_schema", _schema)
 
-# Classes and functions that receive config keys. A name on the left is a node without _target_, a _target_ that passes
-# keys to other functions, or a command whose config has no nodes.
+# Classes and functions that receive config keys. A name on the left is a config node without _target_, a _target_ that
+# passes keys to other functions, or a command whose config has no nodes.
 CONSUMERS: dict[str, tuple[str, ...]] = {
     "objective": ("cyclestyle.objectives.cyclegan.CycleGAN",),
     "pool": ("cyclestyle.objectives.image_pool.ImagePool",),
@@ -138,17 +139,17 @@ CONSUMERS: dict[str, tuple[str, ...]] = {
 
 
 def config_dir() -> Path:
-    """Folder of the YAML files: inside the package if it was installed from a wheel, else beside the package."""
+    """Folder that contains the YAML files: in the package if it was installed from a wheel, else beside the package."""
     package = Path(__file__).resolve().parents[1]
     inside = package / "configs"
     return inside if inside.is_dir() else package.parent / "configs"
 
 
 def compose(command: str, overrides: Sequence[str]) -> DictConfig:
-    """Compose a command's config from its YAML files and `overrides`, typed as on the command line.
+    """Compose a command's config from its YAML files and from `overrides`, which are arguments such as `seed=1`.
 
-    Hydra merges the chosen files. This function sets the values: it keeps paths and names as typed, and parses other
-    values by Hydra's grammar.
+    Hydra merges the YAML files that the overrides choose. This function then sets the values of keys: it keeps paths
+    and names as typed, and parses other values by Hydra's grammar.
 
     Raises:
         CommandError: an override has an unknown key or option, or a malformed value.
@@ -172,14 +173,14 @@ def compose(command: str, overrides: Sequence[str]) -> DictConfig:
 
 
 def groups(command: str) -> dict[str, str | None]:
-    """A command's config groups and their default options, from the defaults list of its YAML file."""
+    """Config group -> default option (None for `experiment`), from the defaults list in the command's YAML file."""
     entries = [entry for entry in OmegaConf.load(config_dir() / f"{command}.yaml").defaults if OmegaConf.is_dict(entry)]
     defaults = {str(group): str(option) for entry in entries for group, option in entry.items()}
     return {"experiment": None, **defaults} if defaults else {}
 
 
 def group_override(argument: Argument) -> str:
-    """Return `group=option` in Hydra's syntax; experiments get a leading plus: they are not in the defaults list."""
+    """Return `group=option` in Hydra's syntax, with a leading plus for experiments, which no defaults list contains."""
     group, option = argument
     available = options(config_dir() / group)
     if option not in available:
@@ -190,7 +191,7 @@ def group_override(argument: Argument) -> str:
 
 
 def set_key(cfg: DictConfig, argument: Argument, command: str) -> None:
-    """Set one key; `check` verifies later that the node's component accepts key and value."""
+    """Set one key of `cfg`; later, `check` verifies that the component which receives it accepts key and value."""
     key, text = argument
     known = dict(walk(OmegaConf.to_container(cfg)))
     parent = known.get(key.rpartition(".")[0])
@@ -211,7 +212,7 @@ def set_key(cfg: DictConfig, argument: Argument, command: str) -> None:
 
 
 def walk(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield every dotted key below `node` with its value, nodes included."""
+    """Yield every dotted key below `node` with its value; a value may itself be a node (a dict)."""
     for key, value in node.items():
         yield f"{prefix}{key}", value
         if isinstance(value, dict):
@@ -219,7 +220,7 @@ def walk(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def parsed(argument: Argument) -> Any:
-    """Parse a single value by Hydra's grammar: numbers, true, null, lists, plain words."""
+    """Return the value of an argument, parsed by Hydra's grammar: a number, true, null, a list or plain words."""
     override = parse(argument)
     if override.is_sweep_override():
         raise CommandError(f"{argument.key}={argument.text} has several values: add --multirun to train once for each")
@@ -227,7 +228,7 @@ def parsed(argument: Argument) -> Any:
 
 
 def parse(argument: Argument) -> Override:
-    """Parse one argument by Hydra's grammar; it may have several values."""
+    """Parse one argument by Hydra's grammar; the argument may have several values, as for `--multirun`."""
     try:
         return OverridesParser.create().parse_override(f"{argument.key}={argument.text}")
     except HydraException as error:
@@ -238,7 +239,7 @@ def parse(argument: Argument) -> Override:
 
 
 def check(cfg: DictConfig) -> None:
-    """Check every key against the signature of the component that receives it, before anything runs.
+    """Check every key of a composed config against the signature of the class or function that receives the key.
 
     Raises:
         CommandError: a key is missing or unknown, or a value has the wrong type.
@@ -258,7 +259,11 @@ def check(cfg: DictConfig) -> None:
 
 
 def check_node(path: str, node: object) -> None:
-    """Check a component, a node of arguments from `CONSUMERS`, or a node of named components such as `logger`."""
+    """Check the node at the dotted key `path`.
+
+    The node is a component (it has a `_target_`), or its keys are for functions in `CONSUMERS`, or it contains named
+    components, as `logger` does.
+    """
     if not isinstance(node, dict):
         raise CommandError(f"{path}={node} is no component: a component is a node with a _target_")
     if "_target_" in node:
@@ -273,14 +278,14 @@ def check_node(path: str, node: object) -> None:
 
 
 def consumers(name: str) -> list[Callable[..., Any]]:
-    """Look up the classes and functions that receive the keys of a node, command or target in `CONSUMERS`."""
+    """Return the classes and functions that receive config keys for `name` in `CONSUMERS`; none if it is not there."""
     return [pkgutil.resolve_name(consumer) for consumer in CONSUMERS.get(name, ())]
 
 
 def build(node: DictConfig, **kwargs: Any) -> Any:
-    """Build the component that `node` describes, from the node's keys and `kwargs`.
+    """Call the `_target_` of `node` with the node's other keys and with `kwargs`; return the component.
 
-    The keys are passed as plain values: Hydra would resolve ${...} in a path, and copy networks and parameters.
+    Hydra does not receive these arguments: it would resolve ${...} in a path, and copy networks and parameters.
 
     Raises:
         CommandError: a key of the node is also in `kwargs`.
@@ -295,12 +300,12 @@ def build(node: DictConfig, **kwargs: Any) -> Any:
 
 
 def arguments_for(node: DictConfig, target: Callable[..., Any]) -> dict[str, Any]:
-    """Select the keys of a node that are parameters of `target`, with their values."""
+    """Return the keys of `node` that are also parameters of `target`, with their values."""
     return {key: value for key, value in to_plain(node).items() if key in inspect.signature(target).parameters}
 
 
 def to_plain(cfg: DictConfig) -> dict[str, Any]:
-    """Convert a config to plain dicts, lists and values, with all interpolations resolved."""
+    """Convert a config to plain dicts, lists and values; replace each ${key} by the value of that key."""
     try:
         return cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
     except OmegaConfBaseException as error:
@@ -308,10 +313,10 @@ def to_plain(cfg: DictConfig) -> dict[str, Any]:
 
 
 def yaml(cfg: DictConfig, *, auto: Mapping[str, Any] | None = None) -> str:
-    """Format a config as YAML with all interpolations resolved.
+    """Format a config as YAML; replace each ${key} by the value of that key.
 
     Args:
-        auto: dotted key -> value that replaces `auto` in the YAML.
+        auto: dotted key -> chosen value, for keys whose value in `cfg` is `auto`.
     """
     to_plain(cfg)
     resolved = copy.deepcopy(cfg)
@@ -321,5 +326,5 @@ def yaml(cfg: DictConfig, *, auto: Mapping[str, Any] | None = None) -> str:
 
 
 def one_line(error: Exception) -> str:
-    """Message of an error from Hydra, OmegaConf or YAML, joined to one line."""
+    """Message of an error raised by Hydra, OmegaConf or YAML, with its lines joined into one."""
     return " ".join(str(error).split())

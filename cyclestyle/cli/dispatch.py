@@ -1,4 +1,4 @@
-"""Run a command from `sys.argv`, and exit with its exit code."""
+"""Run a command with the arguments in `sys.argv`, and exit with the command's exit code."""
 
 import sys
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from cyclestyle.errors import CommandError, CyclestyleError
 
 
 def launch(command: str, run: Callable[[DictConfig], int | None]) -> None:
-    """Run a command from `sys.argv` and exit with its exit code; the `main` function of every entry only calls this."""
+    """Run `command` with the arguments in `sys.argv`, and exit; the `main` of every command module only calls this."""
     try:
         code = dispatch(command, run)
     except CyclestyleError as error:
@@ -25,7 +25,7 @@ def launch(command: str, run: Callable[[DictConfig], int | None]) -> None:
 
 
 def dispatch(command: str, run: Callable[[DictConfig], int | None]) -> int:
-    """Print help, print the config or run the command, depending on `sys.argv`; return the exit code."""
+    """Print help, print the config or call `run` with the config, depending on `sys.argv`; return the exit code."""
     if not sys.argv[1:]:
         print(usage(config_dir(), command), file=sys.stderr)
         return CommandError.code

@@ -1,4 +1,4 @@
-"""Help texts, generated from the YAML files of the configs."""
+"""Help texts of the commands, generated from the YAML files in the folder `configs`."""
 
 import re
 import textwrap
@@ -10,14 +10,14 @@ WIDTH = 112  # columns of the help text
 
 
 def header(path: Path) -> list[str]:
-    """Comment lines at the top of a YAML file, without the hash signs and Hydra's `@package` line."""
+    """Comment lines at the top of a YAML file, without their hash signs and without Hydra's `@package` line."""
     lines = path.read_text(encoding="utf-8").splitlines()
     end = next((number for number, line in enumerate(lines) if not line.startswith("#")), len(lines))
     return [line.removeprefix("#").removeprefix(" ") for line in lines[:end] if "@package" not in line]
 
 
 class Entry(NamedTuple):
-    """One key of a YAML file."""
+    """One key of a YAML file, with its default value and its comment."""
 
     key: str  # dotted path from the root of the file
     value: str  # text in the file; empty for a node with keys below it
@@ -25,7 +25,7 @@ class Entry(NamedTuple):
 
 
 def yaml_entries(path: Path) -> Iterator[Entry]:
-    """Yield the keys of a YAML file in which each key has its own line, with its comment at the end of the line."""
+    """Yield the keys of a YAML file that has one key per line, each with the comment at the end of its line."""
     above: list[tuple[int, str]] = []
     for line in path.read_text(encoding="utf-8").splitlines():
         match = re.match(r"( *)(\w+):(?: +([^#\s].*?))?(?: +# *(.*))?$", line)
@@ -37,12 +37,12 @@ def yaml_entries(path: Path) -> Iterator[Entry]:
 
 
 def usage(directory: Path, command: str) -> str:
-    """Short usage text: the header comment of the command's YAML file, with one sentence and examples."""
+    """Short usage text: the header of the command's YAML file (one sentence and examples), and a hint to --help."""
     return "\n".join([*header(directory / f"{command}.yaml"), "", "Everything else that can be set: --help"])
 
 
 def help_text(directory: Path, command: str, groups: Mapping[str, str | None]) -> str:
-    """Full help text of a command: keys, groups, experiments and flags, from the YAML files below `directory`.
+    """Full help text for `--help`: the command's keys, groups, experiments and flags, from YAML files in `directory`.
 
     Args:
         groups: the command's config groups and their default options; None for a group without a default.
@@ -84,12 +84,12 @@ FLAG_ROWS = (
 
 
 def options(group: Path) -> list[str]:
-    """Names of a group's options, sorted."""
+    """Sorted names of the options in the folder `group`: one YAML file per option."""
     return sorted(file.stem for file in group.glob("*.yaml"))
 
 
 def describe_option(group: Path, option: str, default: str | None = None) -> str:
-    """Describe an option by the first comment line of its file, and by its keys that the default option lacks."""
+    """Describe an option: the first comment line of its YAML file, and those of its keys that `default` lacks."""
     first = header(group / f"{option}.yaml")[0]
     if default in (None, option):
         return first
@@ -99,7 +99,7 @@ def describe_option(group: Path, option: str, default: str | None = None) -> str
 
 
 def table(rows: Iterable[tuple[str, ...]]) -> list[str]:
-    """Lines of a table with aligned columns; the last column is wrapped."""
+    """Lines of a text table with aligned columns; long texts in the last column are wrapped."""
     rows = list(rows)
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
     lines: list[str] = []

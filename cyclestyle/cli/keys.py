@@ -1,17 +1,17 @@
-"""Config keys with a special role: taken as typed, free to change on resume, part of exported files, or renamed."""
+"""Config keys with a special role: value taken as typed, free to change on resume, saved in exports, or renamed."""
 
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 
 class Key(NamedTuple):
-    """Roles of one key of a config, or of all keys below it."""
+    """Special roles of one config key; if the key is a node, of all keys in this node."""
 
     typed: Literal["path", "text"] | None = None  # value is taken as typed, with any characters; `~` expands in paths
     may_change: bool = (
-        False  # may differ on resume: sets where or how a run is computed, when it stops, what it reports
+        False  # may differ on resume: the key sets where or how a run is computed, when it stops, or what it reports
     )
-    exported: bool = False  # included in the training summary of exported files, since it affects the translations
+    exported: bool = False  # in the training summary of exported files, since the key affects translations
 
 
 KEYS: dict[str, Key] = {
@@ -76,7 +76,7 @@ EXPORTED = tuple(name for name, key in KEYS.items() if key.exported)
 
 
 class Renamed(NamedTuple):
-    """Present name of a renamed key, and a mapping from old to present names of its values."""
+    """Present name of a renamed key; `values` maps former values of the key to present ones."""
 
     key: str
     values: Mapping[str, str] = {}
@@ -98,7 +98,10 @@ RENAMED_TARGETS = {
 
 
 def with_present_names(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert a config saved by an earlier version, as nested dicts, to present names of keys, values and targets."""
+    """Copy a config that an earlier version saved; replace former names of keys, values and targets by present ones.
+
+    Both configs are nested dicts.
+    """
     config = _rename(recipe, "")
     data = config.get("data")
     if isinstance(data, Mapping) and data.get("_target_") not in _RENAMED_DATA:

@@ -16,14 +16,14 @@ from cyclestyle.errors import CommandError
 
 
 class SweepJob(NamedTuple):
-    """One run of a sweep."""
+    """One run among those that `--multirun` starts."""
 
     line: list[str]  # equivalent arguments without --multirun
     cfg: DictConfig
 
 
 def jobs(command: str, arguments: Sequence[str]) -> list[SweepJob]:
-    """Create a job for every combination of values in `arguments`; check its config, and give it its own run folder.
+    """Create a job with its own run folder for every combination of values in `arguments`, and check its config.
 
     Raises:
         CommandError: the command does not train, torchrun started it, or a config is invalid.
@@ -44,7 +44,7 @@ def jobs(command: str, arguments: Sequence[str]) -> list[SweepJob]:
 
 
 def sweep_values(argument: Argument) -> Iterator[str]:
-    """Yield `key=1` and `key=2` for `key=1,2`; paths and names are never split."""
+    """Yield `key=1` and `key=2` for the argument `key=1,2`; paths and names are never split at commas."""
     key, text = argument
     override = None if key in TAKEN_AS_TYPED else parse(argument)
     if override is None or not override.is_sweep_override():
@@ -56,7 +56,7 @@ def sweep_values(argument: Argument) -> Iterator[str]:
 
 
 def run_jobs(command: str, run: Callable[[DictConfig], int | None], todo: Sequence[SweepJob]) -> int:
-    """Run one job after the other; stop after the first job with a nonzero exit code, and return this code."""
+    """Run the jobs in `todo` one after the other; stop after the first nonzero exit code, and return this code."""
     for number, (line, cfg) in enumerate(todo, 1):
         print(f"cyclestyle {command}: job {number} of {len(todo)}: {shlex.join(line)}", flush=True)
         sys.argv[1:] = line  # torchrun repeats this command line, which must then start a single run

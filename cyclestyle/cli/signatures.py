@@ -14,10 +14,16 @@ from cyclestyle.errors import CommandError
 
 
 def bind(path: str, values: Mapping[str, Any], targets: Sequence[Callable[..., Any]]) -> None:
-    """Check that every key is a parameter of one of the targets, and that its value matches the annotation.
+    """Check that every key in `values` is a parameter of a target, and that its value matches the annotation there.
 
     Parameters without a key are ignored: they have a default, or the program passes them. If the last target has a
-    parameter `**rest`, it accepts any key. A `**rest` of an earlier target passes its keys to the later targets.
+    parameter `**rest`, any key is accepted. A target with `**rest` that is not the last passes its other keys to the
+    later targets.
+
+    Args:
+        path: dotted key of the node that contains `values`, for error messages; empty for a whole config.
+        values: key -> value, without `_target_`.
+        targets: classes and functions that receive the keys.
 
     Raises:
         CommandError: no target has a parameter for a key (the message suggests the closest parameter), or a value has
@@ -42,10 +48,10 @@ def bind(path: str, values: Mapping[str, Any], targets: Sequence[Callable[..., A
 
 
 def resolve_target(name: object, path: str) -> Callable[..., Any]:
-    """Find the class or function that a `_target_` names.
+    """Find the class or function that `_target_: name` in the node `path` refers to.
 
     Raises:
-        CommandError: no class or function has that name, or its signature cannot be read.
+        CommandError: no class or function has this name, or its signature cannot be read.
     """
     if not isinstance(name, str):
         raise CommandError(f"{path}._target_={name} does not name a class or function")
@@ -65,7 +71,7 @@ def resolve_target(name: object, path: str) -> Callable[..., Any]:
 
 
 def signature(target: Callable[..., Any]) -> inspect.Signature:
-    """Signature of a callable, with annotations as types if they can be evaluated."""
+    """Signature of a callable; annotations given as strings are converted to types if all of them can be evaluated."""
     try:
         return inspect.signature(target, eval_str=True)
     except NameError:  # an annotation may be imported for type checkers only
@@ -73,7 +79,7 @@ def signature(target: Callable[..., Any]) -> inspect.Signature:
 
 
 def matches(value: Any, annotation: Any) -> bool:
-    """Return whether a parameter with this annotation accepts a plain YAML value; True for unsupported annotations."""
+    """Return whether a parameter with this annotation accepts a value from YAML; True for unsupported annotations."""
     kind, args = get_origin(annotation) or annotation, get_args(annotation)
     if kind in (Union, UnionType):
         return any(matches(value, arg) for arg in args)
@@ -98,7 +104,7 @@ def matches(value: Any, annotation: Any) -> bool:
 
 
 def type_error(key: str, value: Any, annotations: Iterable[Any]) -> CommandError:
-    """Create the error for a value that has the wrong type, or that is not among the choices of its key."""
+    """Create the error for a value of `key` that has the wrong type or is not a permitted choice."""
     kinds = dict.fromkeys(kind for annotation in annotations for kind in describe_type(annotation))
     *others, last = sorted(kinds, key=lambda kind: kind == "null")
     expected = f"{', '.join(others)} or {last}" if others else last
@@ -109,7 +115,7 @@ WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "
 
 
 def describe_type(annotation: Any) -> list[str]:
-    """Describe the types of value that an annotation accepts, each in plain words for users."""
+    """Describe each type or choice that an annotation accepts, in plain words for users: `a number`, `null`."""
     kind, args = get_origin(annotation) or annotation, get_args(annotation)
     if kind in (Union, UnionType):
         return [word for arg in args for word in describe_type(arg)]

@@ -1,4 +1,4 @@
-"""Training data: unpaired images from two folders, as a pure function of seed and sample index."""
+"""Training data: pairs of unrelated images from two folders; seed and sample index alone decide each pair."""
 
 from cyclestyle.data.crop import Crop
 from cyclestyle.data.dataset import Batch, Pair, UnpairedDataset

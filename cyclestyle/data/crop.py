@@ -1,4 +1,4 @@
-"""Square training crops of images of any size."""
+"""Square crops for training, cut from images of any size."""
 
 from typing import Literal
 
@@ -13,13 +13,13 @@ Resize = Literal["stretch", "short", "none"]
 
 
 class Crop:
-    """Resize, random square crop and random horizontal flip of training images.
+    """Preparation of training images: resizing, a random square crop and a random horizontal flip.
 
     Args:
         resize: `stretch` resizes to a square of load_size (as in the paper; the aspect ratio is lost), `short` resizes
-            the short side to load_size, `none` leaves the size. An image that is then smaller than the crop is
+            the short side to load_size, `none` keeps the original size. An image that is still smaller than the crop is
             enlarged to fit.
-        load_size: target size in px.
+        load_size: side in px after resizing; no effect if `resize` is `none`.
         crop_size: side of the square crop in px.
         flip: mirror images horizontally with probability 1/2.
 
@@ -38,11 +38,11 @@ class Crop:
         self.resize, self.load_size, self.crop_size, self.flip = resize, load_size, crop_size, flip
 
     def fits(self, width: int, height: int) -> bool:
-        """Return whether an image of this size, resized according to `resize`, is at least as large as the crop."""
+        """Return whether an image of `width` x `height` px, resized by the rule `resize`, can hold the crop."""
         return min(self._resized_to(width, height)) >= self.crop_size
 
     def random(self, image: Image.Image, random: np.random.Generator) -> Tensor:
-        """Return a random crop, uint8 (3, crop_size, crop_size); `random` alone decides its position and flip."""
+        """Return a crop, uint8 (3, crop_size, crop_size), whose position and flip are drawn from `random` alone."""
         image = self._resized(image)
         left = int(random.integers(image.width - self.crop_size + 1))
         top = int(random.integers(image.height - self.crop_size + 1))
@@ -50,7 +50,7 @@ class Crop:
         return self._cut(image, left, top, mirrored=mirrored)
 
     def centre(self, image: Image.Image) -> Tensor:
-        """Return the central crop without flip, uint8 (3, crop_size, crop_size), for probe images."""
+        """Return the central crop, never flipped, uint8 (3, crop_size, crop_size); used for probe images."""
         image = self._resized(image)
         return self._cut(image, (image.width - self.crop_size) // 2, (image.height - self.crop_size) // 2)
 
@@ -71,6 +71,6 @@ class Crop:
 
 
 def _scaled(width: int, height: int, *, short: int) -> tuple[int, int]:
-    """Return width and height, scaled so that the short side is `short` px."""
+    """Return `width` and `height`, both scaled by one factor so that the smaller becomes `short` px."""
     factor = short / min(width, height)
     return max(short, round(width * factor)), max(short, round(height * factor))

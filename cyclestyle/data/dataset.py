@@ -1,7 +1,8 @@
 """Training examples as a pure function of the sample index.
 
-Sample index n (`draw` in code) is the n-th pair of a run, counted from 0 over all steps and ranks. Its files, crops
-and flips follow from the seed and n alone; the numbers of workers and ranks, and restarts, do not change them.
+Sample index n (`draw` in code) identifies the n-th pair of a run, counted from 0 over all steps and ranks. The files,
+crops and flips of the pair follow from the seed and n alone; the numbers of workers and ranks, and restarts, do not
+change them.
 """
 
 import functools
@@ -26,7 +27,7 @@ MAX_TRIES = 100  # files tried for one image; if all of them are unreadable, the
 
 
 class Pair(NamedTuple):
-    """One training example: two unrelated images, uint8 (3, H, W), and their sample index (`draw`)."""
+    """One training example: two unrelated images, uint8 (3, H, W), and the sample index of the pair (`draw`)."""
 
     a: Tensor
     b: Tensor
@@ -35,7 +36,7 @@ class Pair(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Several pairs: uint8 (N, 3, H, W) for each domain, and their sample indices (`draws`)."""
+    """N pairs: images of each domain, uint8 (N, 3, H, W), and the sample indices of the pairs (`draws`)."""
 
     a: Tensor
     b: Tensor
@@ -46,18 +47,18 @@ class Batch(NamedTuple):
 class UnpairedDataset:
     """Pairs of training images from two lists of files.
 
-    Files of domain a come in rounds: each file once per round, in a new random order for each round. Files of domain b
-    are drawn uniformly at random. Both follow the 2017 implementation. An unreadable file is replaced by another file
+    Files of domain a are used in rounds: each round uses every file once, in a new random order. Files of domain b are
+    drawn uniformly at random. Both rules follow the 2017 implementation. An unreadable file is replaced by another file
     of its domain, drawn at random as a function of seed and sample index; no other pair changes.
 
     Args:
         a, b: image files of the two domains.
         crop: cuts the training crop from an image.
         seed: the run's seed.
-        bad_a, bad_b: indices in `a` and `b` of files that are never read.
-        replacing: replace unreadable files; if False, an unreadable file raises a DataError.
-        transparent_as: background colour of transparent images.
-        max_pixels: maximum number of pixels of an image; a larger one counts as unreadable.
+        bad_a, bad_b: indices in the lists `a` and `b`; the files at these indices are never read.
+        replacing: whether unreadable files are replaced; if False, an unreadable file raises a DataError.
+        transparent_as: background colour that is put behind transparent images.
+        max_pixels: maximum number of pixels per image; an image with more pixels counts as unreadable.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class UnpairedDataset:
         return max(len(self.a), len(self.b))
 
     def files(self, draw: int) -> tuple[Path, Path]:
-        """Return the files of a and b at a sample index, assuming that both can be read."""
+        """Return the files from domain a and b for sample index `draw`, before a file found unreadable is replaced."""
         return next(self._candidates_a(draw)), next(self._candidates_b(draw))
 
     def __getitem__(self, draw: int) -> Pair:
@@ -104,7 +105,7 @@ class UnpairedDataset:
     def _candidates(
         self, files: list[Path], slot: int, *, bad: frozenset[int], purpose: str, draw: int
     ) -> Iterator[Path]:
-        """Yield the file at index `slot`, then its random replacements; files with an index in `bad` are left out.
+        """Yield `files[slot]`, then random replacements for it; files whose index is in `bad` are left out.
 
         A file that turns out to be unreadable has the same replacements as a file whose index is in `bad`.
         """
@@ -117,7 +118,7 @@ class UnpairedDataset:
                 yield files[slot]
 
     def _first_readable(self, candidates: Iterator[Path], purpose: str, draw: int) -> tuple[Tensor, list[str]]:
-        """Return the crop of the first readable image, and the error texts of the files tried before it."""
+        """Return a crop of the first readable candidate, and the error texts for the candidates tried before it."""
         errors: dict[Path, str] = {}
         for file in itertools.islice(candidates, MAX_TRIES):
             try:
@@ -141,6 +142,6 @@ class UnpairedDataset:
         return pixels
 
 
-@functools.lru_cache(maxsize=2)  # consecutive pairs share a round; a batch across the end of a round needs two
+@functools.lru_cache(maxsize=2)  # consecutive pairs share a round; a batch across the end of a round needs two rounds
 def _shuffled(count: int, seed: int, round_index: int) -> np.ndarray:
     return rng_for(seed, "a", round_index).permutation(count)

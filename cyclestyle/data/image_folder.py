@@ -1,4 +1,4 @@
-"""One folder of training images: the files listed in it and, after inspection, the usable files."""
+"""One folder of training images: the files listed in it and, after inspection, which of them are usable."""
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ ENDINGS = decoding.EXTENSIONS | {".gif"}  # GIF files can be read but not writte
 
 
 class FileRules(NamedTuple):
-    """Rules that decide which files are used; see `UnpairedFolders`."""
+    """Settings that decide which image files are used; `UnpairedFolders` explains each of them."""
 
     crop: Crop
     bad_files: BadFiles
@@ -25,19 +25,19 @@ class FileRules(NamedTuple):
 
 
 class ImageFolder:
-    """The images in a folder and all folders below it, in an order that depends on names alone.
+    """The images in a folder and all folders below it, in an order that depends on file names alone.
 
-    Unusable files keep their indices, so that a file that becomes unreadable does not shift the indices of other files.
+    Unusable files keep their indices in `files`, so that no other index changes when a file becomes unreadable.
 
     Args:
         folder: root folder.
-        what: description of the images for messages, such as `pictures of monet`.
+        what: phrase for the images in messages, such as `pictures of monet`.
 
     Attributes:
         files: paths of all images.
-        damaged: names of unreadable files, relative to the folder, with reasons; filled by `classify`.
-        small: names of images smaller than the crop, with reasons; filled by `classify`.
-        excluded: names of images left out for their size, with reasons; filled by `classify`.
+        damaged: reason for each unreadable file, keyed by its name relative to the folder; filled by `classify`.
+        small: reason for each image smaller than the crop, keyed by name; filled by `classify`.
+        excluded: reason for each image that is too large or too small to be used, keyed by name; filled by `classify`.
         notes: remarks on the folder for the user.
 
     Raises:
@@ -55,28 +55,28 @@ class ImageFolder:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Size in bytes of every file by name, in the order of `files`: identifies a data set without opening files."""
+        """File sizes in bytes by name, in the order of `files`; used to identify a data set without opening files."""
         return {str(candidate.name): candidate.size for candidate in self.listing.candidates}
 
     @property
     def skipped(self) -> dict[str, str]:
-        """Names of all unused files, with reasons."""
+        """Reason for each unused file, keyed by name: `damaged` and `excluded` together."""
         return self.damaged | self.excluded
 
     @property
     def skipped_indices(self) -> frozenset[int]:
-        """Indices in `files` of all unused files."""
+        """Indices of all unused files, as positions in `files`."""
         candidates, skipped = self.listing.candidates, self.skipped
         return frozenset(slot for slot, candidate in enumerate(candidates) if str(candidate.name) in skipped)
 
     @property
     def usable(self) -> list[Path]:
-        """Paths of all files that are used."""
+        """Paths of all files that are not skipped, in the order of `files`."""
         skipped = self.skipped_indices
         return [file for slot, file in enumerate(self.files) if slot not in skipped]
 
     def classify(self, checks: Mapping[Path, FileCheck], rules: FileRules) -> None:
-        """Fill `damaged`, `small`, `excluded` and `notes` from the inspection results of the files."""
+        """Fill `damaged`, `small`, `excluded` and `notes` from the inspection results in `checks`, under `rules`."""
         self.damaged, self.small, self.excluded = {}, {}, {}
         animated: list[str] = []
         for candidate in self.listing.candidates:
@@ -103,7 +103,7 @@ class ImageFolder:
             self.notes.append(f"{self._share(self.small)} {enlarged} ({first_names(self.small)})")
 
     def require_usable(self, rules: FileRules) -> None:
-        """Raise a DataError unless enough files are usable for training."""
+        """Raise a DataError unless, under `rules`, enough files are usable for training."""
         tolerated = len(self.files) // 100
         damaged = self.damaged | {str(name): f"cannot be listed: {why}" for name, why in self.listing.unlisted.items()}
         if rules.bad_files == "error" and damaged:
@@ -142,12 +142,12 @@ class ImageFolder:
 
 
 def with_details(first: str, lines: Sequence[str]) -> str:
-    """Return `first` with the lines indented below it; of more than five lines, four and the number of others."""
+    """Return `first` with `lines` indented below it; more than five are cut to four and a count of the rest."""
     below = lines if len(lines) <= 5 else [*lines[:4], f"and {len(lines) - 4:,} more"]
     return "\n  ".join([first, *below])
 
 
 def first_names(names: Collection[str | Path]) -> str:
-    """Return up to three names as text, with the number of further names."""
+    """Return up to three of `names` as text, followed by the number of the names left out."""
     some = ", ".join(printable(Path(name)) for name in list(names)[:3])
     return some if len(names) <= 3 else f"{some} and {len(names) - 3:,} more"

@@ -1,7 +1,7 @@
-"""Inspection of image files: each is decoded once, several in parallel, and the results are cached.
+"""Inspection of image files: each file is decoded once, several files in parallel, and the results are cached.
 
-Results are stored in one file per image folder under `$XDG_CACHE_HOME/cyclestyle`, keyed by name, size and time of
-modification. If that cache file is lost, the images are inspected again.
+Each image folder has one cache file under `$XDG_CACHE_HOME/cyclestyle`. A cached result is used for a file of the same
+name, size and time of modification. If the cache file is lost, the images are inspected again.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ MAX_THREADS = 16
 
 
 class FileCheck(NamedTuple):
-    """Result of inspecting one file."""
+    """Result of inspecting one file: facts about the image, or an error text."""
 
     facts: ImageInfo | None
     reason: str = ""  # error text if `facts` is None
@@ -53,14 +53,14 @@ def inspect(
     """Inspect the image files of several folders; files with a cached result are not opened again.
 
     Args:
-        folders: folder -> files listed in it.
-        max_pixels: maximum number of pixels of images to decode; of larger images only the header is read.
+        folders: dictionary from each folder to the files listed in it.
+        max_pixels: images with more pixels are not decoded; only their header is read.
         on_progress: called after each opened file with the number of opened files and the number of files to open.
         stopping: polled before the first file and after each file; if it returns True, inspection ends,
             and the results so far are cached.
 
     Returns:
-        Results by folder and name, or None if stopped.
+        Results for each folder, keyed by file name; None if inspection was stopped.
     """
     checks = {folder: _cached(folder, candidates, max_pixels) for folder, candidates in folders.items()}
     jobs = [
@@ -86,9 +86,9 @@ def inspect(
 
 
 def as_image_error(path: Path, error: Exception) -> ImageError:
-    """Convert any error raised while reading a file to an ImageError of that file.
+    """Convert any `error` raised while reading `path` to an ImageError that names this file.
 
-    The text of an unexpected error includes its type. Its result is not cached, as the file itself may be intact.
+    The text of an unexpected error includes its type. The file's result is not cached then, as the file may be intact.
     """
     if isinstance(error, ImageError):
         return error
@@ -98,12 +98,12 @@ def as_image_error(path: Path, error: Exception) -> ImageError:
 
 
 def with_type_name(error: Exception) -> str:
-    """Return type and text of an error, which together help to find a bug."""
+    """Return the type and the text of `error`; the type helps to find a bug."""
     return f"{type(error).__name__}: {error}".removesuffix(": ")
 
 
 def _examined(jobs: Sequence[_Job], max_pixels: int) -> Generator[tuple[_Job, FileCheck], None, None]:
-    """Yield each job with its result, in order of completion, large images last."""
+    """Yield each job with its result, in the order in which jobs are completed; large images come last."""
     large: list[_Job] = []
     for job, check in _side_by_side(jobs, threads=_num_threads(), max_pixels=min(LARGE, max_pixels)):
         if _is_conclusive(check, max_pixels):
@@ -125,7 +125,7 @@ def _side_by_side(jobs: Sequence[_Job], *, threads: int, max_pixels: int) -> Ite
 
 
 def _num_threads() -> int:
-    """Return the number of cores that this process may use, up to `MAX_THREADS`; Pillow's decoders release the GIL."""
+    """Return the number of cores that this process may use, up to `MAX_THREADS`; Pillow decodes without the GIL."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(MAX_THREADS, cores)
 
@@ -139,13 +139,13 @@ def _examine(path: Path, max_pixels: int) -> FileCheck:
 
 
 def _is_conclusive(check: FileCheck, max_pixels: int) -> bool:
-    """Return whether a file need not be opened again: it was decoded, is damaged, or is larger than `max_pixels`."""
+    """Return whether the file need not be opened again: it was decoded, is damaged, or has over `max_pixels` pixels."""
     facts = check.facts
     return facts is None or facts.decoded or facts.width * facts.height > max_pixels
 
 
 def _cached(folder: Path, candidates: Sequence[Candidate], max_pixels: int) -> FileChecks:
-    """Return results that are known without opening a file: cached results, and errors found by the listing."""
+    """Return results that are known without opening a file: cached results, and errors found while listing."""
     cached = _read_cache(folder)
     checks: FileChecks = {}
     for candidate in candidates:
@@ -159,7 +159,7 @@ def _cached(folder: Path, candidates: Sequence[Candidate], max_pixels: int) -> F
 
 
 def _as_file_check(candidate: Candidate, row: object) -> FileCheck | None:
-    """Return the result in a row of the cache; None if size or time of modification differ from the candidate."""
+    """Return the result in a `row` of the cache; None if the candidate has another size or time of modification."""
     match row:
         case [candidate.size, candidate.modified_ns, str(reason)]:
             return FileCheck(None, reason)

@@ -1,4 +1,4 @@
-"""Data loader: batches of one rank, read ahead by worker processes that send them through pipes."""
+"""Data loader: worker processes read the batches of one rank ahead and send them through pipes."""
 
 import multiprocessing
 import os
@@ -36,14 +36,14 @@ def batches(
     pin: bool,
     stopping: Callable[[], bool] = lambda: False,
 ) -> Generator[Batch, None, None]:
-    """Yield this rank's share of the global batch of each step from `start` (inclusive) to `stop` (exclusive).
+    """Yield the share of rank `rank` in the global batch of each step from `start` (inclusive) to `stop` (exclusive).
 
-    Step t has the sample indices t * batch_size to (t + 1) * batch_size - 1; position s in the batch belongs to rank
-    s mod ranks.
+    The global batch of step t has `batch_size` pairs, with sample indices t * batch_size to (t + 1) * batch_size - 1.
+    The pair at position s in the batch belongs to rank s mod ranks.
 
     Args:
-        workers: number of processes that read ahead until the generator is closed; 0 reads in this process.
-        pin: return page-locked memory, for faster copies to a GPU.
+        workers: number of processes that read ahead until the generator is closed; with 0, this process reads.
+        pin: yield batches in page-locked memory, for faster copies to a GPU.
         stopping: polled while waiting for a batch; if it returns True, iteration ends without that batch.
 
     Raises:
@@ -65,7 +65,7 @@ def batches(
 
 
 def warn_once(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """Yield the batches unchanged; warn once for each file that became unreadable after inspection."""
+    """Yield `batches` unchanged; warn once for each file that became unreadable after inspection."""
     warned: set[str] = set()
     for batch in batches:
         for line in batch.replaced:
@@ -76,7 +76,7 @@ def warn_once(batches: Iterable[Batch]) -> Iterator[Batch]:
 
 
 class _Share(NamedTuple):
-    """Reads the pairs of one rank in each batch."""
+    """Reader for the pairs that belong to one rank in each global batch."""
 
     dataset: UnpairedDataset
     batch_size: int
@@ -95,7 +95,7 @@ class _Share(NamedTuple):
 
 
 class _Head(NamedTuple):
-    """Header of a batch, sent by a worker before the pixels."""
+    """Header of a batch, which a worker sends before the pixels of the batch."""
 
     shapes: tuple[torch.Size, torch.Size]
     draws: list[int]
@@ -103,11 +103,11 @@ class _Head(NamedTuple):
 
 
 class _Workers:
-    """Context manager: worker processes that read batches ahead; of n workers, worker i mod n reads step i.
+    """Context manager: worker processes that read batches ahead; of n workers, worker i reads `steps[i::n]`.
 
-    Each worker sends its batches in order through its own pipe, and a thread of this process receives them. The pipe
-    closes when its worker exits for any reason. Shared memory is not used, as it is scarce in containers. The workers
-    are killed when the context exits, as they hold no data that could be lost.
+    Each worker sends its batches in order through its own pipe, and one thread per worker receives them in the parent
+    process. The pipe closes when its worker exits for any reason. Shared memory is not used, as it is scarce in
+    containers. The workers are killed when the context exits, as they hold no data that could be lost.
     """
 
     def __init__(self, share: _Share, steps: range, count: int, *, pin: bool) -> None:
@@ -133,7 +133,7 @@ class _Workers:
         self._end()
 
     def batch(self, index: int, stopping: Callable[[], bool]) -> Batch | None:
-        """Return the batch of `steps[index]`; None if a stop was requested before the batch arrived."""
+        """Return the batch of `steps[index]`; None if `stopping` returned True before it arrived."""
         worker = self._workers[index % self._count]
         while True:
             for each in self._workers:
@@ -163,7 +163,7 @@ class _Worker:
     """One worker process, and the thread that receives its batches.
 
     Attributes:
-        received: batches in order; the last entry is an error, or None at the end of the pipe.
+        received: queue of batches in order; its last entry is an error, or None if the pipe has ended.
     """
 
     def __init__(self, share: _Share, steps: range, *, pin: bool) -> None:
@@ -183,12 +183,12 @@ class _Worker:
             sending.close()  # now only the worker has the sending end open: the pipe closes when it exits
 
     def receive(self) -> None:
-        """Start the thread that receives batches from the pipe."""
+        """Start the thread that moves batches from the pipe to `received`."""
         self._thread = threading.Thread(target=self._receive, daemon=True)
         self._thread.start()
 
     def end(self) -> None:
-        """Release thread, pipe and process after the process has been killed."""
+        """Release the thread, the pipe and the process; call this after the process has been killed."""
         self.process.join(JOIN_TIMEOUT_S)
         while self._thread is not None and self._thread.is_alive() and self.process.exitcode is not None:
             with suppress(queue.Empty):
@@ -219,7 +219,7 @@ class _Worker:
 
 
 def _work(share: _Share, steps: range, pipe: "Connection[object, object]", trainer: int) -> None:
-    """Read and send batches in a worker process; errors are sent as text, which can always be pickled."""
+    """Run a worker: read the batches of `steps` and send them through `pipe`; errors are sent as picklable text."""
     _ignore_stop_signals(trainer)
     torch.set_num_threads(1)
     with pipe:
@@ -240,7 +240,7 @@ def _work(share: _Share, steps: range, pipe: "Connection[object, object]", train
 
 
 def _exit_message(pid: int | None, code: int | None) -> str:
-    """Return the error text for a worker that exited early; multiprocessing reports signals as negative exit codes."""
+    """Return the error text for worker `pid`, which exited early; a `code` below 0 is a negative signal number."""
     if code is None:
         return f"data worker {pid} sends no more data: {REMEDY}"
     if code >= 0:
@@ -252,7 +252,7 @@ def _exit_message(pid: int | None, code: int | None) -> str:
 
 @contextmanager
 def _stop_signals_blocked() -> Iterator[None]:
-    """Context manager: block stop signals while a child starts. The child inherits this mask and later sets its own."""
+    """Context manager: block stop signals while a child starts. It inherits this signal mask and later sets its own."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -264,7 +264,7 @@ def _stop_signals_blocked() -> Iterator[None]:
 
 
 def _ignore_stop_signals(trainer: int) -> None:
-    """Make a worker ignore stop signals, except a SIGTERM from the process id `trainer`.
+    """Make a worker ignore stop signals, except a SIGTERM from the process with id `trainer`.
 
     Stop signals can reach the whole process group, and the trainer still needs batches to finish its step.
     """
@@ -281,14 +281,14 @@ def _ignore_stop_signals(trainer: int) -> None:
 
 
 def _exit_on_sigterm_from(trainer: int) -> None:
-    """Exit on a SIGTERM from the process id `trainer`, and ignore a SIGTERM from any other process."""
+    """Exit on a SIGTERM from the process with id `trainer`; ignore a SIGTERM from any other process."""
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer:
         pass
     os._exit(0)
 
 
 def _exit_with_trainer() -> None:
-    """Exit when the trainer has exited, even while another thread reads an image or waits for the pipe."""
+    """Exit this worker when the trainer has exited, even if another thread reads an image or waits for the pipe."""
     trainer = multiprocessing.parent_process()
     assert trainer is not None
     trainer.join()

@@ -1,4 +1,4 @@
-"""Two folders of unpaired training images."""
+"""Two folders of unpaired training images, one for each domain."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +17,7 @@ from cyclestyle.images import decoding
 
 
 class UnpairedFolders:
-    """The training images of two domains, listed once, in an order that depends on names alone.
+    """The training images of two domains, listed once, in an order that depends on file names alone.
 
     The constructor lists the folders and opens no file; `inspect` then decodes each file. Without `inspect`, damaged
     files are detected and replaced when training reads them.
@@ -25,8 +25,8 @@ class UnpairedFolders:
     Args:
         root: folder with `trainA`, `trainB` and optionally `testA`, `testB`; `a` and `b` override the first two.
         a, b: the two training folders, searched recursively.
-        test_a, test_b: folders with the probe images; without test folders, training images are used.
-        domain_a, domain_b: names of the domains, joined to direction names such as `photo2monet`.
+        test_a, test_b: folders with the probe images; without test folders, training images are used as probe images.
+        domain_a, domain_b: names of the domains, joined to form names of directions such as `photo2monet`.
         resize, load_size, crop_size, flip: see `Crop`.
         bad_files: `skip` trains without unreadable files and replaces files that become unreadable later; at most 1 %
             of a folder may be unreadable, rounded down (no file in a folder of fewer than 100). `error` accepts no
@@ -36,17 +36,18 @@ class UnpairedFolders:
         max_pixels: maximum number of pixels of an image; larger images are left out without being decoded, and are not
             counted towards the 1 % either.
         transparent_as: background colour for transparent images; see `images.decoding.colour`.
-        workers: number of processes per rank that read ahead.
-        homepage: download page of the data set, for the error when it is missing.
+        workers: number of processes per rank that read batches ahead.
+        homepage: download page of the data set, shown in the error if a folder is missing.
 
     Attributes:
         train_a, train_b: all training files, unusable ones included.
-        files: for the keys `a` and `b`, size in bytes of each training file by name (relative to the folder), in order.
-        bad: for the keys `a` and `b`, names of unused training files with reasons; filled by `inspect`.
+        files: for domains `a` and `b`, size in bytes of each training file, keyed by file name (relative to the
+            folder), in the order of `train_a` and `train_b`.
+        bad: for domains `a` and `b`, reason for each unused training file, keyed by file name; filled by `inspect`.
 
     Raises:
         CommandError: invalid or contradictory settings.
-        DataError: a folder that is missing or has fewer than two images, or domains that share a folder.
+        DataError: a folder is missing or has fewer than two images, or the domains share a folder.
     """
 
     def __init__(
@@ -131,7 +132,7 @@ class UnpairedFolders:
         ]
 
     def draws(self, seed: int) -> UnpairedDataset:
-        """Return the data set of training pairs, indexed by sample index."""
+        """Return the training pairs of a run with this seed, indexed by sample index."""
         return UnpairedDataset(
             self.train_a,
             self.train_b,
@@ -145,7 +146,7 @@ class UnpairedFolders:
         )
 
     def probes(self, count: int) -> tuple[Tensor, Tensor]:
-        """Return up to `count` probe images of a and of b, the same on every call: uint8 (n, 3, crop_size, crop_size).
+        """Return up to `count` probe images of each domain, the same on every call: uint8 (n, 3, crop_size, crop_size).
 
         Raises:
             DataError: a probe image is unreadable.
@@ -168,12 +169,12 @@ class UnpairedFolders:
 def drawn_scenes(
     root: str, *, train: int = 300, test: int = 40, size: int = 128, scene_seed: int = 0, **unpaired: object
 ) -> UnpairedFolders:
-    """Return the synthetic data set: landscapes that the first call draws into `root`.
+    """Return the folders of the synthetic landscapes; the first call draws the images into `root`.
 
     Args:
         train, test: number of images in each training and each test folder.
         size: side of the square images in px.
-        scene_seed: seed of the landscapes.
+        scene_seed: seed of the drawn landscapes, independent of the run's seed.
         unpaired: further settings; see `UnpairedFolders`.
     """
     draw(Path(root), train=train, test=test, size=size, seed=scene_seed, progress=_print_progress)
@@ -213,7 +214,7 @@ def _check_settings(domain_a: str, domain_b: str, *, workers: int, max_pixels: i
 
 
 def _check_apart(a: Path, b: Path) -> None:
-    """Raise a DataError if both domains have the same folder, or one folder lies inside the other."""
+    """Raise a DataError if both domains use the same folder, or one folder lies inside the other."""
     if not (a.exists() and b.exists()):
         return
     if a.samefile(b):

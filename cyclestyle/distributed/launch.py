@@ -12,16 +12,16 @@ from pathlib import Path
 from cyclestyle.signals import INTERRUPTED, STOP_SIGNALS, STOPPED
 
 FOLDER = "CYCLESTYLE_PROCESSES"  # environment variable: folder where processes write their ids and exit codes
-ECHO_S = 0.5  # seconds after a Ctrl-C in which another one is taken for a key held down
+ECHO_S = 0.5  # seconds after a Ctrl-C during which a second one is ignored: the key may be held down
 
 
 def relaunch(processes: int, *, threads: int, stop: Callable[[], bool], abandoned: Callable[[], object]) -> int:
-    """Run the current command in several processes; return the exit code of the run.
+    """Run the current command in `processes` processes under torchrun; return the exit code of the run.
 
     Args:
         threads: number of threads of each process, unless the environment sets OMP_NUM_THREADS.
         stop: returns whether a stop was requested; called before and after the start of the processes.
-        abandoned: called without arguments after a second Ctrl-C has killed all processes.
+        abandoned: called without arguments after a second Ctrl-C has killed all processes; this process then exits.
     """
     if stop():
         return STOPPED
@@ -31,7 +31,7 @@ def relaunch(processes: int, *, threads: int, stop: Callable[[], bool], abandone
         folder = Path(name)
         environment[FOLDER] = name
         arguments = ["--standalone", f"--nproc_per_node={processes}", "-m", "cyclestyle.train", *sys.argv[1:]]
-        # A new session, since Ctrl-C on a terminal would reach the processes twice: directly and through torchrun.
+        # Without a new session, Ctrl-C on a terminal would reach the processes twice: directly and through torchrun.
         command = [sys.executable, "-m", "cyclestyle.distributed.quiet_torchrun", *arguments]
         child = subprocess.Popen(command, env=environment, start_new_session=True)
         received: list[int] = []
@@ -63,7 +63,7 @@ def relaunch(processes: int, *, threads: int, stop: Callable[[], bool], abandone
 
 
 def write_pid() -> None:
-    """Write this process's id to a file for the command that launched it."""
+    """Write this process's id to a file for the launching command, if `relaunch` started this process."""
     if folder := os.environ.get(FOLDER):
         (Path(folder) / f"{os.environ['RANK']}.pid").write_text(str(os.getpid()))
 
@@ -93,7 +93,11 @@ def close_streams() -> None:
 
 
 def _kill_all(torchrun: "subprocess.Popen[bytes]", folder: Path) -> None:
-    """Kill torchrun first, which would restart its processes or wait for them; then kill its processes."""
+    """Kill torchrun, which would otherwise restart its processes or wait for them; then kill these processes.
+
+    Args:
+        folder: folder where the processes wrote their ids.
+    """
     torchrun.kill()
     for file in folder.glob("*.pid"):
         try:
@@ -103,9 +107,10 @@ def _kill_all(torchrun: "subprocess.Popen[bytes]", folder: Path) -> None:
 
 
 def _run_code(folder: Path, torchrun_code: int, *, stop_requested: bool) -> int:
-    """Return the exit code of the first process that failed, which torchrun does not report; 0 if none failed.
+    """Return the exit code of the first process that failed, 0 if none failed; torchrun does not report this code.
 
-    Without such a code, torchrun itself failed: return 75 if a stop was requested before any process began, else 1.
+    If torchrun failed although no process wrote a code other than 0, return 75 if a stop was requested before any
+    process began, else 1.
     """
     files = sorted(folder.glob("*.code"), key=lambda file: file.stat().st_mtime_ns)
     failures = [code for code in (int(file.read_text()) for file in files) if code]

@@ -59,7 +59,10 @@ class World:
         return self.rank == 0
 
     def synchronize(self, module: nn.Module, device: torch.device) -> nn.Module:
-        """Wrap a module, so that its gradients are averaged over all ranks in each backward pass."""
+        """Wrap a module so that each backward pass averages its gradients over all ranks.
+
+        A world of one rank returns the module itself.
+        """
         if self.size == 1:
             return module
         devices = [device] if device.type == "cuda" else None
@@ -79,8 +82,8 @@ class World:
         """Context manager for one of several backward passes whose gradients add up.
 
         Args:
-            more_to_come: add gradients on this rank only. Set it to False for the last backward pass, which averages
-                the accumulated gradients over all ranks.
+            more_to_come: whether another backward pass follows. If True, gradients are added on this rank only; if
+                False, the accumulated gradients are averaged over all ranks.
         """
         self._heartbeat()
         for wrapped in self._wrapped:
@@ -92,7 +95,7 @@ class World:
                 wrapped.require_backward_grad_sync = True
 
     def mean(self, values: Tensor) -> Tensor:
-        """Replace the values by their mean over all ranks, in place."""
+        """Replace each value by its mean over all ranks, in place; return `values`."""
         if self.size > 1:
             self._heartbeat()
             dist.all_reduce(values)
@@ -100,7 +103,7 @@ class World:
         return values
 
     def min(self, values: Tensor) -> Tensor:
-        """Replace each value by its minimum over all ranks, in place."""
+        """Replace each value by its minimum over all ranks, in place; return `values`."""
         if self.size > 1:
             self._heartbeat()
             dist.all_reduce(values, op=dist.ReduceOp.MIN)
@@ -150,13 +153,13 @@ class World:
 
     @contextmanager
     def all_or_none(self, *, no_timeout: bool = False) -> Iterator[None]:
-        """Context manager: if the `with` body fails on one rank, fail on all ranks.
+        """Context manager: if the `with` block fails on one rank, raise an error on all ranks.
 
         Args:
             no_timeout: see `any`.
 
         Raises:
-            FailedElsewhereError: the body succeeded on this rank, but failed on another rank.
+            FailedElsewhereError: the block succeeded on this rank, but failed on another rank.
         """
         failed = True
         try:
@@ -169,10 +172,10 @@ class World:
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """Context manager: run the `with` body on rank 0, then on the other ranks, which can use the work of rank 0.
+        """Context manager: run the `with` block on rank 0, then on the other ranks, which can reuse rank 0's results.
 
         Raises:
-            FailedElsewhereError: the body failed on rank 0; raised on the other ranks, which then do not run it.
+            FailedElsewhereError: the block failed on rank 0; raised on the other ranks, which then skip the block.
         """
         if not self.is_main and self.any(False, no_timeout=True):
             raise FailedElsewhereError
@@ -185,7 +188,10 @@ class World:
                 self.any(failed, no_timeout=True)
 
     def lost_process_error(self, error: RuntimeError) -> LostProcessError:
-        """Build the error for the user after a collective operation failed; it names the ranks that do not respond."""
+        """Create the error for the user after a collective operation failed.
+
+        After a timeout, the text of the error names the ranks that do not respond.
+        """
         self._post(f"gave up {self.rank}")
         if "tim" not in str(error).lower():  # torch's texts for a timeout: "Timed out waiting", "timeout"
             return LostProcessError("another process of this run has ended, and this one with it")
@@ -220,7 +226,7 @@ class World:
             return None
 
     def announce_exit(self) -> None:
-        """Post to the store that this rank prints nothing more."""
+        """Inform the other ranks, through the shared store, that this rank prints nothing more."""
         self._post(f"left {self.rank}")
 
     def wait_for_others_to_exit(self) -> None:
@@ -237,7 +243,7 @@ class World:
         return dist.new_group(backend="gloo", timeout=datetime.timedelta(seconds=timeout_s))
 
     def _heartbeat(self) -> None:
-        """Count a collective operation that this rank begins, and post the count to the store."""
+        """Count the collective operation that this rank is about to begin, and post the new count to the store."""
         if self._store is None:
             return
         self._collectives += 1
@@ -274,7 +280,7 @@ def launched() -> bool:
 
 @contextmanager
 def session(device_type: str, *, timeout_s: float = 600.0) -> Iterator[World]:
-    """Context manager: join the processes that torchrun started, or yield a world of this process alone.
+    """Context manager: yield the world of all processes that torchrun started, or else of this process alone.
 
     Args:
         device_type: `cpu`, `cuda` or `mps`.
@@ -300,7 +306,7 @@ def session(device_type: str, *, timeout_s: float = 600.0) -> Iterator[World]:
         torch.cuda.set_device(local_rank)
     store = _store()
     backend = "nccl" if device_type == "cuda" else "gloo"
-    # NCCL kills the process at its timeout without a message. The gloo groups time out first; that error names ranks.
+    # NCCL kills the process at its timeout without a message. The gloo groups time out first; their error names ranks.
     more_s = 120.0 if backend == "nccl" else 0.0
     dist.init_process_group(
         backend, store=store, rank=rank, world_size=size, timeout=datetime.timedelta(seconds=timeout_s + more_s)
@@ -322,7 +328,7 @@ def session(device_type: str, *, timeout_s: float = 600.0) -> Iterator[World]:
 
 
 def _store() -> Any:
-    """Connect to the key-value store that the ranks share; keys get a prefix for each restart of the job.
+    """Connect to the key-value store that the ranks share; the prefix of all keys differs after each restart.
 
     After a restart by `torchrun --max-restarts`, the new processes must not read values that dead processes posted.
     """

@@ -1,1 +1,1 @@
-"""Evaluation: scores of a generator's translations."""
+"""Evaluation: scores that measure the quality of a generator's translations."""

@@ -1,4 +1,4 @@
-"""Evaluation of a model on a set of photos, in constant memory for any size of the set."""
+"""Evaluation of a model on a set of photos; the memory needed does not grow with the number of photos."""
 
 import math
 import statistics
@@ -26,14 +26,14 @@ class MeanStd(NamedTuple):
 
 
 class Similarity(NamedTuple):
-    """Similarity of a set of images to its ground truth."""
+    """Similarity of a set of images to their ground truth, as PSNR and SSIM."""
 
     psnr: MeanStd  # dB
     ssim: MeanStd
 
 
 class PairedScores(NamedTuple):
-    """Similarity to the ground truth: for the unchanged photos, for a baseline and for the translations."""
+    """Similarity to the ground truth: of the unchanged photos, a baseline (recoloured photos) and the translations."""
 
     unchanged: Similarity
     mapped: Similarity  # photos changed by the best global colour map
@@ -41,7 +41,7 @@ class PairedScores(NamedTuple):
 
 
 class Colours(NamedTuple):
-    """Colour distances from photos and translations to the target domain, see `metrics.colour.colour_distance`."""
+    """Colour distances from the target domain, of photos and of translations; see `metrics.colour.colour_distance`."""
 
     unchanged: float
     translated: float
@@ -64,9 +64,9 @@ def evaluate(
 
     Args:
         model: function that translates photos, uint8 (N, 3, H, W), to uint8 of the same shape.
-        truth: folder with the ground truth of each photo, under the name of the photo.
-        target: folder of any images of the target domain.
-        batch_size: maximum number of same-size photos per batch.
+        truth: folder with a ground-truth image for each photo, under the name of the photo.
+        target: folder with images of the target domain, which need not correspond to the photos.
+        batch_size: maximum number of photos, all of the same size, per batch.
 
     Raises:
         DataError: a photo is missing, damaged, or of another size than its ground truth.
@@ -88,7 +88,7 @@ def evaluate(
 
 
 def table(report: Report, *, truth: Path | None, target: Path | None) -> str:
-    """Format a report as aligned text, with one block for each kind of comparison."""
+    """Format `report` as aligned text, with one block for each kind of comparison."""
     blocks: list[tuple[str, list[str], list[tuple[str, list[str]]]]] = []
     if report.truth is not None and truth is not None:
         rows = zip(("photo unchanged", "best global colour map", "this model"), report.truth, strict=True)
@@ -108,7 +108,7 @@ def table(report: Report, *, truth: Path | None, target: Path | None) -> str:
 
 
 class _Accumulator:
-    """Accumulates scores of translations one by one, without storing images."""
+    """Accumulator for the scores of translations, which are added one by one; it stores no images."""
 
     def __init__(self, truths: dict[Path, Path] | None, colour_map: ColourMap | None) -> None:
         self.truths, self.colour_map = truths, colour_map
@@ -140,7 +140,7 @@ class _Accumulator:
 
 
 def _truths(folder: Path, names: Sequence[Path], truth: Path) -> dict[Path, Path]:
-    """Return a dictionary from each photo to its ground-truth file."""
+    """Return a dictionary from the path of each photo to its ground-truth file."""
     present = set(inputs.names(truth))
     missing = [name for name in names if name not in present]
     if missing:
@@ -152,7 +152,7 @@ def _truths(folder: Path, names: Sequence[Path], truth: Path) -> dict[Path, Path
 
 
 def _colour_map(sources: Sequence[Path], truths: Sequence[Path], workers: Workers) -> ColourMap:
-    """Fit a single colour map from all photos to their ground truth, as a baseline."""
+    """Fit a single colour map, the baseline, from all photos together to their ground truth."""
     before, after = PixelStatistics(), PixelStatistics()
     for pooled, files in ((before, sources), (after, truths)):
         for photo in batching.photos(files, workers=workers, failed=_raise):
@@ -186,7 +186,7 @@ def _mean_std(values: Sequence[float]) -> MeanStd:
 
 
 def _block(title: str, heads: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], *, name_width: int) -> str:
-    """Format one comparison: a title line, and a line for each method."""
+    """Format one comparison as a line with `title` and `heads`, and a line for each row."""
     widths = [max(len(head), 15) for head in heads]
     return "\n".join(
         "  ".join([name.ljust(name_width), *(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))])

@@ -1,1 +1,1 @@
-"""Files and folders: atomic writes, listings, locks."""
+"""Files and folders: atomic writes, listings of image files, and locks."""

@@ -1,4 +1,4 @@
-"""Atomic writes of files, and errors for full or failing disks."""
+"""Atomic writes of files, and errors about full or failing disks."""
 
 import errno
 import os
@@ -12,7 +12,7 @@ from typing import IO, Any
 
 from cyclestyle.errors import DiskError
 
-# Errors of full, broken or unwritable disks; EFBIG means that a file exceeds a limit such as `ulimit -f`.
+# Errors from full, broken or unwritable disks; EFBIG means that a file exceeds a limit such as `ulimit -f`.
 _DISK_ERRORS = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENODEV}
 )
@@ -22,10 +22,10 @@ _TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
-    """Context manager: yield a stream to a temporary file, which replaces `path` at the end of the `with` body.
+    """Context manager: yield a stream to a temporary file, which is renamed to `path` when the `with` block exits.
 
-    On an exception in the `with` body, `path` is unchanged and the temporary file is removed. The temporary file lies
-    beside `path`, so the final rename never crosses a file system.
+    If the `with` block raises an exception, the temporary file is removed and a file at `path` is left unchanged. The
+    temporary file lies in the folder of `path`, so both are on the same file system and the rename is atomic.
     """
     temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
     try:
@@ -40,20 +40,23 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small text file atomically, in UTF-8."""
+    """Write `text`, encoded in UTF-8, to the file `path` atomically."""
     with atomic_write(path) as stream:
         stream.write(text.encode())
 
 
 def remove_temporary_files(folder: Path) -> None:
-    """Remove temporary files that killed processes left in a folder; no other process may be writing to the folder."""
+    """Remove the temporary files that killed processes left in a folder.
+
+    Call it only while no other process writes to the folder, since the files of running processes are removed too.
+    """
     for path in folder.glob(".*.tmp"):
         if _TEMPORARY.fullmatch(path.name):
             path.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush the entries of a folder, so that renames in it survive a power cut; no effect outside POSIX."""
+    """Flush the file names in a folder to the disk, so that renames in it survive a power cut; no effect on Windows."""
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -64,14 +67,14 @@ def sync_folder(folder: Path) -> None:
 
 
 def disk_error(what: str, error: OSError, folder: Path, *, need: int, free: int | None) -> DiskError:
-    """Build the DiskError for files that cannot be written; for a full disk it names the needed and the free space.
+    """Build the DiskError to raise when files cannot be written; if the disk is full, it states needed and free space.
 
     Args:
-        what: failed action, for example `"cannot write checkpoint at step 7"`.
+        what: start of the message, which names the failed action; for example `"cannot write checkpoint at step 7"`.
         error: error that the operating system raised.
-        folder: target folder.
-        need: number of bytes to write.
-        free: number of free bytes before the action; None if unknown.
+        folder: folder that the files should be written to.
+        need: number of bytes that the files need.
+        free: number of free bytes before the failed action; None if unknown.
     """
     reason = (error.strerror or type(error).__name__).lower()
     if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -89,19 +92,19 @@ def free_space(folder: Path) -> int | None:
 
 
 def is_disk_error(error: OSError) -> bool:
-    """Return whether an error comes from the disk rather than from the program."""
+    """Return whether the errno of an error is one of a full, broken or unwritable disk."""
     return error.errno in _DISK_ERRORS
 
 
 def megabytes(count: int) -> str:
-    """Format a number of bytes in megabytes; 1 MB is a million bytes."""
+    """Format a number of bytes as megabytes, such as `3.2 MB`; 1 MB is a million bytes."""
     return f"{count / 1e6:.1f} MB" if count < 10e6 else f"{count / 1e6:,.0f} MB"
 
 
 class _Stream:
-    """Binary stream that stores the first OSError raised by `write`.
+    """Wrapper around a binary stream that stores the first OSError raised while writing to it.
 
-    `torch.save` accepts any object with a `write` method, but replaces an OSError of that method by another error.
+    `torch.save` writes to any object with a `write` method, but replaces an OSError from this method by another error.
     """
 
     def __init__(self, stream: IO[bytes]) -> None:
@@ -120,7 +123,10 @@ class _Stream:
 
 
 def write_and_sync(path: Path, write: Callable[[Any], object]) -> None:
-    """Call `write` with a stream to a file, and flush the file to the disk; on failure, raise the original OSError."""
+    """Open the file `path`, call `write` with a stream to the file, and flush the file to the disk.
+
+    If writing to the stream raises an OSError, this error is raised even if `write` replaces it by another.
+    """
     with path.open("wb") as file:
         stream = _Stream(file)
         try:

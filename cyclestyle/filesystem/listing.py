@@ -1,4 +1,4 @@
-"""Recursive listing of the image files in a folder, and formatting of arbitrary file names on one line."""
+"""Recursive listing of image files, and formatting of arbitrary file names as printable text on one line."""
 
 import os
 import re
@@ -11,7 +11,7 @@ from cyclestyle.errors import DataError
 
 
 class Candidate(NamedTuple):
-    """Path with an image's extension in a listed folder; it may be unreadable."""
+    """Path in a listed folder that has an image extension and is not a folder; it may be unreadable."""
 
     name: Path  # relative to the listed folder
     size: int  # bytes
@@ -20,24 +20,24 @@ class Candidate(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """Image files in a folder and its subfolders; their order depends only on names."""
+    """Result of listing a folder and its subfolders for image files; the order of paths depends only on names."""
 
-    candidates: list[Candidate]  # one for each file, under the first of its paths in name order
-    repeated: list[Path]  # further paths of the same files, through links
-    named_like_pictures: list[Path]  # folders with an image's extension; their content is listed too
+    candidates: list[Candidate]  # one per file, under the first of its paths in name order
+    repeated: list[Path]  # other paths of the same files, which exist because of links
+    named_like_pictures: list[Path]  # folders with an image extension; their content is listed too
     unlisted: dict[Path, str]  # subfolder that cannot be listed -> reason
     folders: frozenset[tuple[int, int]]  # device and inode of each listed folder
 
 
 def listing(root: Path, *, endings: Collection[str]) -> Listing:
-    """List files with image extensions below `root`, without opening them, so that no pipe or device can block.
+    """List the files below `root` whose extension is in `endings`, without opening any.
 
-    A file or folder with several paths, through links, is listed once, under the first path in name order, so link
-    loops terminate. Names that start with a dot are skipped.
+    Opening a pipe or device could block. A file or folder that links make reachable through several paths is listed
+    once, under the first of these paths in name order, so loops of links end. Names that start with a dot are skipped.
 
     Args:
         root: folder to list.
-        endings: image extensions in lower case, with the dot.
+        endings: extensions to list, in lower case and with the dot.
 
     Raises:
         DataError: `root` itself cannot be listed.
@@ -99,7 +99,7 @@ def one_line(text: str) -> str:
 
 
 def list_contents(folder: Path) -> str:
-    """Return the first four names in a folder and the number of remaining names, for errors about missing paths."""
+    """Return text for an error about a missing path: four names in a folder and the number of its other names."""
     try:
         names = sorted(entry.name for entry in folder.iterdir())
     except OSError as error:
@@ -109,18 +109,18 @@ def list_contents(folder: Path) -> str:
 
 
 def nearest_existing(path: Path) -> str:
-    """Describe, for errors, the nearest existing parent folder of a missing path and the names in that folder."""
+    """Return text for an error about a missing `path`: its nearest existing parent folder and the names in it."""
     folder = next(parent for parent in path.absolute().parents if parent.is_dir())
     return f"{printable(folder)} contains {list_contents(folder)}"
 
 
 def _may_be_folder(entry: "os.DirEntry[str]") -> bool:
-    """Return whether an entry is a folder, or a link and thus possibly a folder; needs no `stat` call."""
+    """Return whether an entry is a folder or a link, which may lead to a folder; this needs no `stat` call."""
     return entry.is_symlink() or entry.is_dir(follow_symlinks=False)
 
 
 def _status(entry: "os.DirEntry[str]") -> os.stat_result | str:
-    """Return the `stat` result of an entry, following links, or the reason why it cannot be determined."""
+    """Return the `stat` result of the file that an entry is or links to, or the reason why `stat` fails."""
     try:
         # On Windows `entry.stat()` gives no inode, so two paths of one file would not be recognized.
         return Path(entry.path).stat() if os.name == "nt" else entry.stat()
@@ -131,7 +131,7 @@ def _status(entry: "os.DirEntry[str]") -> os.stat_result | str:
 
 
 def _once_each(matches: list[tuple[Path, os.stat_result | str]]) -> tuple[list[Candidate], list[Path]]:
-    """Return one candidate for each file, and the further paths of the same files."""
+    """Return one candidate per file, under its first path in `matches`, and the other paths of the same files."""
     candidates: list[Candidate] = []
     repeated: list[Path] = []
     seen: set[tuple[int, int]] = set()
@@ -147,7 +147,7 @@ def _once_each(matches: list[tuple[Path, os.stat_result | str]]) -> tuple[list[C
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:
-    """Return device and inode, which are equal for all paths of a file or folder."""
+    """Return (device, inode), which is the same for all paths of a file or folder."""
     return status.st_dev, status.st_ino
 
 

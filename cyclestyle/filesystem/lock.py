@@ -1,4 +1,4 @@
-"""Lock that lets one process at a time write to a folder."""
+"""Lock that allows only one process at a time to write to a folder."""
 
 import errno
 import os
@@ -11,10 +11,10 @@ from cyclestyle.errors import warn
 
 
 class Lock:
-    """Lock file held by one process; the operating system releases the lock when the process ends or is killed.
+    """Lock on a file, held by at most one process; the system releases the lock when that process ends or is killed.
 
     Args:
-        file: path of the lock file, which is created if missing and never removed.
+        file: path of the lock file, which `acquire` creates if it is missing; it is never removed.
     """
 
     def __init__(self, file: Path) -> None:
@@ -24,7 +24,7 @@ class Lock:
     def acquire(self) -> bool:
         """Take the lock until `release` or the end of the process; return False if another process holds the lock.
 
-        On a file system without locks, print a warning and return True. Outside POSIX, return True without locking.
+        On a file system without locks, print a warning and return True. On Windows, return True without locking.
 
         Raises:
             OSError: the lock file cannot be opened.
@@ -45,13 +45,13 @@ class Lock:
         return True
 
     def release(self) -> None:
-        """Release the lock before the end of the process."""
+        """Release the lock; without this call it is held until the process ends."""
         if self._stream is not None:
             self._stream.close()
             self._stream = None
 
     def holder(self) -> int | None:
-        """Return the pid of the process that holds the lock; None if unknown or on another host."""
+        """Return the id of the process that holds the lock; None if unknown or if the process runs on another host."""
         if self._stream is None or sys.platform != "linux" or sys.maxsize < 2**32:
             return None
         import fcntl

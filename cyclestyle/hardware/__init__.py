@@ -1,1 +1,1 @@
-"""Devices, precision, memory and threads, and faster ways to compute on them."""
+"""Devices, precision, memory and threads, and faster computation by CUDA graphs and Winograd convolutions."""

@@ -20,10 +20,10 @@ REHEARSALS = 3  # warm-up calls before the capture: libraries choose kernels, th
 
 
 class GraphCapture(Protocol):
-    """Captures the operations of functions, so that they can be replayed."""
+    """Captures the operations that functions run on the device, so that the operations can be replayed."""
 
     def rehearse(self, run: Callable[[], Output]) -> Output:
-        """Run a function eagerly, as a warm-up before its capture."""
+        """Run a function eagerly, as a warm-up before its capture; return its result."""
 
     def record(self, run: Callable[[], Output]) -> tuple[Callable[[], None], Output]:
         """Capture the operations of a function without executing them.
@@ -40,8 +40,8 @@ class GraphCapture(Protocol):
 class CudaGraphCapture:
     """Captures CUDA graphs on an NVIDIA GPU.
 
-    All graphs share a memory pool, which nothing else uses while they exist. Replay them in the order of their capture,
-    never two concurrently.
+    All graphs share a memory pool, which nothing else uses while graphs exist. Replay the graphs in the order in which
+    they were captured, never two concurrently.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -69,7 +69,7 @@ class CudaGraphCapture:
 
 
 class CapturedGraph(NamedTuple):
-    """Captured function, with the tensors that hold its arguments and results."""
+    """Replay of a captured function, and the tensors that hold the function's arguments and results."""
 
     replay: Callable[[], None]
     inputs: tuple[Tensor, ...]  # read by each replay
@@ -77,11 +77,11 @@ class CapturedGraph(NamedTuple):
 
 
 class GraphedCalls:
-    """Calls functions eagerly three times each; captures each at its fourth call, and then replays it.
+    """Calls each function eagerly three times; captures it as a CUDA graph at the fourth call, then replays the graph.
 
-    A function may read and change tensors on the device that keep their address. Values that differ between calls must
-    be arguments or contents of such tensors, since no Python code runs in a replay. If a capture fails, the user is
-    warned and all functions are called eagerly from then on.
+    A function may read and change device tensors whose addresses do not change. A value that differs between calls must
+    be an argument of the function or the content of such a tensor, since a replay runs no Python code. If a capture
+    fails, the user is warned, and from then on all functions are called eagerly.
     """
 
     def __init__(self, capture: GraphCapture) -> None:
@@ -94,9 +94,9 @@ class GraphedCalls:
         """Return the result of `function(*inputs)`, in tensors that later calls do not overwrite.
 
         Args:
-            name: identifies the function between calls.
-            function: function that returns named tensors. One that may return None (a skipped update) must not be
-                captured.
+            name: name of the function, the same at every call.
+            function: function that returns tensors by name. A captured function must not return None, which means
+                that an update was skipped.
             inputs: tensors of the same shapes at every call.
         """
         if self._gave_up:
@@ -136,7 +136,7 @@ class GraphedCalls:
 
 
 def call_directly(name: str, function: Callable[..., Tensors | None], *inputs: Tensor) -> Tensors | None:
-    """Return the result of `function(*inputs)`: replaces `GraphedCalls` where nothing is captured."""
+    """Return the result of `function(*inputs)`; used instead of `GraphedCalls` if nothing is captured."""
     return function(*inputs)
 
 
@@ -147,12 +147,12 @@ def choose_capture(
     *,
     pays: bool,
 ) -> GraphCapture | None:
-    """Choose whether steps are captured; return the `GraphCapture` to use, or None to run steps eagerly.
+    """Choose whether training steps are captured; return the `GraphCapture` to use, or None to run steps eagerly.
 
     Args:
         requested: value of `trainer.cuda_graphs`; `auto` captures steps if no obstacle applies and `pays` is True.
-        capture: capture of this device; None if the device supports none.
-        obstacles: reason against capturing -> whether it applies.
+        capture: capture for this device; None if the device supports none.
+        obstacles: whether each obstacle to capturing applies, keyed by the reason to show in the error.
         pays: whether capturing makes steps faster.
 
     Raises:
@@ -165,7 +165,7 @@ def choose_capture(
 
 
 def _root_cause(error: BaseException) -> str:
-    """First line of an error's root cause, since the clean-up after it raises follow-up errors."""
+    """Return the first line of an error's root cause, since the error itself may come from the clean-up afterwards."""
     while error.__context__ is not None:
         error = error.__context__
     return str(error).partition("\n")[0]

@@ -1,4 +1,4 @@
-"""Choose device and precision, and wrap networks to run with them."""
+"""Choice of device and precision, and wrappers that run networks on this device in this precision."""
 
 import copy
 import ctypes
@@ -20,19 +20,20 @@ _NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 class Hardware:
-    """Device and precision, and the ways to call modules on them.
+    """Device and precision of a command, with methods that move modules to the device and wrap their calls.
 
     Args:
-        device: `auto` takes a CUDA GPU, else Apple's, else the CPU.
+        device: `auto` takes a CUDA GPU, else an Apple GPU (`mps`), else the CPU.
         precision: precision of the networks' arithmetic; weights and losses are always float32. `auto` is bf16 on
             hardware that supports it (CUDA from Ampere on, CPUs with native bf16), fp16 on older GPUs, else fp32.
         deterministic: give bit-identical results for the same seed on GPUs too, at some cost in speed.
-        compile: run the networks through `torch.compile`.
+        compile: compile the networks with `torch.compile`; on a CPU this needs a C++ compiler.
         one_size: whether all batches have the same size; cuDNN then searches for the fastest convolutions.
-        world: processes that train together.
+        world: processes that train together; this process alone by default.
 
     Raises:
-        CommandError: this machine has no such device, or the device does not support the precision.
+        CommandError: this machine has no such device, the device does not support the precision, or `compile` is true
+            and the C++ compiler is missing.
     """
 
     def __init__(
@@ -52,8 +53,8 @@ class Hardware:
         if compile and self.device.type == "cpu" and not any(map(shutil.which, _compilers())):
             raise CommandError("compile=true needs a C++ compiler, such as g++, and there is none: leave it out")
         # Convolutions, norms and padding are faster on channels-last images. In fp32 on CPUs the gain is small, and the
-        # default layout preserves the order of sums. Weights on CPUs stay contiguous: convolutions then copy them more,
-        # Adam and the casts of gradients less, with the same total time.
+        # default layout preserves the order of sums. Weights on CPUs stay contiguous: convolutions then spend
+        # more time on copies, Adam and the casts of gradients spend less, and the total time is the same.
         channels_last = self.device.type == "cuda" or (self.device.type == "cpu" and self.dtype != torch.float32)
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
         self._weights = torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
@@ -89,9 +90,9 @@ class Hardware:
         return batch.to(self.device, non_blocking=True, memory_format=self.layout)
 
     def trim_memory(self) -> None:
-        """On Linux, return memory of freed CPU tensors to the system.
+        """Return the memory of freed CPU tensors to the operating system; do nothing except on Linux.
 
-        The C library keeps this memory, in gaps that later allocations do not always fit.
+        The C library would keep this memory as gaps, into which later allocations do not always fit.
         """
         if self.device.type == "cpu" and sys.platform == "linux":
             trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only; other C libraries do not need it
@@ -99,16 +100,16 @@ class Hardware:
                 trim(0)
 
     def graph_capture(self) -> GraphCapture | None:
-        """Create a capture of CUDA graphs on this device; None if this is not a CUDA device."""
+        """Create the object that captures CUDA graphs on this device; None if this is not a CUDA device."""
         return CudaGraphCapture(self.device) if self.device.type == "cuda" else None
 
     def wrap(self, module: nn.Module, *, synchronized: bool = False) -> Callable[..., Any]:
-        """Wrap a module's call: compiled, with gradients averaged over ranks, under autocast, with float32 results.
+        """Return a function that calls the module in this precision, compiled if requested, and returns float32.
 
-        The module itself is unchanged, so that saved names never contain a wrapper's prefix.
+        The module itself is unchanged, so that names of saved weights never contain a wrapper's prefix.
 
         Args:
-            synchronized: whether gradients are averaged over ranks.
+            synchronized: whether each backward pass averages the module's gradients over all ranks.
         """
         call: Any = torch.compile(module) if self.compile else module
         if synchronized:
@@ -116,9 +117,9 @@ class Hardware:
         return self.autocast(call)
 
     def prepare_inference(self, module: nn.Module) -> Callable[..., Any]:
-        """Wrap a trained module's call for inference: like `wrap`, but the weights are cast only once.
+        """Return a function that calls a trained module for inference: like `wrap`, but it casts the weights only once.
 
-        The call uses a copy with weights in this precision and layout; the module itself is unchanged.
+        The function uses a copy of the module with weights in this precision and layout; the module is unchanged.
         """
         low = copy.deepcopy(module)
         low.to(dtype=self.dtype, memory_format=self.layout)  # type: ignore[call-overload]
@@ -131,7 +132,11 @@ class Hardware:
         return cast
 
     def autocast(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        """Wrap a call to compute in this precision and return float32: a tensor or a named tuple of tensors."""
+        """Return a function that runs `call` in this precision and casts its result to float32.
+
+        Args:
+            call: function of image batches that returns a tensor or a named tuple of tensors and None values.
+        """
         if self.dtype == torch.float32:
             return call
 
@@ -148,7 +153,7 @@ class Hardware:
 
 
 def device_type(device: str) -> str:
-    """Device type for a value of `device`; resolves `auto` on this machine."""
+    """Return the device type for config value `device`; `auto` becomes `cuda`, else `mps`, else `cpu`."""
     if device != "auto":
         return device
     if torch.cuda.is_available():
@@ -157,7 +162,7 @@ def device_type(device: str) -> str:
 
 
 def device_count(device: str) -> int:
-    """Number of devices of a type on this machine; 1 for a CPU."""
+    """Number of devices of type `device` on this machine; 1 for types other than CUDA."""
     return torch.cuda.device_count() if device_type(device) == "cuda" else 1
 
 
@@ -192,7 +197,7 @@ def _compilers() -> list[str]:
 
 
 def _native_bf16() -> set[str]:
-    """CPU features that multiply bf16 in hardware; without one, bf16 is emulated and slower than float32."""
+    """Names of CPU features that multiply bf16 in hardware; without one, bf16 is emulated and slower than float32."""
     if not hasattr(torch.cpu, "get_capabilities"):  # torch before 2.11
         older = {
             "avx512_bf16": torch.cpu._is_avx512_bf16_supported(),
@@ -208,7 +213,7 @@ def _float(value: Tensor | None) -> Tensor | None:
 
 
 def process_count(devices: int | Literal["auto"], device: Literal["auto", "cpu", "cuda", "mps"]) -> int:
-    """Number of processes for a value of `trainer.devices`.
+    """Number of training processes, one per device, for the value `devices` of `trainer.devices`.
 
     Raises:
         CommandError: `devices` is below 1, or exceeds the number of devices of this machine.

@@ -41,7 +41,7 @@ def resource_error(error: BaseException, advice: Remedies = TRAINING) -> Resourc
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an exception means that memory ran out."""
-    # PyTorch's CPU allocator raises a plain RuntimeError: only the text identifies it.
+    # PyTorch's CPU allocator raises a plain RuntimeError: only its text shows that memory ran out.
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "t allocate memory" in str(error)
 
 

@@ -1,4 +1,4 @@
-"""Number of threads, their spinning while they wait, and detection of other processes that occupy the cores.
+"""Number of compute threads, their spinning before they sleep, and detection of other processes on the same cores.
 
 Threads that share an operation synchronise at its end. If other processes occupy the cores, one thread waits for
 another that is not running: two threads are then many times slower than one.
@@ -17,7 +17,7 @@ from cyclestyle.errors import CommandError, warn
 
 SPINS = 10_000  # spins of a waiting thread before it sleeps; on an idle machine as fast as libgomp's default 300,000
 LOOK_EVERY_S = 10.0  # seconds between two checks for other processes
-LEAST_S = 0.2  # shortest interval between two compared samples, in seconds: the system counts in hundredths
+LEAST_S = 0.2  # shortest interval between two compared samples, in seconds: counters have steps of 0.01 s
 WAITED = 0.25  # smallest share of time spent waiting for a core that causes a warning
 
 
@@ -47,7 +47,7 @@ def spin_briefly(environment: "os._Environ[str] | dict[str, str]" = os.environ) 
 
 
 def check(threads: int | Literal["auto"], *, key: str) -> None:
-    """Raise a CommandError for a number of threads below 1."""
+    """Raise a CommandError, which names config key `key`, if `threads` is below 1."""
     if threads != "auto" and threads < 1:
         raise CommandError(f"{key}={threads}: give a number of threads, 1 or more, or auto")
 
@@ -59,7 +59,7 @@ def choose(threads: int | Literal["auto"], *, key: str, since: Look | None) -> C
     started during a short job would keep too few threads after that job has ended.
 
     Args:
-        key: config key of the number.
+        key: config key that sets the number of threads; the suggestion names this key.
         since: sample taken at the start of the command; None if other processes do not matter, as on a GPU.
     """
     if threads != "auto":
@@ -86,7 +86,7 @@ def left_by_others(others: float, cores: int) -> int:
 
 
 def resolve(usual: int, *, fixed: bool, cores: int, quota: float | None, ranks: int) -> int:
-    """Number of threads for `auto`.
+    """Number of threads for `auto` under the given conditions.
 
     Args:
         usual: PyTorch's default number of threads.
@@ -111,9 +111,12 @@ def threads_of_each(processes: int) -> int:
 
 
 def resume(threads: int | Literal["auto"], *, saved: int, available: int) -> Choice:
-    """Number of threads for a resumed job, with a note if it differs from the number `saved` at its start.
+    """Number of threads for a resumed job, with a note if it differs from the number at the start of the job.
 
-    `auto` is the smaller of `saved` and `available`.
+    Args:
+        threads: requested number; `auto` takes the smaller one of `saved` and `available`.
+        saved: number at the start of the job, from its checkpoint.
+        available: number of threads that `auto` would give a new job.
     """
     count = min(saved, available) if threads == "auto" else threads
     if count == saved:
@@ -171,7 +174,7 @@ class Watch:
 
 
 def crowded(before: Look, now: Look, *, threads: int, cores: int, key: str) -> str | None:
-    """Create the warning for the user if other processes keep this process's threads from running; else None."""
+    """Create a warning if, between two samples, other processes kept this process's threads from running; else None."""
     waited = (now.waited_s - before.waited_s) / (now.at_s - before.at_s)
     others = used_by_others(before, now)
     better = left_by_others(others, cores)
@@ -187,7 +190,7 @@ def look() -> Look:
     """Sample the system's counters of processor time."""
     times = os.times()
     own_s = times.user + times.system + times.children_user + times.children_system
-    # Workers exist only if the module has been imported; importing it here would take time.
+    # Data workers exist only if multiprocessing has been imported; importing it here would take time.
     if (multiprocessing := sys.modules.get("multiprocessing")) is not None:
         own_s += sum(_used(child.pid) for child in multiprocessing.active_children())
     return Look(time.perf_counter(), busy_s(_lines("/proc/stat"), cores_allowed()), own_s, _waited())
@@ -224,7 +227,7 @@ def cores_allowed() -> set[int]:
 
 
 def quota(root: Path = Path("/sys/fs/cgroup"), membership: str = "/proc/self/cgroup") -> float | None:
-    """Limit of this process's processor time in cores, for example in a container; None without a limit.
+    """Limit on this process's processor time, as a number of cores, for example in a container; None without a limit.
 
     Args:
         root: folder of control groups.
@@ -253,7 +256,11 @@ def _ranks() -> int:
 
 
 def _limit(text: str) -> list[float]:
-    """Parse `quota period` (microseconds) to a list of the limit in cores; empty for `max` and -1, meaning no limit."""
+    """Parse the text "quota period", two numbers of microseconds.
+
+    Returns:
+        List that holds the limit in cores; empty if the quota is `max` or -1, which means no limit.
+    """
     with suppress(ValueError):
         allowed, period = map(int, text.split())
         if allowed > 0 and period > 0:
@@ -267,7 +274,7 @@ def _waited() -> float:
 
 
 def _used(pid: int | None) -> float:
-    """Processor time of a running process, in seconds."""
+    """Processor time of a running process, in seconds; 0 if the system does not report it."""
     for line in _lines(f"/proc/{pid}/stat"):
         user, system = line.rpartition(")")[2].split()[11:13]
         return (int(user) + int(system)) * _tick_s()

@@ -10,7 +10,7 @@ follow the gradients of the windows (left) and of the weights (right, summed ove
     B [ (G w G^T) * (A e A^T) ] B^T        G^T [ (A e A^T) * (B^T d B) ] G
 
 So each of the 16 positions in a window needs one matrix product: (windows x channels) times (channels x channels). The
-last rows of A and B^T have the opposite sign to those in the paper; the signs cancel, and this saves work.
+last rows of A and B^T have the opposite sign to those in the paper, which saves work; the two signs cancel.
 """
 
 from typing import Any
@@ -31,7 +31,7 @@ _WINDOWS = 1024  # windows computed at a time, so that intermediate values stay 
 
 
 class WinogradConv2d(nn.Conv2d):
-    """3x3 convolution without padding that shares the parameters of `conv`, with Winograd's backward pass.
+    """3x3 convolution without padding, with Winograd's backward pass; shares its parameters with `conv`.
 
     Outputs equal PyTorch's outputs. Gradients of images and weights take fewer multiplications if height and width are
     even and the layer is large enough for this to pay. In bf16 the rounding error of these gradients is about 2.4 times
@@ -76,7 +76,10 @@ def use_winograd(module: nn.Module) -> None:
 
 
 class _Convolution(torch.autograd.Function):
-    """`conv2d` in the dtype of `images` (N, I, H, W), with weights (O, I, 3, 3) and biases (O,)."""
+    """`conv2d` with Winograd's backward pass, for `images` (N, I, H, W), weights (O, I, 3, 3) and biases (O,).
+
+    The convolution is computed in the dtype of `images`.
+    """
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -92,7 +95,7 @@ class _Convolution(torch.autograd.Function):
 
 
 def _gradients(e: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of x (N, H + 2, W + 2, I) and weight (O, I, 3, 3) from the output's gradient e (N, H, W, O)."""
+    """Compute gradients of x (N, H + 2, W + 2, I) and weight (O, I, 3, 3) from the output's gradient e (N, H, W, O)."""
     count, height, width, _ = e.shape
     g_2d = torch.kron(_G, _G).to(weight.dtype)  # (16, 9): G for rows and columns
     weights = (g_2d @ weight.reshape(-1, 9).T).to(e.dtype).view(16, *weight.shape[:2])
@@ -112,7 +115,7 @@ def _gradients(e: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _transform_input(x: Tensor) -> Tensor:
-    """B^T d B for all windows d of x (N, H + 2, W + 2, C): (16, N * H/2 * W/2, C)."""
+    """Return B^T d B for all windows d of x (N, H + 2, W + 2, C), as (16, N * H/2 * W/2, C)."""
     count, height, width, channels = x.shape
     height, width = height // 2 - 1, width // 2 - 1
     rows = x.new_empty(4, 2, count, height, width + 1, channels)
@@ -124,7 +127,11 @@ def _transform_input(x: Tensor) -> Tensor:
 
 
 def _apply_bt(even: Tensor, odd: Tensor, output: Tensor, *, dim: int) -> None:
-    """Write B^T times each window along `dim` to `output` (4, ...); `even` and `odd` are every second pixel."""
+    """Write B^T times each window along `dim` to `output` (4, ...).
+
+    Args:
+        even, odd: pixels at even and at odd positions along `dim`.
+    """
     count = even.shape[dim] - 1
     first, second, third, fourth = (x.narrow(dim, start, count) for start in (0, 1) for x in (even, odd))
     torch.sub(first, third, out=output[0])
@@ -144,7 +151,11 @@ def _inverse_input(values: Tensor, x: Tensor) -> None:
 
 
 def _apply_b(values: Tensor, even: Tensor, odd: Tensor, *, dim: int) -> None:
-    """Add B times the values (4, ...) to the windows along `dim`; `even` and `odd` are every second pixel."""
+    """Add B times `values` (4, ...) to the windows along `dim`.
+
+    Args:
+        even, odd: pixels at even and at odd positions along `dim`; changed in place.
+    """
     count = even.shape[dim] - 1
     first, second, third, fourth = (x.narrow(dim, start, count) for start in (0, 1) for x in (even, odd))
     first += values[0]
@@ -154,7 +165,7 @@ def _apply_b(values: Tensor, even: Tensor, odd: Tensor, *, dim: int) -> None:
 
 
 def _transform_gradient(e: Tensor) -> Tensor:
-    """A b A^T for all blocks b of 2x2 px in e (N, H, W, C): (16, N * H/2 * W/2, C)."""
+    """Return A b A^T for all blocks b of 2x2 px in e (N, H, W, C), as (16, N * H/2 * W/2, C)."""
     count, height, width, channels = e.shape
     output = e.new_empty(4, 4, count, height // 2, width // 2, channels)
     output[::3, ::3] = _by_parity(e)

@@ -1,1 +1,1 @@
-"""Image files and image values: decoding, colour, bit depth, metadata, encoding."""
+"""Image files and pixel values: decoding, colour conversion, bit depth, metadata, encoding."""

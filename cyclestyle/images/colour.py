@@ -18,17 +18,17 @@ _CHANNELS = {1: "L", 3: "RGB", 4: "CMYK"}  # number of channels -> Pillow's mode
 
 
 class Conversion(NamedTuple):
-    """A parsed ICC profile and its transform to sRGB."""
+    """ICC profile, parsed, with the transform that converts its colours to sRGB."""
 
     mode: str  # Pillow's mode of the input colours: L, RGB or CMYK
-    is_srgb: bool  # whether the colours differ from sRGB by at most 1/255
-    transform: ImageCms.ImageCmsTransform  # to sRGB, for 8 bits a channel
+    is_srgb: bool  # whether the transform changes colours by at most 1/255
+    transform: ImageCms.ImageCmsTransform  # to sRGB, for 8 bits per channel
     profile: bytes  # ICC profile of the input colours
 
 
 @cache
 def srgb() -> bytes:
-    """Return the sRGB ICC profile for output files; its bytes are the same at every call and on every system."""
+    """Return the sRGB ICC profile for output files; its bytes are the same in every call and on every system."""
     profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
     profile[24:36] = bytes.fromhex("07ea 0001 0001 0000 0000 0000")  # creation date 2026-01-01
     profile[40:44] = bytes(4)  # platform of creation
@@ -36,16 +36,18 @@ def srgb() -> bytes:
 
 
 def to_srgb(colours: PixelArray, profile: bytes) -> tuple[PixelArray, str]:
-    """Convert colours to sRGB, with the relative colorimetric intent and black point compensation.
+    """Convert colours to sRGB with relative colorimetric intent and black point compensation.
 
-    Grey and RGB colours without a profile are treated as sRGB. CMYK inks without a profile are subtracted from white.
+    Without a profile, grey and RGB colours are treated as sRGB, and CMYK inks are subtracted from white. The same holds
+    if the profile is unreadable or is for another kind of colours.
 
     Args:
-        colours: uint8 or uint16 (H, W) grey, (H, W, 3) RGB or (H, W, 4) CMYK, where a larger value is more ink.
-        profile: ICC profile; empty if there is none.
+        colours: uint8 or uint16 (H, W) grey, (H, W, 3) RGB or (H, W, 4) CMYK. In CMYK, larger values mean more ink.
+        profile: ICC profile of the colours; empty if they have none.
 
     Returns:
-        sRGB (H, W, 3) of the same dtype, and a note for the photo's owner, which is empty if there is none.
+        sRGB array (H, W, 3) of the same dtype, and a note to show to the photo's owner; the note is empty
+        unless the profile cannot be used.
     """
     if not profile:
         return _without_profile(colours), ""
@@ -65,7 +67,7 @@ def to_srgb(colours: PixelArray, profile: bytes) -> tuple[PixelArray, str]:
 
 
 def lab_to_srgb(image: Image.Image) -> Image.Image:
-    """Convert an 8-bit CIELAB image with white point D50 to sRGB."""
+    """Convert an 8-bit CIELAB image, whose white point is D50, to an sRGB image."""
     converted = ImageCms.applyTransform(image, _from_lab())
     assert converted is not None
     return converted
@@ -82,7 +84,7 @@ def _mode(colours: PixelArray) -> str:
 
 
 def _without_profile(colours: PixelArray) -> PixelArray:
-    """Convert colours without a usable profile to sRGB."""
+    """Convert grey, RGB or CMYK colours to sRGB by fixed formulas, ignoring any profile."""
     return _TO_RGB[_mode(colours)](colours)
 
 
@@ -107,7 +109,7 @@ _TO_RGB: dict[str, Callable[[PixelArray], PixelArray]] = {"L": _grey_to_rgb, "RG
 
 @lru_cache(maxsize=16)  # most photos of a set share one profile
 def _conversion(profile: bytes) -> Conversion | None:
-    """Parse an ICC profile; return None for damaged data and for colour spaces other than grey, RGB and CMYK."""
+    """Parse an ICC profile; return None if it is damaged or its colour space is not grey, RGB or CMYK."""
     try:
         opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         mode = _MODES[opened.profile.xcolor_space.strip()]

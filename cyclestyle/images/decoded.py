@@ -1,4 +1,4 @@
-"""Content of an image file, before the conversion to sRGB and to upright pixels."""
+"""Decoded content of an image file before its colours are converted to sRGB and its orientation is undone."""
 
 from typing import Any, NamedTuple
 
@@ -8,13 +8,13 @@ from cyclestyle.images.photo import PixelArray
 
 
 class DecodedImage(NamedTuple):
-    """Decoded image file: stored colours and metadata."""
+    """Content of an image file as stored: colours, alpha, ICC profile and metadata."""
 
     colours: PixelArray  # uint8 or uint16: (H, W) grey, (H, W, 3) RGB, or (H, W, 4) CMYK (0 is no ink)
-    alpha: PixelArray | None  # (H, W), dtype of `colours`, which are not premultiplied
-    profile: bytes  # ICC; empty if there is none
+    alpha: PixelArray | None  # (H, W), same dtype as `colours`; `colours` are not premultiplied by it
+    profile: bytes  # ICC profile; empty if the file has none
     exif: Image.Exif
     xmp: bytes | str
     dpi: tuple[Any, Any] | None
     format: str  # Pillow's name of the file format, such as `WEBP`
-    notes: tuple[str, ...] = ()  # for the photo's owner, a few words each
+    notes: tuple[str, ...] = ()  # to show to the photo's owner, a few words each

@@ -1,4 +1,4 @@
-"""Image files as upright RGB `PIL.Image`s: search, decoding, checks and encoding, all without PyTorch."""
+"""Find, decode, check and encode image files, as upright RGB `PIL.Image`s and without PyTorch."""
 
 import os
 import struct
@@ -16,9 +16,9 @@ from cyclestyle.filesystem.atomic import atomic_write
 from cyclestyle.filesystem.listing import listing, one_line, printable, special_file_reason
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
-MAX_PIXELS = 178_956_970  # Pillow raises an error above this number by default
+MAX_PIXELS = 178_956_970  # Pillow's default limit: it raises an error for images with more pixels
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")  # Pillow has more formats, untested here
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")  # Pillow reads more formats, which are untested here
 _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "JPEG": {"quality": 95, "subsampling": 0},
     "WEBP": {"quality": 95},
@@ -29,13 +29,13 @@ Image.MAX_IMAGE_PIXELS = None  # `read` and `probe` check `max_pixels`; Pillow w
 
 
 class ImageError(DataError):
-    """Error for a file that cannot be read or written as an image.
+    """Error about a file that cannot be read or written as an image.
 
     Args:
         path: path of the file.
-        reason: cause, in one line.
-        permanent: True if the content of the file is at fault, so that reading it again would fail too; False for
-            a missing permission, an unmounted disk and similar causes.
+        reason: cause of the error, in one line.
+        permanent: True if the content of the file is at fault, so another attempt would fail too; False if the cause
+            may disappear, such as a missing permission or an unmounted disk.
     """
 
     def __init__(self, path: Path, reason: str, permanent: bool = True) -> None:
@@ -47,7 +47,7 @@ class ImageError(DataError):
 
 
 class ImageInfo(NamedTuple):
-    """Size and state of an image file."""
+    """Size of an image file, and results of checking it."""
 
     width: int  # px, of the upright image
     height: int  # px, of the upright image
@@ -58,11 +58,11 @@ class ImageInfo(NamedTuple):
 def find(root: Path) -> list[Path]:
     """Return the paths of all image files below `root`, relative to `root`; their order depends only on names.
 
-    A file or folder with several paths, through links, is listed once, under the first path in name order. Names that
-    start with a dot are skipped, and so are pipes, devices and links to nothing.
+    A file or folder that links make reachable through several paths is listed once, under the first of these paths in
+    name order. Names that start with a dot are skipped, and so are pipes, devices and broken links.
 
     Raises:
-        DataError: a folder cannot be listed.
+        DataError: `root` or one of its subfolders cannot be listed.
     """
     content = listing(root, endings=EXTENSIONS)
     for folder, reason in content.unlisted.items():
@@ -74,8 +74,8 @@ def read(path: Path, *, background: str = "white", max_pixels: int = MAX_PIXELS)
     """Decode an image file to upright RGB; only the first frame of an animation is read.
 
     Args:
-        background: colour behind transparent pixels; see `colour`.
-        max_pixels: largest accepted width x height; only the header of a larger image is read.
+        background: colour that shows through transparent pixels, in the notation of the function `colour`.
+        max_pixels: largest accepted width x height; of a larger image, only the header is read.
 
     Raises:
         ImageError: the file is not an image, is damaged, or has too many pixels.
@@ -87,7 +87,9 @@ def read(path: Path, *, background: str = "white", max_pixels: int = MAX_PIXELS)
 
 
 def probe(path: Path, *, max_pixels: int = MAX_PIXELS) -> ImageInfo:
-    """Check an image file by decoding it completely, and return its size; beyond `max_pixels`, read only the header.
+    """Check an image file by decoding it completely, and return its size.
+
+    If the image has more than `max_pixels`, only its header is read.
 
     Raises:
         ImageError: the file is not an image or is damaged.
@@ -101,12 +103,14 @@ def probe(path: Path, *, max_pixels: int = MAX_PIXELS) -> ImageInfo:
 
 
 def too_large(width: int, height: int, max_pixels: int) -> str:
-    """Return the error message for an image with more than `max_pixels`."""
+    """Return the error message for an image of `width` x `height` px, which exceeds the limit `max_pixels`."""
     return f"{width:,} x {height:,} pixels are more than {max_pixels:,}"
 
 
 def colour(text: str) -> tuple[int, int, int]:
-    """Parse a colour in Pillow's notation, `white`, `#808080` or `rgb(128, 128, 128)`, to red, green, blue (0 to 255).
+    """Parse a colour such as `white`, `#808080` or `rgb(128, 128, 128)` to (red, green, blue), each from 0 to 255.
+
+    Any notation of Pillow is accepted; alpha is ignored.
 
     Raises:
         ValueError: `text` is not a colour.
@@ -116,10 +120,12 @@ def colour(text: str) -> tuple[int, int, int]:
 
 
 def to_rgb(image: Image.Image, *, background: str = "white") -> Image.Image:
-    """Convert any colour mode to RGB: 16-bit grey keeps its brightness, `background` shows through transparency.
+    """Convert an image of any colour mode to RGB.
+
+    16-bit grey keeps its brightness. The colour `background` shows through transparent pixels.
 
     Raises:
-        ValueError: the image has floating-point colours, whose white is undefined.
+        ValueError: the image has floating-point colours, for which no value is defined as white.
     """
     if image.mode == "F":
         raise ValueError("floating-point colours are not supported")  # Pillow would turn most of them black
@@ -134,12 +140,12 @@ def to_rgb(image: Image.Image, *, background: str = "white") -> Image.Image:
 
 
 def resize(image: Image.Image, width: int, height: int) -> Image.Image:
-    """Resize to `width` x `height` px with the bicubic, antialiasing filter of the original implementation."""
+    """Resize an image with the filter of the original CycleGAN implementation: bicubic and antialiased."""
     return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BICUBIC)
 
 
 def save(image: Image.Image, path: Path) -> None:
-    """Write an image atomically, in the format that the extension of `path` selects."""
+    """Write an image atomically to `path`, in the format that belongs to the extension of `path`."""
     format_name = Image.registered_extensions()[path.suffix.lower()]
     with atomic_write(path) as stream:
         image.save(stream, format=format_name, **_SAVE_OPTIONS.get(format_name, {}))
@@ -147,16 +153,16 @@ def save(image: Image.Image, path: Path) -> None:
 
 @contextmanager
 def open_image(path: Path) -> Iterator[ImageFile.ImageFile]:
-    """Context manager: open an image and read its header; re-raise errors from the `with` body as `ImageError`."""
+    """Context manager: open an image and read its header; re-raise errors in the `with` block as `ImageError`."""
     with open_bytes(path) as stream, identify(path, stream) as image:
         yield image
 
 
 @contextmanager
 def open_bytes(path: Path) -> Iterator[IO[bytes]]:
-    """Context manager: open a non-empty file for reading; re-raise errors from the `with` body as `ImageError`.
+    """Context manager: open a non-empty file for reading; re-raise errors in the `with` block as `ImageError`.
 
-    A MemoryError is raised unchanged.
+    A MemoryError is not converted.
     """
     try:
         with _stream(path) as stream:
@@ -172,15 +178,15 @@ def open_bytes(path: Path) -> Iterator[IO[bytes]]:
 
 
 def identify(path: Path, stream: IO[bytes], *, formats: Collection[str] = FORMATS) -> ImageFile.ImageFile:
-    """Detect the format and read the header of an image.
+    """Detect the format of an image file and read its header, without decoding pixels.
 
     Args:
         path: path of the file, for the error message.
         stream: open file, positioned at its start.
-        formats: Pillow's names of the formats to try.
+        formats: formats to try, by Pillow's names.
 
     Raises:
-        ImageError: none of the formats matches.
+        ImageError: the file has none of these formats.
     """
     try:
         return Image.open(stream, formats=tuple(formats))
@@ -192,7 +198,10 @@ def identify(path: Path, stream: IO[bytes], *, formats: Collection[str] = FORMAT
 
 
 def decode(image: ImageFile.ImageFile) -> None:
-    """Decode all pixels; damaged data raise nearly any exception, which `open_bytes` re-raises as an `ImageError`."""
+    """Decode all pixels of an opened image.
+
+    Damaged data can raise any type of exception; inside `open_bytes` it becomes an `ImageError`.
+    """
     if image.format == "PNG":
         assert image.fp is not None
         check_png(image.fp)
@@ -201,7 +210,7 @@ def decode(image: ImageFile.ImageFile) -> None:
 
 
 def apply_orientation(image: ImageFile.ImageFile) -> Image.Image:
-    """Decode an image, then rotate or mirror it in place to undo its EXIF orientation."""
+    """Decode an image, then rotate or mirror it in place so that it is upright as its EXIF orientation requires."""
     decode(image)
     ImageOps.exif_transpose(image, in_place=True)
     return image
@@ -230,15 +239,18 @@ def check_png(stream: IO[bytes]) -> None:
 
 
 def is_animated(image: ImageFile.ImageFile) -> bool:
-    """Return whether an image has more than one frame; previews in a phone's JPEG (MPO) do not count as frames."""
+    """Return whether an image has several frames; the previews in JPEGs of some phones (MPO) do not count as frames."""
     try:
         return image.format != "MPO" and bool(getattr(image, "is_animated", False))
-    except Exception:  # a damaged second frame, for which Pillow raises nearly any type
+    except Exception:  # the second frame is damaged; Pillow then raises nearly any type
         return True
 
 
 def _stream(path: Path) -> IO[bytes]:
-    """Open a regular file for reading; opening a pipe could block, and opening a device could have side effects."""
+    """Open a regular file for reading; raise an `ImageError` for an empty file, a pipe or a device.
+
+    Opening a pipe could block, and opening a device could have side effects.
+    """
     fault = special_file_reason(path.stat().st_mode)
     if not fault:
         # O_NONBLOCK, since a pipe may have replaced the file after the check above.

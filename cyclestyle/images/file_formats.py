@@ -1,4 +1,4 @@
-"""Readable and writable image formats, by the extensions of file names."""
+"""Image formats that can be read or written, and the file name extensions that belong to them."""
 
 from pathlib import Path
 from typing import Literal
@@ -9,7 +9,7 @@ from cyclestyle.images import decoding
 
 
 def _register_heif() -> bool:
-    """Register the HEIC decoder; return False if `pillow_heif` is not installed."""
+    """Register the HEIC decoder in Pillow; return False if the package `pillow_heif` is not installed."""
     try:
         import pillow_heif
     except ImportError:
@@ -39,25 +39,26 @@ HEIC_AS_JPEG = "HEIC is written as JPEG: format=heic keeps it"
 
 
 def own_name(pillow_name: str) -> str:
-    """Return the common name of a format, such as `WebP` for Pillow's `WEBP`."""
+    """Return the common name of the format that Pillow calls `pillow_name`, such as `WebP` for `WEBP`."""
     return _OWN_NAMES.get(pillow_name, pillow_name)
 
 
 def pillow_name(name: str) -> str:
-    """Return Pillow's name of a writable format, such as `WEBP` for `WebP`."""
+    """Return Pillow's name for the format with the common name `name`, such as `WEBP` for `WebP`."""
     return {"WebP": "WEBP", "HEIC": "HEIF"}.get(name, name)
 
 
 def is_written(ending: str) -> bool:
-    """Return whether files with this lower-case extension can be written."""
+    """Return whether files with the extension `ending`, in lower case with the dot, can be written."""
     return ending in BY_ENDING and BY_ENDING[ending] not in _NOT_WRITTEN
 
 
 def target_name(name: Path, format: Format) -> Path:  # noqa: A002
-    """Return the output file name for an input file name; the file itself is not read.
+    """Return the output file name for the input file `name`, chosen by its extension without reading the file.
 
     Args:
-        format: `keep` selects the format of the input's extension, except PNG for GIF and JPEG for HEIC.
+        format: output format. `keep` selects the format that belongs to the extension of `name`, but replaces GIF by
+            PNG and HEIC by JPEG.
     """
     ending = name.suffix.lower()
     source = BY_ENDING.get(ending, "PNG")
@@ -66,5 +67,5 @@ def target_name(name: Path, format: Format) -> Path:  # noqa: A002
 
 
 def becomes_jpeg(name: Path, format: Format) -> bool:  # noqa: A002
-    """Return whether `format` is `keep` and the file name has a HEIC extension, so that the output is a JPEG."""
+    """Return whether a HEIC file becomes a JPEG: `format` is `keep`, and `name` has an extension of HEIC."""
     return format == "keep" and BY_ENDING.get(name.suffix.lower()) == "HEIC"

@@ -1,4 +1,7 @@
-"""Decoding of PNG and TIFF files with 16 bits a channel, which Pillow opens as 8 bits or not at all."""
+"""Decoding of PNG and TIFF files with 16 bits per channel.
+
+Pillow reduces such files to 8 bits per channel, or cannot open them.
+"""
 
 import io
 import logging
@@ -31,14 +34,14 @@ _PER_INCH = {2: 1.0, 3: 2.54}  # ResolutionUnit -> factor to pixels per inch
 
 
 class Png(NamedTuple):
-    """Header of a PNG."""
+    """Header of a PNG file; `read` decodes the file."""
 
     width: int
     height: int
-    bits: int  # number of bits a channel
+    bits: int  # number of bits per channel
 
     def read(self, path: Path, stream: IO[bytes]) -> DecodedImage:
-        """Decode a file with 16 bits a channel."""
+        """Decode the PNG file that has this header; it must have 16 bits per channel."""
         import imagecodecs
 
         stream.seek(0)
@@ -64,10 +67,10 @@ class Png(NamedTuple):
 
 
 class Tiff(NamedTuple):
-    """Header of a TIFF, which is its first directory."""
+    """Header of a TIFF file: the tags in its first directory; `read` decodes the file."""
 
     tags: Mapping[int, Any]
-    bits: int  # number of bits a channel
+    bits: int  # number of bits per channel
     offset: int  # bytes from the start of the file to the directory
     start: bytes  # first 4 bytes of the file: byte order and version
 
@@ -80,7 +83,7 @@ class Tiff(NamedTuple):
         return int(self.tags[_HEIGHT])
 
     def read(self, path: Path, stream: IO[bytes]) -> DecodedImage:
-        """Decode a file with 16 bits a channel."""
+        """Decode the TIFF file that has this header; it must have 16 bits per channel."""
         kind = self.tags.get(_PHOTOMETRIC, -1)
         if kind not in _COLOURS:
             raise ImageError(path, "16-bit colours that are neither grey, RGB nor CMYK are not supported")
@@ -116,10 +119,10 @@ class Tiff(NamedTuple):
 
 
 def header(path: Path, stream: IO[bytes]) -> Png | Tiff | None:
-    """Read the header of a PNG or TIFF; return None for all other formats.
+    """Read the header of a PNG or TIFF file; return None for files of other formats.
 
     Raises:
-        ImageError: the channels of a TIFF have an unsupported number type or number of bits.
+        ImageError: a TIFF has channels of an unsupported number type, or with an unsupported number of bits.
     """
     stream.seek(0)
     start = stream.read(32)
@@ -138,7 +141,7 @@ def header(path: Path, stream: IO[bytes]) -> Png | Tiff | None:
 
 
 def check_libraries(path: Path) -> None:
-    """Raise an `ImageError` if a library for 16 bits a channel is missing."""
+    """Raise an `ImageError` about `path` unless the libraries for 16 bits per channel are installed."""
     if not all(_is_installed(name) for name in ("tifffile", "imagecodecs")):
         raise ImageError(path, "16 bits a channel need more libraries: pip install 'cyclestyle[deep]'")
 
@@ -156,7 +159,10 @@ def _tiff_bits(path: Path, tags: Mapping[int, Any]) -> int:
 
 
 def is_negative_plane(tags: Mapping[int, Any]) -> bool:
-    """Return whether a TIFF has one grey channel with 0 as white, but declares separate planes for its channels."""
+    """Return whether a TIFF has a single grey channel in which 0 is white, yet declares separate planes per channel.
+
+    Pillow does not invert the uncompressed pixels of such a file.
+    """
     samples = tags.get(_SAMPLES, 1)
     return tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO and tags.get(_PLANAR) == _SEPARATE_PLANES and samples == 1
 
@@ -169,10 +175,10 @@ def _is_installed(name: str) -> bool:
 
 
 def _tiff_channels(stream: IO[bytes]) -> tuple[PixelArray, int]:
-    """Decode the first page of a TIFF to uint16 (H, W, channels); also return the number of pages.
+    """Decode the first page of a TIFF to a uint16 array (H, W, channels); also return the number of pages in the file.
 
     Raises:
-        ValueError: strips or tiles are missing.
+        ValueError: strips or tiles of the page are missing.
     """
     import tifffile
 
@@ -196,7 +202,7 @@ def _split_alpha(channels: PixelArray, count: int, alpha: int | None) -> tuple[P
 
 
 def _unpremultiply(colours: PixelArray, alpha: PixelArray) -> PixelArray:
-    """Divide premultiplied colours by alpha; colours with alpha 0 become black."""
+    """Divide premultiplied colours by `alpha`; pixels whose alpha is 0 become black."""
     full = largest(colours)
     weights = alpha.astype(np.float64)[(...,) + (None,) * (colours.ndim - 2)]
     restored = np.divide(colours * float(full), weights, out=np.zeros(colours.shape), where=weights > 0)

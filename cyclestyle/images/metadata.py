@@ -1,4 +1,4 @@
-"""EXIF, XMP and resolution of a photo: reading, selecting what is preserved, and correcting it for the output."""
+"""EXIF, XMP and resolution of a photo: how they are read, selected, and corrected for the output file."""
 
 import math
 import re
@@ -22,7 +22,10 @@ _PREVIEWS = rb"(?s)<xmp:Thumbnails\b.*?</xmp:Thumbnails\s*>"
 
 
 def exif_of(read: Callable[[], Image.Exif]) -> tuple[Image.Exif, tuple[str, ...]]:
-    """Call `read` and return its EXIF data, which are empty if damaged, and notes for the photo's owner."""
+    """Return the EXIF data that `read` returns, and notes to show to the photo's owner.
+
+    If the data are damaged, the returned EXIF data are empty, and a note explains this.
+    """
     try:
         exif = read()
         exif.get(Base.Orientation)
@@ -32,13 +35,13 @@ def exif_of(read: Callable[[], Image.Exif]) -> tuple[Image.Exif, tuple[str, ...]
 
 
 def xmp_of(info: Mapping[Any, Any]) -> bytes | str:
-    """Return the XMP data in the `info` of an opened image; empty if the image has none."""
+    """Return the XMP data in `info`, the attribute of an image that Pillow opened; empty if the image has none."""
     xmp = info.get("xmp") or info.get("XML:com.adobe.xmp", b"")
     return xmp if isinstance(xmp, bytes | str) else b""
 
 
 def orientation_of(exif: Image.Exif) -> int:
-    """Return the EXIF orientation, 1 to 8; 1 (upright) if the tag is missing or invalid."""
+    """Return the orientation in EXIF data, from 1 to 8; 1 (upright) if it is missing or invalid."""
     value = exif.get(Base.Orientation, 1)
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
@@ -46,7 +49,7 @@ def orientation_of(exif: Image.Exif) -> int:
 def select_metadata(
     exif: Image.Exif, xmp: bytes | str, dpi: tuple[Any, Any] | None
 ) -> tuple[Metadata, tuple[str, ...]]:
-    """Select the metadata to preserve, corrected for upright pixels; also return notes for the photo's owner."""
+    """Select the metadata to preserve, and set their orientation to upright; also return notes to show to the owner."""
     if isinstance(xmp, str):
         xmp = xmp.encode()
     xmp = re.sub(_PREVIEWS, b"", re.sub(_ORIENTATION, rb"\g<1>1", xmp))
@@ -57,7 +60,7 @@ def select_metadata(
 
 
 def with_size(exif: bytes, width: int, height: int) -> Image.Exif:
-    """Parse EXIF data and set their image size to `width` x `height` px."""
+    """Parse encoded EXIF data and set the image size in them to `width` x `height` px."""
     resized = Image.Exif()
     resized.load(exif)
     details = resized.get_ifd(IFD.Exif)

@@ -1,4 +1,4 @@
-"""A decoded photo: pixels, transparency, metadata and notes."""
+"""Decoded photos in memory: pixels, transparency, metadata and notes."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +11,7 @@ PixelArray = npt.NDArray[Any]  # uint8 or uint16; values use the full range of t
 
 @dataclass(frozen=True)
 class Metadata:
-    """Metadata to preserve in the output file; empty unless requested."""
+    """Metadata of a photo, to be preserved in the output file; every field is empty unless metadata are requested."""
 
     exif: bytes = b""  # `Exif\\0\\0` and a TIFF structure: orientation 1, no thumbnail
     xmp: bytes = b""  # XML in UTF-8
@@ -20,21 +20,21 @@ class Metadata:
 
 @dataclass(frozen=True, eq=False)
 class Photo:
-    """Upright sRGB image of a user's file."""
+    """Photo decoded from a user's file: upright, in sRGB."""
 
     pixels: PixelArray  # (H, W, 3), uint8 or uint16, sRGB, upright
-    alpha: PixelArray | None = None  # (H, W), dtype of `pixels`, which are not premultiplied
+    alpha: PixelArray | None = None  # (H, W), same dtype as `pixels`; `pixels` are not premultiplied by it
     metadata: Metadata = field(default_factory=Metadata)
-    notes: tuple[str, ...] = ()  # for the photo's owner, a few words each
+    notes: tuple[str, ...] = ()  # to show to the photo's owner, a few words each
 
 
 def largest(samples: PixelArray) -> int:
-    """Return the largest value of the dtype, 255 or 65535, which means white or opaque."""
+    """Return the largest value of the dtype of `samples`: 255 or 65535, which means white or opaque."""
     return int(np.iinfo(samples.dtype).max)
 
 
 def fault(photo: Photo) -> str:
-    """Return why the arrays of a photo are invalid; empty if they are valid."""
+    """Return the reason why the arrays in a photo are invalid; empty if they are valid."""
     pixels, alpha = photo.pixels, photo.alpha
     if pixels.dtype not in (np.uint8, np.uint16):
         return f"numbers of the type {pixels.dtype}"

@@ -1,4 +1,4 @@
-"""Decoding of a photo file to upright sRGB pixels, with its metadata."""
+"""Decoding of photo files to upright sRGB pixels and metadata."""
 
 from pathlib import Path
 from typing import IO
@@ -31,9 +31,9 @@ def read(
     """Decode a photo file to upright sRGB; only the first frame of an animation is read.
 
     Args:
-        resize: largest longer side, in px; larger photos are shrunk to it, smaller photos keep their size.
-        metadata: whether to read EXIF, XMP and resolution, for the output file.
-        max_pixels: largest accepted width x height; only the header of a larger photo is read.
+        resize: limit for the longer side, px. Photos above the limit are shrunk to it; smaller photos keep their size.
+        metadata: whether to return EXIF, XMP and resolution, which the output file is to preserve.
+        max_pixels: largest accepted width x height; of a larger photo, only the header is read.
 
     Raises:
         ImageError: the file is not an image, is damaged, has too many pixels or unsupported colours, or needs a
@@ -77,7 +77,12 @@ def _source(path: Path, stream: IO[bytes], max_pixels: int) -> DecodedImage:
 
 
 def _checked(source: DecodedImage, width: int, height: int) -> DecodedImage:
-    """Return `source`; raise a ValueError unless its arrays have the size that the header of the file states."""
+    """Return `source` unchanged; raise a ValueError if its arrays have a wrong size or number of channels.
+
+    Args:
+        width: expected width, from the header of the file, px.
+        height: expected height, px.
+    """
     shape, channels = source.colours.shape[:2], 1 if source.colours.ndim == 2 else source.colours.shape[-1]
     if shape != (height, width):
         raise ValueError(f"it has {shape[1]} x {shape[0]} pixels, but its header states {width} x {height}")
@@ -100,10 +105,12 @@ def _is_heif(stream: IO[bytes]) -> bool:
 
 
 def _decode_8bit(path: Path, image: ImageFile.ImageFile, *, bits: int) -> DecodedImage:
-    """Decode an image that Pillow represents with at most 8 bits a channel.
+    """Decode an image that Pillow represents with at most 8 bits per channel.
 
     Args:
-        bits: bits a channel in the file.
+        path: path of the file, for error messages.
+        image: image opened by Pillow, not yet decoded.
+        bits: bits per channel in the file.
     """
     if image.mode not in _GREY | _COLOURED:
         raise ImageError(path, f"colours of the kind {image.mode} are not supported")
@@ -120,7 +127,7 @@ def _decode_8bit(path: Path, image: ImageFile.ImageFile, *, bits: int) -> Decode
 
 
 def _invert_when_decoded(image: ImageFile.ImageFile) -> None:
-    """Make Pillow invert white-is-zero pixels; by default it does not invert those of uncompressed grey planes."""
+    """Make Pillow invert pixels in which 0 is white; by default it does not do so for uncompressed grey planes."""
     image.tile = [
         tile._replace(args=(f"{image.mode};I", *tile.args[1:]))
         if tile.codec_name == "raw" and isinstance(tile.args, tuple) and tile.args[0] == image.mode
@@ -130,9 +137,9 @@ def _invert_when_decoded(image: ImageFile.ImageFile) -> None:
 
 
 def _channels(image: Image.Image) -> tuple[PixelArray, PixelArray | None]:
-    """Return the colours of an image, and its alpha or None.
+    """Return two arrays: the colours of an image, and its alpha, which is None for an opaque image.
 
-    Grey, RGB and CMYK colours are not converted; CIELAB colours become sRGB, and other colours become RGB.
+    Grey, RGB and CMYK colours are returned as stored. CIELAB colours are converted to sRGB, and other colours to RGB.
     """
     grey = image.mode in _GREY
     if image.has_transparency_data or image.mode in _WITH_ALPHA:
@@ -144,19 +151,19 @@ def _channels(image: Image.Image) -> tuple[PixelArray, PixelArray | None]:
 
 
 def _frames(image: ImageFile.ImageFile) -> tuple[str, ...]:
-    """Return a note for the photo's owner if the image has more than one frame, else no note."""
+    """Return one note, to show to the photo's owner, if an image has several frames; else return no notes."""
     if not decoding.is_animated(image):
         return ()
     frames = _FRAME_NAMES.get(str(image.format), "frames")
     which = "the main one" if image.format == "HEIF" else "the first"
     try:
         return (f"{which} of {getattr(image, 'n_frames', 1)} {frames}",)
-    except Exception:  # a damaged second frame, for which Pillow raises nearly any type
+    except Exception:  # the second frame is damaged; Pillow then raises nearly any type
         return (f"{which} of several {frames}",)
 
 
 def _bits(image: ImageFile.ImageFile, stream: IO[bytes]) -> int:
-    """Return the number of bits a channel in a file that is neither PNG nor TIFF."""
+    """Return the number of bits per channel in an image file that is neither PNG nor TIFF."""
     if image.format != "AVIF":
         return int(image.info.get("bit_depth", 8))  # only the HEIC decoder sets `bit_depth`
     stream.seek(0)
@@ -167,7 +174,7 @@ def _bits(image: ImageFile.ImageFile, stream: IO[bytes]) -> int:
 
 
 def _turned(channels: PixelArray, orientation: int) -> PixelArray:
-    """Undo an EXIF orientation; `np.rot90` rotates counter-clockwise."""
+    """Mirror and rotate `channels` to undo an EXIF orientation from 1 to 8."""
     if orientation in _MIRRORED:
         channels = channels[:, ::-1]
     return np.rot90(channels, _QUARTERS[orientation])
@@ -176,7 +183,7 @@ def _turned(channels: PixelArray, orientation: int) -> PixelArray:
 def _shrunk(pixels: PixelArray, alpha: PixelArray | None, longest: int) -> tuple[PixelArray, PixelArray | None]:
     """Shrink an image with a bicubic, antialiasing filter.
 
-    Colours are weighted by alpha, so that colours of transparent pixels do not bleed into visible pixels.
+    Colours are weighted by alpha: otherwise the hidden colours of transparent pixels would bleed into visible pixels.
 
     Args:
         longest: length of the longer side of the result, in px.
@@ -203,12 +210,16 @@ def _resized(channel: PixelArray, size: tuple[int, int]) -> PixelArray:
 
 
 def _contiguous_writable(channels: PixelArray) -> PixelArray:
-    """Copy an array unless it is contiguous and writable, which `torch.from_numpy` needs."""
+    """Return an array that is contiguous and writable, as `torch.from_numpy` needs; copy it only if necessary."""
     return np.require(channels, requirements=["C", "W"])
 
 
 def _extension_notes(path: Path, pillow_name: str) -> list[str]:
-    """Return notes for the photo's owner if the extension belongs to another format or to a read-only format."""
+    """Return notes, to show to the photo's owner, about the extension of `path`.
+
+    There is a note if the extension belongs to another format than `pillow_name`, and one if no files with this
+    extension are written.
+    """
     ending, actual = path.suffix.lower(), file_formats.own_name(pillow_name)
     notes = [f"{actual} in spite of its name"] if file_formats.BY_ENDING.get(ending, actual) != actual else []
     if not file_formats.is_written(ending):

@@ -1,6 +1,7 @@
 """Conversions between PIL images, integer tensors and float tensors in [-1, 1].
 
-PyTorch is imported within the functions: processes that only read and write files import this module and start fast.
+PyTorch is imported within the functions. Processes that only read and write files import this module too, and
+importing PyTorch would delay their start.
 """
 
 from typing import TYPE_CHECKING
@@ -14,21 +15,24 @@ if TYPE_CHECKING:
 
 
 def pil_to_uint8(image: Image.Image) -> "Tensor":
-    """Convert an RGB image to a uint8 tensor (3, H, W)."""
+    """Convert an RGB image to a uint8 tensor (3, H, W) on the CPU."""
     import torch
 
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def to_float(pixels: "Tensor") -> "Tensor":
-    """Convert uint8 (0 to 255) or uint16 (0 to 65535) pixels to floats in [-1, 1] of the default dtype; any shape."""
+    """Convert uint8 (0 to 255) or uint16 (0 to 65535) pixels to floats in [-1, 1], for a tensor of any shape.
+
+    The result has PyTorch's default dtype.
+    """
     import torch
 
     return pixels.to(torch.get_default_dtype()) / (torch.iinfo(pixels.dtype).max / 2) - 1.0
 
 
 def quantize(values: "Tensor", dtype: "torch.dtype") -> "Tensor":
-    """Convert floats in [-1, 1] to integers, rounded and clipped to the range of `dtype`.
+    """Convert floats in [-1, 1] to integers that span the range of `dtype`, rounding and clipping them.
 
     Args:
         dtype: `torch.uint8` (0 to 255) or `torch.uint16` (0 to 65535).
@@ -40,12 +44,12 @@ def quantize(values: "Tensor", dtype: "torch.dtype") -> "Tensor":
 
 
 def to_uint8(values: "Tensor") -> "Tensor":
-    """Convert floats in [-1, 1] to uint8, rounded and clipped to 0 to 255."""
+    """Convert floats in [-1, 1] to uint8 values from 0 to 255, rounding and clipping them."""
     import torch
 
     return quantize(values, torch.uint8)
 
 
 def uint8_to_pil(pixels: "Tensor") -> Image.Image:
-    """Convert a uint8 tensor (3, H, W) to an RGB image."""
+    """Convert a uint8 tensor (3, H, W) on any device to an RGB image."""
     return Image.fromarray(pixels.permute(1, 2, 0).contiguous().cpu().numpy())

@@ -1,4 +1,4 @@
-"""Thumbnails for the contact sheet, encoded in worker processes without PyTorch."""
+"""Encoding of thumbnails for the contact sheet; worker processes call it, so it needs no PyTorch."""
 
 import io
 from typing import Any
@@ -7,23 +7,23 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-THUMBNAIL = 960, 320  # largest width and height in px; all rows of the contact sheet have one height
+THUMBNAIL = 960, 320  # largest width and height, px; all rows of the contact sheet have the same height
 MAX_PROFILE_BYTES = (
-    4096  # bytes; profiles of cameras have 0.5 to 3 kB, of scanners up to 1 MB, far more than a thumbnail
+    4096  # bytes; profiles of cameras have 0.5 to 3 kB; those of scanners up to 1 MB, far more than a thumbnail
 )
 
 PixelArray = NDArray[Any]  # uint8 or uint16
 
-_QUALITY = 78  # WebP quality: 8 to 55 kB a thumbnail
+_QUALITY = 78  # WebP quality; gives 8 to 55 kB per thumbnail
 
 
 def thumbnail(pixels: PixelArray, alpha: PixelArray | None = None, *, profile: bytes | None = None) -> bytes:
-    """Encode an image as WebP, shrunk to fit `THUMBNAIL`; smaller images keep their size.
+    """Encode an image as WebP and shrink it to fit the size `THUMBNAIL`; an image that fits keeps its size.
 
     Args:
-        pixels: (H, W, 3), uint8 or uint16.
-        alpha: (H, W), 0 is transparent; None for an opaque thumbnail.
-        profile: ICC profile to embed, None for sRGB; not embedded if larger than `MAX_PROFILE_BYTES`.
+        pixels: RGB colours (H, W, 3), uint8 or uint16.
+        alpha: (H, W) with the dtype of `pixels`, where 0 is transparent; None for an opaque image.
+        profile: ICC profile to embed if it has at most `MAX_PROFILE_BYTES`; None for colours in sRGB.
     """
     height, width, _ = pixels.shape
     image = Image.fromarray(_to_uint8(pixels))
@@ -41,7 +41,10 @@ def thumbnail(pixels: PixelArray, alpha: PixelArray | None = None, *, profile: b
 
 
 def _to_uint8(samples: PixelArray) -> NDArray[np.uint8]:
-    """Convert uint16 samples to their upper 8 bits, the exact inverse of widening 8 bits to 16; return uint8 as is."""
+    """Reduce uint16 samples to their upper 8 bits; return uint8 samples unchanged.
+
+    Samples that were widened from 8 to 16 bits regain their exact values.
+    """
     if samples.dtype == np.uint16:
         return (samples >> 8).astype(np.uint8)
     assert samples.dtype == np.uint8, samples.dtype

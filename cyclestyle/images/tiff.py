@@ -1,7 +1,8 @@
-"""Encoder of TIFF files with 8 or 16 bits a channel, deflate compression and EXIF directories.
+"""Encoder for TIFF files with 8 or 16 bits per channel, deflate compression and EXIF directories.
 
-Pillow has no 16-bit RGB and cannot write EXIF directories into a compressed file in memory; tifffile has no EXIF
-directories. Source of the layout: TIFF 6.0, with the horizontal differencing of its section 14.
+No library writes such files: Pillow has no 16-bit RGB and cannot write EXIF directories into a compressed file in
+memory; tifffile cannot write EXIF directories. The file layout follows TIFF 6.0, including the horizontal differencing
+in its section 14.
 """
 
 import zlib
@@ -29,7 +30,7 @@ _X_RESOLUTION, _Y_RESOLUTION, _PLANAR, _UNIT, _PREDICTOR, _EXTRA, _XMP, _PROFILE
 )
 _DEFLATE, _RGB, _INTERLEAVED, _DIFFERENCES, _ALPHA, _INCH = 8, 2, 1, 2, 2, 2
 DEFLATE_LEVEL = 4  # photos take as many bytes as at level 6, and encoding is up to four times as fast
-_STRIP = 2**18  # maximum bytes of a strip before compression; a strip has at least one row
+_STRIP = 2**18  # maximum bytes in a strip before compression; a strip has at least one row
 _HEADER = b"II*\0\x08\0\0\0"  # little-endian, first directory at offset 8
 
 
@@ -37,10 +38,10 @@ def encoded(channels: PixelArray, *, profile: bytes, metadata: Metadata, exif: M
     """Encode an image as the content of a TIFF file.
 
     Args:
-        channels: uint8 or uint16 (H, W, 3) RGB, or (H, W, 4) with alpha that is not premultiplied.
-        profile: ICC profile.
-        metadata: XMP and resolution to write; its EXIF data are ignored in favour of `exif`.
-        exif: EXIF tags and nested directories, as in `PIL.Image.Exif`.
+        channels: uint8 or uint16, (H, W, 3) RGB or (H, W, 4) RGB and alpha; colours are not premultiplied by alpha.
+        profile: ICC profile to embed.
+        metadata: source of XMP and resolution; its EXIF data are ignored, since `exif` provides them.
+        exif: EXIF tags and their values; the value of a nested directory is a mapping of its own tags.
     """
     height, width, count = channels.shape
     rows = max(1, _STRIP // (width * count * channels.itemsize))
@@ -77,7 +78,7 @@ def _describe(directory: ImageFileDirectory_v2, channels: PixelArray) -> None:
 
 
 def _strip(channels: PixelArray) -> bytes:
-    """Compress rows as horizontal differences, which deflate better."""
+    """Compress one strip of rows: deflate the differences between neighbouring pixels, which take fewer bytes."""
     rows = channels.astype(channels.dtype.newbyteorder("<"))
     rows[:, 1:] -= channels[:, :-1]
     return zlib.compress(rows.tobytes(), DEFLATE_LEVEL)

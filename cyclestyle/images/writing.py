@@ -1,4 +1,4 @@
-"""Writing of a photo to a file, in the format of the file's extension, and verification of that file."""
+"""Writing of photos to files, in the format that the file extension selects, and verification of the written files."""
 
 import io
 import struct
@@ -17,18 +17,18 @@ from cyclestyle.images.decoding import ImageError
 from cyclestyle.images.metadata import with_size
 from cyclestyle.images.photo import Metadata, Photo, PixelArray, largest
 
-_ANY = 2**31 - 1  # practically no limit
+_ANY = 2**31 - 1  # bytes or px; practically no limit
 _DIRECTORIES = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)  # nested in EXIF data
 
 
 class _Format(NamedTuple):
-    """Encoder and limits of a file format."""
+    """Encoder for a file format, and the limits of the format."""
 
     encoded: Callable[
         [PixelArray, Metadata, int], bytes
-    ]  # channels (H, W, 3 or 4), metadata within the limits, quality
+    ]  # takes channels (H, W, 3 or 4), metadata within the limits, and quality
     alpha: bool = True
-    sixteen_bit: bool = False  # 16 bits a channel
+    sixteen_bit: bool = False  # whether it can hold 16 bits per channel
     longest: int = _ANY  # longest side, px
     exif: int = _ANY  # bytes
     xmp: int = _ANY  # bytes
@@ -37,16 +37,17 @@ class _Format(NamedTuple):
 
 
 def write(photo: Photo, path: Path, *, quality: int = 95) -> tuple[str, ...]:
-    """Write a photo atomically, in the format that the extension selects; equal photos give equal bytes.
+    """Write a photo atomically, in the format that the extension of `path` selects; equal photos give equal bytes.
 
-    Before the temporary file is renamed, its size and header are read back and compared; a HEIC is also decoded.
+    The photo is first written to a temporary file. Before this file is renamed to `path`, its length and the image size
+    in its header are checked; a HEIC is also decoded.
 
     Args:
-        path: output file, with a writable extension, see `file_formats.target_name`.
-        quality: 1 to 100, for JPEG, WebP, AVIF and HEIC; ignored by other formats.
+        path: output file; `file_formats.target_name` gives it an extension that can be written.
+        quality: quality of JPEG, WebP, AVIF and HEIC files, from 1 to 100; ignored by other formats.
 
     Returns:
-        Notes for the photo's owner, a few words each.
+        Notes to show to the photo's owner, a few words each.
 
     Raises:
         ImageError: the format cannot hold the image, or the written file cannot be opened again.
@@ -80,13 +81,13 @@ def write(photo: Photo, path: Path, *, quality: int = 95) -> tuple[str, ...]:
 
 
 def _verify(written: Path, path: Path, count: int, size: tuple[int, int]) -> None:
-    """Raise an `ImageError` unless a file has `count` bytes and opens as an image of the expected size.
+    """Raise an `ImageError` unless the file `written` has `count` bytes and opens as an image with the given size.
 
     Args:
-        written: temporary file.
-        path: final name; its extension gives the format.
-        count: expected number of bytes.
-        size: expected width and height, px.
+        written: temporary file to check.
+        path: name that the file will get; its extension gives the expected format.
+        count: expected length of the file, bytes.
+        size: expected width and height of the image, px.
     """
     name, kind = file_formats.BY_ENDING[path.suffix.lower()], _FORMATS[file_formats.BY_ENDING[path.suffix.lower()]]
     actual = written.stat().st_size
@@ -110,9 +111,9 @@ def _verify(written: Path, path: Path, count: int, size: tuple[int, int]) -> Non
 
 
 def _fit_to_format(photo: Photo, kind: _Format, name: str) -> tuple[PixelArray, list[str]]:
-    """Convert a photo to (H, W, 3), or (H, W, 4) with alpha, as the format allows.
+    """Convert a photo to an array that the format `kind` can hold: (H, W, 3), or (H, W, 4) with alpha.
 
-    Also return notes on what the conversion discards.
+    Also return notes about alpha or bits that the conversion discards; `name` is the name of the format in the notes.
     """
     channels, alpha, notes = photo.pixels, photo.alpha, []
     if alpha is not None and kind.alpha:
@@ -135,7 +136,10 @@ def _over_white(pixels: PixelArray, alpha: PixelArray) -> PixelArray:
 def _fitting_metadata(
     metadata: Metadata, kind: _Format, name: str, width: int, height: int
 ) -> tuple[Metadata, list[str]]:
-    """Select the metadata that a format can hold, and set their image size; also return notes on discarded metadata."""
+    """Select the metadata that the format `kind` can hold, and set the image size in them to `width` x `height` px.
+
+    Also return notes about discarded metadata; `name` is the name of the format in the notes.
+    """
     notes = []
     exif = with_size(metadata.exif, width, height).tobytes() if metadata.exif else b""
     fitting = replace(metadata, exif=exif)
@@ -153,7 +157,10 @@ def _fitting_metadata(
 
 
 def _by_pillow(pillow_name: str, **options: Any) -> Callable[[PixelArray, Metadata, int], bytes]:
-    """Return an encoder that uses Pillow alone; it encodes in memory, since Pillow hides the errno of a full disk."""
+    """Return an encoder for a format that Pillow can write; `options` are passed to `PIL.Image.Image.save`.
+
+    The encoder writes to memory, since Pillow hides the errno of a full disk.
+    """
 
     def encoded(channels: PixelArray, metadata: Metadata, quality: int) -> bytes:
         fields: dict[str, Any] = {"quality": quality, "icc_profile": colour.srgb(), **options}
@@ -183,7 +190,7 @@ def _png(channels: PixelArray, metadata: Metadata, quality: int) -> bytes:
 
 
 def _png_16bit(channels: PixelArray, metadata: Metadata) -> bytes:
-    """Encode 16 bits a channel with imagecodecs, and insert the chunks that it cannot write."""
+    """Encode a PNG with 16 bits per channel; insert the ICC and metadata chunks, which imagecodecs cannot write."""
     import imagecodecs
 
     pixels_only = bytes(imagecodecs.png_encode(np.ascontiguousarray(channels), level=tiff.DEFLATE_LEVEL))

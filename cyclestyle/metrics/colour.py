@@ -22,7 +22,7 @@ class ColourStatistics(NamedTuple):
 
 
 class PixelStatistics:
-    """Accumulates statistics over images; every pixel counts equally, so that large images have more weight."""
+    """Accumulator for statistics over images; every pixel counts equally, so that large images have more weight."""
 
     def __init__(self) -> None:
         self._count = 0
@@ -36,14 +36,14 @@ class PixelStatistics:
         self._squares += flat.square().sum(1)
 
     def statistics(self) -> ColourStatistics:
-        """Statistics of all images added so far."""
+        """Return the statistics of all images added so far."""
         assert self._count, "no image was added"
         mean = self._sum / self._count
         return ColourStatistics(mean, (self._squares / self._count - mean.square()).clamp(min=0).sqrt())
 
 
 class ColourMap(NamedTuple):
-    """Linear map of each colour channel: value * gain + offset."""
+    """Linear map that changes each colour channel to value * gain + offset."""
 
     gain: Tensor  # (3,)
     offset: Tensor  # (3,), for pixel values from 0 to 255
@@ -75,18 +75,18 @@ def colour_statistics(images: Iterable[Tensor]) -> ColourStatistics:
 
 
 def colour_distance(x: ColourStatistics, y: ColourStatistics) -> float:
-    """Compute the Euclidean distance between the statistics of two sets: means and standard deviations of L*, a*, b*.
+    """Compute the Euclidean distance between two sets' statistics, the means and standard deviations of L*, a*, b*.
 
-    The unit is the unit of Lab: a distance of 2 between two uniform patches is just noticeable.
+    The unit is that of L*a*b*: between two uniformly coloured patches, a distance of 2 is just noticeable.
     """
     return math.hypot(torch.dist(x.mean, y.mean).item(), torch.dist(x.spread, y.spread).item())
 
 
 def global_colour_map(source: ColourStatistics, target: ColourStatistics) -> ColourMap:
-    """Return the colour map that gives each channel of one set the mean and standard deviation of another set.
+    """Return the map that gives each channel of images with statistics `source` the mean and deviation of `target`.
 
     Args:
-        source, target: statistics of RGB values from 0 to 255.
+        source, target: statistics of two sets of images, as RGB values from 0 to 255.
     """
     gain = torch.where(source.spread > 0, target.spread / source.spread, torch.ones(3, dtype=torch.float64))
     return ColourMap(gain, target.mean - gain * source.mean)

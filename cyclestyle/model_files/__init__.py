@@ -1,1 +1,1 @@
-"""Model files of this program and of others: reading, writing, converting."""
+"""Model files of this program and of other programs: reading, writing and conversion."""

@@ -1,4 +1,4 @@
-"""Export formats: each format names and encodes one file for each direction of a model, and adds notes for users."""
+"""Formats in which generators are exported, one file per direction of a model."""
 
 import io
 import re
@@ -17,29 +17,34 @@ from cyclestyle.model_files.original_weights import reference_options, to_refere
 
 
 class File(NamedTuple):
-    """Exported file of one direction: its name, content and notes."""
+    """Exported generator of one direction, as a file that is not yet written: name, content and notes."""
 
     name: str
     content: bytes
-    notes: list[str]  # hints for users of the file, a line each
+    notes: list[str]  # hints for users of the file, one line each
 
 
 class Encoded(NamedTuple):
-    """Content of an exported file, and notes for its users."""
+    """Content of an exported file, and hints for users of the file, one line each."""
 
     content: bytes
     notes: list[str]
 
 
 class Format(NamedTuple):
-    """File format of exported generators."""
+    """Format of exported files: how a file is named, and how a generator is encoded."""
 
     name: Callable[[GeneratorFile, str], str]  # returns the file name for a source and its file stem (see `_stem`)
     encode: Callable[[nn.Module, GeneratorFile], Encoded]
 
 
 def files(sources: GeneratorFiles, *, format: str, direction: str | None = None) -> list[File]:  # noqa: A002
-    """Encode all directions of a model, or only `direction`, in a format of `FORMATS`.
+    """Encode the generators of all directions of a model, or only the generator of `direction`.
+
+    Args:
+        sources: generators of the model.
+        format: key of `FORMATS`.
+        direction: direction such as `photo2monet`; None selects all directions.
 
     Raises:
         CommandError: `direction` is unknown.
@@ -54,7 +59,11 @@ def files(sources: GeneratorFiles, *, format: str, direction: str | None = None)
 
 
 def names(sources: GeneratorFiles, *, format: str, direction: str | None = None) -> list[str]:  # noqa: A002
-    """Return the names of the files that `files` encodes; raise a CommandError if `direction` is unknown."""
+    """Return the names of the files that `files` would return for the same arguments, without encoding them.
+
+    Raises:
+        CommandError: `direction` is unknown.
+    """
     return [FORMATS[format].name(source, _stem(source)) for source in _selected(sources, direction)]
 
 
@@ -108,16 +117,19 @@ FORMATS = {
 
 
 def _letter(source: GeneratorFile) -> str:
-    """Return the suffix of a direction in file names of the 2017 implementation; empty if the direction is unknown."""
+    """Return the suffix by which file names of the 2017 implementation state the direction: `_A` or `_B`.
+
+    It is empty if the direction is unknown.
+    """
     if not source.states_direction:
         return ""
     return "_A" if source.side == "ab" else "_B"
 
 
 def _stem(source: GeneratorFile) -> str:
-    """Return a valid file stem for a direction, made of its domain names, such as `photo2monet`.
+    """Return the name, without extension, of the exported file: made of the domain names, such as `photo2monet`.
 
-    A source that does not state its step, such as a `.pth` file, keeps its file stem.
+    For a source that does not state its step, such as a `.pth` file, it is the name of that file without extension.
     """
     if source.step is None:
         return source.path.stem
@@ -128,4 +140,4 @@ def _stem(source: GeneratorFile) -> str:
     return ab if source.side == "ab" else ba
 
 
-_MAX_NAME = 60  # characters of a domain's name in a file name
+_MAX_NAME = 60  # maximum characters of a domain name in a file name

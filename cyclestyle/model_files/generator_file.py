@@ -1,4 +1,4 @@
-"""One direction of a model as data, independent of its file format: the source of translators and exported files."""
+"""Generators read from a model file of any format, one per direction; translators and exports are made from them."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ _LETTER = re.compile(r"_G_([AB])\.(pth|pt)", re.IGNORECASE)  # latest_net_G_A.pt
 
 
 class GeneratorFile(NamedTuple):
-    """Generator of one direction: architecture, weights and origin."""
+    """Generator of one direction, as read from a file: architecture, weights and origin."""
 
     architecture: dict[str, Any]  # from the file's header; not validated before `build`
     tensors: dict[str, Tensor]
@@ -44,7 +44,7 @@ class GeneratorFile(NamedTuple):
 
 
 class GeneratorFiles(NamedTuple):
-    """All directions of a model: two in a checkpoint, one in an exported file or in a `.pth` file."""
+    """Generators of all directions of a model: two from a checkpoint, one from an exported file or a `.pth` file."""
 
     by_side: dict[Side, GeneratorFile]
     path: Path
@@ -55,9 +55,9 @@ class GeneratorFiles(NamedTuple):
         return tuple(source.direction for source in self.by_side.values())
 
     def select(self, direction: str | None) -> GeneratorFile:
-        """Return the generator of a direction, such as `photo2monet`, `a2b` or `b2a`.
+        """Return the generator for `direction`, such as `photo2monet`, `a2b` or `b2a`.
 
-        Direction names made of the domain names take precedence over `a2b` and `b2a`.
+        Names made of the domain names take precedence: if the domains are called b and a, `b2a` is the first direction.
 
         Raises:
             CommandError: the model does not have this direction, or has two directions and `direction` is None.
@@ -84,8 +84,8 @@ def read(path: Path, *, weights: Weights = "ema") -> GeneratorFiles:
 
     Args:
         path: a run folder, a checkpoint folder, a safetensors file, or a `.pth` file of the 2017 implementation.
-        weights: `ema` selects the moving average if the model has one, else the weights of the last step; `raw` always
-            selects the weights of the last step.
+        weights: `ema` selects the moving average of the weights if the model has one, else the weights of the last
+            step; `raw` always selects the weights of the last step.
 
     Raises:
         CheckpointError: the file is missing, damaged, or does not hold a generator.
@@ -101,13 +101,13 @@ def read(path: Path, *, weights: Weights = "ema") -> GeneratorFiles:
 
 
 def directions(domains: tuple[str, str]) -> tuple[str, str]:
-    """Return the names of the directions from a to b and from b to a."""
+    """Return the names of both directions: from the first domain to the second, such as `photo2monet`, and back."""
     a, b = domains
     return f"{a}2{b}", f"{b}2{a}"
 
 
 def build(source: GeneratorFile) -> nn.Module:
-    """Build the network of a `GeneratorFile`, with its weights, on the CPU.
+    """Build the network that a `GeneratorFile` describes, on the CPU, and load its weights.
 
     Raises:
         CheckpointError: the network is unknown, does not translate RGB images, or does not fit the weights.
@@ -131,9 +131,10 @@ def build(source: GeneratorFile) -> nn.Module:
 
 
 def fingerprint(generator: nn.Module) -> str:
-    """Return the SHA-256, in hexadecimal, of the architecture and the float32 weights, which determine translations.
+    """Return a hexadecimal SHA-256 that identifies the translations of a generator.
 
-    The rate of dropout is left out: dropout does nothing in evaluation mode, and `.pth` files do not state the rate.
+    It is computed from the architecture and the weights in float32. The dropout rate is left out: dropout does nothing
+    in evaluation mode, and `.pth` files do not state the rate.
     """
     architecture: Mapping[str, object] = generator.architecture  # type: ignore[assignment]
     digest = hashlib.sha256()

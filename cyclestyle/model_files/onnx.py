@@ -1,7 +1,8 @@
-"""Generators as ONNX files: written with PyTorch, checked against it, and run by onnxruntime.
+"""Generators as ONNX files: PyTorch exports them, their outputs are compared with PyTorch's, and onnxruntime runs them.
 
-The graph accepts heights and widths that are multiples of `multiple` and at least `minimum` px; a header in the file
-states both numbers. Images of other sizes must be padded before and cropped after the graph, see `OnnxGenerator`.
+The graph in the file accepts images whose height and width are multiples of `multiple` and at least `minimum` px; a
+header in the file states both numbers. Images of other sizes must be padded before the graph runs, and its output must
+be cropped; `OnnxGenerator` does both.
 """
 
 import hashlib
@@ -36,7 +37,10 @@ _MISSING = "needs onnx, onnxscript and onnxruntime: pip install 'cyclestyle[expo
 
 @runtime_checkable
 class Unpadded(Protocol):
-    """A generator with a forward pass for sizes that need no padding."""
+    """Generator with a method `unpadded`, its forward pass for images of sizes that need no padding.
+
+    Such heights and widths are multiples of `multiple` and at least `minimum` px.
+    """
 
     multiple: int
     minimum: int
@@ -45,21 +49,23 @@ class Unpadded(Protocol):
 
 
 class Difference(NamedTuple):
-    """Difference between the outputs of onnxruntime and PyTorch for one input shape."""
+    """Difference between the outputs of onnxruntime and of PyTorch for images of one shape."""
 
     shape: tuple[int, ...]  # (N, 3, H, W)
     largest: float  # largest absolute difference of output values, which lie in [-1, 1]
 
 
 class Exported(NamedTuple):
-    """Content of an ONNX file, and the differences of its outputs from PyTorch's."""
+    """Content of an ONNX file, and how far its outputs differ from PyTorch's, for each compared shape."""
 
     content: bytes
     differences: list[Difference]
 
 
 def export(generator: nn.Module, source: GeneratorFile) -> Exported:
-    """Export a generator on the CPU as one ONNX file with dynamic batch, height and width; compare it with PyTorch.
+    """Export a generator, which must be on the CPU, as an ONNX file for any batch size, height and width.
+
+    The outputs of the ONNX file are compared with those of PyTorch.
 
     Raises:
         CommandError: the required packages are not installed.
@@ -88,16 +94,18 @@ def export(generator: nn.Module, source: GeneratorFile) -> Exported:
 
 
 class OnnxGenerator:
-    """A generator computed by onnxruntime; input and output are float32 (N, 3, H, W) in [-1, 1] on CPU, any H and W.
+    """Generator that onnxruntime runs; called with images, it returns their translations.
+
+    Images and translations are CPU tensors (N, 3, H, W) in float32 with values in [-1, 1], of any height and width.
 
     Args:
-        content: bytes of an ONNX file that `export` has written.
+        content: content of an ONNX file that `export` has made.
         path: path of the file, for error messages.
         device: `auto` selects a CUDA GPU if onnxruntime can use one, else the CPU.
 
     Raises:
         CommandError: onnxruntime is not installed, or does not support the device.
-        CheckpointError: the file is damaged, or was not written by `export`.
+        CheckpointError: the file is damaged, or was not made by `export`.
     """
 
     backend: Literal["torch", "onnx"] = "onnx"
@@ -122,11 +130,15 @@ class OnnxGenerator:
         precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
         compile: bool = False,  # noqa: A002
     ) -> "OnnxGenerator":
-        """Load a file that `export` has written.
+        """Load an ONNX file that `export` has made.
+
+        Args:
+            device: see the class.
+            precision, compile: only `auto` or `fp32`, and False, are supported here.
 
         Raises:
-            CommandError: see the class; also if an option is supported by PyTorch only.
-            CheckpointError: see the class; also if the file is missing or unreadable.
+            CommandError: `precision` or `compile` has a value that only PyTorch supports; also as for the class.
+            CheckpointError: the file is missing or unreadable; also as for the class.
         """
         if precision not in ("auto", "fp32"):
             raise CommandError(f"precision={precision}: {path} computes in fp32: leave precision= out")
@@ -161,7 +173,7 @@ class OnnxGenerator:
 
 
 def _graph(generator: Unpadded) -> "onnx.ModelProto":
-    """Trace the network to an ONNX graph; remove the exporter's notes from it, since they contain local paths."""
+    """Export a network to an ONNX model, without the notes that PyTorch adds to it: they contain local paths."""
     try:
         import onnxscript  # noqa: F401  required by the exporter, whose own error takes several lines
     except ImportError:
@@ -194,7 +206,7 @@ _DIMENSIONS = (("batch", 2**16), ("height", 2**16), ("width", 2**16))  # height 
 
 
 class _Core(nn.Module):
-    """Module whose forward pass is `generator.unpadded`."""
+    """Module whose forward pass is `generator.unpadded`, since `torch.onnx.export` exports forward passes only."""
 
     def __init__(self, generator: Unpadded) -> None:
         super().__init__()
@@ -206,7 +218,7 @@ class _Core(nn.Module):
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Context manager: silence the exporter's warnings and log lines, which concern its internals."""
+    """Context manager: silence the warnings and log lines of PyTorch's ONNX exporter, which concern its internals."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -218,7 +230,10 @@ def _quiet() -> Iterator[None]:
 
 
 def _header(generator: Unpadded, source: GeneratorFile) -> dict[str, Any]:
-    """Build the JSON header: facts about the graph for other programs, and facts about the model for this program."""
+    """Build the header of an ONNX file, a JSON object.
+
+    It describes the graph for other programs, and the model for this program.
+    """
     return {
         "version": VERSION,
         "input": "float32 RGB (N, 3, H, W) in [-1, 1]; the output is the same",
@@ -236,10 +251,10 @@ def _header(generator: Unpadded, source: GeneratorFile) -> dict[str, Any]:
 
 
 def _differences(generator: nn.Module, exported: OnnxGenerator) -> list[Difference]:
-    """Compare the outputs of PyTorch and onnxruntime at three input shapes other than the traced shape.
+    """Compare the outputs of PyTorch and onnxruntime for images of three shapes, none of them used for the export.
 
-    The shapes have odd sides, two images, and sides of different lengths. None is tiny: instance norm over few values
-    magnifies rounding errors, which differ between the two programs.
+    Among the shapes are odd sides, a batch of two images, and sides of different lengths. No shape is tiny: instance
+    norm over few values magnifies rounding errors, which differ between PyTorch and onnxruntime.
     """
     assert isinstance(generator, Unpadded)
     side, step = max(32, generator.minimum), max(48, generator.multiple)
@@ -255,7 +270,10 @@ def _differences(generator: nn.Module, exported: OnnxGenerator) -> list[Differen
 
 
 def _session(content: bytes, path: Path, device: str) -> "onnxruntime.InferenceSession":
-    """Create an onnxruntime session from bytes, so that it reads no other files; register no custom operators."""
+    """Create an onnxruntime session from the content of an ONNX file.
+
+    Since the session gets no path, it reads no other files. No custom operators are registered.
+    """
     try:
         import onnxruntime
     except ImportError:
@@ -290,7 +308,10 @@ class _Header(NamedTuple):
 
 
 def _read_header(session: "onnxruntime.InferenceSession", path: Path) -> _Header:
-    """Read the header that `_header` built; its `GeneratorFile` has no tensors, as the weights stay in the graph."""
+    """Read the header that `_header` built from an ONNX file.
+
+    The `GeneratorFile` in the result has no tensors, since the weights stay in the graph.
+    """
     text = session.get_modelmeta().custom_metadata_map.get(_KEY)
     if text is None:
         raise CheckpointError(f"{path} was not exported by cyclestyle: the sizes that it accepts are unknown")

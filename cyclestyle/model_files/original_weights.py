@@ -1,4 +1,4 @@
-"""Conversion of weights from and to the files of the 2017 PyTorch implementation of CycleGAN, the reference."""
+"""Conversion of weights between our networks and the reference, the 2017 PyTorch implementation of CycleGAN."""
 
 import itertools
 from collections.abc import Callable, Mapping
@@ -13,7 +13,7 @@ from cyclestyle.networks.unet import UNetGenerator
 
 Architecture = dict[str, str | int | float | bool]
 
-# Buffers of instance norms in old files; their values were never used.
+# Buffers of instance norms in old files; the reference never uses their values.
 _UNUSED = ("running_mean", "running_var", "num_batches_tracked")
 
 # (network name here, number of blocks or levels) -> value of the reference's option --netG
@@ -27,21 +27,23 @@ _DEPTHS = {"resnet": "blocks", "unet": "levels"}
 
 
 class DetectedArchitecture(NamedTuple):
-    """Architecture and weights of a generator detected in a reference file."""
+    """Result of `detect_architecture`: architecture and weights of a generator in a reference file."""
 
     architecture: Architecture
     weights: dict[str, Tensor]  # unchanged tensors, under the parameter names of our networks
 
 
 def detect_architecture(state_dict: Mapping[str, Tensor]) -> DetectedArchitecture:
-    """Detect the architecture of a generator in a reference file from names and shapes, and rename its weights.
+    """Detect the architecture of a generator from its tensors in a reference file, and rename them to our names.
 
-    A prefix `module.` of all names and the running statistics of old instance norms are removed. Dropout in a ResNet is
-    detected, since it shifts the index of a convolution; its rate is assumed to be the reference's 0.5. Dropout in a
-    U-Net cannot be detected and is set to 0.
+    The architecture follows from the names and shapes of the tensors. If all names have the prefix `module.`, it is
+    removed, and so are the running statistics of instance norms in old files. Dropout in a ResNet is detected, since it
+    shifts the index of a convolution; the dropout rate is assumed to be 0.5, as in the reference. Dropout in a U-Net
+    cannot be detected, so the dropout rate is set to 0.
 
     Raises:
-        CheckpointError: the file does not hold a supported generator of RGB images; batch norm is not supported.
+        CheckpointError: the tensors are not those of a generator of RGB images, or the generator has batch norm or
+            lacks layers.
     """
     tensors = _without_unused(state_dict)
     if norm := next((name for name, tensor in tensors.items() if name.endswith(".weight") and tensor.ndim == 1), None):
@@ -63,30 +65,30 @@ def detect_architecture(state_dict: Mapping[str, Tensor]) -> DetectedArchitectur
 
 
 def from_reference(state_dict: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
-    """Rename the tensors of a reference file to the parameter names of `network`, for `network.load_state_dict`.
+    """Rename tensors from a reference file to the parameter names of `network`, so that it can load them.
 
     Raises:
-        CheckpointError: the names in the file differ from the reference's names for `network`. Shapes are not compared.
+        CheckpointError: the names in `state_dict` are not the reference's names for `network`. Shapes are not compared.
     """
     return _renamed(state_dict, reference_names(network))
 
 
 def to_reference(network: nn.Module) -> dict[str, Tensor]:
-    """Copy the weights of `network` to the CPU under the reference's names, for `load_state_dict` in the reference.
+    """Copy the weights of `network` to the CPU under the names of the reference, so that the reference can load them.
 
     Raises:
-        CheckpointError: the reference does not have this network.
+        CheckpointError: the reference has no network with these weights, see `reference_names`.
     """
     ours = network.state_dict()
     return {theirs: ours[name].detach().cpu().clone() for name, theirs in reference_names(network).items()}
 
 
 def reference_options(network: nn.Module) -> str:
-    """Return the command-line options with which the reference builds a generator for the weights of `network`.
+    """Return command-line options with which the reference builds a generator that can load the weights of `network`.
 
     Raises:
-        CheckpointError: the reference has no options for this network: its ResNets have 9 or 6 blocks, its U-Nets 8 or
-            7 levels, and none has resized upsampling.
+        CheckpointError: the reference cannot build such a generator. Its ResNets have 9 or 6 blocks, its U-Nets have 8
+            or 7 levels, and none of them has resized upsampling.
     """
     reference_names(network)
     assert isinstance(network, ResNetGenerator | UNetGenerator), "discriminators have other options"
@@ -104,14 +106,16 @@ def reference_options(network: nn.Module) -> str:
 
 
 def reference_names(network: nn.Module) -> dict[str, str]:
-    """Map the names of all weights of `network` to their names in the reference's files.
+    """Return the names of all weights of `network`, mapped to the names of the same weights in reference files.
 
     The reference numbers the layers of a network in one sequence, and the layers of each residual block in another.
-    Dropout in a block shifts the index of its second convolution by 1. U-Nets of the reference are nested modules.
+    Dropout in a block shifts the index of the second convolution in that block by 1. U-Nets of the reference are nested
+    modules.
 
     Raises:
-        CheckpointError: the reference does not have this network or saves it with other layers: resized upsampling, a
-            U-Net with detail, a patch discriminator without norm, and the pixel and texture discriminators.
+        CheckpointError: the reference does not have this network or saves it with other layers. This concerns networks
+            with resized upsampling, U-Nets with detail, patch discriminators without norm, and the pixel and texture
+            discriminators.
     """
     if isinstance(network, PatchDiscriminator) and network.architecture["norm"]:
         return _weights_and_biases(_patch_layers(len(network.body)))
@@ -156,9 +160,10 @@ def _resnet_layers(blocks: int, *, has_dropout: bool) -> dict[str, str]:
 
 
 def _unet_layers(levels: int) -> dict[str, str]:
-    """Map our layer names to the reference's: each level contains the inner levels between its two convolutions.
+    """Return our names of the convolutions in a U-Net, mapped to the names in the reference.
 
-    The outermost level has no activation before its first convolution, so the index of that convolution is 0, not 1.
+    In the reference, each level is a module that contains the next inner level between its own two convolutions. The
+    outermost level has no activation before its first convolution, so the index of that convolution is 0, not 1.
     """
     layers = {"down.0.conv": "model.model.0", "head.conv": "model.model.3"}
     prefix = "model.model.1.model"
@@ -176,7 +181,7 @@ def _patch_layers(layers: int) -> dict[str, str]:
 
 
 def _without_unused(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Remove the prefix `module.` of DataParallel and the unused buffers of instance norms."""
+    """Remove the prefix `module.`, which DataParallel adds to all names, and the unused buffers of instance norms."""
     wrapped = all(name.startswith("module.") for name in state_dict)
     tensors = {name.removeprefix("module.") if wrapped else name: tensor for name, tensor in state_dict.items()}
     return {name: tensor for name, tensor in tensors.items() if name.rpartition(".")[2] not in _UNUSED}
@@ -219,7 +224,7 @@ def _describe_unet(tensors: Mapping[str, Tensor]) -> Architecture:
 
 
 def _count(tensors: Mapping[str, Tensor], name: Callable[[int], str]) -> int:
-    """Count the consecutive names `name(0)`, `name(1)`, ... in the file."""
+    """Return how many of the names `name(0)`, `name(1)`, ... are in `tensors` before the first that is missing."""
     return next(i for i in itertools.count() if name(i) not in tensors)
 
 

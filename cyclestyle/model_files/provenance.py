@@ -1,4 +1,4 @@
-"""Provenance of a model: a short summary of its training, read from the run folder for exported files."""
+"""Provenance of exported models: a short summary of the training, read from the run folder of a checkpoint."""
 
 import json
 import math
@@ -18,17 +18,20 @@ _MAX_LENGTH = 80  # maximum characters of a text
 
 
 def run_folder(model: Path) -> Path | None:
-    """Return the run folder of the checkpoint that contains a model file; None for other files."""
+    """Return the run folder that a model file belongs to; None if the file is not in a checkpoint of a run folder."""
     checkpoints = model.parent.parent
     run = checkpoints.parent
     return run if checkpoints.name == "checkpoints" and (run / "config.yaml").is_file() else None
 
 
 def training_summary(run: Path, *, step: int) -> dict[str, Any]:
-    """Summarise a run as plain data: name, steps, recipe and last logged losses; missing values are left out.
+    """Return a summary of a training run that JSON can represent: its name, steps, recipe and last logged losses.
+
+    Missing values are left out.
 
     Args:
-        step: step of the checkpoint; log lines of later steps are ignored.
+        run: run folder.
+        step: step of the exported checkpoint; log lines of later steps are ignored.
     """
     config = _config(run / "config.yaml")
     recipe = {key: value for key in EXPORTED if (value := _plain(_at(config, key))) is not None}
@@ -56,7 +59,7 @@ def _config(path: Path) -> Mapping[str, Any]:
 
 
 def _at(config: Mapping[str, Any], key: str) -> object:
-    """Return the value of a dotted key, None if the config lacks it."""
+    """Return the value of a dotted key, such as `adversarial._target_`; None if the config does not have this key."""
     value: object = config
     for name in key.split("."):
         value = value.get(name) if isinstance(value, Mapping) else None
@@ -64,7 +67,7 @@ def _at(config: Mapping[str, Any], key: str) -> object:
 
 
 def _plain(value: object) -> str | float | bool | None:
-    """Return a text, number or boolean that JSON can represent, else None."""
+    """Return `value` if it is a text, a boolean or a number that JSON can represent, else None; long texts are cut."""
     if isinstance(value, str):
         return value[:_MAX_LENGTH]
     if isinstance(value, bool) or (isinstance(value, int) and abs(value) < 2**63):
@@ -73,7 +76,7 @@ def _plain(value: object) -> str | float | bool | None:
 
 
 def _losses(path: Path, step: int) -> dict[str, float]:
-    """Return the losses in the last log line with losses up to `step`."""
+    """Return the losses in a log file, from the last line that has losses and whose step is at most `step`."""
     last: dict[str, float] = {}
     try:
         with path.open(encoding="utf-8", errors="replace") as stream:
@@ -88,7 +91,7 @@ def _losses(path: Path, step: int) -> dict[str, float]:
 
 
 def _line(text: str) -> dict[str, float]:
-    """Return the numbers in a log line; empty for an incomplete line that a killed process left."""
+    """Return the finite numbers in a log line; empty for an incomplete line, as a killed process may leave it."""
     try:
         values = json.loads(text)
     except (ValueError, RecursionError):

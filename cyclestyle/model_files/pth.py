@@ -1,4 +1,4 @@
-"""Reading of tensors from `.pth` files without executing code in them."""
+"""Reading of tensors from `.pth` files, without executing any code that the files contain."""
 
 import pickle
 import warnings
@@ -13,10 +13,11 @@ from cyclestyle.errors import CheckpointError
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a `.pth` file that maps names to tensors, in the zip or the legacy format of torch.save.
+    """Return the tensors in a `.pth` file by name; the file may have the zip or the legacy format of `torch.save`.
 
     Raises:
-        CheckpointError: the file is damaged, or contains more than names and tensors, or tensors larger than the file.
+        CheckpointError: the file is damaged, contains more than names and tensors, or describes tensors with more bytes
+            than the file has.
     """
     size = path.stat().st_size
     try:

@@ -1,4 +1,4 @@
-"""Logger for the console: a progress bar on a terminal, plain lines in a log file."""
+"""Logger for the console: a progress bar on a terminal, plain lines in a log file or pipe."""
 
 import time
 from datetime import timedelta
@@ -11,10 +11,10 @@ from cyclestyle.monitor.logger import Samples
 
 
 class Console:
-    """Shows losses, speed and remaining time: a live bar on a terminal, elsewhere one line per log.
+    """Shows losses, speed and remaining time: as a live progress bar on a terminal, elsewhere as one line per log.
 
     Args:
-        folder: run folder; unused, as every logger receives the same arguments.
+        folder: run folder; unused, but every logger receives the same arguments.
         domains: names of domains a and b; unused.
         start: number of steps done before this process started.
         total: step at which training ends.
@@ -58,7 +58,7 @@ class Console:
 
 
 def _summary(values: dict[str, float]) -> str:
-    """Format the total of each kind of loss, the speed, and the time share of waiting for data if it exceeds 5 %."""
+    """Format the sum of each kind of loss, the speed, and the share of time spent waiting for data if above 5 %."""
     losses = [
         f"{word} {sum(value for name, value in values.items() if name.startswith(f'loss/{kind}')):.3f}"
         for word, kind in (("gan", "gan_"), ("cycle", "cycle_"), ("identity", "identity_"), ("disc", "discriminator_"))

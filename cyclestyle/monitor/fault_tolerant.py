@@ -1,4 +1,4 @@
-"""Wrapper that keeps disk errors of a logger from ending the training."""
+"""Wrapper for a logger: training continues even if the logger raises a disk error."""
 
 from collections.abc import Callable
 
@@ -7,12 +7,12 @@ from cyclestyle.monitor.logger import Logger, Samples
 
 
 class FaultTolerantLogger:
-    """Passes all calls to a logger; on disk errors it warns once and training continues.
+    """Passes all calls to a logger; catches the logger's disk errors and warns about the first one only.
 
     Args:
-        make: function that creates the logger; if it raises OSError, the next log tries again.
+        make: function that creates the logger; if it raises OSError, it is called again at the next log.
         name: name of the logger in the warning.
-        warn: function that receives the warning.
+        warn: function that receives the text of the warning.
     """
 
     def __init__(self, make: Callable[[], Logger], *, name: str, warn: Callable[[str], None] = warn) -> None:
@@ -22,20 +22,20 @@ class FaultTolerantLogger:
         self._try(lambda logger: None)
 
     def on_step(self, step: int) -> None:
-        """Report a finished step."""
+        """Pass the number of a finished step to the logger."""
         if self._logger is not None:
             self._logger.on_step(step)
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
-        """Log the values of a step."""
+        """Log `values` (name -> loss, speed or another number) for a step."""
         self._try(lambda logger: logger.metrics(step, values))
 
     def pictures(self, step: int, a: Samples, b: Samples) -> None:
-        """Log the samples of a step."""
+        """Log the samples of domain a and of domain b at a step."""
         self._try(lambda logger: logger.pictures(step, a, b))
 
     def close(self) -> None:
-        """Close the logger."""
+        """Close the logger, if it could be created."""
         if self._logger is not None:
             self._try(lambda logger: logger.close())
 

@@ -1,4 +1,4 @@
-"""Protocol of loggers, and the values that they receive."""
+"""Protocol that loggers implement, the sample images that they receive, and the phases of a training step."""
 
 from enum import StrEnum
 from typing import NamedTuple, Protocol
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Samples(NamedTuple):
-    """Probe images of one domain and the generators' outputs for them; (N, 3, H, W) uint8 each."""
+    """Probe images of one domain, and the generators' outputs for these images; each field is uint8 (N, 3, H, W)."""
 
     real: Tensor
     translated: Tensor
@@ -16,7 +16,7 @@ class Samples(NamedTuple):
 
 
 class Logger(Protocol):
-    """Receives the numbers and sample images of a run; only rank 0 has loggers."""
+    """Receives the losses, speeds and sample images of a training run; only rank 0 has loggers."""
 
     def on_step(self, step: int) -> None: ...
     def metrics(self, step: int, values: dict[str, float]) -> None: ...
@@ -25,7 +25,7 @@ class Logger(Protocol):
 
 
 class Phase(StrEnum):
-    """Parts of a training step; values are their names in a profile. Phases do not overlap."""
+    """Parts of a training step, which do not overlap; each value is the name of the phase in a profile."""
 
     DATA = "data"  # waiting for images, and their transfer to the device
     FORWARD = "forward"  # networks and losses

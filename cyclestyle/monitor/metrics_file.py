@@ -1,4 +1,4 @@
-"""Logger that writes metrics and samples as plain files."""
+"""Logger that writes metrics to a JSON lines file and samples to PNG files."""
 
 import json
 import math
@@ -11,13 +11,13 @@ from cyclestyle.monitor.sample_grid import column_titles, grid
 
 
 class MetricsFile:
-    """Writes one JSON line per log to `metrics.jsonl`, and one image per direction to `samples/` at each sampling.
+    """Writes a line of JSON to `metrics.jsonl` at each log, and a PNG per direction to `samples/` at each sampling.
 
     Args:
         folder: run folder.
         domains: names of domains a and b.
-        start: number of steps done before this process started. Lines of this and later steps are removed, since these
-            steps are logged again.
+        start: number of steps done before this process started. Lines for step `start` and later
+            steps are removed, since these steps are logged again.
         total: step at which training ends; unused.
     """
 
@@ -29,7 +29,7 @@ class MetricsFile:
         self._stream = path.open("a", encoding="utf-8")
 
     def on_step(self, step: int) -> None:
-        """Do nothing: only logs are written."""
+        """Do nothing: lines are written only at logs."""
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
         self._stream.write(json.dumps({"step": step, **values}) + "\n")
@@ -50,7 +50,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _step(line: str) -> float:
-    """Step of a line; infinity for an incomplete line, left by a killed process or a full disk."""
+    """Step number in a line of metrics.jsonl; infinity if the line is incomplete because of a kill or a full disk."""
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""Profile of a few training steps, as a trace and as a table of phases."""
+"""Profile of a few training steps: a trace of all operations, and a table with the time of each phase."""
 
 import contextlib
 import gzip
@@ -21,7 +21,7 @@ _UNITS_PER_S = 1e6  # times in a trace are in microseconds
 
 
 class ProfileWindow(NamedTuple):
-    """Numbers of steps before and during the one recording of a process."""
+    """Numbers of steps before and during the recording; a process records only once."""
 
     wait: int = 5  # steps without profiler, in which networks are compiled and convolution algorithms are chosen
     warmup: int = 3  # steps with profiler whose events are discarded
@@ -29,12 +29,12 @@ class ProfileWindow(NamedTuple):
 
     @property
     def before(self) -> int:
-        """Number of steps before the recorded ones."""
+        """Number of steps before the first recorded step."""
         return self.wait + self.warmup
 
     @property
     def end(self) -> int:
-        """Number of steps after which recording is complete."""
+        """Number of the last recorded step, counted from the start of the process."""
         return self.before + self.steps
 
 
@@ -42,7 +42,7 @@ DEFAULT_WINDOW = ProfileWindow()
 
 
 class Profile:
-    """Records some steps of this process with PyTorch's profiler, writes `profile/` in the run folder, prints a table.
+    """Records some steps of this process with PyTorch's profiler; writes `profile/` in the run folder, prints a table.
 
     If the files cannot be written, one warning is given and training continues.
 
@@ -50,8 +50,8 @@ class Profile:
         folder: run folder.
         phases: names of the phases of a step, as marked in the trace; phases do not overlap.
         device: type of the training device; GPU times are recorded only for `cuda`.
-        window: steps to record, counted from the start of this process, not of the run.
-        warn: called with warnings.
+        window: which steps to record, counted from the start of this process, not from the start of the run.
+        warn: function that receives the text of each warning.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Profile:
         """Do nothing: the trace shows how long sampling takes."""
 
     def close(self) -> None:
-        """End recording; if training ended early, warn and write the steps recorded so far."""
+        """If recording is not complete, end it, warn, and write the steps that were recorded."""
         if self._profiler is None:
             return
         recorded = max(self._done - self._window.before, 0)
@@ -100,7 +100,7 @@ class Profile:
         self._finish(self._profiler)
 
     def _finish(self, profiler: profile) -> None:
-        """Stop the profiler; write and print the recorded steps, if there are any."""
+        """Stop the profiler; if any steps were recorded, write their trace and table, and print the table."""
         self._profiler = None
         profiler.stop()
         recorded = self._done - self._window.before
@@ -126,29 +126,32 @@ class Profile:
 
 
 class Times(NamedTuple):
-    """Mean seconds per step: wall-clock time, and the GPU's busy time for work launched in that time."""
+    """Mean seconds per step in one phase: wall-clock time, and the GPU's busy time for work launched in the phase."""
 
     clock_s: float
     device_s: float
 
 
 class Breakdown(NamedTuple):
-    """Mean times of a step's phases and of OTHER; their wall-clock times add up to the time of the whole step."""
+    """Mean times of the whole step, of each phase and of OTHER (the rest of the step).
+
+    `phases` includes OTHER, so the sum of its wall-clock times is the wall-clock time of `step`.
+    """
 
     phases: Mapping[str, Times]
     step: Times
 
 
 def breakdown(events: Iterable[Mapping[str, Any]], phases: Sequence[str], *, steps: int) -> Breakdown:
-    """Add up the times of a trace by phase.
+    """Compute the mean times per step of each phase from a trace.
 
-    GPU work counts for the phase in which it was launched, on any thread, since the GPU runs later than the processor.
+    GPU work counts for the phase in which any thread launched it, even if the GPU executes it in a later phase.
     Time in which several GPU operations run concurrently counts once.
 
     Args:
         events: events of a Chrome trace as PyTorch writes it.
         phases: names of the phases, as marked in the trace.
-        steps: number of steps to count, from the first step on; the last step in a trace may be incomplete.
+        steps: number of steps to use, from the first in the trace on; the last step in a trace may be incomplete.
 
     Raises:
         ValueError: the trace has no steps.
@@ -182,7 +185,7 @@ def breakdown(events: Iterable[Mapping[str, Any]], phases: Sequence[str], *, ste
 
 
 def markdown(times: Breakdown) -> list[str]:
-    """Lines of the table in Markdown, aligned so that its source is readable."""
+    """Lines of the table in Markdown, with aligned columns, so that the Markdown source is readable."""
     head, *rows = _rows(times)
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     rule = "|".join(["", "-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:]), ""])
@@ -191,14 +194,14 @@ def markdown(times: Breakdown) -> list[str]:
 
 
 def plain(times: Breakdown) -> list[str]:
-    """Lines of the table for a terminal."""
+    """Lines of the table for a terminal, with aligned columns and without borders."""
     rows = _rows(times)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(_padded(row, widths)) for row in rows]
 
 
 class Span(NamedTuple):
-    """Interval from `start` to `end` in microseconds; `name` is set for marks only."""
+    """Interval in a trace, in microseconds; `name` is set only if the interval is the mark of a phase or step."""
 
     start: float
     end: float
@@ -206,7 +209,7 @@ class Span(NamedTuple):
 
 
 def _exported(profiler: profile) -> bytes:
-    """Trace in Chrome's JSON format."""
+    """Recorded trace as a file in Chrome's JSON format."""
     # PyTorch exports to files only, and raises no error if the export fails: reading the file then raises one.
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "trace.json"
@@ -217,7 +220,10 @@ def _exported(profiler: profile) -> bytes:
 def _parse_events(
     events: Iterable[Mapping[str, Any]], phases: Sequence[str]
 ) -> tuple[list[Span], dict[int, float], list[tuple[int, Span]]]:
-    """Return the sorted marks, correlation id -> launch time, and (correlation id, span) of each piece of GPU work."""
+    """Return (sorted marks of phases and steps, correlation id -> launch time, list of GPU work).
+
+    Each piece of GPU work is (correlation id, span); the id connects it with its launch.
+    """
     marks: list[Span] = []
     launch_times: dict[int, float] = {}
     work: list[tuple[int, Span]] = []
@@ -233,7 +239,7 @@ def _parse_events(
 
 
 def _union_length(spans: Iterable[Span]) -> float:
-    """Length of the union of the spans, in microseconds."""
+    """Time in microseconds that at least one of the spans covers."""
     covered, until = 0.0, float("-inf")
     for span in sorted(spans):
         covered += max(span.end - max(span.start, until), 0.0)
@@ -242,7 +248,7 @@ def _union_length(spans: Iterable[Span]) -> float:
 
 
 def _rows(times: Breakdown) -> list[list[str]]:
-    """Cells of the table, header first; without the GPU column if the trace has no GPU work."""
+    """Rows of the table, as lists of cells, the header first; the GPU column is omitted if the GPU did no work."""
     rows = [["part", "s/step", "share", "GPU s/step"]]
     for name, row in {**times.phases, STEP: times.step}.items():
         share = row.clock_s / times.step.clock_s

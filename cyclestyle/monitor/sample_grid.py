@@ -1,4 +1,4 @@
-"""Grid of probe images and their translations, for inspection by eye."""
+"""Grid of probe images and the generators' outputs for them, for inspection by eye."""
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -10,12 +10,12 @@ _PAPER, _INK = (250, 250, 248), (60, 60, 60)
 
 
 def column_titles(domain: str, other: str) -> tuple[str, str, str, str]:
-    """Column titles of a grid of `domain` images that are translated to `other`."""
+    """Titles of the four columns of `grid`, for images of `domain` that are translated to `other`."""
     return domain, f"to {other}", f"and back to {domain}", f"{domain} to {domain}"
 
 
 def grid(samples: Samples, titles: tuple[str, str, str, str]) -> Image.Image:
-    """Draw a row for each probe image; columns: real, translated, reconstructed, identity."""
+    """Draw a row for each probe image, with four columns: real, translated, reconstructed, identity."""
     columns = [samples.real, samples.translated, samples.reconstructed, samples.identity]
     count, _, height, width = samples.real.shape
     sheet = Image.new("RGB", (len(columns) * (width + _GAP) + _GAP, _HEADER + count * (height + _GAP) + _GAP), _PAPER)

@@ -1,4 +1,4 @@
-"""Logger that writes curves and samples for TensorBoard."""
+"""Logger that writes curves of all metrics, and samples, for TensorBoard."""
 
 import threading
 from pathlib import Path
@@ -13,12 +13,12 @@ from cyclestyle.monitor.sample_grid import column_titles, grid
 class TensorBoard:
     """Writes TensorBoard events into the run folder; curves continue after a resume.
 
-    On a full disk the methods raise OSError, and the next call begins a new file.
+    If the disk is full, `metrics` and `pictures` raise OSError, and the next call of either begins a new file.
 
     Args:
         folder: run folder.
         domains: names of domains a and b.
-        start: number of steps done before this process started; TensorBoard hides older events of this and later steps.
+        start: number of steps done before this process started; TensorBoard hides older events from step `start` on.
         total: step at which training ends; unused.
     """
 
@@ -31,7 +31,7 @@ class TensorBoard:
         threading.excepthook = self._mute_writer_thread
 
     def on_step(self, step: int) -> None:
-        """Do nothing: curves have points only at logs."""
+        """Do nothing: a curve gets a point only when `metrics` is called."""
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
         try:

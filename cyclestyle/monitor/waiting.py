@@ -1,4 +1,4 @@
-"""Logger that writes nothing, but checks whether other processes keep the training threads waiting."""
+"""Logger that writes nothing; it checks whether other processes keep the training threads waiting."""
 
 from collections.abc import Callable
 
@@ -6,24 +6,24 @@ from cyclestyle.monitor.logger import Samples
 
 
 class Waiting:
-    """Calls `watch` after each step.
+    """Calls the function `watch` after each training step.
 
     Args:
-        watch: function that checks for busy processors if a check is due, and warns the user.
+        watch: function that checks, at intervals, whether the processors are busy, and warns the user if they are.
     """
 
     def __init__(self, watch: Callable[[], object]) -> None:
         self._watch = watch
 
     def on_step(self, step: int) -> None:
-        """Call `watch`."""
+        """Call `watch` after a finished step."""
         self._watch()
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
-        """Do nothing: logs may be an hour apart on a slow machine."""
+        """Do nothing: logs may be an hour apart on a slow machine, which is too rare for checks."""
 
     def pictures(self, step: int, a: Samples, b: Samples) -> None:
-        """Do nothing: samples may be hours apart."""
+        """Do nothing: samples may be hours apart, which is too rare for checks."""
 
     def close(self) -> None:
-        """Do nothing: nothing is open."""
+        """Do nothing: no file is open."""

@@ -1,4 +1,4 @@
-"""Instance norm that preserves the memory layout (Ulyanov, Vedaldi, Lempitsky 2016)."""
+"""Instance norm whose output keeps the memory layout of its input (Ulyanov, Vedaldi, Lempitsky 2016)."""
 
 import torch
 from torch import Tensor, nn
@@ -9,9 +9,9 @@ class InstanceNorm(nn.InstanceNorm2d):
     """`nn.InstanceNorm2d(channels)`: normalises each channel of each image (N, C, H, W) to mean 0 and variance 1.
 
     PyTorch computes instance norm as the batch norm of one image with N * C channels. In channels-last layout, this
-    needs a copy before and after. On CPUs, up to torch 2.15, it also yields wrong gradients for a single image. Batches
-    in channels-last layout, and single images in any layout, are therefore normalised image by image as batches of
-    size 1: the same values without the copies.
+    method needs a copy before and after. On CPUs, up to torch 2.15, it also yields wrong gradients for a single image.
+    Batches in channels-last layout, and single images in any layout, are therefore normalised image by image as batches
+    of size 1, which gives the same values without the copies.
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  the name in PyTorch

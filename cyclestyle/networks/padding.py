@@ -1,4 +1,4 @@
-"""Padding inside the networks, and around images whose size does not fit a network."""
+"""Padding: inside the networks, and around input images whose size does not fit a network."""
 
 from types import EllipsisType
 from typing import NamedTuple
@@ -8,17 +8,18 @@ from torch import Tensor, nn
 
 
 class Padded(NamedTuple):
-    """A padded image, and the index that crops any tensor of the padded size to the original area."""
+    """A padded image, and the index that crops a tensor of the padded size to the area of the original image."""
 
     image: Tensor
     crop: tuple[EllipsisType, slice, slice]
 
 
 def pad_to_multiple(x: Tensor, multiple: int, *, minimum: int) -> Padded:
-    """Pad (N, C, H, W) until H and W are multiples of `multiple` and at least `minimum`, which must be a multiple too.
+    """Pad (N, C, H, W) until H and W are multiples of `multiple` and at least `minimum`, itself such a multiple.
 
-    The margin is split evenly between both sides, with an odd pixel at the right or bottom. It is filled by reflection
-    if the side is long enough, else by repeating the edge. An image that needs no padding is returned uncopied.
+    The added pixels are split evenly between both sides; an odd one is added at the right or bottom. They are filled by
+    reflection if the image is long enough along this axis, else by repeating the edge. An image that needs no padding
+    is returned uncopied.
     """
     height, width = x.shape[-2:]
     top, bottom = _margins(height, multiple, minimum)
@@ -35,10 +36,10 @@ def pad_to_multiple(x: Tensor, multiple: int, *, minimum: int) -> Padded:
 class ReflectionPad(nn.ReflectionPad2d):
     """`nn.ReflectionPad2d` for training: deterministic on CUDA as well, and in the dtype of its input.
 
-    Under `torch.use_deterministic_algorithms` the backward pass of PyTorch's CUDA kernel raises an error, so the same
-    values are gathered by index. Otherwise PyTorch's module is used, which is faster and exports to ONNX as a single
-    node. Autocast on CPUs would pad in float32 and store the float32 copy for the backward pass. Autocast is disabled
-    here, as padding only moves values.
+    Under `torch.use_deterministic_algorithms`, the backward pass of PyTorch's CUDA kernel raises an error; in that
+    case, the same values are gathered by index. In all other cases PyTorch's module is used, which is faster and
+    exports to ONNX as a single node. Autocast on CPUs would pad in float32 and store the float32 copy for the backward
+    pass. Autocast is disabled here, as padding only moves values.
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  the name in PyTorch
@@ -51,7 +52,7 @@ class ReflectionPad(nn.ReflectionPad2d):
 
 
 def reflect_by_index(x: Tensor, padding: tuple[int, int, int, int]) -> Tensor:
-    """`F.pad(x, padding, mode="reflect")` for (N, C, H, W), as a gather; padding is (left, right, top, bottom)."""
+    """`F.pad(x, padding, mode="reflect")` for (N, C, H, W) by gathering; `padding` is (left, right, top, bottom)."""
     left, right, top, bottom = padding
     height, width = x.shape[-2:]
     rows = _positions(height, top, bottom, device=x.device)
@@ -60,7 +61,7 @@ def reflect_by_index(x: Tensor, padding: tuple[int, int, int, int]) -> Tensor:
 
 
 def repeat_edges(x: Tensor, margin: int) -> Tensor:
-    """`F.pad(x, 4 * [margin], mode="replicate")` for (N, C, H, W), as a gather: deterministic on CUDA as well."""
+    """`F.pad(x, 4 * [margin], mode="replicate")` for (N, C, H, W) by gathering: deterministic on CUDA too."""
     rows, columns = (torch.arange(-margin, side + margin, device=x.device).clamp(0, side - 1) for side in x.shape[-2:])
     return x.index_select(-2, rows).index_select(-1, columns)
 
@@ -71,7 +72,7 @@ def _margins(size: int, multiple: int, minimum: int) -> tuple[int, int]:
 
 
 def _positions(size: int, before: int, after: int, *, device: torch.device) -> Tensor:
-    """Return the source index of each position of a padded side: by reflection, or the edge if `size` is too small."""
+    """Return the source index of each padded position: its reflection, or the edge if `size` is too small."""
     positions = torch.arange(-before, size + after, device=device)
     if max(before, after) < size:
         last = size - 1

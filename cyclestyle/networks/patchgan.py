@@ -16,7 +16,8 @@ class PatchDiscriminator(nn.Module):
 
     channels    width of the first convolution; later widths double, up to eight times this one (1 to 1024)
     layers      convolutions of stride 2: 1, 2 and 3 give patches of 16, 34 and 70 px (1 to 8)
-    norm        instance norm, which hides the strength of a texture, after all convolutions but the first and the last
+    norm        whether instance norm, which hides the strength of a texture, follows all convolutions but the first and
+                last
 
     Raises CommandError for an argument outside its range. Images need at least `minimum_size` px per side.
     """
@@ -55,7 +56,7 @@ class PatchDiscriminator(nn.Module):
 
     @property
     def minimum_size(self) -> int:
-        """Side in px of the smallest accepted square image, for which there is a single score.
+        """Side in px of the smallest accepted square image, which gets a single score.
 
         The last instance norm needs 2 px, the convolution of stride 1 before it 3 px; each convolution of stride 2
         doubles the size.
@@ -65,7 +66,7 @@ class PatchDiscriminator(nn.Module):
 
     @property
     def receptive_field(self) -> int:
-        """Side in px of the patch that one score depends on."""
+        """Side in px of the image patch that decides one score."""
         return receptive_field(self)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -74,7 +75,7 @@ class PatchDiscriminator(nn.Module):
 
 
 def receptive_field(network: nn.Module) -> int:
-    """Side in px of the input patch that one output of a plain chain of convolutions depends on."""
+    """Return the side in px of the input patch that decides one output of `network`, a plain chain of convolutions."""
     side, step = 1, 1  # input px that one output depends on, and input px between neighbouring outputs
     for module in network.modules():
         if isinstance(module, nn.Conv2d):

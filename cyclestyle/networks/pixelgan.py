@@ -51,7 +51,7 @@ class PixelDiscriminator(nn.Module):
 
     @property
     def receptive_field(self) -> int:
-        """Side in px of the patch that one score depends on, apart from the image-wide statistics of instance norm."""
+        """Side in px of the patch that decides one score, if the image-wide statistics of instance norm are ignored."""
         return receptive_field(self)
 
     def forward(self, x: Tensor) -> Tensor:

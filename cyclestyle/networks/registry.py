@@ -24,10 +24,11 @@ MAX_PARAMETERS = 2**29  # 2 GiB in float32, 47 times the default generator
 
 
 def build(architecture: Mapping[str, object]) -> nn.Module:
-    """Build a network from an `architecture`: the `name` of a registered network and arguments of its constructor.
+    """Build the network that `architecture` describes by a registered `name` and arguments of the constructor.
 
-    Missing arguments take their defaults. Raises CheckpointError, and no other exception, for any value that a
-    damaged or hostile model file can contain. The number of parameters is checked before memory is allocated.
+    Arguments missing from `architecture` take their defaults. Raises CheckpointError, and no other exception, for any
+    value that a damaged or hostile model file can contain. The size of the network, as a number of parameters, is
+    checked before memory is allocated.
     """
     table = GENERATORS | DISCRIMINATORS
     name = architecture.get("name")
@@ -57,7 +58,7 @@ def build(architecture: Mapping[str, object]) -> nn.Module:
 
 
 def with_defaults(architecture: Mapping[str, object]) -> dict[str, str | int | float | bool]:
-    """Add missing arguments to an `architecture` with their defaults: an old model file may lack a newer argument.
+    """Return `architecture` with the defaults of missing arguments; an old model file may lack newer arguments.
 
     Raises CheckpointError under the same conditions as `build`.
     """

@@ -23,12 +23,13 @@ class ResNetGenerator(nn.Module):
 
     channels    width of the stem and the head; the trunk has four times as many (1 to 1024)
     blocks      number of residual blocks; the paper uses 9 for 256 px and larger, 6 for 128 px (0 to 64)
-    dropout     probability between the two convolutions of each block, in [0, 1); the 2017 implementation offers 0.5
+    dropout     dropout probability between the two convolutions of each block, in [0, 1); the 2017 implementation
+                offers 0.5
     upsample    "transposed" convolutions as in the paper, or "resize": nearest-neighbour resizing and a convolution,
                 which avoids checkerboard patterns (Odena et al. 2016)
 
-    With `recompute` set, each residual block stores only its input and is recomputed in the backward pass. This needs
-    less memory, but one more forward pass of the trunk (Chen et al. 2016).
+    If the attribute `recompute` is True, each residual block stores only its input and is recomputed in the backward
+    pass. This needs less memory, but one more forward pass of the trunk (Chen et al. 2016).
 
     Raises CommandError for an argument outside its range.
     """
@@ -90,7 +91,7 @@ class ResNetGenerator(nn.Module):
         return self.unpadded(x)[crop]
 
     def unpadded(self, x: Tensor) -> Tensor:
-        """Translate images that need no padding; no branch depends on the size, so that this method can be exported."""
+        """Translate images that need no padding; no branch depends on their size, so the method can be exported."""
         x = self.down(self.stem(x))
         if self.recompute and torch.is_grad_enabled():
             for block in self.trunk:

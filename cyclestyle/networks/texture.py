@@ -1,4 +1,4 @@
-"""Parallel discriminators of images and of their texture (after Ignatov et al. 2018, "WESPE", section 3)."""
+"""Two parallel discriminators, of images and of their texture (after Ignatov et al. 2018, "WESPE", section 3)."""
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +15,14 @@ GAIN = 12.0  # scales the texture, with values of about 0.1, to the range of ima
 class TextureDiscriminator(nn.Module):
     """Two PatchGAN discriminators, for the image and for its texture, with unbounded scores (no sigmoid).
 
-    (N, in_channels, H, W) in [-1, 1] -> (N, 2, H / 2**layers - 2, W / 2**layers - 2). Channel 0 has the scores of the
-    image, channel 1 the scores of its texture: the variations of brightness over a few px. The texture discriminator
-    has no instance norm, which would hide the strength of a texture, and gets no colours. Its scores depend on brush
-    strokes, grain and the like alone. Arguments, with their ranges in brackets:
+    (N, in_channels, H, W) in [-1, 1] -> (N, 2, H / 2**layers - 2, W / 2**layers - 2). Channel 0 has the scores for the
+    image, channel 1 the scores for its texture: variations of brightness over a few px. The texture discriminator sees
+    no colours. It has no instance norm either, because instance norm would hide the strength of a texture. Its scores
+    depend only on brush strokes, grain and the like. Arguments, with their ranges in brackets:
 
-    channels           `channels` of the image discriminator (1 to 1024)
+    channels           `channels` argument of the image discriminator (1 to 1024)
     layers             convolutions of stride 2 in each discriminator (1 to 8)
-    texture_channels   `channels` of the texture discriminator (1 to 1024)
+    texture_channels   `channels` argument of the texture discriminator (1 to 1024)
 
     Raises CommandError for an argument outside its range. Images need at least `minimum_size` px per side.
     """
@@ -44,12 +44,12 @@ class TextureDiscriminator(nn.Module):
 
     @property
     def minimum_size(self) -> int:
-        """Side in px of the smallest accepted square image, for which there is a single score of each kind."""
+        """Side in px of the smallest accepted square image, which gets one image score and one texture score."""
         return self.patch.minimum_size
 
     @property
     def receptive_field(self) -> int:
-        """Side in px of the patch that one texture score depends on; it is larger than for image scores."""
+        """Side in px of the image patch that decides one texture score; the patch of an image score is smaller."""
         return receptive_field(self.texture) + 2 * _radius(COARSE)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -57,13 +57,13 @@ class TextureDiscriminator(nn.Module):
 
 
 def texture(x: Tensor) -> Tensor:
-    """Filter brightness by a band-pass, (N, C, H, W) -> (N, 1, H, W), to remove single pixels and large shapes."""
+    """Return a band-pass of brightness, (N, C, H, W) -> (N, 1, H, W), without single pixels and large shapes."""
     light = x.mean(dim=1, keepdim=True)
     return GAIN * (_blurred(light, FINE) - _blurred(light, COARSE))
 
 
 def _blurred(light: Tensor, deviation: float) -> Tensor:
-    """Blur (N, 1, H, W) by a Gaussian with a standard deviation in px; edges are repeated, so that any size works."""
+    """Blur (N, 1, H, W) by a Gaussian of standard deviation `deviation` px; edges are repeated, so any size works."""
     radius = _radius(deviation)
     # At least float32: real images are float32, and bf16 translations would be recognised by a rounded kernel.
     dtype = torch.promote_types(light.dtype, torch.float32)

@@ -15,10 +15,10 @@ from cyclestyle.networks.validation import check_counts
 class UNetGenerator(nn.Module):
     """U-Net generator: (N, in_channels, H, W) -> (N, out_channels, H, W), both in [-1, 1], for any size from 1 px.
 
-    Each module of `down` halves the size; the modules of `up`, from the innermost level outwards, and `head` double it
-    again. Together they form the whole network (`unpadded`). Its input sides must be multiples of 2**levels px, the
-    value of `multiple` and `minimum`; `forward` pads other sizes by reflection and crops the output. Arguments, with
-    their ranges in brackets:
+    Each module of `down` halves the image size; each module of `up`, from the innermost level outwards, and `head`
+    double it. Together they form the whole network (`unpadded`). Its input sides must be multiples of 2**levels px,
+    which is the value of both `multiple` and `minimum`; `forward` pads other sizes by reflection and crops the output.
+    Arguments, with their ranges in brackets:
 
     channels    width of the outermost level; inner widths double, up to eight times this one (1 to 1024)
     levels      number of halvings; the 2017 implementation uses 8 for 256 px and 7 for 128 px (2 to 10)
@@ -27,10 +27,10 @@ class UNetGenerator(nn.Module):
     upsample    "transposed" convolutions as in the paper, or "resize": nearest-neighbour resizing and a convolution,
                 which avoids a grid of dots after short training (Odena et al. 2016)
     detail      width of two further convolutions at full size. Their input includes the input image, and their output
-                is added to it. Fine detail is preserved from the first step, and brush strokes can develop from it (0
-                to 1024; 0: no such convolutions, as in the paper)
+                is added to the input image. Fine detail is preserved from the first step, and brush strokes can develop
+                from it (0 to 1024; 0: no such convolutions, as in the paper)
 
-    Raises CommandError for an argument outside its range, and for `detail` if in_channels differs from out_channels.
+    Raises CommandError for an argument outside its range, and for `detail` > 0 if in_channels and out_channels differ.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class UNetGenerator(nn.Module):
         return self.unpadded(x)[crop]
 
     def unpadded(self, x: Tensor) -> Tensor:
-        """Translate images that need no padding; no branch depends on the size, so that this method can be exported."""
+        """Translate images that need no padding; no branch depends on their size, so the method can be exported."""
         image, skips = x, []
         for down in self.down:
             x = down(x)
@@ -137,7 +137,7 @@ class UNetGenerator(nn.Module):
 
 
 def inverse_tanh(image: Tensor) -> Tensor:
-    """Compute the inverse of `tanh` for 0.95 times an image in [-1, 1]; the factor keeps it finite at both ends."""
+    """Return atanh(0.95 * image) for an image in [-1, 1]; the factor 0.95 keeps black and white finite."""
     return torch.atanh(0.95 * image)
 
 

@@ -1,1 +1,1 @@
-"""Training objectives: the adversarial losses, all losses of a CycleGAN step, and the image pool."""
+"""Training objectives: adversarial losses, the complete losses of a CycleGAN step, and the image pool."""

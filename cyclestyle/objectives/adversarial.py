@@ -1,7 +1,8 @@
 """Adversarial losses of discriminators and generators, computed from discriminator scores.
 
 Each class has three methods that take scores of any shape and return a scalar of the same dtype: `real` and `fake` are
-the two terms of a discriminator, which the caller weights, and `generator` is the term of a generator.
+the two terms of a discriminator's loss, for real and for translated images; the caller weights them. `generator` is the
+adversarial loss of a generator.
 """
 
 import torch
@@ -10,7 +11,7 @@ from torch.nn import functional as F  # noqa: N812  the conventional name
 
 
 class LeastSquares:
-    """Mean squared distance of scores to 1 for real and 0 for fake images (Mao et al. 2017), as used by CycleGAN."""
+    """Mean squared distance of scores from 1 for real and from 0 for fake images (Mao et al. 2017), as in CycleGAN."""
 
     def real(self, scores: Tensor) -> Tensor:
         return (scores - 1).square().mean()
@@ -23,7 +24,7 @@ class LeastSquares:
 
 
 class BinaryCrossEntropy:
-    """Cross-entropy of scores as logits; the generator's term does not saturate (Goodfellow et al. 2014, section 3)."""
+    """Cross-entropy of scores as logits; the generator's loss does not saturate (Goodfellow et al. 2014, section 3)."""
 
     def real(self, scores: Tensor) -> Tensor:
         return F.binary_cross_entropy_with_logits(scores, torch.ones_like(scores))
@@ -36,7 +37,7 @@ class BinaryCrossEntropy:
 
 
 class Hinge:
-    """Hinge loss: margin 1 for real and -1 for fake scores; linear for the generator (Lim and Ye 2017)."""
+    """Hinge loss: margins at 1 for real and -1 for fake scores; the generator's loss is linear (Lim and Ye 2017)."""
 
     def real(self, scores: Tensor) -> Tensor:
         return F.relu(1 - scores).mean()

@@ -17,7 +17,7 @@ from torch.nn.functional import l1_loss
 
 
 class Translations(NamedTuple):
-    """Outputs of the generators for a batch: images (N, C, H, W) in [-1, 1], None if not requested."""
+    """Outputs of the generators for a batch: images (N, C, H, W) in [-1, 1]; None for images not requested."""
 
     fake_a: Tensor | None = None  # ba(b)
     fake_b: Tensor | None = None  # ab(a)
@@ -28,7 +28,7 @@ class Translations(NamedTuple):
 
 
 class Generators(nn.Module):
-    """Both generators as one module, for a single call per backward pass, as DDP requires.
+    """Both generators as one module, because DDP requires a single module call per backward pass.
 
     Args:
         ab: generator from domain a to b, (N, C, H, W) to (N, C, H, W).
@@ -53,9 +53,9 @@ class Generators(nn.Module):
     ) -> Translations:
         """Compute the requested images in as few generator calls as possible.
 
-        Each generator gets the inputs of its translation and its identity image in one call. This changes the speed
-        alone, as instance norm takes statistics per image. `reconstructed_a` requires `fake_b`, and `reconstructed_b`
-        requires `fake_a`.
+        Each generator gets the inputs of its translation and its identity image in one call. This affects speed only,
+        not results, as instance norm computes its statistics per image. `reconstructed_a` requires `fake_b`, and
+        `reconstructed_b` requires `fake_a`.
         """
         translated_b, unchanged_b = _batched(self.ab, a if fake_b else None, b if identity_b else None)
         translated_a, unchanged_a = _batched(self.ba, b if fake_a else None, a if identity_a else None)
@@ -70,7 +70,7 @@ class Generators(nn.Module):
 
 
 class Requested(NamedTuple):
-    """Fields of `Translations` to compute."""
+    """Flags for the fields of `Translations`: whether each of them is computed."""
 
     fake_a: bool = False
     fake_b: bool = False
@@ -88,19 +88,19 @@ class Scores(NamedTuple):
 
 
 class Discriminators(nn.Module):
-    """Both discriminators as one module, each named after the domain whose images it scores."""
+    """Both discriminators as one module; `a` scores images of domain a, `b` images of domain b."""
 
     def __init__(self, a: nn.Module, b: nn.Module) -> None:
         super().__init__()
         self.a, self.b = a, b
 
     def forward(self, a: Tensor | None, b: Tensor | None) -> Scores:
-        """Compute scores of real or translated images, for domain a and for domain b."""
+        """Compute the scores of images `a` by one discriminator and of images `b` by the other, real or translated."""
         return Scores(None if a is None else self.a(a), None if b is None else self.b(b))
 
 
 class Adversarial(Protocol):
-    """Adversarial loss; each method reduces a map of scores to a scalar."""
+    """Interface of adversarial losses; each method reduces a map of scores to a scalar."""
 
     def real(self, scores: Tensor) -> Tensor: ...
     def fake(self, scores: Tensor) -> Tensor: ...
@@ -117,11 +117,11 @@ def _bare(module: nn.Module, *, synchronized: bool) -> Call:
 
 
 class CycleGAN:
-    """Named and weighted losses of a CycleGAN; a loss of weight 0 is absent and its images are not computed.
+    """Named and weighted losses of a CycleGAN; a loss of weight 0 is absent, and images for it are not computed.
 
     Args:
-        generators: both generators; stored without wrappers, for saving.
-        discriminators: both discriminators; stored without wrappers, for saving.
+        generators: both generators; the attribute has no wrappers, so that it can be saved.
+        discriminators: both discriminators; the attribute has no wrappers, so that it can be saved.
         adversarial: adversarial loss (paper: least squares).
         cycle_a: weight of |ba(ab(a)) - a| (paper: 10).
         cycle_b: weight of |ab(ba(b)) - b|.
@@ -172,11 +172,11 @@ class CycleGAN:
 
     @property
     def generator_parts(self) -> tuple[Part, ...]:
-        """Parts of `generator_losses`, one for each direction; call backward after each part to add up the gradients.
+        """Return the parts of `generator_losses`, one per direction; call backward after each to add up gradients.
 
         A part computes translation and reconstruction of one direction, and the identity image of the translating
-        generator: three of the six forward passes, in half the memory. The last part uses every parameter of both
-        generators, as DDP requires. Without cycle losses there is a single part.
+        generator. These are three of the six forward passes, and they need half the memory. The last part uses every
+        parameter of both generators, as DDP requires. Without cycle losses there is a single part.
         """
         requested = self._requested
         from_a = Requested(fake_b=True, reconstructed_a=requested.reconstructed_a, identity_b=requested.identity_b)
@@ -190,7 +190,7 @@ class CycleGAN:
         return tuple(functools.partial(self._generator_losses, part) for part in parts)
 
     def _generator_losses(self, requested: Requested, a: Tensor, b: Tensor) -> tuple[Losses, Translations]:
-        """Compute the requested images; return their losses and the images."""
+        """Compute the `requested` images; return the losses based on them, and the images."""
         outputs: Translations = self._translate(a, b, **requested._asdict())
         losses: Losses = {}
         if outputs.fake_a is not None or outputs.fake_b is not None:
@@ -214,10 +214,10 @@ class CycleGAN:
 
         Args:
             a, b: real images (N, C, H, W) in [-1, 1].
-            fake_a, fake_b: translations from the image pools, detached from the generators.
+            fake_a, fake_b: translations from the image pools, without gradients to the generators.
 
         Returns:
-            The losses, and the mean scores of real and translated images, without gradients.
+            The losses, and the mean scores of real and of translated images, which carry no gradients.
         """
         # One call for real and fake images, as DDP requires one call per backward pass.
         scores_a, scores_b = self._score(torch.cat([a, fake_a]), torch.cat([b, fake_b]))
@@ -237,7 +237,7 @@ class CycleGAN:
 
 
 def _batched(generator: nn.Module, *batches: Tensor | None) -> list[Tensor | None]:
-    """Return the outputs of one generator call for all batches that are not None, in order; None for the others."""
+    """Call `generator` once for all `batches` that are not None; return its outputs in order, None for the others."""
     present = [batch for batch in batches if batch is not None]
     if not present:
         return [None for _ in batches]
@@ -248,7 +248,7 @@ def _batched(generator: nn.Module, *batches: Tensor | None) -> list[Tensor | Non
 
 @contextmanager
 def _frozen(module: nn.Module) -> Iterator[None]:
-    """Context manager: freeze the parameters of a module; gradients still pass through to its input."""
+    """Context manager: freeze the parameters of `module`; gradients still flow through it to its input."""
     module.requires_grad_(False)
     try:
         yield

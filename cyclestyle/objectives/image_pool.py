@@ -1,4 +1,4 @@
-"""Image pool: a history of translations for the discriminators to score (Shrivastava et al. 2017)."""
+"""Image pool: a history of translations, from which discriminators get images to score (Shrivastava et al. 2017)."""
 
 import math
 
@@ -10,13 +10,13 @@ from cyclestyle.rng import rng_for
 
 
 class ImagePool:
-    """A pool of past translations of one domain, split over the positions of the global batch.
+    """A pool of past translations into one domain, divided among the positions of the global batch.
 
-    Each of the B positions of the batch has ceil(size / B) slots. Its random numbers depend on the seed and the sample
-    index alone, so that its results depend neither on other positions nor on the rank that holds it. Until its slots
-    are full, each new image is stored and returned. Afterwards, with probability 1/2 the new image is returned and not
-    stored; otherwise a random stored image is returned, and the new image takes its slot. With B = 1 this is the pool
-    of the paper.
+    Each of the B positions of the batch has ceil(size / B) slots for images. The random numbers of a position depend on
+    the seed and the sample index alone, so that its results depend neither on other positions nor on the rank that
+    holds it. Until the slots of a position are full, each new image is stored and returned. Afterwards, with
+    probability 1/2 the new image is returned and not stored; otherwise a random stored image is returned, and the new
+    image takes its slot. With B = 1, this is the pool of the CycleGAN paper.
 
     Args:
         size: number of slots of the whole pool; 0 returns every image unchanged.
@@ -25,7 +25,7 @@ class ImagePool:
         purpose: name of this pool's random stream, such as `"pool a"`.
 
     Raises:
-        CommandError: a negative size.
+        CommandError: `size` is negative.
     """
 
     def __init__(self, size: int, *, batch_size: int, seed: int, purpose: str) -> None:
@@ -36,7 +36,7 @@ class ImagePool:
         self.stored: dict[int, list[Tensor]] = {}  # position -> at most `slots` images (C, H, W)
 
     def exchange(self, images: Tensor, draws: list[int]) -> Tensor:
-        """Return each new image, or an older image in its place, and update the pool.
+        """Return each new image or, in its place, an older image from the pool; update the pool.
 
         Args:
             images: new translations (N, C, H, W), detached.
@@ -64,9 +64,9 @@ class ImagePool:
         return older
 
     def state_dict(self) -> dict[int, Tensor]:
-        """Return the stored images of the positions that this rank holds: position -> (n, C, H, W)."""
+        """Return the stored images of this rank: a dictionary from each position it holds to images (n, C, H, W)."""
         return {position: torch.stack(stored) for position, stored in self.stored.items()}
 
     def load_state_dict(self, state: dict[int, Tensor]) -> None:
-        """Load stored images; images at positions of other ranks stay unused."""
+        """Load stored images, as returned by `state_dict`; images at positions of other ranks stay unused."""
         self.stored = {position: list(images.unbind()) for position, images in state.items()}

@@ -1,1 +1,1 @@
-"""Translation of photo sets: search for inputs, plan, journal, workers and contact sheet."""
+"""Translation of photo sets: the search for photos, the plan, the journal, the workers and the contact sheet."""

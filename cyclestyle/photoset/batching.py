@@ -1,6 +1,6 @@
-"""Translation of a stream of images: they are read ahead, grouped into batches of one size, and translated.
+"""Translation of a stream of images, which are read ahead, grouped into batches of equal size, and translated.
 
-Memory in use does not grow with the number of images.
+The memory in use does not grow with the number of images.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -18,11 +18,13 @@ from cyclestyle.translation.pipeline import MAX_PIXELS_IN_BATCH
 Model = Callable[[Tensor], Tensor]  # input and output are uint8 (N, 3, H, W)
 FailedPhoto = Callable[[Path, DataError], object]
 
-MAX_WAITING_PIXELS = 2**25  # maximum in images that wait for others of the same size; 100 MB at 8 bits
+MAX_WAITING_PIXELS = (
+    2**25
+)  # maximum number of pixels in images that wait for others of the same size; 100 MB at 8 bits per channel
 
 
 class HasPixels(Protocol):
-    """Object that has the pixels of an image, (3, H, W)."""
+    """Any object whose attribute `pixels` is an image tensor (3, H, W)."""
 
     @property
     def pixels(self) -> Tensor: ...
@@ -32,14 +34,14 @@ _Item = TypeVar("_Item", bound=HasPixels)
 
 
 class QueuedPhoto(NamedTuple):
-    """An image and the path of its file."""
+    """An image that was read, and the path of its file."""
 
     source: Path
     pixels: Tensor  # uint8 (3, H, W)
 
 
 class TranslatedPhoto(NamedTuple):
-    """An image before and after translation, uint8 (3, H, W) each."""
+    """An image before and after translation, as two uint8 tensors (3, H, W), and the path of its file."""
 
     source: Path
     photo: Tensor
@@ -49,12 +51,14 @@ class TranslatedPhoto(NamedTuple):
 def translated(
     sources: Iterable[Path], model: Model, *, batch_size: int, workers: Workers, failed: FailedPhoto
 ) -> Iterator[TranslatedPhoto]:
-    """Yield every image with its translation, grouped by size instead of in the order of `sources`.
+    """Yield every readable image with its translation, grouped by size and therefore not in the order of `sources`.
 
     Args:
-        batch_size: maximum number of images in a batch; batches of large images have fewer.
+        sources: paths of the image files.
+        model: translates a batch of images of equal size.
+        batch_size: maximum number of images in a batch; batches of large images have fewer images.
         workers: pool that reads the files.
-        failed: called with the path of an unreadable file and the error; unless it raises, the file is skipped.
+        failed: called with the path of an unreadable file and the error; if the call returns, the file is skipped.
     """
     for batch in batches(photos(sources, workers=workers, failed=failed), batch_size):
         translations = model(torch.stack([photo.pixels for photo in batch]))
@@ -63,7 +67,10 @@ def translated(
 
 
 def photos(sources: Iterable[Path], *, workers: Workers, failed: FailedPhoto) -> Iterator[QueuedPhoto]:
-    """Yield the images in the order of `sources`; the next few are read ahead."""
+    """Yield the images in the order of `sources`; the next few images are read ahead.
+
+    Unreadable files are passed to `failed`, see `translated`.
+    """
     for source, reading in workers.ahead(_pixels, sources):
         try:
             yield QueuedPhoto(source, workers.finish(reading))
@@ -78,12 +85,14 @@ def batches(
     max_batch: Callable[[int, int], int] = lambda height, width: MAX_PIXELS_IN_BATCH // (height * width),
     first_batch_size: int | None = None,
 ) -> Iterator[list[_Item]]:
-    """Yield batches of images of one size and dtype; a batch is smaller if too many images wait.
+    """Yield batches of images that have equal size and dtype.
+
+    A batch may have fewer than `batch_size` images if too many images wait for others of their size.
 
     Args:
-        items: images of any sizes.
+        items: images, whose sizes may differ.
         batch_size: maximum number of images in a batch.
-        max_batch: returns a second maximum for a batch of images, from their height and width.
+        max_batch: called with the height and width of the images; returns a second maximum for the number of images.
         first_batch_size: maximum number of images in the first batch, for an early result; None means `batch_size`.
     """
     check_batch_size(batch_size)
@@ -108,13 +117,13 @@ def check_batch_size(batch_size: int) -> None:
 
 
 def _is_crowded(groups: Iterable[list[_Item]], batch_size: int) -> bool:
-    """Return whether too many images, or images with too many pixels, wait in all groups together."""
+    """Return whether the groups together hold too many waiting images, or too many pixels."""
     groups = list(groups)
     return sum(map(len, groups)) >= 4 * batch_size or sum(map(_pixel_count, groups)) > MAX_WAITING_PIXELS
 
 
 def _pixel_count(group: list[_Item]) -> int:
-    """Return the number of pixels in a group of images of one size."""
+    """Return the total number of pixels in a group of images of equal size."""
     return len(group) * group[0].pixels.shape[-2:].numel()
 
 

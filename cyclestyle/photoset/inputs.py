@@ -1,4 +1,4 @@
-"""Search for the photos that an input names: one file, a folder, a pattern, or a list of paths."""
+"""Search for the photos that `input=` names: one file, a folder, a pattern, or a list of paths."""
 
 import fnmatch
 import glob
@@ -24,7 +24,7 @@ KnownOutputs = Callable[[Path], Collection[str]]  # output folder -> names of it
 
 
 class InputFile(NamedTuple):
-    """A photo that is to be translated."""
+    """A photo that the input names, or a file or folder there that cannot be read; `reason` is then the cause."""
 
     path: Path
     name: Path  # relative path, from which the path of the translation in the output is made
@@ -34,7 +34,7 @@ class InputFile(NamedTuple):
 
 
 class FoundInputs(NamedTuple):
-    """Photos found by a search."""
+    """Photos found by `find`, and a count of the files that it skipped."""
 
     sources: list[InputFile]
     skipped_own_outputs: int  # count of translations of earlier commands, which are not translated again
@@ -47,18 +47,18 @@ def find(
     known_outputs: KnownOutputs = lambda _: (),
     stream: IO[bytes] | None = None,
 ) -> FoundInputs:
-    """Find the photos that `spec` names: each file once, in the order of names.
+    """Find the photos that `spec` names; each file is returned once, and the files are sorted by name.
 
     Args:
         spec: a photo; a folder, searched with all its subfolders; a pattern such as `photos/**/*.jpg`; a .txt file
             with a path on each line, see `path_lists.entries`; or `-`, for such a list on standard input, where zero
             bytes may separate the paths too (`find -print0`). A path in a list may be a folder.
-        output: output folder; files that a search of folders finds in it are skipped.
-        known_outputs: returns the names of known translations in a folder; all folders of the input skip them.
-        stream: used instead of standard input.
+        output: output folder; photos that a search of folders finds in this folder are skipped.
+        known_outputs: called with a folder; returns the names of known translations in that folder, which are skipped.
+        stream: read instead of standard input.
 
     Raises:
-        DataError: no photos found; or a list that cannot be decoded, or that names a folder above the list's folder.
+        DataError: no photos were found; or the list cannot be decoded, or names a folder above the list's folder.
     """
     path = Path(spec)
     is_list = False  # a list names photos one by one, so only known translations are skipped
@@ -99,7 +99,7 @@ def names(folder: Path) -> list[Path]:
 
 
 def _in_folder(folder: Path, prefix: Path) -> Iterator[InputFile]:
-    """Yield the photos below a folder, and subfolders that cannot be listed; names begin with `prefix`."""
+    """Yield the photos below a folder, and the subfolders that cannot be listed; their names begin with `prefix`."""
     contents = listing(folder, endings=ENDINGS)
     for name, size, modified_ns, reason in contents.candidates:
         yield InputFile(folder / name, prefix / name, size, modified_ns, reason)
@@ -108,7 +108,7 @@ def _in_folder(folder: Path, prefix: Path) -> Iterator[InputFile]:
 
 
 def _single(path: Path) -> InputFile:
-    """Return the photo at a path; raise a DataError if the name does not end like that of an image."""
+    """Return the photo at a path; raise a DataError if the file name does not have the ending of an image format."""
     if path.suffix.lower() not in ENDINGS and path.is_file():
         raise DataError(
             f"{printable(path.absolute())} does not end like a picture ({FORMATS}) or a list of them ({LIST})"
@@ -128,7 +128,7 @@ def _source(path: Path, name: Path) -> InputFile:
 
 
 def _matching(pattern: Path) -> list[InputFile]:
-    """Return the photos that match a pattern; names are relative to the last folder before the wildcards."""
+    """Return the photos that match a pattern; their names are relative to the last folder before the wildcards."""
     root = Path(*_until_magic(pattern.parts))
     rest = pattern.parts[len(root.parts) :]
     if not root.is_dir():
@@ -145,7 +145,7 @@ def _until_magic(parts: Iterable[str]) -> Iterator[str]:
 
 
 def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
-    """Return whether a path matches a pattern, or lies below a folder that does; `**` matches any number of folders."""
+    """Return whether a path, or a folder above it, matches a pattern; `**` matches any number of folders."""
     if not pattern:
         return True
     if pattern[0] == "**":
@@ -164,12 +164,13 @@ def _from_list_file(path: Path) -> list[InputFile]:
 def _from_list(content: bytes, list_name: str, *, folder: Path, allow_zeros: bool) -> list[InputFile]:
     """Return the photos that a list of paths names.
 
-    Names are relative to the current folder if it contains all paths, else to the deepest folder that does.
+    The names of the photos are relative to the current folder if it contains all paths, else to the deepest folder
+    that contains all paths.
 
     Args:
         content: bytes of the list.
-        list_name: name of the list, for errors.
-        folder: folder of the list.
+        list_name: name of the list in error messages.
+        folder: folder that contains the list.
         allow_zeros: whether zero bytes may separate paths.
     """
     paths = path_lists.entries(content, list_name, allow_zeros=allow_zeros)
@@ -188,7 +189,7 @@ def _from_list(content: bytes, list_name: str, *, folder: Path, allow_zeros: boo
 
 
 def _common_folder(paths: list[Path]) -> Path:
-    """Return the current folder if it contains all paths, else the deepest folder that does."""
+    """Return the current folder if it contains all paths, else the deepest folder that contains all paths."""
     current = Path.cwd()
     if all(path.is_relative_to(current) for path in paths):
         return current
@@ -196,7 +197,7 @@ def _common_folder(paths: list[Path]) -> Path:
 
 
 def _unique(candidates: Iterable[InputFile]) -> list[InputFile]:
-    """Return the candidates in the order of names; of several paths to one file, only the first."""
+    """Return the candidates sorted by name; if several paths lead to one file, only the first is kept."""
     seen: set[tuple[int, int] | Path] = set()
     unique = []
     for source in sorted(candidates, key=lambda source: source.name.parts):
@@ -208,7 +209,7 @@ def _unique(candidates: Iterable[InputFile]) -> list[InputFile]:
 
 
 def identity_of(path: Path) -> tuple[int, int] | None:
-    """Return device and inode of a file, which are equal for all paths to it; None if it does not exist."""
+    """Return the device and inode of a file, equal for all paths to it; None if the file does not exist."""
     try:
         status = path.stat()
     except OSError:
@@ -221,9 +222,9 @@ def _without_translations(
 ) -> Iterator[InputFile]:
     """Yield the candidates that are not translations of earlier commands.
 
-    In a search, every file in the output folder counts as a translation, and so do known translations in other folders
-    below the input. From a list, only known translations in the output folder are skipped: a command such as
-    `find` may have listed them together with the photos.
+    If the input is a folder or a pattern, every file in the output folder counts as a translation, and so do the known
+    translations in other folders below the input. If the input is a list, only the known translations in the output
+    folder are skipped: a command such as `find` may have listed them together with the photos.
     """
     inside = None if output is None or root.resolve().is_relative_to(output.resolve()) else output.resolve()
     known: dict[Path, frozenset[str]] = {}
@@ -249,7 +250,7 @@ def _within(path: Path, folder: Path) -> str:
 
 
 def _nothing_found(spec: str, path: Path, *, skipped_own_outputs: int) -> str:
-    """Return the error text for an input without photos."""
+    """Return the error message for an input in which no photos were found."""
     if skipped_own_outputs:
         return (
             f"all {skipped_own_outputs:,} pictures of {printable(path)} are translations that an earlier command made"

@@ -1,4 +1,4 @@
-"""Immediate stop of a translation by a signal: finished files are in the journal, and no file is half-written."""
+"""Immediate stop of a translation by a signal; the journal lists all finished files, and no file is half-written."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ from types import FrameType, TracebackType
 from cyclestyle.errors import CyclestyleError
 from cyclestyle.signals import INTERRUPTED, STOP_SIGNALS, STOPPED
 
-ECHO_S = 0.5  # signals within this time are one: under torchrun, one Ctrl-C reaches a process twice
+ECHO_S = 0.5  # signals within this time count as one: under torchrun, one Ctrl-C reaches a process twice
 
 
 class InterruptedSetError(CyclestyleError):
@@ -19,12 +19,13 @@ class InterruptedSetError(CyclestyleError):
 
 
 class InterruptHandler:
-    """Context manager for the main thread: the first stop signal ends the `with` body immediately.
+    """Context manager for the main thread: the first stop signal ends the `with` block immediately.
 
-    Photos finished by then are in the journal. A second signal ends the process without a message.
+    The photos finished before the signal are in the journal. A second signal ends the process without a message.
 
     Raises:
-        InterruptedSetError: at the end of the `with` body, on rank 0; other ranks exit silently with the same code.
+        InterruptedSetError: on rank 0, when a stop signal has ended the `with` block; other ranks exit silently with
+            the same exit code.
     """
 
     def __init__(self) -> None:
@@ -57,4 +58,7 @@ class InterruptHandler:
 
 
 class _Interrupted(BaseException):
-    """Exception with the name of the first stop signal; a BaseException, since libraries may catch every Exception."""
+    """Exception whose message is the name of the first stop signal.
+
+    It is a BaseException, since libraries may catch every Exception.
+    """

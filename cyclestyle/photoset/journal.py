@@ -1,15 +1,15 @@
-"""Journal of the translations in an output folder; a repeated command reads it and translates the remaining photos.
+"""Journal of an output folder: a repeated command reads the journal and translates only the remaining photos.
 
 ```
 output/.cyclestyle/
-  journal.jsonl    a line before a photo's translation is written, and one after it was written or failed
-  report.jsonl     outcome of each photo of the last command, in order
-  thumbnails/      images of the contact sheet
-  lock             held by the running command
+  journal.jsonl    a line before a photo's translations are written, and a line when they are written or have failed
+  report.jsonl     outcome of each photo in the last run of a command, sorted by path
+  thumbnails/      images that the contact sheet shows
+  lock             file that the running command has locked
 ```
 
-Each line is appended in one write and never changed: several processes may share the journal, and `kill -9` costs at
-most the last line. Names are relative to the output folder, with slashes.
+Each line of the journal is appended in one write and never changed, so several processes may share the journal, and
+`kill -9` costs at most the last line. The names of translations are relative to the output folder, with slashes.
 """
 
 import errno
@@ -36,7 +36,7 @@ Status = Literal["translated", "up to date", "kept", "failed"]
 
 
 class JournalEntry(NamedTuple):
-    """State of one photo and its translations."""
+    """State of one photo and its translations; a later entry with the same key replaces it."""
 
     source: str  # absolute path of the photo
     stamp: Stamp  # stamp of the photo when it was read
@@ -53,7 +53,7 @@ class JournalEntry(NamedTuple):
 
 
 class ReportRow(NamedTuple):
-    """Outcome of one photo of a command."""
+    """Outcome of one photo in one run of a command."""
 
     source: Path
     targets: tuple[str, ...]
@@ -65,10 +65,10 @@ class ReportRow(NamedTuple):
 
 
 class Journal:
-    """The journal of an output folder.
+    """The journal of an output folder, see the module.
 
     Args:
-        output: output folder; nothing is created in it before `acquire`.
+        output: output folder; before `acquire`, nothing is created in this folder.
     """
 
     def __init__(self, output: Path) -> None:
@@ -79,10 +79,10 @@ class Journal:
         self._needs_rewrite = False
 
     def acquire(self) -> None:
-        """Create the folder and lock it for this command until `release` or the end of the process.
+        """Create the journal's folder and lock it for this command, until `release` or the end of the process.
 
         Raises:
-            CommandError: another command works in this folder.
+            CommandError: another command has locked this folder.
             DiskError: the folder cannot be written.
         """
         with writing(self.folder):
@@ -93,14 +93,18 @@ class Journal:
             raise CommandError(f"{printable(self.output)} is in use{by}: wait for it, or choose another output=")
 
     def translations(self) -> set[str]:
-        """Return the names of all translations in the journal."""
+        """Return the names of all translations in the journal, relative to the output folder."""
         return {target for entry in self.entries.values() for target in entry.targets}
 
     def release(self) -> None:
         self._lock.release()
 
     def read(self) -> None:
-        """Load the entries that earlier commands, or the other ranks of this command, have written."""
+        """Load the entries in the journal's file, which earlier commands and other ranks of this command have written.
+
+        Raises:
+            DiskError: the file exists but cannot be read.
+        """
         try:
             text = self._file.read_bytes()
         except FileNotFoundError:
@@ -119,11 +123,11 @@ class Journal:
                 stream.writelines(_line(key, entry) for key, entry in self.entries.items())
 
     def add(self, key: str, entry: JournalEntry) -> None:
-        """Append the state of a photo.
+        """Append the new state of a photo to the journal.
 
         Args:
-            key: `Job.key`.
-            entry: new state.
+            key: key of the photo's job, see `Job.key`.
+            entry: new state of the photo.
 
         Raises:
             DiskError: the journal cannot be written.
@@ -154,7 +158,7 @@ class Journal:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Context manager: re-raise an OSError from the `with` body as a DiskError about `path`."""
+    """Context manager: re-raise an OSError from the `with` block as a DiskError about `path`."""
     try:
         yield
     except OSError as error:
@@ -162,7 +166,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def _lock_until_closed(descriptor: int) -> None:
-    """Lock a file until it is closed, so that lines of several processes do not mix on a network file system."""
+    """Lock an open file until it is closed, so lines from several processes do not mix on a network file system."""
     if os.name == "posix":
         import fcntl
 
@@ -171,13 +175,13 @@ def _lock_until_closed(descriptor: int) -> None:
 
 
 def disk_error(path: Path, error: OSError) -> DiskError:
-    """Return the error for a path that cannot be written, with a remedy."""
+    """Return a DiskError for `path`, which cannot be written; its message states the cause and a remedy."""
     remedy = "all pictures written so far are whole, and the same command does the rest"
     return DiskError(f"cannot write {printable(path.absolute())}: {(error.strerror or '').lower()}; {remedy}")
 
 
 def stamp(path: Path) -> Stamp | None:
-    """Return size and modification time of a file, to detect changes; None if the file does not exist."""
+    """Return the size and modification time of a file, by which changes are detected; None if it does not exist."""
     try:
         status = path.stat()
     except OSError:
@@ -186,19 +190,19 @@ def stamp(path: Path) -> Stamp | None:
 
 
 def started_entry(source: InputFile, settings: str, targets: Iterable[str]) -> JournalEntry:
-    """Return the entry of a photo before its translations are written."""
+    """Return the entry that is recorded before the translations of the photo `source` are written."""
     pending: dict[str, Stamp | None] = dict.fromkeys(targets)
     return JournalEntry(os.path.abspath(source.path), (source.size, source.modified_ns), settings, pending)  # noqa: PTH100
 
 
 def _line(key: str, entry: JournalEntry) -> bytes:
-    """Encode an entry as a line of JSON; `key`, a `Job.key`, is stored as "name"."""
+    """Encode an entry as a line of JSON; `key`, the `Job.key` of the photo, is stored in the field "name"."""
     fields: dict[str, Any] = {"v": VERSION, "name": key} | entry._asdict()
     return json.dumps({field: value for field, value in fields.items() if value}).encode() + b"\n"
 
 
 def _parse(line: bytes) -> tuple[str, JournalEntry] | None:
-    """Return key and entry of a line; None if the line is incomplete, or this version cannot read it."""
+    """Return the key and the entry that a line encodes; None if it is damaged, or has another `VERSION`."""
     try:
         fields = json.loads(line)
         if fields["v"] != VERSION:

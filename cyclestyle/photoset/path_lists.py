@@ -1,4 +1,4 @@
-"""Parsing of lists of paths, and a check for folders that a list may not name."""
+"""Parsing of lists of photo paths, and a check that rejects a list that names a folder above its own folder."""
 
 import codecs
 import os
@@ -22,17 +22,18 @@ _QUOTES = ("'", '"')
 def entries(content: bytes, list_name: str, *, allow_zeros: bool) -> list[Path]:
     """Return the paths in a list, in the order of the list.
 
-    Lines are UTF-8; a byte order mark makes them UTF-16 or UTF-32. Empty lines and lines that begin with `#` are
-    skipped, quotes around a whole line are removed, and a leading `~` is the home folder. If zero bytes separate the
-    names, the names are used unchanged.
+    The list has one path per line. It is decoded as UTF-8, or as UTF-16 or UTF-32 if it begins with the byte order
+    mark of that encoding. Empty lines and lines that begin with `#` are skipped, quotes around a whole line are
+    removed, and a leading `~` is replaced with the home folder. If zero bytes separate the paths, the paths are used
+    unchanged.
 
     Args:
         content: bytes of the list.
-        list_name: name of the list, for errors.
-        allow_zeros: whether zero bytes may separate names (`find -print0`).
+        list_name: name of the list in error messages.
+        allow_zeros: whether zero bytes may separate the paths, as in the output of `find -print0`.
 
     Raises:
-        DataError: the list is empty, cannot be decoded, or has zero bytes that are not allowed.
+        DataError: the list is empty, cannot be decoded, or has zero bytes although `allow_zeros` is false.
     """
     encoding = next(((mark, name) for mark, name in _MARKS if content.startswith(mark)), None)
     if encoding is None and b"\0" in content:
@@ -47,14 +48,14 @@ def entries(content: bytes, list_name: str, *, allow_zeros: bool) -> list[Path]:
 
 
 def check_places(paths: Sequence[Path], folder: Path, list_name: str) -> None:
-    """Raise a DataError if a path is a root folder or a folder above `folder`: the list is then probably damaged.
+    """Raise a DataError if a path in a list is a root folder or a folder above `folder`.
 
-    Links and `..` are resolved; `folder` itself is allowed.
+    A list with such a path is probably damaged. Links and `..` in the paths are resolved; `folder` itself is allowed.
 
     Args:
-        paths: entries of the list.
-        folder: folder of the list.
-        list_name: name of the list, for errors.
+        paths: paths in the list.
+        folder: folder that contains the list.
+        list_name: name of the list in error messages.
 
     Raises:
         DataError: a path is a root folder or a folder above `folder`.
@@ -72,10 +73,10 @@ def check_places(paths: Sequence[Path], folder: Path, list_name: str) -> None:
 
 
 def _between_zeros(content: bytes, list_name: str, *, allow_zeros: bool) -> list[bytes]:
-    """Split a list into names at its zero bytes.
+    """Split a list into paths at its zero bytes.
 
     Raises:
-        DataError: the zero bytes are halves of UTF-16 characters, or are not allowed as separators.
+        DataError: the zero bytes are halves of UTF-16 characters, or `allow_zeros` is false.
     """
     names = [name for name in content.split(b"\0") if name]
     # In UTF-16, each Latin letter, slash and line end has a zero byte, so the text falls into names of one byte. Up to
@@ -92,7 +93,10 @@ def _between_zeros(content: bytes, list_name: str, *, allow_zeros: bool) -> list
 
 
 def _decode(content: bytes, mark: bytes, encoding: str, list_name: str) -> str:
-    """Remove the byte order mark and decode the text; an empty `encoding` means the encoding of file names."""
+    """Remove the byte order mark `mark` and decode the text.
+
+    An empty `encoding` means the encoding that the system uses for file names.
+    """
     content = content.removeprefix(mark)
     try:
         text = content.decode(encoding) if encoding else os.fsdecode(content)
@@ -104,7 +108,7 @@ def _decode(content: bytes, mark: bytes, encoding: str, list_name: str) -> str:
 
 
 def _names(text: str) -> Iterator[str]:
-    """Yield the paths in a list, without comments, empty lines and enclosing quotes."""
+    """Yield the paths in the text of a list; comments, empty lines and enclosing quotes are left out."""
     for line in text.split("\n"):
         line = line.removesuffix("\r")
         bare = line.strip()
@@ -115,7 +119,7 @@ def _names(text: str) -> Iterator[str]:
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """Return device and inode of a file or folder, which are equal for all paths to it; None if it does not exist."""
+    """Return the device and inode of a file or folder, equal for all paths to it; None if it does not exist."""
     try:
         status = path.stat()
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Planning of a set's translation: each photo's target files, and the jobs already done.
+"""Planning of the translation of a photo set: the target files of each photo, and the jobs already done.
 
 No image is decoded or written.
 """
@@ -24,7 +24,7 @@ Existing = Literal["skip", "overwrite", "error"]
 
 
 class Job(NamedTuple):
-    """One photo and the files of its translations, one for each strength."""
+    """One photo and the target files of its translations, one file for each strength."""
 
     source: InputFile
     targets: tuple[Path, ...]  # relative to the output folder
@@ -32,12 +32,12 @@ class Job(NamedTuple):
 
     @property
     def key(self) -> str:
-        """Key in the journal, made from all targets: several strengths share one entry."""
+        """Key of the job's journal entry, made from all targets; translations of several strengths share one entry."""
         return "\0".join(target.as_posix() for target in self.targets)
 
 
 class Jobs(NamedTuple):
-    """All jobs of a command."""
+    """All jobs of a command, including those already done."""
 
     folder: Path  # output folder
     jobs: list[Job]
@@ -46,7 +46,7 @@ class Jobs(NamedTuple):
 
     @property
     def hidden(self) -> Path | None:
-        """Folder of journal, report and thumbnails; None for a single file."""
+        """Folder that holds the journal, the report and the thumbnails; None if the output is a single file."""
         return None if self.is_single else self.folder / FOLDER
 
 
@@ -61,17 +61,17 @@ class Plan(NamedTuple):
 
 
 def make_jobs(spec: str, output: Path, *, format: Format = "keep", folders: Sequence[str] = ("",)) -> Jobs:  # noqa: A002
-    """Find the photos of an input and choose the target of each.
+    """Find the photos that an input names, and choose the target files of each photo.
 
     Args:
         spec: photo, folder, pattern or list, see `inputs.find`.
-        output: a folder; for one photo also a file name with an image's ending.
+        output: a folder; if the input is one photo, also a file name with the ending of an image format.
         format: format of the translations; it decides the ending of their names.
-        folders: folders below the output, one for each translation of a photo.
+        folders: folders below the output folder, one for each translation of a photo.
 
     Raises:
         CommandError: a translation would overwrite an input, or `output` does not fit the input or the format.
-        DataError: no photos found.
+        DataError: no photos were found.
     """
     if format == "heic" and not file_formats.is_written(".heic"):
         raise CommandError("format=heic needs another library: pip install 'cyclestyle[heic]'")
@@ -94,23 +94,24 @@ def make_jobs(spec: str, output: Path, *, format: Format = "keep", folders: Sequ
 
 
 def make_plan(requested: Jobs, *, existing: Existing, settings: str, world: World) -> Plan:
-    """Divide jobs, by the journal, into those to do and those already done.
+    """Divide jobs into those to do and those already done, according to the journal.
 
-    The journal stays locked for this command.
+    The journal stays locked until it is released or the process ends.
 
     A translation is up to date if its photo and settings are unchanged. Otherwise the photo is translated again, and
-    the new translation replaces the file of an earlier command. A file of other origin, or one that was changed since,
-    is kept instead.
+    the new translation replaces the file of an earlier command. A file of other origin is kept instead: one that this
+    program did not write, that was changed since, or that was made from another photo that still needs it.
 
     Args:
         requested: all jobs of the command.
-        existing: `skip` is the rule above; `overwrite` translates every photo again and replaces files of other
-            origin too; `error` raises a CommandError if a file exists that is not up to date.
+        existing: `skip` applies the rule above; `overwrite` translates every photo again and replaces files of other
+            origin too; `error` raises a CommandError if a target file exists that is not up to date.
         settings: fingerprint of all settings that affect a translation's pixels.
-        world: the ranks, which divide the jobs among them.
+        world: the ranks, which divide the jobs among themselves.
 
     Raises:
-        CommandError: `existing` is `error` and a file exists; or another command uses this output.
+        CommandError: `existing` is `error` and a target file exists that is not up to date; or another command uses
+            this output; or the ranks have found different jobs.
         DiskError: the output cannot be written.
     """
     journal = None if requested.is_single else Journal(requested.folder)
@@ -148,11 +149,13 @@ def make_plan(requested: Jobs, *, existing: Existing, settings: str, world: Worl
 
 
 def clean_output_folder(folder: Path, jobs: Iterable[Job]) -> None:
-    """Remove temporary files of killed processes from all folders of translations; call it while no process writes.
+    """Remove the temporary files of killed processes from all folders that hold translations.
+
+    Call this function only while no process writes.
 
     Args:
         folder: output folder.
-        jobs: jobs whose targets' folders are searched.
+        jobs: jobs; the folders of their targets are searched.
     """
     hidden = folder / FOLDER
     places = {folder, *((folder / target).parent for job in jobs for target in job.targets)}
@@ -162,14 +165,14 @@ def clean_output_folder(folder: Path, jobs: Iterable[Job]) -> None:
 
 
 def target_names(names: Sequence[Path], format: Format) -> list[tuple[Path, tuple[str, ...]]]:  # noqa: A002
-    """Choose a unique name for each translation, with a note where it is not the photo's name with the new ending.
+    """Choose a unique name for each translation: the photo's name with the new ending, or another name with a note.
 
-    A change of format can make two names equal, and so can a file system that ignores case. The photo that already has
-    the name keeps it; each other translation gets its photo's full name plus the new ending, or a number. No file gets
-    the name of a folder that other translations need.
+    A change of format can make two names equal, and so can a file system that ignores case. A photo whose own name is
+    the contested name keeps it; each other translation gets its photo's full name plus the new ending, or a number. No
+    file gets the name of a folder that other translations need.
 
     Args:
-        names: photos, relative to the input.
+        names: paths of the photos, relative to the input.
         format: format of the translations.
 
     Returns:
@@ -193,12 +196,12 @@ def target_names(names: Sequence[Path], format: Format) -> list[tuple[Path, tupl
 
 
 def heic_as_jpeg(jobs: Iterable[Job]) -> int:
-    """Count the HEIC photos that are written as JPEG by default."""
+    """Return the number of HEIC photos whose translations are written as JPEG by default."""
     return sum(file_formats.HEIC_AS_JPEG in job.notes for job in jobs)
 
 
 def _notes(name: Path, chosen: Path, natural: Path, format: Format) -> Iterator[str]:  # noqa: A002
-    """Yield notes for the user about the name of a photo's translation."""
+    """Yield notes for the user about the format and name of a photo's translation."""
     if file_formats.becomes_jpeg(name, format):
         yield file_formats.HEIC_AS_JPEG
     if chosen != natural:
@@ -214,7 +217,7 @@ def _alternatives(name: Path, natural: Path) -> Iterator[Path]:
 
 
 def _single(spec: str, output: Path, format: Format, folders: Sequence[str]) -> Jobs:  # noqa: A002
-    """Return the job of one photo whose output is a file name."""
+    """Return the job of one photo for which `output` is a file name."""
     if len(folders) > 1:
         raise CommandError(f"output={printable(output)} is one file: several strengths need a folder")
     if not Path(spec).is_file() or Path(spec).suffix.lower() == LIST:
@@ -232,19 +235,19 @@ def _single(spec: str, output: Path, format: Format, folders: Sequence[str]) -> 
 
 
 def _check_agreement(todo: Sequence[Job], world: World) -> None:
-    """Raise a CommandError unless all ranks have found the same jobs."""
+    """Raise a CommandError unless all ranks have found the same jobs `todo`."""
     keys = "\n".join(job.key for job in todo).encode(errors="surrogateescape")
     if not world.all_equal(int.from_bytes(hashlib.sha256(keys).digest()[:7])):
         raise CommandError("the processes do not find the same pictures: is the input changing, or not shared?")
 
 
 def _folded(path: Path) -> str:
-    """Normalize a path: on some file systems, two paths with the same normalized form are one file."""
+    """Return a path without differences of case and Unicode form, which some file systems ignore."""
     return unicodedata.normalize("NFC", os.fspath(path)).casefold()
 
 
 def _protect_inputs(jobs: Sequence[Job], output: Path) -> None:
-    """Raise a CommandError if a target is the same file as a source, even by another path."""
+    """Raise a CommandError if the target of a job is the same file as a photo of the input, even under another path."""
     sources = {identity_of(job.source.path) for job in jobs} - {None}
     for job in jobs:
         for target in job.targets:
@@ -256,7 +259,7 @@ def _protect_inputs(jobs: Sequence[Job], output: Path) -> None:
 
 
 def _is_current(job: Job, entry: JournalEntry, settings: str, output: Path) -> bool:
-    """Return whether a job's translations exist unchanged and belong to the current photo and settings."""
+    """Return whether a job's translations exist unchanged and were made from the current photo and settings."""
     names = {target.as_posix() for target in job.targets}
     is_same = entry.stamp == (job.source.size, job.source.modified_ns) and entry.settings == settings
     return (
@@ -265,7 +268,7 @@ def _is_current(job: Job, entry: JournalEntry, settings: str, output: Path) -> b
 
 
 class _OutputOwnership:
-    """Origins of the files in an output folder, according to the journal."""
+    """Decides which files in an output folder a job may replace, according to the journal."""
 
     def __init__(self, requested: Jobs, journal: Journal | None) -> None:
         self.folder = requested.folder
@@ -276,7 +279,7 @@ class _OutputOwnership:
                 self._entries_for.setdefault(name, []).append(entry)
 
     def objection(self, job: Job, target: Path) -> str:
-        """Return why the job must not replace the file at `target`; empty if it may replace the file."""
+        """Return why `job` must not replace the file at `target`; empty if the job may replace it or no file exists."""
         path = self.folder / target
         if not os.path.lexists(path):
             return ""
@@ -290,7 +293,7 @@ class _OutputOwnership:
         return f"{printable(path)} was made from {printable(Path(others[0]))}"
 
     def _is_needed_by(self, source: str, name: str, job: Job) -> bool:
-        """Return whether the photo `source` still exists, needs the target `name` and is not the job's photo."""
+        """Return whether the photo `source` is not the photo of `job`, still exists and needs the target `name`."""
         if source == _absolute(job) or not Path(source).exists():
             return False
         return name in self._targets_of.get(source, {name})
@@ -302,7 +305,7 @@ def _absolute(job: Job) -> str:
 
 
 def _translations(folder: Path) -> set[str]:
-    """Return the names of the translations in a folder's journal; empty without a journal."""
+    """Return the names of the translations in the journal of an output folder; empty if there is no journal."""
     if not (folder / FOLDER / NAME).is_file():
         return set()
     journal = Journal(folder)

@@ -26,16 +26,17 @@ LOST = "the process that translated it was killed twice: is it too large for the
 
 
 def run_plan(plan: Plan, make: Make, settings: Settings, *, workers: int | Literal["auto"] = "auto") -> JobResult:
-    """Run a plan through Ray Data: actors hold the model, and each photo is one call of `translate_one`.
+    """Run a plan with Ray Data: each actor holds the model, and translates a photo with one call of `translate_one`.
 
-    The cluster is that at the environment variable `RAY_ADDRESS`; by default, one is started on this machine. Only this
-    process writes the journal.
+    The cluster is the one at the address in the environment variable `RAY_ADDRESS`; without this variable, a cluster is
+    started on this machine. Only this process writes the journal.
 
     Args:
         plan: jobs, output and journal.
-        make: factory of the model with its settings, called in every actor.
+        make: called in every actor; returns the model with its settings.
         settings: options for reading and writing.
-        workers: number of actors; `auto` is one for each GPU of the cluster, or without GPUs one for each machine.
+        workers: number of actors; `auto` means one actor for each GPU of the cluster, or for each machine if it has no
+            GPUs.
 
     Raises:
         CommandError: Ray is not installed.
@@ -82,11 +83,11 @@ def run_plan(plan: Plan, make: Make, settings: Settings, *, workers: int | Liter
 
 
 class BrokenModelError(Exception):
-    """Error that a model raised in another process.
+    """An error that the model raised in an actor, which is another process.
 
     Args:
-        trace: text of the traceback in the other process.
-        reason: text for the report.
+        trace: text of the traceback in the actor.
+        reason: failure reason for the report.
     """
 
     def __init__(self, trace: str, reason: str) -> None:
@@ -95,15 +96,15 @@ class BrokenModelError(Exception):
 
 
 class Actor:
-    """Process of the cluster that holds a model."""
+    """Object in a process of the cluster that holds the model and translates photos."""
 
     def __init__(self, make: Make, settings: Settings, todo: Sequence[Job]) -> None:
         self.pipeline, self.settings, self.todo = make(), settings, todo
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Translate photo `row["number"]` of `todo`; errors are returned in the row.
+        """Translate the photo of the job `todo[row["number"]]`; return a row with its journal entry or an error.
 
-        Ray would repeat the call after a raised error.
+        Errors are not raised, since Ray would repeat the call after a raised error.
         """
         number = int(row["number"])
         empty = {"number": number, "entry": None, "disk": "", "device": "", "trace": "", "reason": ""}
@@ -121,7 +122,10 @@ class Actor:
 def _results(
     plan: Plan, make: Make, settings: Settings, workers: int | Literal["auto"]
 ) -> Iterator[tuple[Job, JournalEntry | BrokenModelError]]:
-    """Yield the result of each photo, in the order of completion; photos that killed their actor twice are missing."""
+    """Yield each job with its journal entry or the model's error, in the order of completion.
+
+    Jobs of photos that killed their actor twice are left out.
+    """
     if not plan.todo:
         return
     ray = library()
@@ -161,13 +165,13 @@ def _results(
 
 
 def _absolute(plan: Plan) -> Plan:
-    """Return the plan with absolute paths, for processes in other working directories."""
+    """Return the plan with absolute paths, since actors have other working directories."""
     todo = [job._replace(source=job.source._replace(path=job.source.path.absolute())) for job in plan.todo]
     return plan._replace(folder=plan.folder.absolute(), todo=todo)
 
 
 def _start(ray: Any) -> None:
-    """Join the cluster at `RAY_ADDRESS`, else start one on this machine.
+    """Join the cluster at `RAY_ADDRESS`; without this environment variable, start a cluster on this machine.
 
     By default, Ray would join the cluster that was last started on this machine, and wait for minutes if that cluster
     was killed.
@@ -192,12 +196,12 @@ def library() -> Any:
 
 @contextmanager
 def _silenced_stderr() -> Iterator[None]:
-    """Context manager: discard stderr in the `with` body; Ray's C++ processes stay silent after it too.
+    """Context manager: discard stderr in the `with` block; Ray's C++ processes stay silent after the block too.
 
     Ray's exceptions are still raised.
 
-    The C++ processes would warn of Ray Data's own use of actor arguments, and report at their start that their log
-    level was changed.
+    Otherwise, the C++ processes would warn about how Ray Data itself passes arguments to actors, and would report at
+    their start that their log level was changed.
     """
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     sys.stderr.flush()

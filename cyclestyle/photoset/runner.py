@@ -1,7 +1,7 @@
-"""Translation of a photo set: workers read, the model translates batches of one size, workers write.
+"""Translation of a photo set: workers read photos, the model translates them in batches, workers write the results.
 
-Each finished photo is recorded in the journal immediately: after any stop, the same command translates the remaining
-photos.
+Each finished photo is recorded in the journal immediately, so after any stop, the same command translates the remaining
+photos. All photos of a batch have the same size.
 """
 
 import contextlib
@@ -32,18 +32,18 @@ from cyclestyle.photoset.worker_pool import Task, Workers
 from cyclestyle.photoset.worker_tasks import Reading, Writing, Written
 from cyclestyle.progress import Counter, Progress
 
-SHOWN = 5  # maximum number of failures in the summary; the report lists all
+SHOWN = 5  # maximum number of failures in the summary; the report lists all failures
 
 
 class Pipeline(Protocol):
-    """Translates images of one size, uint8 or uint16 (N, 3, H, W), to results of the same dtype and shape."""
+    """Translates a batch of images, uint8 or uint16 (N, 3, H, W), to a list of results of the same dtype and shape."""
 
     def __call__(self, pixels: Tensor, *, advance: Callable[[float], object] | None = None) -> list[Tensor]: ...
     def max_batch(self, height: int, width: int) -> int: ...
 
 
 class LoadedPhoto(NamedTuple):
-    """A photo that has been read."""
+    """A photo that has been read, and its job."""
 
     job: Job
     photo: Photo
@@ -51,7 +51,7 @@ class LoadedPhoto(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """Options for reading and writing photos."""
+    """Options for reading and writing photos, and the fingerprint that the journal stores."""
 
     reading: Reading
     writing: Writing
@@ -59,7 +59,7 @@ class Settings(NamedTuple):
 
 
 class JobResult(NamedTuple):
-    """Outcome of a command."""
+    """Outcome of one run of a command."""
 
     lines: list[ReportRow]  # one row for each photo, in order
     elapsed_s: float
@@ -94,8 +94,8 @@ def run_plan(
         plan: jobs, output and journal.
         pipeline: translation of a batch.
         settings: options for reading and writing.
-        world: the ranks; by default, only this process.
-        workers: number of processes in each rank that read and write files; 0 for threads.
+        world: the ranks that divide the jobs; by default, only this process.
+        workers: number of processes that read and write files in each rank; 0 means threads instead of processes.
         batch_size: maximum number of images of one size that are translated together.
 
     Raises:
@@ -125,7 +125,10 @@ def run_plan(
 
 
 def complete_sheet(plan: Plan, outcome: JobResult, settings: Settings, workers: int | Literal["auto"]) -> None:
-    """Write the missing thumbnails of photos that an earlier command translated without a contact sheet."""
+    """Write the missing thumbnails of photos that an earlier command translated without a contact sheet.
+
+    A thumbnail that cannot be written is left out.
+    """
     sheet = settings.writing.sheet
     if sheet is None:
         return
@@ -145,13 +148,16 @@ def _rewrite_thumbnails(job: Job, how: Writing) -> None:
 
 
 def remove_temporaries(plan: Plan) -> None:
-    """Remove temporary files of killed workers; call it when all other workers have finished."""
+    """Remove the temporary files of killed workers; call this function when all other workers have finished."""
     if plan.journal is not None:
         clean_output_folder(plan.folder, plan.todo)
 
 
 def job_result(plan: Plan, rows: Sequence[ReportRow], elapsed_s: float) -> JobResult:
-    """Return the outcome of a command: the rows of jobs that were already done, and `rows`, in order."""
+    """Return the outcome of a command.
+
+    It contains `rows` and the rows of the jobs that were already done, sorted by the path of the photo.
+    """
     all_rows = sorted([*plan.already_done, *rows], key=lambda row: row.source.parts)
     return JobResult(all_rows, elapsed_s)
 
@@ -166,16 +172,16 @@ def translate(
     batch_size: int = 8,
     progress: Progress | None = None,
 ) -> list[ReportRow]:
-    """Run jobs; a photo that fails does not stop the others.
+    """Run jobs; a photo that fails does not stop the other photos.
 
     Args:
         todo: jobs to run.
         pipeline: translation of a batch.
         settings: options for reading and writing.
         workers: pool that reads and writes files.
-        journal: journal for the finished jobs.
+        journal: records the finished jobs; None records nothing.
         batch_size: maximum number of images of one size that are translated together.
-        progress: counter of the finished jobs.
+        progress: counts the finished jobs.
 
     Returns:
         The outcome of each job, in the order of completion.
@@ -197,11 +203,11 @@ def translate(
 
 
 def translate_one(job: Job, pipeline: Pipeline, settings: Settings) -> JournalEntry:
-    """Read, translate and write one photo; return its journal entry, with the reason if a step failed.
+    """Read, translate and write one photo; return its journal entry, which states the reason if a step failed.
 
     Raises:
         DiskError: the output cannot be written.
-        Exception: the model failed, and neither this photo nor a lack of memory is the reason.
+        Exception: the model failed, and the cause is neither this photo nor a lack of memory.
     """
     pending = pending_entry(job, settings)
     try:
@@ -224,15 +230,15 @@ def translate_one(job: Job, pipeline: Pipeline, settings: Settings) -> JournalEn
 
 
 def pending_entry(job: Job, settings: Settings) -> JournalEntry:
-    """Return the journal entry of a photo before its translations are written."""
+    """Return the journal entry that is recorded before the translations of a photo are written."""
     return started_entry(job.source, settings.fingerprint, (target.as_posix() for target in job.targets))
 
 
 def failed_entry(job: Job, journal: Journal | None, reason: str) -> JournalEntry:
     """Return the journal entry of a failed photo.
 
-    The entry keeps the targets of the photo's previous entry that still exist. It names no other target: a file that
-    appears in the output later belongs to the user.
+    The entry keeps those targets of the photo's previous entry whose files still exist. It names no other target: a
+    file that appears in the output later belongs to the user.
     """
     previous = journal.entries.get(job.key) if journal is not None else None
     entry = started_entry(job.source, "", ())._replace(reason=reason)
@@ -243,13 +249,13 @@ def failed_entry(job: Job, journal: Journal | None, reason: str) -> JournalEntry
 
 
 def thumbnail_names(targets: Sequence[str | Path]) -> list[str]:
-    """Return the names of the thumbnails of a photo and of its translations, derived from the first target."""
+    """Return the names of the thumbnails of a photo and of its translations, derived from the first of `targets`."""
     stem = hashlib.sha256(os.fsencode(targets[0])).hexdigest()[:16]
     return [f"{stem}-{number}.webp" for number in range(1 + len(targets))]
 
 
 def report_row(job: Job, entry: JournalEntry) -> ReportRow:
-    """Return the row of the report for a translated or failed photo."""
+    """Return the report row of a photo that was translated or failed, made from its journal entry."""
     status: Status = "translated" if entry.is_done else "failed"
     reason = entry.reason if entry.reason or entry.is_done else "it was not processed"
     targets = tuple(target.as_posix() for target in job.targets)
@@ -257,12 +263,12 @@ def report_row(job: Job, entry: JournalEntry) -> ReportRow:
 
 
 def summary(outcome: JobResult, plan: Plan, *, where: Path) -> str:
-    """Return the summary of a command: one line, then one line for each of the first failures.
+    """Return the text that summarizes a command: one line with counts, then one line for each of the first failures.
 
     Args:
-        outcome: result of all photos.
+        outcome: outcome of all photos.
         plan: plan of the command.
-        where: path at the end of the first line: the contact sheet or the output folder.
+        where: path printed at the end of the first line, of the contact sheet or the output folder.
     """
     done, current, kept = (outcome.count(status) for status in ("translated", "up to date", "kept"))
     detail = f" ({f'{done:,} translated, ' if done else ''}{current:,} up to date)" if current else ""
@@ -284,7 +290,7 @@ def summary(outcome: JobResult, plan: Plan, *, where: Path) -> str:
 
 
 class _SharedProgress:
-    """Context manager: count the finished photos of all ranks; rank 0 shows the count."""
+    """Context manager that counts the finished photos of all ranks; rank 0 shows the count."""
 
     def __init__(self, total: int, world: World) -> None:
         self.world = world
@@ -333,7 +339,7 @@ class _Work:
         self._area = batching.MAX_WAITING_PIXELS  # pixels of the last photo read, as an estimate for the next ones
 
     def loaded(self, todo: Iterable[Job]) -> Iterator[LoadedPhoto]:
-        """Yield the photos, which are read ahead; unreadable photos are recorded as failures."""
+        """Yield the photos of the jobs `todo`; workers read them ahead. Unreadable photos are recorded as failures."""
         jobs = {job.source.path: job for job in todo}
         for path, reading in self.workers.ahead(
             functools.partial(worker_tasks.read, how=self.settings.reading), jobs, max_ahead=self._max_waiting
@@ -349,10 +355,12 @@ class _Work:
             yield LoadedPhoto(job, photo, pixels)
 
     def translate_batch(self, batch: Sequence[LoadedPhoto]) -> None:
-        """Translate a batch and start to write it; if the model fails on the batch, translate its photos one by one.
+        """Translate a batch and start to write the translations.
+
+        If the model fails on the batch, its photos are translated one by one.
 
         Raises:
-            Exception: the model's error, if it is fatal, or once the model has failed on too many photos in a row.
+            Exception: the model's error, if it is fatal, or if the model has failed on too many photos in a row.
         """
         advance = None if self.progress is None else self.progress.partial
         started_at = time.perf_counter()
@@ -383,7 +391,10 @@ class _Work:
         self.note_written()
 
     def note_written(self, *, wait_for_all: bool = False) -> None:
-        """Record photos whose files have been written; wait if too many are being written, or with `wait_for_all`."""
+        """Record the photos whose files have been written.
+
+        Wait if the files of too many photos are being written; with `wait_for_all`, wait until all files are written.
+        """
         while self._writing and (
             wait_for_all or len(self._writing) > self._max_waiting() or self._writing[0][3].future.done()
         ):
@@ -396,13 +407,17 @@ class _Work:
             self._writing.popleft()
 
     def finish(self) -> None:
-        """Wait for all files and record them; raise the model's error if the model has translated no photo."""
+        """Wait until all files are written, and record them.
+
+        Raises:
+            Exception: the model's error, if the model has failed and has translated no photo.
+        """
         self.note_written(wait_for_all=True)
         self.streak.finish()
         self._clear_streak()
 
     def abort(self) -> None:
-        """Start no more writing, and record the files already written, so the next command does not repeat them."""
+        """Start no more writing, and record the photos already written, so the next command does not repeat them."""
         for job, photo, entry, task in self._writing:
             if task.future.cancel() or task.future.exception() is not None:
                 continue
@@ -410,12 +425,12 @@ class _Work:
                 self._note(job, _done_entry(entry, job, photo, task.future.result()))
 
     def _clear_streak(self) -> None:
-        """Record the failures of the streak, since the model works on other photos."""
+        """Record the photos of the streak as failures, since the model has translated another photo."""
         for job, reason in self.streak.clear():
             self._note(job, failed_entry(job, self.journal, reason))
 
     def _max_waiting(self) -> int:
-        """Return the maximum number of photos that wait for the model, and of photos that wait to be written.
+        """Return the maximum number of photos in each of two queues: before the model, and before writing.
 
         The maximum is lower for large photos.
         """
@@ -430,7 +445,7 @@ class _Work:
 
 
 def _done_entry(pending: JournalEntry, job: Job, photo: Photo, written: Written) -> JournalEntry:
-    """Return the journal entry of a translated photo."""
+    """Return the journal entry of a photo whose translations were written, made from its pending entry."""
     height, width = photo.pixels.shape[:2]
     notes = tuple(dict.fromkeys([*job.notes, *written.notes]))
     return pending._replace(targets={**written.stamps}, size=(width, height), notes=notes)
@@ -444,24 +459,24 @@ def is_fatal(error: Exception) -> bool:
 
 
 def model_failure_reason(error: Exception) -> str:
-    """Return the reason, for the report, of a photo that the model fails on although it works on others."""
+    """Return the failure reason to report for a photo on which the model fails, although it works on other photos."""
     return one_line(f"the model fails on it ({type(error).__name__}: {error})")
 
 
 def _concerns_one_photo(error: Exception) -> bool:
-    """Return whether a model's error is due to the photo, or to a lack of memory for it."""
+    """Return whether an error of the model is due to the photo, or to a lack of memory for this photo."""
     return isinstance(error, DataError) or memory.is_out_of_memory(error)
 
 
 def _checked(job: Job, photo: Photo) -> Photo:
-    """Return the photo if it can join a batch; raise an ImageError otherwise."""
+    """Return `photo` if it can join a batch; raise an ImageError if its arrays are faulty."""
     if problem := fault(photo):
         raise ImageError(job.source.path, f"it was read as {problem}", permanent=False)
     return photo
 
 
 def _reason(error: Exception) -> str:
-    """Return the reason, for the report, of a failed photo.
+    """Return the failure reason to report for a photo on which `error` was raised.
 
     Raises:
         DiskError: the disk is full.
@@ -485,7 +500,7 @@ def _reason(error: Exception) -> str:
 
 
 def _tensor(pixels: PixelArray) -> Tensor:
-    """Convert an array (H, W, 3) to a tensor (3, H, W), without a copy where possible."""
+    """Convert an array (H, W, 3) to a tensor (3, H, W); its memory is copied only if the array is read-only."""
     return torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy()).permute(2, 0, 1)
 
 

@@ -1,4 +1,4 @@
-"""Pool of processes or threads that read and write photos while the model computes."""
+"""Pool of processes or threads that read and write photos while the model translates other photos."""
 
 import multiprocessing
 import os
@@ -24,7 +24,7 @@ _Result = TypeVar("_Result")
 
 
 class Task(NamedTuple, Generic[_Result]):
-    """A submitted call; function and arguments are kept to repeat it."""
+    """A call submitted to a pool; its function and arguments are kept so that the call can be repeated."""
 
     future: "Future[_Result]"
     function: Callable[..., _Result]
@@ -32,10 +32,10 @@ class Task(NamedTuple, Generic[_Result]):
 
 
 class Workers:
-    """Context manager: pool of processes or threads that run calls; the end of the `with` body stops them.
+    """Context manager: pool of processes or threads that run calls; they are stopped at the end of the `with` block.
 
     Args:
-        count: number of processes; 0 means threads.
+        count: number of processes; 0 means threads, `THREADS` of them.
     """
 
     def __init__(self, count: int) -> None:
@@ -45,7 +45,7 @@ class Workers:
 
     @classmethod
     def suited(cls, count: int | Literal["auto"], photos: int) -> "Workers":
-        """Create a pool of the requested size; `auto` uses threads for few photos, and processes for many."""
+        """Create a pool of `count` processes; `auto` means threads if `photos` is small, and processes otherwise."""
         if count == "auto":
             return cls(min(MAX_WORKERS, os.cpu_count() or 1) if photos >= FEW_PHOTOS else 0)
         return cls(count)
@@ -59,7 +59,7 @@ class Workers:
         self._executor.shutdown(wait=True, cancel_futures=True)
 
     def start(self, function: Callable[..., _Result], *arguments: Any) -> Task[_Result]:
-        """Submit a call; if a worker was killed, replace the pool first."""
+        """Submit a call; if a worker was killed before, replace all workers first."""
         try:
             future = _submit(self._executor, function, *arguments)
         except BrokenExecutor:
@@ -68,7 +68,7 @@ class Workers:
         return Task(future, function, arguments)
 
     def finish(self, task: Task[_Result]) -> _Result:
-        """Return the result of a call; if its worker was killed, run the call again in a separate process.
+        """Wait for a call and return its result; if its worker was killed, run the call again in a separate process.
 
         Raises:
             DataError: the second process was killed too.
@@ -92,12 +92,13 @@ class Workers:
         *,
         max_ahead: Callable[[], int] | None = None,
     ) -> Iterator[tuple[_Argument, Task[_Result]]]:
-        """Yield each argument with its task, in order, while the workers run the next few calls.
+        """Yield each argument with the task of its call, in order, while the workers run the next few calls.
 
         Args:
             function: function that the workers call.
             arguments: one argument for each call.
-            max_ahead: returns the maximum number of calls ahead; by default, it is `self.max_ahead`.
+            max_ahead: returns the maximum number of calls that are submitted ahead; by default, `self.max_ahead` is the
+                maximum.
         """
         running: deque[tuple[_Argument, Task[_Result]]] = deque()
         for argument in arguments:
@@ -122,18 +123,18 @@ class Workers:
 
 
 def _submit(executor: Executor, function: Callable[..., _Result], *arguments: Any) -> "Future[_Result]":
-    """Submit a call; the executor may start a process for it."""
+    """Submit a call to `executor`, which may start a process for it."""
     with _starting_processes():
         return executor.submit(function, *arguments)
 
 
 @contextmanager
 def _starting_processes() -> Iterator[None]:
-    """Context manager: start processes without this program's main module, and with Ctrl-C blocked.
+    """Context manager: processes started in the `with` block load no main module, and begin with Ctrl-C blocked.
 
-    Spawned processes would run the main module again. Workers do not need it, and a second run may fail: in a
-    script without `if __name__ == "__main__"`, a pipe or a notebook. A terminal sends Ctrl-C to workers too; it is
-    blocked until they ignore it.
+    Spawned processes would run the main module again. Workers do not need that module, and a second run may fail if the
+    module is a script without `if __name__ == "__main__"`, comes from a pipe, or is a notebook. A terminal sends Ctrl-C
+    to workers too; Ctrl-C is blocked until the workers ignore it.
     """
     main = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
@@ -147,7 +148,7 @@ def _starting_processes() -> Iterator[None]:
 
 
 def _block_interrupts() -> set[signal.Signals | int] | None:
-    """Block Ctrl-C in this thread; return the previous signal mask, None on a system without masks."""
+    """Block Ctrl-C in this thread; return the previous signal mask, or None on Windows, which has no signal masks."""
     if sys.platform == "win32":
         return None
     resource_tracker.ensure_running()  # start this helper process first, since its start unblocks signals

@@ -28,15 +28,15 @@ class Reading(NamedTuple):
 
 
 class Writing(NamedTuple):
-    """Options for writing translations."""
+    """Options for writing translations and thumbnails."""
 
     output: Path  # output folder
     quality: int = 95
-    sheet: Path | None = None  # folder for the contact sheet's thumbnails; None for no sheet
+    sheet: Path | None = None  # folder for the contact sheet's thumbnails; None means no contact sheet
 
 
 class Written(NamedTuple):
-    """Files written for one photo."""
+    """Translation files written for one photo, and notes for the report."""
 
     stamps: dict[str, tuple[int, int]]  # target -> (size in bytes, modification time in ns)
     notes: tuple[str, ...]
@@ -54,27 +54,27 @@ def initialize_worker() -> None:
 
 
 def read(path: Path, how: Reading) -> Photo:
-    """Read a photo; raise an ImageError if it cannot be read."""
+    """Read the photo at `path` with the options `how`; raise an ImageError if it cannot be read."""
     return reading.read(path, resize=how.resize, metadata=how.metadata, max_pixels=how.max_pixels)
 
 
 def write(
     photo: Photo, translations: Sequence[PixelArray], targets: Sequence[Path], thumbs: Sequence[str], how: Writing
 ) -> Written:
-    """Write the translations of a photo and, for a contact sheet, its thumbnails.
+    """Write the translations of a photo and, if `how.sheet` is set, its thumbnails for the contact sheet.
 
-    If a thumbnail cannot be made, a note is added instead of raising an error, since the translation itself exists.
+    If a thumbnail cannot be made, a note is added and no error is raised, since the translation itself exists.
 
     Args:
-        photo: the photo; its metadata and alpha are written into the files.
+        photo: the photo; its metadata and alpha channel are written into the files.
         translations: arrays of the shape and dtype of `photo.pixels`, one for each target.
-        targets: paths relative to the output folder.
-        thumbs: names of the thumbnails: first that of the photo, then one for each translation.
-        how: options.
+        targets: paths of the translations, relative to the output folder.
+        thumbs: names of the thumbnails; the first is for the photo, the others are for the translations.
+        how: options for writing.
 
     Raises:
-        ImageError: a format cannot hold the image, or the written file cannot be opened again.
-        OSError: a file cannot be written; `filename` is set to its path.
+        ImageError: the format of a target cannot hold the image, or the written file cannot be opened again.
+        OSError: a file cannot be written; the error's `filename` is the path of that file.
     """
     stamps: dict[str, tuple[int, int]] = {}
     notes = list(photo.notes)
@@ -103,11 +103,11 @@ def rewrite_thumbnails(source: Path, targets: Sequence[Path], thumbs: Sequence[s
 
 
 def write_thumbnail(pixels: PixelArray, alpha: PixelArray | None, path: Path) -> None:
-    """Write the thumbnail of an image to `path`.
+    """Write the thumbnail of an image, with its alpha channel if it has one, to `path`.
 
     Raises:
         ImageError: the thumbnail cannot be encoded.
-        OSError: the file cannot be written; `filename` is set to `path`.
+        OSError: the file cannot be written; the error's `filename` is `path`.
     """
     try:
         content = thumbnails.thumbnail(pixels, alpha)
@@ -123,9 +123,9 @@ def write_thumbnail(pixels: PixelArray, alpha: PixelArray | None, path: Path) ->
 
 @contextmanager
 def _with_file_name(path: Path) -> Iterator[None]:
-    """Context manager: re-raise an OSError from the `with` body with `path` as `filename`.
+    """Context manager: re-raise an OSError from the `with` block with `path` as its `filename`.
 
-    The original `filename` may be missing, or be that of a temporary file.
+    The `filename` of the original error may be missing, or may be the path of a temporary file.
     """
     try:
         yield
@@ -135,9 +135,9 @@ def _with_file_name(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _as_image_error(path: Path) -> Iterator[None]:
-    """Context manager: re-raise an unexpected error from the `with` body as an ImageError about `path`.
+    """Context manager: re-raise an unexpected error from the `with` block as an ImageError about `path`.
 
-    An ImageError can always be sent to another process; errors of other types may not.
+    An ImageError can always be sent to another process; errors of other types sometimes cannot.
     """
     try:
         yield
@@ -148,5 +148,5 @@ def _as_image_error(path: Path) -> Iterator[None]:
 
 
 def unexpected(error: Exception) -> str:
-    """Return the text for the user about an error that the program does not expect."""
+    """Return the message shown to the user for an unexpected error."""
     return f"unexpected {type(error).__name__}: {error}" if str(error) else f"unexpected {type(error).__name__}"

@@ -21,14 +21,14 @@ State = Literal["running", "finished", "stopped", "failed"]
 
 
 class ResumePoint(NamedTuple):
-    """State to resume a run from."""
+    """Checkpoint from which a run resumes, and the changes of config and files since the start of the run."""
 
     checkpoint: Checkpoint
     changes: list[str]  # one line per changed config key or file list; all these changes are permitted
 
 
 class RunFolder:
-    """The folder of one run.
+    """The folder that holds config, status, checkpoints and samples of one run.
 
     Args:
         path: location of the folder. A repeated command has the same `path`, and therefore resumes the run.
@@ -37,7 +37,7 @@ class RunFolder:
         allow_changed: resume even if the recipe or the files differ from those that the run was started with.
 
     Raises:
-        CommandError: impossible `keep` or `keep_every`, or the folder holds a run and `mode` is `never`.
+        CommandError: `keep` or `keep_every` is too small, or the folder holds a run and `mode` is `never`.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class RunFolder:
     def resume_point(
         self, recipe: Mapping[str, Any], files: Files, *, bad: Mapping[str, Mapping[str, str]], repair: bool = False
     ) -> ResumePoint | None:
-        """Load the newest undamaged checkpoint and check that its recipe and files match this command's.
+        """Load the newest undamaged checkpoint and check that its recipe and files match those of this command.
 
         Args:
             recipe: resolved config of this command.
@@ -206,7 +206,11 @@ def _lines(first: str, rest: list[str]) -> str:
 
 
 def write_bad_files(folder: RunFolder, bad: Mapping[str, Mapping[str, str]]) -> None:
-    """Write all unusable files with reasons to bad_files.txt, since the printed error lists only a few of them."""
+    """Write all unusable files, each with its reason, to bad_files.txt, since the printed error lists only a few.
+
+    Args:
+        bad: unusable files: side -> file name -> reason.
+    """
     lines = [
         f"{side} {printable(Path(name))}: {reason}" for side, files in bad.items() for name, reason in files.items()
     ]

@@ -1,4 +1,4 @@
-"""Moving average of the generators' weights, whose translations vary less from step to step."""
+"""Moving average of the generators' weights; averaged generators give translations that vary less between steps."""
 
 import copy
 from typing import Generic, TypeVar
@@ -15,7 +15,7 @@ Averaged = TypeVar("Averaged", bound=nn.Module)
 class GeneratorAverage(Generic[Averaged]):
     """Exponential moving average (EMA) of a module's parameters.
 
-    The decay of step t is min(decay, (1 + t) / (10 + t)), so that the random initial weights soon lose their
+    The decay at step t (0-based) is min(decay, (1 + t) / (10 + t)), so that the random initial weights soon lose their
     influence.
 
     Args:
@@ -31,13 +31,13 @@ class GeneratorAverage(Generic[Averaged]):
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Update the average with the weights after step `step` (0-based)."""
+        """Move the average towards the current weights, which result from training step `step` (0-based)."""
         decay = min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(self._averages, self._sources, 1 - decay)
 
 
 def make_ema(generators: Generators, decay: float) -> GeneratorAverage[Generators] | None:
-    """Create the moving average of the generators; return None for decay 0.
+    """Create the moving average of the generators; return None if `decay` is 0.
 
     Raises:
         CommandError: `decay` is outside [0, 1).

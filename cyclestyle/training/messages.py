@@ -21,14 +21,14 @@ PrintLine = Callable[[str], object]
 
 
 def record_abandoned(folder: "RunFolder") -> None:
-    """Write the status of a run that a second Ctrl-C ends immediately."""
+    """Write status.json for a run that a second Ctrl-C ends immediately."""
     folder.write_status("stopped", code=130, reason="second Ctrl-C: steps since the newest checkpoint are lost")
 
 
 def record_all_abandoned(folder: "RunFolder") -> None:
-    """Write the status of a run whose ranks were all killed by their parent process.
+    """Write status.json for a run whose ranks were all killed by the process that launched them.
 
-    Do nothing if another command holds the lock of the folder: the killed ranks then never acquired the lock.
+    Do nothing if another command holds the lock of the folder: in that case the killed ranks never acquired the lock.
     """
     until = time.monotonic() + 5  # time, in seconds, for the system to release the lock of killed rank 0
     while True:
@@ -44,7 +44,14 @@ def record_all_abandoned(folder: "RunFolder") -> None:
 
 
 def name_images_in_error(error: DivergedError, draws: "UnpairedDataset", batch_size: int) -> DivergedError:
-    """Return the error with remedies and the image files of the diverged step, found from its sample indices."""
+    """Return an error that adds remedies and the image files of the diverged step to the text of `error`.
+
+    An error without a step is returned unchanged.
+
+    Args:
+        draws: data set that gives the image files for each sample index.
+        batch_size: number of sample indices per step.
+    """
     remedy = "a lower optimizer.lr or trainer.precision=fp32 may help"
     if "skipped" not in str(error):
         remedy += ", trainer.on_nonfinite=skip leaves such updates out"
@@ -65,7 +72,11 @@ def report_finished(
     *,
     finished: bool,
 ) -> int:
-    """Write the final status and print the last lines of a run, finished or stopped; return the exit code."""
+    """Write the final status to status.json and print the last lines of a run; return the exit code.
+
+    Args:
+        finished: whether the last step was reached; if False, the run is reported as stopped.
+    """
     if not finished:
         return report_stopped(folder, trainer.world, stop, report, saved=trainer.step)
     if trainer.world.is_main:
@@ -78,7 +89,7 @@ def report_finished(
 def report_stopped(
     folder: "RunFolder", world: "World", stop: StopRequest, report: PrintLine, *, saved: int | None
 ) -> int:
-    """Write the status and print the last line of a run that was stopped on request; return the exit code.
+    """Write status.json and print the last line of a run that was stopped on request; return the exit code.
 
     Args:
         saved: step of the last checkpoint; None or 0 if the run was stopped before training.
@@ -99,7 +110,13 @@ def announce(
     resumed: "ResumePoint | None",
     chosen: Choice,
 ) -> None:
-    """Print data, number of steps, batch, hardware and network sizes; on resume also changed settings and files."""
+    """Print the first lines of a run: its folder, steps, data, batch size, hardware and network sizes.
+
+    Args:
+        resumed: state that the run resumes from, whose changes of settings and files are printed too; None for a new
+            run.
+        chosen: number of threads, printed if the run uses a CPU, and a note about that number.
+    """
     from cyclestyle.hardware.device import device_count
 
     objective, world = trainer.objective, trainer.world
@@ -141,10 +158,10 @@ def _next_commands(path: Path, domains: tuple[str, str]) -> str:
 
 
 def print_line(line: str) -> None:
-    """Print a line; ignore errors, because the reader of a pipe may already have exited."""
+    """Print a line to stdout; ignore errors, because stdout may be a pipe whose reader has already exited."""
     with contextlib.suppress(OSError):
         print(line, flush=True)
 
 
 def no_output(*_: object) -> None:
-    """Ignore a line: the counterpart of `print_line` for ranks other than 0."""
+    """Print nothing; used instead of `print_line` on ranks other than 0."""

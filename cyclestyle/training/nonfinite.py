@@ -1,4 +1,4 @@
-"""Detection of losses and gradients that are not finite, without waiting for the device."""
+"""Detection of losses and gradients that are not finite; checking an update does not wait for the device."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -19,11 +19,12 @@ class NotFinite(NamedTuple):
 
 
 class NonFiniteDetector:
-    """Checks every update of one optimizer; the first non-finite (bad) update is recorded on the device."""
+    """Checks every update of one optimizer for values that are not finite; records the first such (bad) update."""
 
     def __init__(self, device: torch.device) -> None:
         self._names: list[str] = []
-        self._values: Tensor | None = None  # losses and norm of the first bad update, or of the newest
+        # Losses and gradient norm of the first bad update, or of the newest update if none was bad.
+        self._values: Tensor | None = None
         self._first = torch.full((), _NEVER, dtype=torch.int64, device=device)
 
     def clear(self) -> None:
@@ -31,13 +32,15 @@ class NonFiniteDetector:
         self._first.fill_(_NEVER)
 
     def watch(self, step: Tensor, losses: dict[str, Tensor], gradients: Iterable[Tensor]) -> Tensor:
-        """Check one update without waiting for the device; a CUDA graph can capture the call, which works in place.
+        """Check one update without waiting for the device.
+
+        The check works in place, so that a CUDA graph can capture it.
 
         Args:
             step: number of steps done before the update, an int64 scalar on the device.
-            losses: named scalars on the device.
-            gradients: gradients of all parameters that the update changes, averaged over all ranks; empty with a
-                gradient scaler, which handles overflows itself.
+            losses: losses by name, scalars on the device.
+            gradients: gradients of all parameters that the update changes, averaged over all ranks; empty if a
+                gradient scaler is in use, since the scaler itself handles overflows.
 
         Returns:
             Bool scalar on the device: whether a loss or the gradient norm is not finite.
@@ -57,7 +60,10 @@ class NonFiniteDetector:
         return bad
 
     def first(self, world: World) -> NotFinite | None:
-        """Return the first bad update of any rank, or None; wait for the device. All ranks must call this together."""
+        """Return the first bad update on any rank since the last `clear`; None if there is none.
+
+        This call waits for the device. All ranks must call it together.
+        """
         step = int(world.min(self._first.clone()).item())
         if step == _NEVER or self._values is None:
             return None

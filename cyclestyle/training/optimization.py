@@ -11,13 +11,13 @@ from cyclestyle.errors import CommandError
 
 
 class Optimizers(NamedTuple):
-    """One optimizer for both generators, one for both discriminators."""
+    """Two optimizers: one for both generators, and one for both discriminators."""
 
     generators: Optimizer
     discriminators: Optimizer
 
     def set_rate(self, rate: float) -> None:
-        """Set the learning rate of the next step."""
+        """Set the learning rate of both optimizers for the next step."""
         for optimizer in self:
             for group in optimizer.param_groups:
                 if isinstance(group["lr"], Tensor):
@@ -31,14 +31,14 @@ class Optimizers(NamedTuple):
         return all("capturable" in group for optimizer in self for group in optimizer.param_groups)
 
     def make_capturable(self, device: torch.device) -> None:
-        """Move learning rates and step counts to the device, where a captured graph reads them."""
+        """Move learning rates and step counts to the device, where a captured CUDA graph reads them."""
         for optimizer in self:
             for group in optimizer.param_groups:
                 group["lr"] = torch.full((), float(group["lr"]), device=device)
                 group["capturable"] = True
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the moments of both optimizers, without learning rates and betas, which come from the config."""
+        """Return moments, keyed by optimizer name; learning rates and betas are left out: they come from the config."""
         return {name: optimizer.state_dict()["state"] for name, optimizer in self._asdict().items()}
 
     def load_state_dict(self, moments: Mapping[str, Any]) -> None:
@@ -50,7 +50,13 @@ class Optimizers(NamedTuple):
 
 
 def check_batch(batch_size: int, *, ranks: int, accumulate: int) -> None:
-    """Raise a CommandError unless the global batch divides evenly over ranks and micro-batches."""
+    """Raise a CommandError unless the global batch can be divided evenly over ranks and their micro-batches.
+
+    Args:
+        batch_size: number of image pairs per step, over all ranks.
+        ranks: number of processes.
+        accumulate: number of micro-batches per rank and step.
+    """
     if batch_size < 1 or accumulate < 1:
         raise CommandError(f"trainer.batch_size={batch_size}, trainer.accumulate={accumulate}: both must be 1 or more")
     if batch_size % (ranks * accumulate):

@@ -1,4 +1,4 @@
-"""Means of losses and scores, counts of steps and images, and the speed since the last log."""
+"""Values to log: means of losses and scores, counts of steps and images, and speed, all since the last log."""
 
 import time
 from typing import Any
@@ -20,12 +20,12 @@ class RunningMeans:
         self._waiting_s, self._since = 0.0, time.perf_counter()
 
     def add(self, means: dict[str, Tensor], *, pictures: int, replaced: int = 0) -> None:
-        """Add one step.
+        """Add the values of one training step.
 
         Args:
             means: losses and scores of the step by name, scalars on the device; empty for a skipped step.
             pictures: number of images in the step, over all ranks.
-            replaced: number of unreadable images in this rank's share that were replaced by others.
+            replaced: number of unreadable images in this rank's share that were replaced by other images.
         """
         for name, value in means.items():
             self._sums[name] = self._sums[name] + value if name in self._sums else value
@@ -35,11 +35,15 @@ class RunningMeans:
         self._replaced += replaced
 
     def add_data_wait(self, seconds: float) -> None:
-        """Add time spent waiting for data."""
+        """Add `seconds` to the time that training has waited for data."""
         self._waiting_s += seconds
 
     def values(self) -> dict[str, float]:
-        """Return means over all ranks and all steps since the last call, then reset them; wait for the device."""
+        """Return the values to log since the last call, then reset them.
+
+        Losses and scores are means over all ranks and over all steps that were not skipped. This call waits for the
+        device; all ranks must call it together.
+        """
         world, trained = self.hardware.world, max(self.steps - self.skipped, 1)
         replaced = torch.tensor(self._replaced, dtype=torch.get_default_dtype(), device=self.hardware.device)
         *means, replaced_mean = world.mean(
@@ -57,12 +61,12 @@ class RunningMeans:
         return values
 
     def state_dict(self) -> dict[str, Any]:
-        """Return sums and counts so far, without times, which a resumed run measures from its own start."""
+        """Return sums and counts so far, but no times: a resumed run measures times from its own start."""
         counts = {"steps": self.steps, "skipped": self.skipped, "replaced": self._replaced}
         return {"sums": dict(self._sums), **counts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Load the sums and counts of `state_dict` or `redistribute`."""
+        """Load sums and counts that `state_dict` or `redistribute` returned."""
         self._clear()
         self._sums = {name: value.to(self.hardware.device) for name, value in state["sums"].items()}
         self.steps, self.skipped, self._replaced = state["steps"], state["skipped"], state["replaced"]
@@ -74,11 +78,11 @@ class RunningMeans:
 
 
 def redistribute(states: list[dict[str, Any]], rank: int) -> dict[str, Any]:
-    """Compute one rank's state when a run resumes with another number of ranks; overall means and counts stay equal.
+    """Return the state of one rank of a run that resumes with another number of ranks; means over all ranks stay equal.
 
     Args:
-        states: `state_dict` of all ranks that saved.
-        rank: number of the rank that resumes.
+        states: `RunningMeans.state_dict` of every rank of the saved run.
+        rank: rank of the resumed run for which the state is returned; rank 0 gets all counts of replaced images.
     """
     sums = {name: torch.stack([state["sums"][name] for state in states]).mean(dim=0) for name in states[0]["sums"]}
     replaced = sum(state["replaced"] for state in states)

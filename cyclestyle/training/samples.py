@@ -20,7 +20,7 @@ def translate_probes(generators: Generators, hardware: Hardware, a: Tensor, b: T
         a, b: probe images, uint8 (N, 3, H, W).
 
     Returns:
-        Samples of a and samples of b, on the CPU.
+        Samples for `a` and samples for `b`, as uint8 images on the CPU.
     """
     ab, ba = hardware.autocast(generators.ab), hardware.autocast(generators.ba)
 

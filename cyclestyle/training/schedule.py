@@ -1,17 +1,17 @@
-"""The learning-rate schedule: a factor that depends on the epoch alone."""
+"""The learning-rate schedule: a factor for the base learning rate that depends on the epoch alone."""
 
 from cyclestyle.errors import CommandError
 
 
 class LinearDecay:
-    """Constant factor for some epochs, then a linear decay towards zero; the factor changes once per epoch.
+    """Learning-rate factor: 1 for some epochs, then a linear decay towards zero; the factor changes once per epoch.
 
     In 0-based epoch e the factor is 1 - max(0, e + 1 - constant_epochs) / (decay_epochs + 1), so that the last epoch
     and all later ones have factor 1 / (decay_epochs + 1) (schedule of the original code; Zhu et al. 2017, section 5).
 
     Args:
         constant_epochs: number of epochs at the full learning rate.
-        decay_epochs: number of epochs with a decaying rate.
+        decay_epochs: number of epochs with a decaying learning rate.
 
     Raises:
         CommandError: a number of epochs is negative, or both are 0.

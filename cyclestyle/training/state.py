@@ -21,6 +21,8 @@ def restore_or_init(
     """Restore the checkpoint of a resumed run into a new trainer; for a new run, load the weights of `init`, if given.
 
     Args:
+        domains: names of domains a and b.
+        resumed: state to resume from; None for a new run.
         init: path of a run folder, a checkpoint folder or a model file; ignored on resume.
 
     Raises:
@@ -54,10 +56,10 @@ def restore_or_init(
 
 
 def load_networks(model: "Model", objective: "CycleGAN") -> None:
-    """Load the weights of a model into the networks.
+    """Load the weights of `model` into the networks of `objective`.
 
     Raises:
-        CheckpointError: weights are missing, unexpected or of another shape.
+        CheckpointError: weights are missing, unexpected or of another shape than in the networks.
     """
     from cyclestyle.checkpoints.model import state_dict_mismatch
 
@@ -78,7 +80,7 @@ def restore_average(trainer: "Trainer", model: "Model") -> None:
 
 
 def snapshot_model(trainer: "Trainer", domains: tuple[str, str]) -> "Model":
-    """Return a `Model` of the networks at the current step, which shares their tensors."""
+    """Return the networks at the current step as a `Model`, which shares their tensors instead of copying them."""
     from cyclestyle.checkpoints.model import Model
 
     objective = trainer.objective

@@ -1,4 +1,4 @@
-"""The training loop: one step of CycleGAN, and the steps at which it logs, samples and saves."""
+"""The training loop: the computation of one step, and the choice of steps after which to log, sample and save."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -33,21 +33,21 @@ class Save(Protocol):
 
 
 class Pools(NamedTuple):
-    """Image pools, which hold past translations, of the two domains."""
+    """Image pools of the two domains; each pool holds past translations."""
 
     a: ImagePool
     b: ImagePool
 
 
 class Detectors(NamedTuple):
-    """Detectors of non-finite updates, one for both generators and one for both discriminators."""
+    """Detectors of non-finite updates: one for both generators and one for both discriminators."""
 
     generators: NonFiniteDetector
     discriminators: NonFiniteDetector
 
 
 SKIPS = 10  # number of consecutive skipped steps at which training counts as diverged
-LARGE = 2**16  # pixels per image from which memory is trimmed; for smaller images trimming costs too much time
+LARGE = 2**16  # fewest pixels per image for which memory is trimmed; below this, trimming costs too much time
 
 
 class Trainer:
@@ -63,17 +63,17 @@ class Trainer:
         hardware: device, precision, and the ranks that share the work.
         seed: seed of every random decision.
         batch_size: number of image pairs per step, over all ranks and micro-batches.
-        accumulate: number of micro-batches into which a rank's share of a batch is split. They are computed one after
-            the other, which saves memory.
-        steps: length of training in steps; defaults to `epochs`, or else to the length of the schedule.
-        epochs: length of training in epochs.
+        accumulate: number of micro-batches into which a rank's share of a batch is split. Micro-batches are
+            computed one after the other, which saves memory.
+        steps: length of training in steps; if None, `epochs` sets the length.
+        epochs: length of training in epochs, if `steps` is None; if both are None, the schedule sets the length.
         log_every: steps between two logs.
-        sample_every: steps between two samples.
+        sample_every: steps between two logs of samples, which are translations of the probe images.
         save_every: steps between two checkpoints.
         on_nonfinite: response to a loss or gradient that is not finite. `stop` ends training at the next log or save,
             before anything is written. `skip` leaves the update out, which costs a wait for the device at every step.
-        backward: `split` back-propagates one direction after the other, `joint` both in one pass. The gradients are
-            equal.
+        backward: `split` back-propagates the losses of one translation direction after those of the other, `joint`
+            back-propagates both in one pass. Both give equal gradients.
         cuda_graphs: launch the kernels of a step together as CUDA graphs, which reserve memory and need an NVIDIA GPU.
             `auto` uses graphs if they are possible and faster.
 
@@ -145,10 +145,11 @@ class Trainer:
         """Train to the end, or until a stop is requested; the last step is always saved.
 
         Args:
-            batches: this rank's share of each step from `self.step` on; may end early once a stop is requested.
+            batches: this rank's share of the batch for every step from `self.step` on; may end early once a stop is
+                requested.
             save: saves a checkpoint; called on all ranks.
             loggers: loggers on rank 0; empty on other ranks.
-            probes: probe images of a and b, uint8 (N, 3, H, W).
+            probes: probe images of domains a and b, uint8 (N, 3, H, W); None for no samples.
             stop_requested: called before every step; a request on any rank stops all of them.
 
         Returns:
@@ -159,8 +160,8 @@ class Trainer:
         """
         saved = self.step
 
-        # Each iteration saves, logs and samples if due, then exits or trains a step. In this order neither the first
-        # nor the last step is a special case.
+        # Each iteration first saves, logs and samples where due, then leaves the loop or trains a step. In this order
+        # neither the first nor the last step is a special case.
         while True:
             stopping = self.world.any(stop_requested())
             finished = self.step >= self.total
@@ -209,7 +210,8 @@ class Trainer:
             batch: this rank's share of the global batch.
 
         Returns:
-            Means of all losses and scores over the share, as scalars on the device; empty if the step was skipped.
+            All losses and scores by name, averaged over this rank's share, as scalars on the device; empty if the step
+            was skipped.
 
         Raises:
             DivergedError: `SKIPS` consecutive steps were skipped.
@@ -239,12 +241,12 @@ class Trainer:
         return generator_values | discriminator_values
 
     def check_finite(self) -> None:
-        """Wait for the device and check all updates so far; all ranks must call it together.
+        """Wait for the device and check that all updates so far were finite; all ranks must call this together.
 
         Raises:
-            DivergedError: an update was not finite, or gradients overflow in fp16 at any scale.
+            DivergedError: an update was not finite, or gradients overflow in fp16 at every gradient scale.
         """
-        if not self.skips_nonfinite and (first := self._first_bad()) is not None:  # `skip` is checked in train_step
+        if not self.skips_nonfinite and (first := self._first_bad()) is not None:  # train_step checks `skip`
             raise DivergedError(_divergence_message(first), step=first.step)
         if self.scaler.is_enabled() and self.scaler.get_scale() < 1:
             raise DivergedError(
@@ -391,7 +393,15 @@ class Trainer:
             torch.autograd.backward(self.scaler.scale(total))
 
     def _apply_update(self, optimizer: Optimizer, detector: NonFiniteDetector, means: Losses) -> bool:
-        """Apply the gradients; return False if the update was skipped because a loss or gradient was not finite."""
+        """Update the parameters of one optimizer, unless the update is not finite and has to be skipped.
+
+        Args:
+            detector: detector that checks the losses and gradients of this optimizer.
+            means: losses of this update, and scores if there are any.
+
+        Returns:
+            False if the update was skipped.
+        """
         with record_function(Phase.OPTIMIZER):
             gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
             bad = detector.watch(self._device_step, means, [] if self.scaler.is_enabled() else gradients)
@@ -402,7 +412,14 @@ class Trainer:
             return applied
 
     def _choose_capture(self, requested: bool | Literal["auto"]) -> GraphCapture | None:
-        """Return the graph capture for the steps, if requested and possible; else None."""
+        """Return the CUDA graph capture for training steps; None to run steps eagerly.
+
+        Args:
+            requested: value of `trainer.cuda_graphs`.
+
+        Raises:
+            CommandError: `requested` is True, but steps cannot be captured.
+        """
         if requested is False:
             return None
         capture = self.hardware.graph_capture()
@@ -417,11 +434,15 @@ class Trainer:
             "does not go with trainer.recompute=true": getattr(self.objective.generators.ab, "recompute", False),
             "needs an optimizer that is capturable": not self.optimizers.are_capturable,
         }
-        # In micro-batches of more than one image, kernels take longer than their launches, and graphs save no time.
+        # With more than one image per micro-batch, kernels take longer than their launches, so graphs save no time.
         return choose_capture(requested, capture, obstacles, pays=self.batch_size == self.accumulate)
 
     def _count_skip(self) -> Losses:
-        """Count a skipped step, since its sample indices are used up; return an empty dict of losses."""
+        """Count a skipped step, whose sample indices are not used again; return an empty dict of losses.
+
+        Raises:
+            DivergedError: this is the last of `SKIPS` consecutive skipped steps.
+        """
         self.step += 1
         self._skipped_in_a_row += 1
         bad = self._first_bad()
@@ -443,7 +464,7 @@ class Trainer:
 
 
 def _means(parts: list[Losses]) -> Losses:
-    """Average each loss and score over the micro-batches and directions that contain it."""
+    """Average each loss and score over those `parts` (micro-batches and directions) that contain it."""
     names = dict.fromkeys(name for part in parts for name in part)
     return {name: torch.stack([part[name].detach() for part in parts if name in part]).mean() for name in names}
 

@@ -1,4 +1,4 @@
-"""Translation of images with one direction of a trained model, and blending with the photo."""
+"""Translation of images with one direction of a trained model, and blending of photos with their translations."""
 
 from cyclestyle.translation.translator import Translator
 

@@ -1,4 +1,4 @@
-"""Blending of a photo with its translation, with extrapolation beyond the model's output.
+"""Blending of a photo with its translation, also with strengths above 1, which extrapolate beyond the translation.
 
 Colours are blended in Oklab: Ottosson, A perceptual color space for image processing, 2020.
 """
@@ -32,7 +32,7 @@ _BISECTIONS = 14  # halvings of a chroma interval at most 0.4 wide: precise to f
 
 
 def check(strength: float, keep: str) -> None:
-    """Raise a CommandError for a strength out of range or an unknown `keep`."""
+    """Raise a CommandError if `strength` is not from 0 to `MAX_STRENGTH`, or `keep` is not a value of `Keep`."""
     if not 0 <= strength <= MAX_STRENGTH:  # NaN fails this comparison too
         raise CommandError(
             f"strength={strength:g} is out of range: 0 is the photo, 1 the translation, {MAX_STRENGTH} the maximum"
@@ -42,32 +42,34 @@ def check(strength: float, keep: str) -> None:
 
 
 def blend(photo: Tensor, translation: Tensor, *, strength: float = 1.0, keep: Keep = "none") -> Tensor:
-    """Interpolate from a photo to its translation, or extrapolate past it; float (..., 3, H, W), sRGB in [-1, 1].
+    """Interpolate between a photo and its translation, or extrapolate beyond the translation.
+
+    All images are floating-point tensors (..., 3, H, W), sRGB in [-1, 1].
 
     Up to strength 1, colours move along straight lines in Oklab, where equal steps look equal. On seven pairs of
-    photographs and synthetic scenes, the CIEDE2000 distances of the four steps of 0.25 differed by 5 to 21 % of their
-    mean. In the stored channels or in CIE Lab, they differed by 6 to 22 %, and CIE Lab turns blue to purple on the way
-    to white. In linear light, they differed by 18 to 38 %: bright strokes appear in the first step, dark strokes in the
-    last.
+    photographs and synthetic scenes, the CIEDE2000 distances of the four steps of 0.25 in strength differed by 5 to
+    21 % of their mean. In the stored channels or in CIE Lab, they differed by 6 to 22 %, and CIE Lab turns blue to
+    purple on the way to white. In linear light, they differed by 18 to 38 %: bright strokes appear in the first step,
+    dark strokes in the last.
 
     Above strength 1, straight lines soon leave the gamut: highlights become flat, and areas that the model turned grey
     get the photo's complementary colour. Therefore any quantity that the model reduced (lightness, distance to white,
-    chroma along the photo's hue) is reduced again by the same ratio: it approaches zero without crossing it. The curve
-    meets the straight line at strength 1. Colours outside sRGB keep their lightness and hue, and their chroma is
-    reduced; clipping the channels instead would flatten the relief of strokes and change the hue.
+    chroma along the photo's hue) is reduced again by the same ratio: the quantity approaches zero and never becomes
+    negative. This curve meets the straight line at strength 1. Colours outside sRGB keep their lightness and hue, and
+    their chroma is reduced; clipping the channels instead would flatten the relief of strokes and change the hue.
 
-    `keep="colour"` combines the photo's colours with the translation's lightness, `keep="luminance"` the translation's
-    colours with the photo's lightness. Where the new lightness is lower, chroma is scaled with it, for equal
-    chromaticity (equal a/L and b/L): unscaled chroma tinted shadows. Where it is higher, chroma is unchanged: scaled
-    chroma turned the noise of shadows into coloured blotches.
+    `keep="colour"` combines the photo's colours with the translation's lightness; `keep="luminance"` combines the
+    translation's colours with the photo's lightness. Where the new lightness is lower, chroma is scaled by the same
+    factor, for equal chromaticity (equal a/L and b/L): unscaled chroma tinted shadows. Where the new lightness is
+    higher, chroma is unchanged: scaled chroma turned the noise of shadows into coloured blotches.
 
     Args:
-        strength: 0 to 1.5; 0 is the photo, 1 the translation, above 1 extrapolates. At 0, the result is `photo` bit for
-            bit; at 1 with `keep="none"`, it is `translation` bit for bit.
+        strength: 0 to 1.5; 0 gives the photo, 1 the translation, and more than 1 extrapolates. At 0, the result is
+            `photo` bit for bit; at 1 with `keep="none"`, it is `translation` bit for bit.
         keep: property of the photo that is preserved at every strength.
 
     Raises:
-        CommandError: see `check`.
+        CommandError: `strength` or `keep` is invalid, see `check`.
     """
     check(strength, keep)
     assert photo.shape == translation.shape, f"shapes differ: {tuple(photo.shape)}, {tuple(translation.shape)}"
@@ -88,7 +90,7 @@ def blend(photo: Tensor, translation: Tensor, *, strength: float = 1.0, keep: Ke
 
 
 def _mix(photo: Tensor, translation: Tensor, strength: float, keep: Keep) -> Tensor:
-    """Blend two images in Oklab, (..., 3, H, W); the result may lie outside sRGB."""
+    """Blend two Oklab images (..., 3, H, W); colours of the result may lie outside sRGB."""
     (light, colour), (new_light, new_colour) = _split_lightness(photo), _split_lightness(translation)
     if keep == "luminance":
         new_colour = _adapt_colour(new_colour, new_light, light)
@@ -102,7 +104,10 @@ def _mix(photo: Tensor, translation: Tensor, strength: float, keep: Keep) -> Ten
 
 
 def _adapt_colour(colour: Tensor, light: Tensor, other: Tensor) -> Tensor:
-    """Scale a, b, (..., 2, H, W), from lightness `light` to lightness `other`, (..., 1, H, W); chroma never rises."""
+    """Scale the Oklab channels a and b by `other / light`, at most 1, so chroma never rises.
+
+    `colour` is (..., 2, H, W); the lightnesses `light` (old) and `other` (new) are (..., 1, H, W).
+    """
     return colour * (other / light.clamp(min=_TINY)).clamp(max=1)
 
 
@@ -114,7 +119,10 @@ def _mix_lightness(start: Tensor, end: Tensor, strength: float) -> Tensor:
 
 
 def _mix_colour(start: Tensor, end: Tensor, strength: float) -> Tensor:
-    """Mix a, b, (..., 2, H, W); above strength 1, the photo's colour is reduced but never becomes its complement."""
+    """Blend the Oklab channels a and b, (..., 2, H, W), of the photo (`start`) and the translation (`end`).
+
+    Above strength 1, the photo's colour is reduced further, but never becomes its complementary colour.
+    """
     straight = start.lerp(end, strength)
     if strength <= 1:
         return straight
@@ -126,16 +134,17 @@ def _mix_colour(start: Tensor, end: Tensor, strength: float) -> Tensor:
 
 
 def _extrapolate_down(start: Tensor, end: Tensor, strength: float) -> Tensor:
-    """Continue a decrease from `start` at strength 0 to `end` at strength 1 by the same ratio per unit of strength.
+    """Return `end * (end / start) ** (strength - 1)`: continue the decrease from `start` to `end` beyond strength 1.
 
-    Both are 0 or more, and so is the result.
+    `start` is the value at strength 0, `end` the value at strength 1. Both are 0 or more, and so is the result. The
+    ratio is limited to [0, 1].
     """
     ratio = (end / start.clamp(min=_TINY)).clamp(0, 1)
     return end * ratio ** (strength - 1)
 
 
 def _to_oklab(pixels: Tensor) -> Tensor:
-    """Convert sRGB in [-1, 1] to L in [0, 1], a, b, (..., 3, H, W), in float32 or a more precise type."""
+    """Convert sRGB in [-1, 1] to Oklab: L in [0, 1], a and b, (..., 3, H, W), in float32 or a more precise type."""
     encoded = (pixels.to(torch.promote_types(pixels.dtype, torch.float32)) + 1) / 2
     curve = ((encoded.clamp(min=0) + 0.055) / 1.055) ** 2.4
     linear = torch.where(encoded <= 0.04045, encoded / 12.92, curve)  # IEC 61966-2-1
@@ -143,7 +152,7 @@ def _to_oklab(pixels: Tensor) -> Tensor:
 
 
 def _to_srgb(oklab: Tensor) -> Tensor:
-    """Convert L, a, b to sRGB in [-1, 1], (..., 3, H, W); colours out of gamut have their chroma reduced."""
+    """Convert Oklab to sRGB in [-1, 1], (..., 3, H, W); the chroma of colours outside sRGB is reduced."""
     linear = _to_linear(oklab)
     outside = ~_in_gamut(linear).squeeze(-3)
     if outside.any():
@@ -155,7 +164,7 @@ def _to_srgb(oklab: Tensor) -> Tensor:
 
 
 def _reduce_chroma(oklab: Tensor) -> Tensor:
-    """Convert to linear light, with the largest fraction of each chroma that lies in sRGB, (3, H, W) both."""
+    """Convert Oklab (3, H, W) to linear light (3, H, W); reduce each chroma to its largest fraction in sRGB."""
     light, colour = _split_lightness(oklab)
     low, high = torch.zeros_like(light), torch.ones_like(light)
     for _ in range(_BISECTIONS):
@@ -166,12 +175,12 @@ def _reduce_chroma(oklab: Tensor) -> Tensor:
 
 
 def _split_lightness(oklab: Tensor) -> tuple[Tensor, Tensor]:
-    """Split into lightness (..., 1, H, W) and colour (..., 2, H, W)."""
+    """Split an Oklab image into lightness L, (..., 1, H, W), and colour a and b, (..., 2, H, W)."""
     return oklab[..., :1, :, :], oklab[..., 1:, :, :]
 
 
 def _in_gamut(linear: Tensor) -> Tensor:
-    """Return a mask (..., 1, H, W) of the colours (..., 3, H, W) that lie in sRGB."""
+    """Return a mask (..., 1, H, W) that is true where the linear-light colours (..., 3, H, W) lie in sRGB."""
     return ((linear >= -_ROUNDING) & (linear <= 1 + _ROUNDING)).all(dim=-3, keepdim=True)
 
 
@@ -180,7 +189,7 @@ def _to_linear(oklab: Tensor) -> Tensor:
 
 
 def _matmul(matrix: Matrix | Tensor, planes: Tensor) -> Tensor:
-    """Multiply a 3 x 3 matrix with every pixel of (..., 3, H, W)."""
+    """Multiply a 3 x 3 matrix with the channel vector of every pixel of an image (..., 3, H, W)."""
     return torch.einsum("xc,...chw->...xhw", torch.as_tensor(matrix, dtype=planes.dtype, device=planes.device), planes)
 
 

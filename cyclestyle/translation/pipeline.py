@@ -1,4 +1,4 @@
-"""Translation pipeline: run the model on an image, in strips if necessary, and blend its output with the photo."""
+"""Translation pipeline: run the model on a photo, in strips if necessary, and blend the photo with the output."""
 
 import hashlib
 import json
@@ -19,26 +19,25 @@ from cyclestyle.translation.translator import Translator
 
 MAX_PIXELS_IN_BATCH = 2**21  # maximum number of pixels in a batch; 64 channels take about 1 GB per million in float32
 VERSION = 1  # version of the results; increase it whenever the same settings give different pixels
-UNKNOWN_NETWORK_BYTES = 900  # per pixel; memory assumed for an unknown network, as for the default generator
+UNKNOWN_NETWORK_BYTES = 900  # per pixel; memory assumed for an unknown network, the same as for the default generator
 
 Tile = int | Literal["auto", "off"]
 
 
 class TranslationPipeline:
-    """A model, and the settings that turn its outputs into results.
+    """A model, and the settings for blending its output with the photo and for limiting memory.
 
     Args:
         translator: one direction of a model.
-        strength: 0 to 1.5; 0 is the photo, 1 the model's output, above 1 extrapolates, see `blending.blend`. Several
-            strengths give one result each.
-        keep: property preserved from the photo: `none`, its `colour`, or its `luminance`.
+        strength: 0 to 1.5; 0 gives the photo, 1 the model's output, and more than 1 extrapolates, see `blending.blend`.
+            Each of several strengths gives one result.
+        keep: property of the photo that is preserved: `none`, `colour` or `luminance`.
         tile: `auto` tiles images that would need more than `memory` in a full pass, `off` tiles no image, and a number
-            tiles every image, in strips of that many px.
-        memory: bytes available for the computation, not counting what PyTorch itself needs; a number, or text such as
-            `4GB`.
+            tiles every image, in strips of that height in px.
+        memory: bytes available for the computation, as a number or as text such as `4GB`; the memory that PyTorch
+            itself needs is not counted.
         folder: folder for activations of tiled images that do not fit into `memory`.
-        high_precision: translator for 16-bit images; by default, it is `translator`. In bf16, a translator has only 8
-            significant bits.
+        high_precision: translator for 16-bit images, since bf16 has only 8 significant bits; by default, `translator`.
 
     Raises:
         CommandError: a value is out of range, or tiling was requested for an unsupported network.
@@ -82,7 +81,7 @@ class TranslationPipeline:
     ) -> "TranslationPipeline":
         """Load the model of a checkpoint; `options` are passed to `Translator.load`.
 
-        16-bit images are computed in fp32, unless `precision` requests another precision.
+        16-bit images are translated in fp32, unless the option `precision` requests another precision.
         """
         translator = Translator.load(checkpoint, **options)
         high_precision = translator.in_fp32() if options.get("precision", "auto") == "auto" else translator
@@ -101,13 +100,13 @@ class TranslationPipeline:
 
     @property
     def facts(self) -> list[str]:
-        """Description for the contact sheet: direction, model and step, settings other than the defaults."""
+        """Description for the contact sheet: direction, model and training step, and settings that are not defaults."""
         step = "" if self.translator.step is None else f", step {self.translator.step:,}"
         return [self.translator.direction, f"{self.translator.path}{step}", *self._settings]
 
     @property
     def labels(self) -> list[str]:
-        """Labels of the results, such as "50%"; empty for a single strength."""
+        """One label for each strength, such as "50%"; empty if there is a single strength."""
         return [f"{value:.0%}" for value in self.strengths] if len(self.strengths) > 1 else []
 
     @property
@@ -117,13 +116,14 @@ class TranslationPipeline:
         return settings if self.keep == "none" else [*settings, f"the photo's {self.keep} kept"]
 
     def __call__(self, pixels: Tensor, *, advance: Callable[[float], object] | None = None) -> list[Tensor]:
-        """Translate images of one size, uint8 or uint16 (N, 3, H, W); return one result of that type for each strength.
+        """Translate a batch of images; return one result for each strength.
 
         Args:
-            advance: called with the completed share of the work while a tiled image is computed.
+            pixels: uint8 or uint16 (N, 3, H, W); each result has the same dtype and shape.
+            advance: called with the completed share of the work, 0 to 1, while a tiled image is translated.
 
         Raises:
-            DataError: the image needs more memory than `memory`.
+            DataError: an image needs more than `memory`.
         """
         photo = tensors.to_float(pixels)
         translator = self.translator if pixels.dtype == torch.uint8 else self.high_precision
@@ -134,7 +134,7 @@ class TranslationPipeline:
         ]
 
     def max_batch(self, height: int, width: int) -> int:
-        """Return the maximum number of images of one size that the model may compute in one batch."""
+        """Return the maximum number of images of this height and width that may form one batch."""
         if self._needs_tiling(height, width):
             return 1
         return max(1, min(MAX_PIXELS_IN_BATCH // (height * width), self.memory // self._full_pass_bytes(height, width)))
@@ -142,8 +142,8 @@ class TranslationPipeline:
     def fingerprint(self, **more: object) -> str:
         """Return the SHA-256, in hexadecimal, of everything that decides the results.
 
-        It covers weights, precision, settings that change pixels, and `more`. Batches, tiling and devices are
-        not covered: they only change the order of sums.
+        It covers the weights, the precision, the settings that change pixels, and `more`. It does not cover batches,
+        tiling and devices, which only change the order in which sums are computed.
         """
         fields = {
             "version": VERSION,
@@ -182,17 +182,17 @@ class TranslationPipeline:
             )
 
     def _full_pass_bytes(self, height: int, width: int) -> int:
-        """Estimate the memory of a full pass in bytes, in the precision of 16-bit images, which needs the most."""
+        """Estimate the bytes of memory for a full pass in the precision for 16-bit images, which needs the most."""
         if self._tileable is None:
             return UNKNOWN_NETWORK_BYTES * height * width
         return tiling.full_pass_bytes(self._tileable, height, width, self.high_precision.hardware.dtype)
 
 
 def as_strengths(strength: float | Sequence[float]) -> tuple[float, ...]:
-    """Convert the value of `strength=`, a number or a list, to a tuple.
+    """Convert the value of the option `strength=`, a number or a list, to a tuple.
 
     Raises:
-        CommandError: an empty list, or a strength that occurs twice.
+        CommandError: the list is empty, or contains a strength twice.
     """
     strengths = tuple(map(float, strength)) if isinstance(strength, Sequence) else (float(strength),)
     if not strengths or len(set(strengths)) < len(strengths):
@@ -201,5 +201,5 @@ def as_strengths(strength: float | Sequence[float]) -> tuple[float, ...]:
 
 
 def strength_folders(strengths: Sequence[float]) -> tuple[str, ...]:
-    """Return the subfolder of the output for each strength; for a single strength, its name is empty."""
+    """Return the name of the output's subfolder for each strength; the name is empty if there is a single strength."""
     return ("",) if len(strengths) == 1 else tuple(f"strength-{value:g}" for value in strengths)

@@ -20,7 +20,10 @@ Backend = Literal["torch", "onnx"]
 
 
 class Generator(Protocol):
-    """A generator and its backend; input and output are float32 (N, 3, H, W) in [-1, 1] on the CPU, any H and W."""
+    """A generator that one of the backends runs.
+
+    Its input and output are float32 (N, 3, H, W) in [-1, 1] on the CPU, with any H and W.
+    """
 
     backend: Backend
     hardware: Hardware
@@ -33,11 +36,11 @@ class Generator(Protocol):
 
 
 class TorchGenerator:
-    """A generator computed by PyTorch.
+    """A generator that PyTorch runs.
 
     Args:
         module: the network, not compiled; it is moved to the hardware and set to evaluation mode.
-        hardware: device and precision, compiled or not.
+        hardware: device and precision, and whether to compile the network.
     """
 
     backend: Backend = "torch"
@@ -63,7 +66,7 @@ class Translator:
     """Translates images from one domain to the other without changing their size.
 
     Args:
-        runner: the generator and its backend.
+        runner: the generator, on the backend that runs it.
         direction: the generator's direction, such as `photo2monet`.
         directions: all directions of the model.
         weights: `ema` for the moving average, `raw` for the weights of the last step.
@@ -98,17 +101,18 @@ class Translator:
         compile: bool = False,  # noqa: A002
         world: World | None = None,
     ) -> "Translator":
-        """Load a translator; the model file contains everything that is needed.
+        """Load a translator from a model file, which contains everything that is needed.
 
         Args:
             path: a run folder, a checkpoint folder, a safetensors file, a generator of the 2017 implementation
                 (`latest_net_G_A.pth`), or an exported `.onnx` file.
-            direction: made of the names of the model's domains, such as `photo2monet`; `a2b` and `b2a` work as well.
-                It may be omitted for a file with a single direction.
-            weights: `ema` is the moving average if the model has one, else the weights of the last step.
-            backend: `auto` is `onnx` for an `.onnx` file, else `torch`.
+            direction: two domain names of the model with a 2 between them, such as `photo2monet`; or `a2b` or `b2a`.
+                It may be omitted if the file has a single direction.
+            weights: `ema` is the moving average if the model has one, else the weights of the last step; `raw` is
+                always the weights of the last step.
+            backend: library that runs the generator; `auto` means `onnx` for an `.onnx` file, else `torch`.
             compile: run the network through `torch.compile`.
-            world: the ranks, which divide the machine's devices among them.
+            world: the ranks, which divide the machine's devices among themselves.
 
         Raises:
             CommandError: unknown direction, unavailable device or precision, or a backend that cannot run this file.
@@ -136,7 +140,11 @@ class Translator:
         )
 
     def in_fp32(self) -> "Translator":
-        """Return a copy in fp32; the translator itself if it is in fp32 already, or PyTorch does not compute it."""
+        """Return a copy that computes in fp32.
+
+        If this translator already computes in fp32, or PyTorch does not run its generator, return the translator
+        itself.
+        """
         if self.generator is None or self.hardware.precision == "fp32":
             return self
         exact = copy.copy(self)
@@ -148,25 +156,25 @@ class Translator:
 
     @property
     def backend(self) -> Backend:
-        """Library that computes the generator: `torch` or `onnx`."""
+        """Library that runs the generator: `torch` or `onnx`."""
         return self.runner.backend
 
     @property
     def hardware(self) -> Hardware:
-        """Device and precision of the generator."""
+        """Device and precision with which the generator runs."""
         return self.runner.hardware
 
     @property
     def generator(self) -> nn.Module | None:
-        """The network, not compiled, in evaluation mode on the hardware; None if PyTorch does not compute it."""
+        """The uncompiled network, in evaluation mode on the device of `hardware`; None if PyTorch does not run it."""
         return self.runner.module
 
     @property
     def fingerprint(self) -> str:
         """SHA-256, in hexadecimal, of everything that decides the translations.
 
-        It covers architecture and weights, independent of the file format and the names of domains. For an `.onnx`
-        file, it is the SHA-256 of the file, because another library computes the network.
+        It covers the architecture and the weights, but not the file format or the domain names. For an `.onnx` file, it
+        is the SHA-256 of the file, because another library than PyTorch runs the network.
         """
         return self.runner.fingerprint
 
@@ -175,15 +183,15 @@ class Translator:
         return tensors.uint8_to_pil(self.batch(tensors.pil_to_uint8(decoding.to_rgb(image))[None])[0])
 
     def batch(self, pixels: Tensor) -> Tensor:
-        """Translate images of one size; input and output are uint8 (N, 3, H, W) on the CPU.
+        """Translate a batch of images; input and output are uint8 (N, 3, H, W) on the CPU.
 
-        Instance norm treats each image separately, so the other images of a batch affect the rounding only.
+        Instance norm treats each image separately, so the other images of the batch affect only the rounding.
         """
         return tensors.to_uint8(self.values(tensors.to_float(pixels)))
 
     @torch.inference_mode()
     def values(self, images: Tensor) -> Tensor:
-        """Translate images of one size, unquantized; input and output: float32 (N, 3, H, W) in [-1, 1] on the CPU."""
+        """Translate a batch without quantization; input and output are float32 (N, 3, H, W) in [-1, 1] on the CPU."""
         return self.runner(images)
 
     def __str__(self) -> str:
@@ -193,7 +201,7 @@ class Translator:
 
 
 def _backend(path: Path, backend: Literal["auto", "torch", "onnx"]) -> Backend:
-    """Choose the backend of a file; raise a CommandError if the requested one cannot run it."""
+    """Choose the backend for a model file; raise a CommandError if the requested `backend` cannot run the file."""
     matching: Backend = "onnx" if path.suffix.lower() == ".onnx" else "torch"
     if backend == "auto" or backend == matching:
         return matching

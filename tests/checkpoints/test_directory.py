@@ -99,7 +99,7 @@ def test_latest_file_names_newest_and_old_checkpoints_are_pruned(tmp_path: Path)
     assert Checkpoints(tmp_path).load().step == 10
 
 
-def test_newest_checkpoint_is_by_number_beyond_eight_digits(tmp_path: Path) -> None:
+def test_newest_checkpoint_is_highest_number_even_beyond_eight_digits(tmp_path: Path) -> None:
     for step in (99_999_999, 100_000_000):
         save(tmp_path, step)
     assert Checkpoints(tmp_path).load().step == 100_000_000
@@ -197,7 +197,7 @@ def test_checkpoint_missing_a_rank_file_is_rejected(tmp_path: Path) -> None:
     assert Checkpoints(tmp_path).load().ranks == [{"pools": {}}]
 
 
-def test_multiples_of_keep_every_are_never_removed(tmp_path: Path) -> None:
+def test_checkpoints_at_multiples_of_keep_every_are_never_removed(tmp_path: Path) -> None:
     for step in range(2, 14, 2):
         Checkpoints(tmp_path, keep=2, keep_every=4).save(model(step), {}, {}, world=World())
     assert steps(tmp_path) == [f"step_{step:08d}" for step in (4, 8, 10, 12)]
@@ -216,7 +216,7 @@ def test_second_save_at_same_step_replaces_first_checkpoint(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_flipped_bit_gives_error_with_file_name(tmp_path: Path, name: str) -> None:
+def test_flipped_bit_in_checkpoint_gives_error_with_file_name(tmp_path: Path, name: str) -> None:
     file = save(tmp_path) / name
     damage(file)
     with pytest.raises(CheckpointError, match=f"checksum mismatch in {file}"):
@@ -224,13 +224,13 @@ def test_flipped_bit_gives_error_with_file_name(tmp_path: Path, name: str) -> No
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_missing_file_gives_error_with_file_name(tmp_path: Path, name: str) -> None:
+def test_missing_file_in_checkpoint_gives_error_with_file_name(tmp_path: Path, name: str) -> None:
     (save(tmp_path) / name).unlink()
     with pytest.raises(CheckpointError, match=f"{name} is missing"):
         Checkpoints(tmp_path).load()
 
 
-def test_newer_version_gives_error_with_both_versions(tmp_path: Path) -> None:
+def test_checkpoint_of_newer_version_gives_error_with_both_versions(tmp_path: Path) -> None:
     manifest = save(tmp_path) / "manifest.json"
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "version": 7, "files": "other"}))
     with pytest.raises(CheckpointError, match="of version 7, this program reads up to 1: update it"):
@@ -264,7 +264,7 @@ def test_file_without_model_header_is_rejected(tmp_path: Path) -> None:
         {"version": "1"},
     ],
 )
-def test_malformed_header_is_rejected(tmp_path: Path, wrong: dict[str, Any]) -> None:
+def test_malformed_model_header_is_rejected(tmp_path: Path, wrong: dict[str, Any]) -> None:
     valid = {"version": 1, "step": 0, "domains": ["a", "b"], "generator": {}, "discriminator": {}}
     file = tmp_path / "model.safetensors"
     for header in ({**valid, **wrong}, {key: value for key, value in valid.items() if key not in wrong}):
@@ -331,7 +331,7 @@ def test_any_malformed_model_file_gives_checkpoint_error(content: bytes) -> None
 @given(JSON.map(json.dumps) | st.text(max_size=20))
 @example("[" * 100_000)
 @example('{"version": 1, "step": Infinity, "domains": ["a", "b"], "generator": {}, "discriminator": {}}')
-def test_any_header_gives_model_or_checkpoint_error(header: str) -> None:
+def test_any_model_header_gives_model_or_checkpoint_error(header: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.safetensors"
         try:
@@ -381,7 +381,7 @@ def process_group() -> Any:
 
 
 @pytest.mark.usefixtures("process_group")
-def test_saved_keys_have_no_wrapper_prefix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_of_saved_weights_have_no_wrapper_prefix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(0, 2)  # two ranks, so that modules are wrapped, although only this process exists
     hardware = Hardware("cpu", precision="fp32", compile=True, world=world)
     trainer = tiny_trainer(ema=0.9, batch_size=2)

@@ -35,7 +35,7 @@ def save_all(writer: CheckpointWriter, *steps: int) -> None:
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
-def test_saved_state_is_that_at_call_of_save(tmp_path: Path, asynchronous: bool) -> None:
+def test_saved_state_is_state_when_save_was_called(tmp_path: Path, asynchronous: bool) -> None:
     trainer = tiny_trainer(pool=3, ema=0.9)
     writer = CheckpointWriter(Checkpoints(tmp_path), world=World(), asynchronous=asynchronous)
 

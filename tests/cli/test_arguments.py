@@ -82,7 +82,7 @@ def test_report_has_at_most_six_lines() -> None:
     assert arguments.report("train", error).splitlines() == ["cyclestyle train: broken files:", *"abcde"]
 
 
-def test_yaml_entries_have_key_value_comment(tmp_path: Path) -> None:
+def test_yaml_entries_have_key_value_and_comment(tmp_path: Path) -> None:
     file = tmp_path / "x.yaml"
     file.write_text(
         "# head\ndefaults:\n  - a: b\n\na: 1 # one\nb: # nodes\n  c: [1, 2] # two: 2\n  d: x#y\ne: http://x # z\n"
@@ -121,7 +121,7 @@ def test_experiment_headers_name_command_hardware_time_result(file: Path) -> Non
 
 
 @pytest.mark.parametrize("command", ["train", "translate", "evaluate"])
-def test_help_is_complete_and_fits_120_columns(command: str) -> None:
+def test_help_text_is_complete_and_fits_120_columns(command: str) -> None:
     text = help_pages.help_text(CONFIGS, command, compose.groups(command))
     cfg = compose.compose(command, [])
     rows = [line.split() for line in text.splitlines()]

@@ -1,4 +1,4 @@
-"""Tests of configs: composing from arguments, errors, checks against signatures, and launching of commands."""
+"""Tests of configs: composition from arguments, errors, checks against signatures, and launching of commands."""
 
 import copy
 import functools
@@ -58,7 +58,7 @@ AWKWARD = {
 
 
 def message_of(call: Callable[[], object]) -> str:
-    """Message of the CommandError that a call raises, which must be one line."""
+    """Return the message of the CommandError that `call` raises; the message must be one line."""
     with pytest.raises(CommandError) as caught:
         call()
     message = str(caught.value)
@@ -74,7 +74,7 @@ def composing(*overrides: str, command: str = "train") -> str:
 
 
 @pytest.mark.parametrize("typed", ["experiment=monet", "+experiment=monet", "++experiment=monet"])
-def test_experiment_is_chosen_with_or_without_plus(typed: str) -> None:
+def test_experiment_is_chosen_with_or_without_leading_plus(typed: str) -> None:
     cfg = config.compose("train", [typed])
     assert (cfg.name, cfg.run_dir, cfg.data.root, cfg.data.domain_a) == (
         "monet",
@@ -94,7 +94,7 @@ def test_group_option_is_chosen(typed: str) -> None:
     assert config.compose("train", [typed]).generator._target_ == "cyclestyle.networks.UNetGenerator"
 
 
-def test_default_config_is_the_papers_recipe() -> None:
+def test_default_config_equals_recipe_of_the_paper() -> None:
     cfg = config.compose("train", [])
     assert config.to_plain(cfg)["objective"] == {"cycle_a": 10.0, "cycle_b": 10.0, "identity": 0.5}
     assert (cfg.generator.channels, cfg.generator.blocks, cfg.discriminator.channels) == (64, 9, 64)
@@ -104,7 +104,7 @@ def test_default_config_is_the_papers_recipe() -> None:
 
 
 @pytest.mark.parametrize("experiment", sorted(set(EXPERIMENTS) - {"demo", "smoke"}))
-def test_papers_experiments_change_only_data(experiment: str) -> None:
+def test_experiments_of_the_paper_change_only_data_keys(experiment: str) -> None:
     usual, cfg = config.to_plain(composed(None)), config.to_plain(composed(experiment))
     changed = {key for key in usual if usual[key] != cfg[key]}
     assert changed == {"name", "run_dir", "data"}
@@ -117,7 +117,7 @@ def test_papers_experiments_change_only_data(experiment: str) -> None:
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_experiment_is_named_like_its_file(experiment: str) -> None:
+def test_name_key_of_experiment_equals_its_file_name(experiment: str) -> None:
     assert composed(experiment).name == experiment
 
 
@@ -146,12 +146,12 @@ def defaults(command: str) -> DictConfig:
 
 @functools.cache
 def literal_keys(command: str) -> list[str]:
-    """Path and text keys of a command, except `name`, whose value must be a folder name."""
+    """Path and text keys of a command, except `name`, which accepts only folder names."""
     known = dict(config.walk(config.to_plain(defaults(command))))
     return sorted(key for key in keys.TAKEN_AS_TYPED - {"name"} if not isinstance(known.get(key, {}), dict))
 
 
-def test_keys_taken_as_typed_by_command() -> None:
+def test_each_command_has_expected_keys_taken_as_typed() -> None:
     data = ["data.a", "data.b", "data.domain_a", "data.domain_b", "data.root", "data.test_a", "data.test_b"]
     assert literal_keys("train") == [*data, "init", "run_dir"]
     assert literal_keys("translate") == ["checkpoint", "direction", "input", "output"]
@@ -166,7 +166,7 @@ def test_name_and_run_dir_are_taken_as_typed(text: str) -> None:
     assert config.to_plain(cfg)["run_dir"] == f"runs/{text}"
 
 
-def test_escaped_interpolation_round_trip() -> None:
+def test_escaped_interpolation_is_read_back_as_typed() -> None:
     rng = random.Random(0)
     for _ in range(1000):
         text = "".join(rng.choice("\\${}a:,'\" ") for _ in range(rng.randrange(9)))
@@ -349,13 +349,13 @@ def test_type_error_names_value_and_expected_type(key: str, value: object, expec
     assert message_of(lambda: binds({key: value})) == expected
 
 
-def test_key_of_any_target_is_accepted() -> None:
+def test_key_is_accepted_if_any_target_has_the_parameter() -> None:
     binds({"size": 3, "depth": 4}, Part, Other)
     binds({"size": "large", "depth": 4}, Part, Other)
     assert message_of(lambda: binds({"depht": 4}, Part, Other)) == "no key part.depht: did you mean part.depth?"
 
 
-def test_keyword_rest_passes_keys_to_next_target() -> None:
+def test_target_with_keyword_rest_passes_keys_to_next_target() -> None:
     binds({"depth": 3, "anything": 4}, Rest)
     binds({"depth": 3, "size": 4}, Rest, Part)
     assert "no key part.anything" in message_of(lambda: binds({"depth": 3, "anything": 4}, Rest, Part))
@@ -433,18 +433,18 @@ def test_commands_without_nodes_are_checked_by_signature(command: str, typed: li
     assert checking(*typed, "weights=best", command=command) == "weights=best: expected ema or raw"
 
 
-def test_parameter_absent_from_yaml_is_accepted() -> None:
+def test_key_absent_from_yaml_is_accepted_if_it_is_a_parameter() -> None:
     cfg = config.compose("train", ["optimizer.weight_decay=0.01"])
     config.check(cfg)
     assert cfg.optimizer.weight_decay == 0.01
 
 
-def test_drawn_scenes_accept_keys_of_folders_only() -> None:
+def test_drawn_scenes_accept_only_keys_of_unpaired_folders() -> None:
     config.check(config.compose("train", ["data=scenes", "data.flip=false"]))
     assert checking("data=scenes", "data.filp=false") == "no key data.filp: did you mean data.flip?"
 
 
-def test_null_removes_a_logger() -> None:
+def test_logger_set_to_null_is_removed() -> None:
     cfg = config.compose("train", ["logger.tensorboard=null"])
     config.check(cfg)
     assert cfg.logger.tensorboard is None
@@ -481,7 +481,7 @@ def test_missing_values_give_one_line_error_naming_them(command: str, typed: lis
 
 @pytest.fixture
 def launch(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Function that launches a command with the arguments `words`; it returns exit code, stdout and stderr."""
+    """Function that launches a command with the arguments `words` and returns exit code, stdout and stderr."""
 
     def launched(*words: str, command: str = "train", run: Callable[[DictConfig], int | None] | None = None) -> Any:
         monkeypatch.setattr(sys, "argv", [command, *words])
@@ -553,7 +553,7 @@ def test_cfg_job_prints_resolved_config(launch: Launch) -> None:
     assert "  root: a ${b} ü\n" in out
 
 
-def test_yaml_has_values_chosen_for_auto() -> None:
+def test_yaml_shows_chosen_values_in_place_of_auto() -> None:
     cfg = config.compose("train", [])
     text = config.yaml(cfg, auto={"trainer.device": "cpu", "trainer.precision": "bf16"})
     assert "  device: cpu\n" in text
@@ -583,13 +583,13 @@ def test_multirun_runs_every_combination_in_own_folder(launch: Launch) -> None:
     assert len(out.splitlines()) == 4
 
 
-def test_multirun_over_experiments(launch: Launch) -> None:
+def test_multirun_runs_several_experiments(launch: Launch) -> None:
     ran: list[str] = []
     launch("-m", "experiment=monet,smoke", run=lambda cfg: ran.append(cfg.run_dir))
     assert ran == ["runs/monet/0", "runs/smoke/1"]
 
 
-def test_multirun_checks_all_jobs_before_first(launch: Launch) -> None:
+def test_multirun_checks_all_configs_before_first_run(launch: Launch) -> None:
     code, _, err = launch("-m", "trainer.steps=1,abc", run=lambda cfg: pytest.fail("ran"))
     assert (code, err) == (2, "cyclestyle train: trainer.steps=abc: expected a whole number or null\n")
 

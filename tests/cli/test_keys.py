@@ -1,4 +1,4 @@
-"""Tests of the table of config keys, and of configs saved by earlier versions."""
+"""Tests of the table of config keys with special roles, and of configs saved by earlier versions."""
 
 import pkgutil
 
@@ -58,7 +58,7 @@ def test_keys_of_own_data_component_are_not_renamed() -> None:
 @pytest.mark.parametrize(
     ("typed", "answer"),
     [
-        ("trainer.memory=lean", "trainer.memory was renamed to trainer.backward, lean is split"),
+        ("trainer.memory=lean", "trainer.memory was renamed to trainer.backward; its value lean is now split"),
         ("checkpoint.background=true", "checkpoint.background was renamed to checkpoint.asynchronous"),
         ("data.small=skip", "data.small was renamed to data.small_images"),
         ("data.background=white", "data.background was renamed to data.transparent_as"),

@@ -1,4 +1,4 @@
-"""Training folders with unusable files: files used, notes to the user, and errors."""
+"""Training folders with unusable files: which files are used, notes to the user, and errors."""
 
 import os
 from pathlib import Path
@@ -24,7 +24,7 @@ def inspected(root: Path, **settings: object) -> UnpairedFolders:
 
 
 def copies(folder: Path, count: int) -> list[Path]:
-    """Write copies of one image as 000.png, 001.png, ..."""
+    """Write `count` copies of one image to `folder`, as 000.png, 001.png, ..."""
     folder.mkdir(parents=True)
     picture(1).save(folder / "000.png")
     content = (folder / "000.png").read_bytes()
@@ -35,7 +35,7 @@ def copies(folder: Path, count: int) -> list[Path]:
 
 
 def refused(root: Path, **settings: object) -> list[str]:
-    """Return the lines of the DataError that inspection raises."""
+    """Return the lines of the DataError that inspection of `root` raises."""
     with pytest.raises(DataError) as caught:
         inspected(root, **settings)
     assert caught.value.code == 3
@@ -74,7 +74,7 @@ def test_bad_files_are_listed_by_path_and_reason(tmp_path: Path) -> None:
     assert data.bad == {"a": reasons, "b": {}}
 
 
-def test_one_percent_of_bad_files_is_skipped(tmp_path: Path) -> None:
+def test_bad_files_up_to_one_percent_are_skipped(tmp_path: Path) -> None:
     two_domains(tmp_path)
     files = copies(tmp_path / "many", 399)
     for file in files[:3]:
@@ -90,7 +90,7 @@ def test_one_percent_of_bad_files_is_skipped(tmp_path: Path) -> None:
     assert lines[0].startswith(f"4 of 399 pictures of b in {tmp_path}/many are damaged, more than the 1 % ")
 
 
-def test_folder_below_100_files_tolerates_no_bad_file(tmp_path: Path) -> None:
+def test_no_bad_file_is_tolerated_in_folder_below_100_files(tmp_path: Path) -> None:
     two_domains(tmp_path)
     files = copies(tmp_path / "many", 100)
     files[7].write_bytes(b"damaged")
@@ -99,7 +99,7 @@ def test_folder_below_100_files_tolerates_no_bad_file(tmp_path: Path) -> None:
     assert refused(tmp_path, b=str(tmp_path / "many"))[0].startswith("1 of 99 pictures of b in ")
 
 
-def test_bad_files_mode_error_tolerates_no_bad_file(tmp_path: Path) -> None:
+def test_no_bad_file_is_tolerated_with_bad_files_error(tmp_path: Path) -> None:
     two_domains(tmp_path)
     files = copies(tmp_path / "many", 200)
     files[7].write_bytes(b"damaged")
@@ -108,7 +108,7 @@ def test_bad_files_mode_error_tolerates_no_bad_file(tmp_path: Path) -> None:
     assert lines[1:] == [f"  {files[7]}: not a picture that can be read"]
 
 
-def test_error_prints_four_of_nine_bad_files(tmp_path: Path) -> None:
+def test_error_lists_four_of_nine_bad_files(tmp_path: Path) -> None:
     two_domains(tmp_path, a=9, b=4)
     for file in [*(tmp_path / "trainA").iterdir(), tmp_path / "trainB" / "001.png"]:
         file.write_bytes(b"damaged")
@@ -121,7 +121,7 @@ def test_error_prints_four_of_nine_bad_files(tmp_path: Path) -> None:
     assert {side: len(reasons) for side, reasons in data.bad.items()} == {"a": 9, "b": 1}
 
 
-def test_bad_file_keeps_its_index(tmp_path: Path) -> None:
+def test_file_indices_are_unchanged_by_a_bad_file(tmp_path: Path) -> None:
     two_domains(tmp_path)
     copies(tmp_path / "many", 100)
     before = unpaired(tmp_path, b=str(tmp_path / "many")).files
@@ -145,7 +145,7 @@ def test_known_bad_file_is_in_no_pair(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damaged", [0, 1])
-def test_two_usable_images_are_required(tmp_path: Path, damaged: int) -> None:
+def test_fewer_than_two_usable_images_are_rejected(tmp_path: Path, damaged: int) -> None:
     two_domains(tmp_path, a=3)
     for index, name in enumerate(("000.png", "001.png")):
         large = Image.new("RGB", (1 if index < damaged else 50, 50))
@@ -164,14 +164,14 @@ def with_small_images(root: Path) -> Path:
     return root
 
 
-def test_small_images_mode_resize_enlarges_with_note(tmp_path: Path) -> None:
+def test_small_images_are_enlarged_with_note_in_mode_resize(tmp_path: Path) -> None:
     data = inspected(with_small_images(tmp_path), **SMALL)
     assert data.bad == {"a": {}, "b": {}}
     assert data.notes == ["2 of 5 pictures of a are smaller than data.crop_size=16 and enlarged (dot.png, small.png)"]
     assert all(data.draws(0)[n].a.shape == (3, 16, 16) for n in range(5))
 
 
-def test_small_images_mode_skip_counts_no_damaged_file(tmp_path: Path) -> None:
+def test_skipped_small_images_do_not_count_as_damaged(tmp_path: Path) -> None:
     data = inspected(with_small_images(tmp_path), small_images="skip", **SMALL)
     assert str(data) == "3 a, 5 b"
     assert data.bad["a"] == {
@@ -186,7 +186,7 @@ def drawn_name(data: UnpairedFolders, draw: int) -> str:
     return data.draws(0).files(draw)[0].name
 
 
-def test_small_images_mode_error_rejects_small_images(tmp_path: Path) -> None:
+def test_small_images_are_rejected_in_mode_error(tmp_path: Path) -> None:
     lines = refused(with_small_images(tmp_path), small_images="error", **SMALL)
     assert lines[0].startswith(f"2 of 5 pictures of a in {tmp_path}/trainA are too small: ")
     assert "data.crop_size" in lines[0]
@@ -199,7 +199,7 @@ def test_images_enlarged_by_data_resize_are_not_small(tmp_path: Path, resize: st
     assert data.bad == {"a": {}, "b": {}}
 
 
-def test_small_image_check_uses_upright_size(tmp_path: Path) -> None:
+def test_small_images_are_detected_by_upright_size(tmp_path: Path) -> None:
     two_domains(tmp_path)
     exif = Image.Exif()
     exif[0x0112] = 6

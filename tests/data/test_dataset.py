@@ -50,7 +50,7 @@ def same(first: list[Batch], second: list[Batch]) -> bool:
 
 
 def randomness(purpose: str, count: int) -> np.random.Generator:
-    """Return Philox with a key of 128 bits, from low to high: seed (64), count (32), CRC of the purpose (32)."""
+    """Return Philox with a 128-bit key, from low to high bits: seed (64), count (32), CRC of the purpose (32)."""
     return np.random.Generator(np.random.Philox(key=SEED + (count << 64) + (zlib.crc32(purpose.encode()) << 96)))
 
 
@@ -143,7 +143,7 @@ def test_damaged_image_gives_one_line_error(draws: UnpairedDataset, workers: int
 
 
 def replacement(files: list[Path], bad: set[Path], purpose: str, draw: int) -> Path:
-    """Return the first intact file among the random replacements for a sample index."""
+    """Return the first file not in `bad` among the random replacements for sample index `draw`."""
     random = randomness(purpose, draw)
     return next(file for file in iter(lambda: files[random.integers(len(files))], None) if file not in bad)
 
@@ -211,7 +211,7 @@ def test_image_above_max_pixels_is_replaced(draws: UnpairedDataset) -> None:
 
 
 class PickyCrop(Crop):
-    """A crop that returns or raises `result` for images of width 30 px."""
+    """A crop that returns `result`, or raises it if it is an error, for images of width 30 px."""
 
     def __init__(self, result: object) -> None:
         super().__init__(resize="stretch", load_size=20, crop_size=16, flip=True)
@@ -234,7 +234,7 @@ class PickyCrop(Crop):
         (None, "AttributeError: 'NoneType' object has no attribute 'dtype'"),
     ],
 )
-def test_any_error_replaces_only_the_failing_image(
+def test_only_the_failing_image_is_replaced_after_any_error(
     draws: UnpairedDataset, workers: int, result: object, reason: str
 ) -> None:
     skipping = UnpairedDataset(draws.a, draws.b, crop=draws.crop, seed=SEED, bad_a=frozenset({1}))
@@ -252,7 +252,7 @@ def test_any_error_replaces_only_the_failing_image(
 
 
 class DatasetCalling(UnpairedDataset):
-    """A dataset that returns the pair of `act()` at sample index 7."""
+    """A dataset that returns the result of `act()` at sample index 7, and ordinary pairs elsewhere."""
 
     def __init__(self, draws: UnpairedDataset, act: Callable[[], Pair]) -> None:
         super().__init__(draws.a, draws.b, crop=draws.crop, seed=draws.seed)
@@ -313,7 +313,7 @@ def test_failed_worker_gives_one_line_data_error(draws: UnpairedDataset, act: Ca
 
 
 @ON_LINUX
-def test_stop_request_interrupts_wait_for_batch(draws: UnpairedDataset) -> None:
+def test_wait_for_batch_ends_on_stop_request(draws: UnpairedDataset) -> None:
     others, stop_requested = set(children()), threading.Event()
     hanging = DatasetCalling(draws, threading.Event().wait)
     steps = batches(
@@ -331,7 +331,7 @@ def test_stop_request_interrupts_wait_for_batch(draws: UnpairedDataset) -> None:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_worker_killed_or_paused_in_a_batch_does_not_hang(draws: UnpairedDataset, number: signal.Signals) -> None:
     others, stop_requested = set(children()), threading.Event()
-    large = Crop(resize="stretch", load_size=512, crop_size=512, flip=False)  # 1.5 MB a step: more than a pipe holds
+    large = Crop(resize="stretch", load_size=512, crop_size=512, flip=False)  # 1.5 MB per step: more than a pipe holds
     steps = batches(
         UnpairedDataset(draws.a, draws.b, crop=large, seed=SEED),
         batch_size=1, start=0, stop=99, rank=0, ranks=1, workers=1, pin=False, stopping=stop_requested.is_set,
@@ -352,7 +352,7 @@ def test_worker_killed_or_paused_in_a_batch_does_not_hang(draws: UnpairedDataset
 
 
 def wait_until_blocked_on_pipe(worker: int) -> None:
-    """Wait until the worker is asleep in 20 successive polls; it never sleeps while decoding."""
+    """Wait until the worker process is asleep in 20 successive polls; while it decodes, it never sleeps."""
     deadline, asleep = time.monotonic() + 30, 0
     while asleep < 20:
         assert time.monotonic() < deadline
@@ -397,7 +397,7 @@ def test_failed_worker_start_is_a_data_error(draws: UnpairedDataset) -> None:
 
 
 @ON_LINUX
-def test_workers_exit_while_error_object_is_alive(draws: UnpairedDataset) -> None:
+def test_workers_exit_even_if_error_object_is_alive(draws: UnpairedDataset) -> None:
     others = set(children())
     for file in draws.a:
         file.write_bytes(b"damaged")
@@ -409,7 +409,7 @@ def test_workers_exit_while_error_object_is_alive(draws: UnpairedDataset) -> Non
 
 @pytest.fixture
 def reading(draws: UnpairedDataset) -> tuple[Iterator[Batch], int]:
-    """Iterator over the last 39 of 40 steps, and the process id of its worker."""
+    """Return an iterator over the last 39 of 40 steps, and the process id of the worker that reads them."""
     before = set(children())
     steps = batches(draws, batch_size=1, start=0, stop=40, rank=0, ranks=1, workers=1, pin=False)
     next(steps)
@@ -441,7 +441,7 @@ def children() -> list[int]:
 
 
 def end(worker: int, number: signal.Signals) -> None:
-    """Send a signal from the trainer to its worker, and wait until the worker has exited."""
+    """Send signal `number` from this process, the trainer, to its worker, and wait until the worker has exited."""
     os.kill(worker, number)
     os.waitid(os.P_PID, worker, os.WEXITED | os.WNOWAIT)  # WNOWAIT leaves the exit status for the loader
 

@@ -21,7 +21,7 @@ GOOD = FileCheck(ImageInfo(24, 20, animated=False, decoded=True))
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache folder."""
+    """An empty folder for the inspection cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "cyclestyle"
 
@@ -31,7 +31,7 @@ def listed(folder: Path) -> list[Candidate]:
 
 
 def inspected(folder: Path, *, max_pixels: int = 10**8) -> tuple[dict[str, FileCheck], int]:
-    """Return the results of an inspection, and the number of files that it opened."""
+    """Return the results of inspecting `folder`, and the number of files that were opened."""
     progress: list[tuple[int, int]] = []
     checks = inspect(
         {folder: listed(folder)}, max_pixels=max_pixels, on_progress=lambda *counts: progress.append(counts)
@@ -46,7 +46,7 @@ def by_name(checks: FileChecks) -> dict[str, FileCheck]:
 
 
 def spoil(file: Path) -> None:
-    """Replace the content of a file, but not its size and time of modification."""
+    """Replace the content of `file`, but keep its size and time of modification."""
     status = file.stat()
     file.write_bytes(bytes(status.st_size))
     os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
@@ -104,7 +104,7 @@ def test_odd_file_names_are_cached(tmp_path: Path) -> None:
     assert inspected(tmp_path / "x") == (first, 0)
 
 
-def test_increased_max_pixels_decodes_large_images(tmp_path: Path) -> None:
+def test_large_images_are_decoded_after_max_pixels_increases(tmp_path: Path) -> None:
     files = folder_of(tmp_path / "x", 2)
     intact = files[1].read_bytes()
     files[1].write_bytes(intact[:-20] + bytes(20))
@@ -149,7 +149,9 @@ def test_damaged_cache_is_rebuilt(tmp_path: Path, cache: Path) -> None:
 
 
 @pytest.mark.parametrize("where", ["/dev/null/x", "relative", ""])
-def test_unwritable_cache_inspects_every_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+def test_files_are_inspected_every_time_if_cache_is_unwritable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
     folder_of(tmp_path / "x", 1)
     monkeypatch.setenv("XDG_CACHE_HOME", where)
     monkeypatch.setenv("HOME", "/dev/null")  # fallback for a relative XDG_CACHE_HOME
@@ -157,7 +159,7 @@ def test_unwritable_cache_inspects_every_time(tmp_path: Path, monkeypatch: pytes
         assert inspected(tmp_path / "x") == ({"000.png": GOOD}, 1)
 
 
-def test_stopped_inspection_caches_partial_results(tmp_path: Path, cache: Path) -> None:
+def test_partial_results_are_cached_if_inspection_stops(tmp_path: Path, cache: Path) -> None:
     folder_of(tmp_path / "x", 9)
     counts: list[int] = []
 

@@ -1,4 +1,4 @@
-"""Synthetic data set: deterministic images, paintings with brush strokes, pairs in test folders only."""
+"""Synthetic data set: deterministic images, paintings with brush strokes, and pairs in the test folders only."""
 
 import hashlib
 import shutil
@@ -34,14 +34,14 @@ def mosaic(image: Bytes) -> Reals:
 
 
 def likeness(photos: list[Bytes], paintings: list[Bytes]) -> Reals:
-    """Return the correlation of each photo with each painting, without the vertical gradient of all landscapes."""
+    """Return the correlation of each photo with each painting, without the mean of each row of pixels."""
     shapes = [mosaic(image) for image in photos + paintings]
     rows = np.stack([(shape - shape.mean(axis=1, keepdims=True)).ravel() for shape in shapes])
     return np.corrcoef(rows)[: len(photos), len(photos) :]
 
 
 def recoloured(photo: Bytes, paint: Bytes) -> Reals:
-    """Return the photo, mapped by the best-fitting colour table: the palette of the painting, without strokes."""
+    """Return the photo in the colours of the painting, by the best-fitting colour table, but without strokes."""
     keys = np.round(photo.reshape(-1, 3) / 255 * 8) @ np.array([81, 9, 1])
     target = paint.reshape(-1, 3).astype(np.float64)
     result = np.empty_like(target)
@@ -51,7 +51,7 @@ def recoloured(photo: Bytes, paint: Bytes) -> Reals:
 
 
 def texture(image: Reals) -> float:
-    """Return the RMS brightness at wavelengths of 3 to 12 px in the 16 calmest of 64 tiles of a 128 x 128 image."""
+    """Return the RMS brightness at wavelengths of 3 to 12 px in the 16 calmest of 64 tiles; image size 128 x 128."""
     light = image.mean(axis=2)
     frequency = np.hypot(np.fft.fftfreq(128)[:, None], np.fft.fftfreq(128)[None, :])
     band = np.fft.ifft2(np.fft.fft2(light) * ((frequency > 1 / 12) & (frequency < 1 / 3))).real
@@ -103,7 +103,7 @@ def test_paintings_have_more_texture_than_recoloured_photos() -> None:
 
 
 def test_strokes_are_horizontal_on_water() -> None:
-    """Brightness changes faster across strokes than along them."""
+    """Strokes show as brightness that changes faster across them than along them."""
     for scene in WATERS:
         light = painting(scene, size=128)[96:].astype(np.float64).mean(axis=2)
         assert np.square(np.diff(light, axis=0)).mean() > 1.4 * np.square(np.diff(light, axis=1)).mean()
@@ -160,7 +160,7 @@ def test_interrupted_drawing_leaves_no_files(tmp_path: Path) -> None:
 
 
 def test_concurrent_drawing_accepts_finished_folder(tmp_path: Path) -> None:
-    """The slower process accepts the set that the faster process has finished."""
+    """If two processes draw the same set, the slower one accepts the set that the faster one has finished."""
     root = tmp_path / "set"
 
     def overtake(done: int, _total: int) -> None:

@@ -21,11 +21,11 @@ def unpaired(root: Path | None = None, **settings: object) -> UnpairedFolders:
 
 
 def blues(images: torch.Tensor) -> list[int]:
-    """Return the numbers of the images, which `tests.pictures` stores in the blue channel."""
+    """Return the number of each image, which `tests.pictures` stores in its blue channel."""
     return [int(image[2, 8, 8]) for image in images]
 
 
-def test_find_lists_files_of_all_image_formats(tmp_path: Path) -> None:
+def test_files_of_all_image_formats_are_listed(tmp_path: Path) -> None:
     expected = ["a.JPG", "b.jpeg", "deep/er/c.png", "deep/d.webp", "e.bmp", "f.tif", "f.TIFF", "größe/ünï 🎨.png"]
     for name in [*expected, ".hidden.png", "._a.jpg", ".git/x.png", "notes.txt", "movie.gif", "png"]:
         file = tmp_path / name
@@ -38,7 +38,7 @@ def test_find_lists_files_of_all_image_formats(tmp_path: Path) -> None:
     assert sorted(map(str, decoding.find(tmp_path))) == sorted(expected)
 
 
-def test_order_depends_on_names_alone(tmp_path: Path) -> None:
+def test_order_of_files_depends_on_names_alone(tmp_path: Path) -> None:
     names = ["10.png", "2.png", "B.png", "a.png", "b/1.png", "b-c/1.png", "ä.png", "z.png"]
     orders = []
     for number in range(3):
@@ -132,7 +132,7 @@ def test_missing_folder_error_names_path_and_homepage(tmp_path: Path, monkeypatc
         unpaired(Path("data/monet2photo"))
 
 
-def test_folder_without_images_error_lists_contents(tmp_path: Path) -> None:
+def test_error_lists_contents_of_folder_without_images(tmp_path: Path) -> None:
     two_domains(tmp_path)
     for file in (tmp_path / "trainB").iterdir():
         file.rename(file.with_suffix(".heic"))

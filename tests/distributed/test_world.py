@@ -30,6 +30,6 @@ def test_gradients_are_sent_once_per_step(ranks: list[Rank]) -> None:
         assert rank.sent == STEPS * step
 
 
-def test_gradients_are_views_of_buckets(ranks: list[Rank]) -> None:
+def test_gradients_are_views_of_communication_buckets(ranks: list[Rank]) -> None:
     for rank in ranks:
         assert rank.storages == STEPS * [1, 1]

@@ -1,4 +1,4 @@
-"""Scores of the evaluation, compared with scikit-image."""
+"""Evaluation scores, compared with results of scikit-image."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ LUMA = np.array([0.299, 0.587, 0.114])
 
 
 def smooth(seed: int, *, centre: float, size: tuple[int, int] = (32, 24)) -> np.ndarray:
-    """Create an image of smooth blobs with mean level `centre`; each seed gives different similarities."""
+    """Create an image of smooth blobs around level `centre`; each seed gives another image and other scores."""
     small = Image.fromarray(noise(5, 4, seed=seed)).resize(size, Image.Resampling.BICUBIC)
     return (centre + (np.asarray(small, dtype=float) - 128) * 0.3).round().clip(0, 255).astype(np.uint8)
 
@@ -70,7 +70,7 @@ def test_scores_match_scikit_image(tmp_path: Path) -> None:
     assert report.num_images == 4
 
 
-def test_content_is_scored_without_ground_truth_or_target(tmp_path: Path) -> None:
+def test_content_score_needs_no_ground_truth_or_target(tmp_path: Path) -> None:
     write_picture(tmp_path / "x.png")
     report = evaluator.evaluate(lambda pixels: pixels, tmp_path)
     assert (report.truth, report.colours, report.content.mean) == (None, None, pytest.approx(1.0))

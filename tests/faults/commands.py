@@ -1,4 +1,4 @@
-"""Start the train command as processes that tests can signal, kill and wait for; none outlives its test."""
+"""Start the train command in processes that tests can signal, kill and wait for; no process outlives its test."""
 
 import contextlib
 import json
@@ -40,7 +40,7 @@ def until(
 
 
 class Start:
-    """A process of the command, forked by the server."""
+    """A process of the train command, forked by `Server`."""
 
     def __init__(self, server: "Server", pid: int, output: Path) -> None:
         self._server, self.pid, self._output = server, pid, output
@@ -59,7 +59,7 @@ class Start:
         os.kill(self.pid, number)
 
     def kill(self) -> None:
-        """Kill the process and its data workers by SIGKILL."""
+        """Kill the process and its data workers with SIGKILL."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         self.wait()
@@ -113,7 +113,7 @@ class Server:
 
 
 class Command:
-    """A command in an interpreter of its own, such as torchrun, and all its descendants.
+    """A command in its own interpreter, such as torchrun, together with all its descendant processes.
 
     Descendants are found by the absolute path of the run folder, which is among their arguments.
     """
@@ -146,7 +146,7 @@ class Command:
         os.kill(self.pid, number)
 
     def processes(self) -> dict[int, int | None]:
-        """Live processes: process id -> rank, None for a process without a rank, such as torchrun."""
+        """Process id -> rank of each live process; the rank is None for a process such as torchrun."""
         ranks: dict[int, int | None] = {}
         for entry in Path("/proc").glob("[0-9]*"):
             try:
@@ -161,7 +161,7 @@ class Command:
         return ranks
 
     def rank(self, rank: int) -> int:
-        """The process id of a rank."""
+        """Process id of the live process with this rank."""
         (pid,) = [pid for pid, present in self.processes().items() if present == rank]
         return pid
 
@@ -180,7 +180,7 @@ class Command:
 
 
 def catches(pid: int, number: int) -> bool:
-    """Return whether a process has installed a handler for a signal."""
+    """Return whether process `pid` has installed a handler for signal `number`."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("SigCgt:"):
             return bool(int(line.split()[1], 16) >> (number - 1) & 1)

@@ -1,4 +1,4 @@
-"""Fixtures that start runs of +experiment=smoke: forked, relaunched or under torchrun, and an uninterrupted one."""
+"""Fixtures that start runs of +experiment=smoke (forked, relaunched or under torchrun), and one uninterrupted run."""
 
 import socket
 from collections.abc import Callable, Iterator
@@ -47,7 +47,7 @@ def session_starts(server: Server, scenes: Path) -> Starts:
 
 @pytest.fixture
 def start(session_starts: Starts, tmp_path: Path) -> Iterator[Starts]:
-    """Function that starts the smoke experiment in its own process, in the folder of the test."""
+    """Function that starts the smoke experiment in its own process, in the test's temporary folder."""
     processes: list[Start] = []
 
     def start_one(*arguments: str, **options: object) -> Start:
@@ -78,7 +78,8 @@ def start_two(start: Starts) -> Callable[..., list[Start]]:
 def command(scenes: Path, tmp_path: Path) -> Iterator[Callable[..., Command]]:
     """Function that starts the smoke experiment with two ranks.
 
-    It uses trainer.devices=2 if `torchrun` is None; otherwise it uses torchrun with these arguments.
+    The function sets trainer.devices=2 if its argument `torchrun` is None; otherwise it calls torchrun with these
+    arguments.
     """
     commands: list[Command] = []
     run = tmp_path / "runs" / "smoke"
@@ -98,7 +99,7 @@ def command(scenes: Path, tmp_path: Path) -> Iterator[Callable[..., Command]]:
 
 @pytest.fixture(scope="session")
 def uninterrupted(session_starts: Starts, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Function that returns the folder of an uninterrupted run; each list of arguments is run once per session."""
+    """Function that returns the folder of an uninterrupted run with given arguments; equal arguments share one run."""
     folders: dict[tuple[str, ...], Path] = {}
 
     def folder(*arguments: str) -> Path:

@@ -1,4 +1,4 @@
-"""Components for configs of tests: they pause, fail, hang or exit at a given moment."""
+"""Components that tests name in configs: they pause, fail, hang or exit at a given moment."""
 
 import os
 import resource
@@ -19,7 +19,7 @@ from cyclestyle.objectives.adversarial import LeastSquares
 
 
 def pause(name: str) -> None:
-    """Create a file of this name in the current folder, and wait up to a minute for a file named `go`."""
+    """Create a file called `name` in the current folder, and wait up to a minute until a file called `go` exists."""
     Path(name).touch()
     end = time.monotonic() + 60
     while not Path("go").exists() and time.monotonic() < end:
@@ -41,7 +41,7 @@ class PausingConsole(Console):
 
 
 class SlowConsole(Console):
-    """Console logger that prints the line of a given step late: after a traceback in the output, or after a second."""
+    """Console logger that prints the line of one step only after a traceback is in the output, or after a second."""
 
     def __init__(
         self, folder: Path, *, domains: tuple[str, str], start: int = 0, total: int = 0, output: str, slow_at: int
@@ -67,10 +67,10 @@ class PausingAdam(torch.optim.Adam):
 
 
 class FaultAtStep(LeastSquares):
-    """A least-squares loss that calls `fault` at a given step of one rank.
+    """Least-squares loss that calls its method `fault` at one step on one rank.
 
     Args:
-        step: counted from 1.
+        step: step with the fault, counted from 1.
         rank: rank with the fault.
     """
 
@@ -95,7 +95,7 @@ class RaisesError(FaultAtStep):
 
 
 class KillsOnce(FaultAtStep):
-    """Kills its process, only once per working directory."""
+    """Loss that kills its own process; it does so only once per working directory."""
 
     def fault(self) -> None:
         try:
@@ -106,7 +106,7 @@ class KillsOnce(FaultAtStep):
 
 
 class NaNLoss(FaultAtStep):
-    """Returns NaN from step `step` to step `last`."""
+    """Loss that is NaN from step `step` to step `last`."""
 
     def __init__(self, step: int = 4, rank: int = 0, last: int = 4) -> None:
         super().__init__(step, rank)
@@ -120,7 +120,7 @@ class NaNLoss(FaultAtStep):
 
 
 class ExhaustsMemory(FaultAtStep):
-    """Allocates memory until this fails; the process is limited to 200 MB more than it uses."""
+    """Loss that allocates memory until this fails, after limiting its process to 200 MB more than it uses."""
 
     def fault(self) -> None:
         present = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
@@ -131,7 +131,7 @@ class ExhaustsMemory(FaultAtStep):
 
 
 class HangingCrop(Crop):
-    """Hangs at the 21st image of its process; with several ranks, it hangs on rank 1 only."""
+    """Crop that hangs at the 21st image of its process; with several ranks, it hangs on rank 1 only."""
 
     crops = 0
 
@@ -144,7 +144,7 @@ class HangingCrop(Crop):
 
 
 class ExitingCrop(HangingCrop):
-    """Exits with code 0 at the 21st image of its process."""
+    """Crop that ends its process with exit code 0 at the 21st image."""
 
     def random(self, image: Image.Image, random: np.random.Generator) -> Tensor:
         self.crops += 1
@@ -154,12 +154,12 @@ class ExitingCrop(HangingCrop):
 
 
 def hanging_scenes(**scenes: object) -> UnpairedFolders:
-    """Synthetic landscapes on storage that hangs after 20 images."""
+    """Synthetic landscapes whose loading hangs after 20 images, as on broken storage."""
     return _cropped_by(HangingCrop, drawn_scenes(**scenes))  # type: ignore[arg-type]
 
 
 def exiting_scenes(**scenes: object) -> UnpairedFolders:
-    """Synthetic landscapes with a decoder that ends the process after 20 images."""
+    """Synthetic landscapes whose loading ends the process after 20 images."""
     return _cropped_by(ExitingCrop, drawn_scenes(**scenes))  # type: ignore[arg-type]
 
 

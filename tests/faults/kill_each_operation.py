@@ -61,7 +61,7 @@ def main(folder: Path) -> None:
 
 
 def fresh(run: Path | None = None) -> Trainer:
-    """A trainer at step 0, or at the newest checkpoint of a run."""
+    """A new trainer at step 0, or at the newest checkpoint of `run`."""
     trainer = tiny_trainer(batch_size=2, pool=4, ema=0.9)
     if run is not None:
         checkpoint = Checkpoints(run).load()
@@ -92,7 +92,7 @@ def contents(checkpoint: Path) -> dict[str, bytes]:
 
 
 def save_killed_at(number: int, trainer: Trainer, run: Path) -> str | None:
-    """Save in a process that is killed at operation `number`; return the operation, None if the save has fewer."""
+    """Save in a process that is killed at operation `number`; return the operation, or None if the save has fewer."""
     reading, writing = os.pipe()
     if (pid := os.fork()) == 0:
         os.close(reading)

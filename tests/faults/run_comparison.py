@@ -26,14 +26,14 @@ def ended(run: Path) -> tuple[str, int | None, str | None]:
 
 
 def log(run: Path) -> list[dict[str, float]]:
-    """The lines of metrics.jsonl without measured times."""
+    """Lines of the run's metrics.jsonl, without measured times and speeds."""
     path = run / "metrics.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     return [{key: value for key, value in line.items() if not key.startswith("speed/")} for line in lines]
 
 
 def curves(run: Path) -> dict[str, list[tuple[int, float]]]:
-    """Curves and images in TensorBoard: tag -> (step, value); the value of an image is 0."""
+    """TensorBoard events of a run: tag of a curve or image -> (step, value); the value of an image is 0."""
     events = EventAccumulator(str(run), size_guidance={"scalars": 0, "images": 0}).Reload()
     scalars = {tag: [(point.step, point.value) for point in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
     images = {tag: [(image.step, 0.0) for image in events.Images(tag)] for tag in events.Tags()["images"]}
@@ -41,7 +41,7 @@ def curves(run: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def same_state(ours: Checkpoint, theirs: Checkpoint) -> bool:
-    """Return whether weights, moving average, optimizers, image pools, running means and counts are equal, bitwise."""
+    """Return whether weights, moving averages, optimizers, image pools, running means and counts are bitwise equal."""
     one, other = ({**checkpoint.training, "recipe": None} for checkpoint in (ours, theirs))
     return (
         ours.step == theirs.step

@@ -1,7 +1,7 @@
-"""Fork `cyclestyle.train` from a process that has imported it, so that starting it takes milliseconds.
+"""Fork `cyclestyle.train` from a process that has already imported it, so that a run starts within milliseconds.
 
-The server only imports before it forks. Each child runs the same code as `python -m cyclestyle.train`, in a session of
-its own. The server reads lines of JSON, answers with process ids, and reports the exit code of each child. When its
+The server only imports before it forks. Each child runs the same code as `python -m cyclestyle.train`, in its own
+session. The server reads lines of JSON, answers with process ids, and reports the exit code of each child. When its
 input ends, it kills the children that still run.
 """
 
@@ -64,7 +64,7 @@ def report(message: dict[str, int]) -> None:
 
 
 def become(job: dict[str, Any]) -> None:
-    """Set session, folder, environment, arguments and output of this process as its job requires."""
+    """Set the session, folder, environment, arguments and output of this process as `job` requires."""
     os.setsid()
     os.chdir(job["folder"])
     os.environ.update(job["environment"])

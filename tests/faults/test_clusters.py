@@ -23,7 +23,7 @@ Start = Callable[..., "subprocess.Popen[str]"]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Function that starts a command; commands that still run when the test ends are terminated."""
+    """Function that starts a command; when the test ends, commands that still run are terminated."""
     processes: list[subprocess.Popen[str]] = []
 
     def popen(*command: str, **variables: str) -> "subprocess.Popen[str]":
@@ -94,7 +94,7 @@ def test_slurm_script_saves_and_requeues_on_signal(start: Start, scenes: Path, t
     assert (tmp_path / "requeued").read_text() == "requeue 4711\n"
 
 
-def test_slurm_script_does_not_requeue_failed_run(start: Start, tmp_path: Path) -> None:
+def test_slurm_script_does_not_requeue_run_that_failed(start: Start, tmp_path: Path) -> None:
     job = start("bash", str(REPOSITORY / "scripts/slurm.sbatch"), "data.a=no", "data.b=none", PORT=free_port())
     output, _ = job.communicate(timeout=DEADLINE_S)
     assert job.returncode == 1, output

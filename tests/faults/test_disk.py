@@ -1,4 +1,4 @@
-"""Tests of training on disks that are full, small or owned by another user: messages, exit codes, checkpoints."""
+"""Tests of training on full or small disks, and in folders of another user: messages, exit codes, checkpoints."""
 
 import json
 import os
@@ -63,7 +63,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def limit_files(process: "subprocess.Popen[str]", size: int | None) -> None:
-    """Limit each file of a process to `size` bytes, like a small disk; None removes the limit."""
+    """Limit each file that a process writes to `size` bytes, to simulate a small disk; None removes the limit."""
     hard = resource.RLIM_INFINITY
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (hard if size is None else size, hard))
 
@@ -111,7 +111,7 @@ def test_full_disk_ends_run_after_three_failed_saves(run: Run, tmp_path: Path) -
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 600 kB."""
+    """Folder in which a file system of 600 kB is mounted."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(disk)], capture_output=True)
@@ -145,7 +145,7 @@ def test_failed_save_keeps_checkpoint_and_warns_of_needed_space(small_disk: Path
     assert Checkpoints(checkpoints.folder).load().step == 3  # type: ignore[union-attr]
 
 
-def test_full_disk_for_logs_does_not_stop_training(run: Run, tmp_path: Path) -> None:
+def test_loggers_with_full_disk_do_not_stop_training(run: Run, tmp_path: Path) -> None:
     (tmp_path / "runs/smoke/metrics.jsonl").mkdir(parents=True)  # a folder blocks the path of the metrics file
     process = run("trainer.steps=20", "trainer.sample_every=1", "trainer.log_every=1", "pool.size=0")
     wait_for(tmp_path / "runs/smoke/checkpoints/step_00000002", process)
@@ -178,7 +178,7 @@ def test_run_with_closed_output_pipe_stops_on_request(run: Run, tmp_path: Path) 
     assert (status["state"], status["code"]) == ("stopped", 75)
 
 
-def test_unwritable_run_folder_is_reported_before_inspection(run: Run, tmp_path: Path) -> None:
+def test_unwritable_run_folder_is_reported_before_images_are_inspected(run: Run, tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("a file where a folder should be")
     process = run("data.root=nowhere")
     output, _ = process.communicate(timeout=DEADLINE_S)

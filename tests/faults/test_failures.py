@@ -83,7 +83,7 @@ def test_out_of_memory_exits_7_with_peak_and_remedies(start: Starts, tmp_path: P
     assert (newest(run).step, status(run)["step"]) == (3, 3)
 
 
-def test_nan_loss_exits_5_and_is_not_saved(start: Starts, scenes: Path, tmp_path: Path) -> None:
+def test_nan_loss_exits_5_and_its_step_is_not_saved(start: Starts, scenes: Path, tmp_path: Path) -> None:
     run = tmp_path / "runs/smoke"
     bad = ("adversarial._target_=tests.faults.faulty_parts.NaNLoss", "adversarial.step=4")
     process = start(*RUN, *bad, "trainer.log_every=1000")
@@ -113,7 +113,7 @@ def test_nan_on_one_rank_stops_both_at_same_step(start_two: Callable[..., list[S
     assert newest(tmp_path / "runs/smoke").step == 3
 
 
-def test_nan_updates_are_skipped_but_ten_in_a_row_end_run(start: Starts, tmp_path: Path) -> None:
+def test_nan_updates_are_skipped_but_ten_in_a_row_end_the_run(start: Starts, tmp_path: Path) -> None:
     bad = ("adversarial._target_=tests.faults.faulty_parts.NaNLoss", "trainer.on_nonfinite=skip")
     process = start(*RUN, *bad, "adversarial.step=2", "adversarial.last=9", "trainer.steps=12")
     assert process.wait() == 0, process.printed()
@@ -136,7 +136,7 @@ def test_nan_updates_are_skipped_but_ten_in_a_row_end_run(start: Starts, tmp_pat
         (("trainer.device=cuda", "trainer.devices=2", "trainer.batch_size=2"), "this machine has 0 cuda device(s)"),
     ],
 )
-def test_missing_device_exits_2(start: Starts, arguments: tuple[str, ...], words: str) -> None:
+def test_training_on_missing_device_exits_2(start: Starts, arguments: tuple[str, ...], words: str) -> None:
     assert words in error_line(start(*arguments), 2)
 
 
@@ -155,7 +155,7 @@ def test_run_folder_in_use_exits_2_and_names_owner(start: Starts, tmp_path: Path
 
 
 def locked(run: Path) -> bool:
-    """Return whether another process holds the lock of a run folder."""
+    """Return whether another process holds the lock of the run folder `run`."""
     with (run / "lock").open("a") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""Tests that kill runs by SIGKILL, at every operation of a save and at random moments.
+"""Tests that kill runs with SIGKILL, at every file system operation of a save and at random moments.
 
 `make test-slow` kills at more than fifty random moments; with -s it prints the number of kills, and their seeds.
 """
@@ -57,7 +57,7 @@ def test_run_after_five_random_kills_equals_uninterrupted_run(
     killed_at_random(5, start, uninterrupted(*RUN), tmp_path, seed=0)
 
 
-def test_hanging_data_workers_exit_with_killed_trainer(start: Starts, tmp_path: Path) -> None:
+def test_hanging_data_workers_exit_when_their_trainer_is_killed(start: Starts, tmp_path: Path) -> None:
     hangs = ("data._target_=tests.faults.faulty_parts.hanging_scenes", "trainer.steps=1000000")
     process = start(*RUN, *hangs, "data.workers=2")
     until((tmp_path / "reading").exists, "a hanging worker", alive=process)
@@ -88,7 +88,7 @@ def test_run_after_random_kills_equals_uninterrupted_run(
 def killed_at_random(
     count: int, start: Starts, expected: Path, folder: Path, *, always: tuple[str, ...] = (), seed: int
 ) -> None:
-    """Kill runs until there were `count` kills; resume each run to its end and compare it with an uninterrupted run."""
+    """Kill runs `count` times in all; resume each to its end, and compare it with the uninterrupted run `expected`."""
     chance = random.Random(seed)
     kills = runs = 0
     while kills < count:
@@ -118,7 +118,7 @@ def killed_at_random(
 def kill_at_random(process: Start, run: Path, chance: random.Random) -> None:
     """Kill a run at a random moment: soon after its start, or after its first, second or third save.
 
-    A run that finishes before this moment is not killed.
+    A run that finishes before the chosen moment is not killed.
     """
     saves = chance.choice([0, 0, 1, 2, 3])
     began, moment_s = newest_step(run), chance.uniform(0, 0.3 if saves else 2)

@@ -1,4 +1,4 @@
-"""Tests of damaged and malicious model files and run folders: exit code 4, no code executed, little memory used."""
+"""Tests that damaged or malicious model files and run folders give exit code 4, execute no code, use little memory."""
 
 import io
 import json
@@ -27,7 +27,7 @@ MARKER = "CYCLESTYLE_TEST_RAN"
 
 
 class Evil:
-    """Sets an environment variable when it is unpickled."""
+    """Object that sets an environment variable when it is unpickled."""
 
     def __reduce__(self) -> tuple[object, ...]:
         return exec, (f"import os; os.environ[{MARKER!r}] = '1'",)  # os.putenv would not show in os.environ
@@ -52,7 +52,7 @@ def tensor(begin: int, end: int, shape: list[int]) -> dict[str, object]:
 
 
 def described(**changes: object) -> bytes:
-    """Safetensors file of two tensors; `changes` replace fields of the description of the networks in its header."""
+    """Safetensors file with two tensors; `changes` replace fields of the network description in its header."""
     fields = {"version": 1, "step": 1, "domains": ["photo", "monet"], "discriminator": {"name": "patch"},
               "generator": {"name": "resnet", "channels": 4, "blocks": 1}}  # fmt: skip
     metadata = {"cyclestyle": json.dumps(fields | changes)}
@@ -119,7 +119,7 @@ def saved(content: object, *, legacy: bool = False) -> bytes:
 
 
 def repacked(content: bytes, method: int) -> bytes:
-    """Copy of an archive, stored with another compression method."""
+    """Copy of a ZIP archive, with its members compressed by `method`."""
     stream = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(stream, "w", method) as new:
         for entry in old.infolist():
@@ -185,7 +185,7 @@ def onnx_model(
     metadata: str | None = "",
     **changes: object,
 ) -> bytes:
-    """ONNX file with a graph of one node and valid metadata, except for `changes` to fields of the metadata.
+    """ONNX file with a graph of one node and with valid metadata, in which `changes` replace some fields.
 
     Args:
         metadata: text that replaces the JSON metadata; None for a file without metadata.
@@ -268,7 +268,7 @@ def test_valid_onnx_file_is_accepted(tmp_path: Path) -> None:
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
-    """Arguments that resume a run of a few steps in runs/smoke."""
+    """Train a few steps in runs/smoke; return the arguments that resume this run."""
     monkeypatch.chdir(tmp_path)
     draw(tmp_path / "scenes", train=8, test=2, size=32)
     command = ("+experiment=smoke", "data.root=scenes", "trainer.device=cpu", "data.workers=0",
@@ -278,7 +278,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
 
 
 def seal(folder: Path) -> None:
-    """Update the manifest with the checksums of the changed files, as an attacker would."""
+    """Write the checksums of changed files into the manifest, as an attacker would."""
     manifest = json.loads((folder / "manifest.json").read_text())
     for name, entry in manifest["files"].items():
         entry["sha256"] = sha256_of(folder / name)

@@ -77,7 +77,7 @@ def assert_equal_but_for_rounding(actual: Path, expected: Path) -> None:
 
 
 def pooled(checkpoint: Checkpoint, side: str) -> dict[int, torch.Tensor]:
-    """Images in the pools of all ranks: slot -> image."""
+    """Images in the image pools of all ranks, for one domain: slot -> image."""
     return {position: stored for rank in checkpoint.ranks for position, stored in rank["pools"][side].items()}
 
 
@@ -100,7 +100,7 @@ def test_killed_rank_ends_job_and_keeps_checkpoint(command: Callable[..., Comman
     assert status(run)["checkpoint"] == f"step_{newest(run).step:08d}"
 
 
-def test_traceback_of_failed_rank_is_printed_once_and_last(command: Callable[..., Command], tmp_path: Path) -> None:
+def test_traceback_of_failed_rank_is_printed_once_at_the_end(command: Callable[..., Command], tmp_path: Path) -> None:
     slow = ("_target_=tests.faults.faulty_parts.SlowConsole", "output=output 0", "slow_at=3")
     job = command(
         *LONG,
@@ -166,7 +166,7 @@ def test_timeout_error_names_unresponsive_rank(start_two: Callable[..., list[Sta
 
 @pytest.mark.slow  # torchrun waits half a minute for an unresponsive rank
 @pytest.mark.parametrize("torchrun", [(), None])
-def test_unresponsive_rank_ends_job(
+def test_job_with_unresponsive_rank_ends(
     command: Callable[..., Command], tmp_path: Path, torchrun: tuple[str, ...] | None
 ) -> None:
     run = tmp_path / "runs/smoke"

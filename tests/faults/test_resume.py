@@ -41,7 +41,7 @@ def test_resume_after_kill_equals_uninterrupted_run(
     assert_same_run(run, uninterrupted(*AT_17, *reference))
 
 
-def test_run_killed_after_last_save_logs_missing_values(
+def test_run_killed_after_last_save_logs_missing_values_on_resume(
     start: Starts, uninterrupted: Callable[..., Path], tmp_path: Path
 ) -> None:
     run, short = tmp_path / "runs/smoke", (*RUN, "trainer.steps=6", "trainer.sample_every=6")

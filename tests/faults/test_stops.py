@@ -1,4 +1,4 @@
-"""Tests of stop requests: a run finishes its step, saves and exits with 75; a second request ends it immediately."""
+"""Tests of stop requests: a run finishes its step, saves and exits with 75; a second request ends it at once."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ QUICK_S = 10
 
 
 def stopped(process: Start | Command, run: Path, reason: str, *, since: float, within: float = QUICK_S) -> int:
-    """Assert that a process has stopped on request with all its steps saved; return the number of steps."""
+    """Assert that a run stopped on request, in at most `within` s and with all steps saved; return their number."""
     assert process.wait() == 75, process.printed()
     assert time.monotonic() - since < within
     assert "Traceback" not in process.printed()
@@ -67,7 +67,7 @@ def test_busy_run_stops_after_next_step(start: Starts, tmp_path: Path, moment: s
     assert stopped(process, tmp_path / "runs/smoke", "SIGTERM", since=time.monotonic()) == steps
 
 
-def test_stop_before_first_step_trains_nothing(start: Starts, tmp_path: Path) -> None:
+def test_stop_request_before_first_step_trains_nothing(start: Starts, tmp_path: Path) -> None:
     run = tmp_path / "runs/smoke"
     process = start(*RUN)
     until(lambda: catches(process.pid, signal.SIGUSR1), "its signal handler", alive=process)
@@ -80,7 +80,7 @@ def test_stop_before_first_step_trains_nothing(start: Starts, tmp_path: Path) ->
     assert not (run / "checkpoints").exists()
 
 
-def test_stop_during_data_preparation_trains_nothing(start: Starts, tmp_path: Path) -> None:
+def test_stop_request_during_data_preparation_trains_nothing(start: Starts, tmp_path: Path) -> None:
     process = start(*RUN, f"data.root={tmp_path}/drawn", "data.train=60", "data.size=64")
     until(lambda: "drawing landscapes" in process.printed(), "a quarter of the images", alive=process)
     process.send(signal.SIGTERM)
@@ -102,7 +102,7 @@ def test_second_interrupt_ends_run_immediately(start: Starts, tmp_path: Path) ->
     assert "Traceback" not in process.printed()
 
 
-def test_stop_at_last_step_does_not_stop_next_run(start: Starts, tmp_path: Path) -> None:
+def test_stop_request_at_last_step_does_not_stop_next_run(start: Starts, tmp_path: Path) -> None:
     run = tmp_path / "runs/smoke"
     arguments = (
         "trainer.steps=3",
@@ -122,7 +122,7 @@ HANGS = ("data._target_=tests.faults.faulty_parts.hanging_scenes", "trainer.log_
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_run_waiting_for_stuck_worker_stops_and_saves(start: Starts, tmp_path: Path, workers: int) -> None:
+def test_run_that_waits_for_stuck_worker_stops_and_saves(start: Starts, tmp_path: Path, workers: int) -> None:
     run = tmp_path / "runs/smoke"
     process = start(*RUN, *HANGS, f"data.workers={workers}")
     until((tmp_path / "reading").exists, "a hanging worker", alive=process)
@@ -194,7 +194,7 @@ def test_second_interrupt_ends_all_ranks_immediately(command: Callable[..., Comm
     until(lambda: not process.processes(), "the exit of all processes")
 
 
-def test_stop_before_ranks_start_trains_nothing(command: Callable[..., Command], tmp_path: Path) -> None:
+def test_stop_request_before_ranks_start_trains_nothing(command: Callable[..., Command], tmp_path: Path) -> None:
     process = command(*LONG)
     until(lambda: catches(process.pid, signal.SIGUSR1), "its signal handler", alive=process)
     since = time.monotonic()

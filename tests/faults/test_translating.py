@@ -1,4 +1,4 @@
-"""Tests of faults during a translation: bad images, kills, signals, full disks. No work is lost or repeated."""
+"""Tests of faults during a translation (bad images, kills, signals, full disks): no work is lost or repeated."""
 
 import contextlib
 import io
@@ -80,7 +80,7 @@ def uninterrupted(photos: Path, model: Path, tmp_path_factory: pytest.TempPathFa
 
 
 def in_process(model: Path, photos: Path | str, output: Path, **options: object) -> int:
-    """Translate in this process, with the same settings as the commands of these tests; return the exit code."""
+    """Translate in this process, with the settings of the commands that these tests start; return the exit code."""
     defaults = {"direction": "a2b", "device": "cpu", "precision": "fp32", "workers": 0, "sheet": False, "batch_size": 1}
     return translate(model, str(photos), output, **(defaults | options))  # type: ignore[arg-type]
 
@@ -89,7 +89,7 @@ def in_process(model: Path, photos: Path | str, output: Path, **options: object)
 
 
 def bad_images(folder: Path) -> dict[str, str]:
-    """Write one bad image of each kind into a folder; return file name -> part of the expected reason."""
+    """Write one bad image of each kind into a folder; return file name -> part of the expected failure reason."""
     folder.mkdir(exist_ok=True)
     image = Image.fromarray(noise(40, 30))
     whole = {}
@@ -135,7 +135,7 @@ def bad_images(folder: Path) -> dict[str, str]:
 
 
 def png_header(width: int, height: int) -> bytes:
-    """PNG file of this size that has only a header and no pixels; allocating the pixels would take up to 9 GB."""
+    """PNG file that has a header with this size, but no pixels; allocating the pixels would take up to 9 GB."""
     chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
 
@@ -175,7 +175,7 @@ def test_good_images_are_translated_and_bad_images_reported(place: Place, worker
     assert identities(place.output) == before
 
 
-def test_set_of_bad_images_only_is_reported(place: Place) -> None:
+def test_photo_set_without_good_images_is_reported(place: Place) -> None:
     bad = bad_images(place.photos)
     assert f"0 ok, {len(bad)} failed in " in place.run(code=6)
     assert files(place.output) == {}
@@ -185,7 +185,7 @@ def test_set_of_bad_images_only_is_reported(place: Place) -> None:
 def open_to_nobody(folder: Path, model: Path) -> None:
     """Let another user read the files of a test.
 
-    A translation beforehand imports all modules, which may be readable by root only.
+    First translate once, so that this process has imported all modules, which may be readable by root only.
     """
     for parent in [folder, *folder.parents][:4]:  # pytest creates three folders, and a parallel run one more
         if stat.S_IMODE(parent.stat().st_mode) == 0o700:
@@ -245,7 +245,7 @@ def test_special_characters_in_paths_are_literal(place: Place) -> None:
 
 
 def assert_whole(place: Place, uninterrupted: dict[str, bytes]) -> None:
-    """Assert that each translation in the output folder is complete."""
+    """Assert that each translation in the output folder is complete: its contents equal those in `uninterrupted`."""
     for name, content in files(place.output).items():
         if not name.endswith(".tmp"):
             assert content == uninterrupted[name], name
@@ -276,7 +276,9 @@ def kill_when(place: Place, done: int, *arguments: str) -> bool:
     return process.poll() == -signal.SIGKILL
 
 
-def test_kill_at_any_journal_length_is_resumed(place: Place, photos: Path, uninterrupted: dict[str, bytes]) -> None:
+def test_translation_killed_at_any_journal_length_resumes(
+    place: Place, photos: Path, uninterrupted: dict[str, bytes]
+) -> None:
     place.photos = photos
     kills = 0
     for done in (0, 1, 7, 8, 20, 33, 39):
@@ -287,7 +289,9 @@ def test_kill_at_any_journal_length_is_resumed(place: Place, photos: Path, unint
     assert f"{len(uninterrupted)} up to date" in place.run()
 
 
-def test_kill_at_random_moments_is_resumed(place: Place, photos: Path, uninterrupted: dict[str, bytes]) -> None:
+def test_translation_killed_at_random_moments_resumes(
+    place: Place, photos: Path, uninterrupted: dict[str, bytes]
+) -> None:
     place.photos, chance = photos, random.Random(0)
     for round_ in range(3):
         place.output = place.folder / f"out {round_}"
@@ -301,7 +305,7 @@ def test_kill_at_random_moments_is_resumed(place: Place, photos: Path, uninterru
         assert_resumes(place, uninterrupted)
 
 
-def test_kill_with_busy_workers_leaves_no_worker_and_is_resumed(
+def test_command_killed_with_busy_workers_leaves_no_worker_and_resumes(
     place: Place, photos: Path, uninterrupted: dict[str, bytes]
 ) -> None:
     place.photos = photos
@@ -316,7 +320,7 @@ def test_kill_with_busy_workers_leaves_no_worker_and_is_resumed(
 
 
 def wait_for_worker(process: Start) -> None:
-    """Wait until a worker is starting: it has received its task, and imports the modules for this task."""
+    """Wait until a worker process is starting: it has received its task and is importing modules."""
 
     def is_importing() -> bool:
         for pid in children(process.pid):
@@ -386,7 +390,7 @@ def test_only_own_temporary_files_are_removed(place: Place, photos: Path) -> Non
 
 
 @pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, 0), (signal.SIGINT, 2)])
-def test_stop_request_ends_quickly_and_is_resumed(
+def test_translation_stopped_on_request_ends_quickly_and_resumes(
     place: Place, photos: Path, uninterrupted: dict[str, bytes], number: signal.Signals, workers: int
 ) -> None:
     place.photos = photos
@@ -411,7 +415,7 @@ def test_stop_request_ends_quickly_and_is_resumed(
 
 
 def on_small_files(size: int, function: Callable[[], object]) -> object:
-    """Run a function in a process whose files are limited to `size` bytes, like a small disk."""
+    """Run a function in a process that can write at most `size` bytes per file, to simulate a small disk."""
 
     def limited() -> object:
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
@@ -422,7 +426,7 @@ def on_small_files(size: int, function: Callable[[], object]) -> object:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 256 kB."""
+    """Folder in which a file system of 256 kB is mounted."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)], capture_output=True)
@@ -433,7 +437,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_full_disk_keeps_translations_and_is_resumed(
+def test_translation_on_full_disk_keeps_finished_photos_and_resumes(
     place: Place, small_disk: Path, photos: Path, uninterrupted: dict[str, bytes], workers: int
 ) -> None:
     place.photos, place.output = photos, small_disk / "out"
@@ -460,7 +464,7 @@ def test_file_size_limit_error_names_first_large_file(tmp_path: Path, model: Pat
     assert before.items() <= identities(tmp_path / "out").items()
 
 
-def test_journal_without_space_ends_command_and_is_resumed(tmp_path: Path, model: Path) -> None:
+def test_command_ends_if_journal_has_no_space_and_resumes(tmp_path: Path, model: Path) -> None:
     for n in range(20):
         write_picture(tmp_path / "in" / f"{n:02}.png", size=(3, 3), seed=n)
     with pytest.raises(DiskError, match=r"cannot write .*/\.cyclestyle/journal\.jsonl: "):
@@ -487,7 +491,7 @@ def test_full_disk_at_contact_sheet_fails_after_all_photos(tmp_path: Path, model
 
 
 @pytest.mark.parametrize("name", ["thumbnails", "report.jsonl"])
-def test_error_names_obstacle_to_program_files(tmp_path: Path, model: Path, name: str) -> None:
+def test_error_names_obstacle_at_path_of_program_file(tmp_path: Path, model: Path, name: str) -> None:
     write_picture(tmp_path / "in" / "x.png")
     in_the_way = tmp_path / "out" / HIDDEN / name
     in_the_way.parent.mkdir(parents=True)
@@ -520,7 +524,7 @@ def test_output_of_another_user_is_rejected_before_work(
 
 
 def test_sizes_from_1_to_40_px_are_preserved(tmp_path: Path, model: Path) -> None:
-    """Translate 1,600 sizes: a third has alpha, a third has EXIF data with a rotation and a location."""
+    """Translate images of 1,600 sizes: a third has alpha, a third has EXIF data with a rotation and a location."""
     random_bytes = noise(64, 64)
     (tmp_path / "in").mkdir()
     for height in range(1, 41):
@@ -542,7 +546,7 @@ def test_sizes_from_1_to_40_px_are_preserved(tmp_path: Path, model: Path) -> Non
 
 
 def write_variant(folder: Path, pixels: np.ndarray, kind: int) -> None:
-    """Write a PNG named `WIDTH-HEIGHT-KIND.png` (upright size); kind 1 has alpha, kind 2 a rotation in EXIF data."""
+    """Write `WIDTH-HEIGHT-KIND.png`, named by upright size; kind 1 has alpha, kind 2 has a rotation in EXIF data."""
     height, width = pixels.shape[:2]
     if kind == 1:
         pixels = np.dstack([pixels, pixels[..., :1]])
@@ -581,7 +585,7 @@ def test_similar_names_get_distinct_outputs(tmp_path: Path, model: Path) -> None
     assert identities(tmp_path / "out") == before
 
 
-def test_foreign_file_in_place_of_failed_photo_is_kept(tmp_path: Path, model: Path) -> None:
+def test_file_of_user_at_output_path_of_failed_photo_is_kept(tmp_path: Path, model: Path) -> None:
     write_picture(tmp_path / "in" / "own.png")
     assert in_process(model, tmp_path / "in", tmp_path / "out") == 0
     whole = (tmp_path / "in" / "own.png").read_bytes()
@@ -611,7 +615,7 @@ def test_inputs_are_never_overwritten(tmp_path: Path, model: Path) -> None:
     assert identities(tmp_path / "in") == before
 
 
-def test_outputs_inside_input_are_not_read(tmp_path: Path, model: Path) -> None:
+def test_no_output_is_read_if_input_folder_contains_output_folder(tmp_path: Path, model: Path) -> None:
     for n in range(3):
         write_picture(tmp_path / "in" / f"{n}.png", seed=n)
     for output in ("out", "out", "second/out", "out", "second/out", "out"):

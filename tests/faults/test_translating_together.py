@@ -1,4 +1,4 @@
-"""Tests of several ranks or Ray actors that translate one photo set while some are killed, and of a second command."""
+"""Tests of ranks or Ray actors that share a photo set while some of them are killed, and of a second command."""
 
 import contextlib
 import os
@@ -101,7 +101,7 @@ def test_two_ranks_report_failures_once_and_exit_6(place: Place) -> None:
 
 
 @pytest.mark.parametrize(("killed", "again"), [(0, 1), (1, 2), (1, 3)])
-def test_killed_rank_is_resumed_by_any_number_of_ranks(
+def test_translation_with_killed_rank_is_resumed_by_any_number_of_ranks(
     place: Place, uninterrupted: dict[str, bytes], killed: int, again: int
 ) -> None:
     ranks = place.start_ranks(2)
@@ -140,7 +140,7 @@ def test_torchrun_ends_with_killed_rank_and_is_resumed(place: Place, uninterrupt
     assert_resumes(place, 1, uninterrupted)
 
 
-def test_second_command_on_output_is_rejected(place: Place, uninterrupted: dict[str, bytes]) -> None:
+def test_second_command_with_same_output_folder_is_rejected(place: Place, uninterrupted: dict[str, bytes]) -> None:
     first = place.start()
     until(lambda: place.done_count() >= 1, "a photo", alive=first)
     first.send(signal.SIGSTOP)

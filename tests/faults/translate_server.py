@@ -1,4 +1,4 @@
-"""Fork `cyclestyle.translate` from a process that has imported it, like server.py; helpers of its tests."""
+"""Fork `cyclestyle.translate` from a process that has already imported it (see server.py); helpers for its tests."""
 
 import importlib
 import json
@@ -32,7 +32,7 @@ class Translations(Server):
 
 
 class Place:
-    """A folder with photos in `in`, and commands that translate these to `out`; `end` ends the commands."""
+    """A folder with photos in `in`, and commands that translate these photos to `out`; `end` ends the commands."""
 
     def __init__(self, server: Translations, folder: Path, model: Path) -> None:
         self.server, self.folder, self.model = server, folder, model
@@ -52,7 +52,7 @@ class Place:
         return self._processes[-1]
 
     def run(self, *arguments: str, code: int = 0) -> str:
-        """Run the command to its end; return its output."""
+        """Run the command to its end, check that its exit code is `code`, and return its output."""
         process = self.start(*arguments)
         assert process.wait() == code, process.printed()
         assert "Traceback" not in process.printed()
@@ -78,7 +78,7 @@ class Place:
         return lines_of((output or self.output) / HIDDEN / "report.jsonl")
 
     def done_count(self) -> int:
-        """Number of photos that are done according to the journal."""
+        """Number of photos that are done according to the journal in the output folder."""
         return len(done_in(self.journal()))
 
 

@@ -1,4 +1,4 @@
-"""Atomic writes: the target file has either its whole new content or its old content."""
+"""Atomic writes: after each write, the target file has either all of its new content or its old content."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from cyclestyle.filesystem.atomic import atomic_write, write_text
 
 
-def test_target_file_appears_at_the_end_of_the_with_body(tmp_path: Path) -> None:
+def test_target_file_appears_only_when_with_block_exits(tmp_path: Path) -> None:
     target = tmp_path / "größe 🎨.txt"
     with atomic_write(target) as stream:
         stream.write(b"new")
@@ -18,7 +18,7 @@ def test_target_file_appears_at_the_end_of_the_with_body(tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_exception_keeps_the_old_file_and_no_temporary_file(tmp_path: Path) -> None:
+def test_exception_in_with_block_keeps_old_file_and_removes_temporary_file(tmp_path: Path) -> None:
     target = tmp_path / "status.json"
     write_text(target, "old")
 
@@ -33,7 +33,7 @@ def test_exception_keeps_the_old_file_and_no_temporary_file(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_hidden_temporary_file_lies_beside_its_target(tmp_path: Path) -> None:
+def test_temporary_file_is_hidden_and_beside_its_target(tmp_path: Path) -> None:
     with atomic_write(tmp_path / "out.png"):
         (temporary,) = tmp_path.iterdir()
         assert temporary.name.startswith(".")
@@ -53,6 +53,6 @@ def test_file_permissions_follow_the_umask(tmp_path: Path, umask: int) -> None:
     assert (tmp_path / "written").stat().st_mode == (tmp_path / "usual").stat().st_mode
 
 
-def test_write_text_encodes_as_utf8(tmp_path: Path) -> None:
+def test_write_text_encodes_text_as_utf8(tmp_path: Path) -> None:
     write_text(tmp_path / "text", "größe 🎨\n")
     assert (tmp_path / "text").read_bytes() == "größe 🎨\n".encode()

@@ -25,7 +25,7 @@ def reasons(root: Path) -> dict[str, str]:
     return {str(candidate.name): candidate.reason for candidate in list_images(root).candidates}
 
 
-def test_linked_file_is_listed_once_by_its_first_name(tmp_path: Path) -> None:
+def test_file_with_several_links_is_listed_once_under_first_path(tmp_path: Path) -> None:
     root = tmp_path / "root"
     (root / "b").mkdir(parents=True)
     (root / "b" / "x.png").write_bytes(b"1")
@@ -38,7 +38,7 @@ def test_linked_file_is_listed_once_by_its_first_name(tmp_path: Path) -> None:
     assert [str(name) for name in content.repeated] == ["b/x.png", "c.png"]
 
 
-def test_link_loops_terminate_and_folders_are_entered_once(tmp_path: Path) -> None:
+def test_listing_with_link_loops_ends_and_enters_each_folder_once(tmp_path: Path) -> None:
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "x.png").touch()
     (tmp_path / "m" / "up").symlink_to(tmp_path)
@@ -51,7 +51,7 @@ def test_link_loops_terminate_and_folders_are_entered_once(tmp_path: Path) -> No
     assert names(tmp_path) == ["a/x.png"]
 
 
-def test_special_files_are_listed_with_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_special_files_and_broken_links_are_listed_with_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "good.png").touch()
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "device.png").symlink_to("/dev/zero")
@@ -71,7 +71,7 @@ def test_special_files_are_listed_with_a_reason(tmp_path: Path, monkeypatch: pyt
     }
 
 
-def test_folder_named_like_an_image_is_entered_and_reported(tmp_path: Path) -> None:
+def test_folder_with_image_extension_is_entered_and_reported(tmp_path: Path) -> None:
     (tmp_path / "x.jpg").mkdir()
     (tmp_path / "x.jpg" / "y.png").touch()
     assert names(tmp_path) == ["x.jpg/y.png"]
@@ -105,7 +105,7 @@ def test_deeply_nested_file_is_listed(tmp_path: Path) -> None:
 ODD_NAMES = ["-rf.png", "a\nb.png", "\x1b[31m.png", "🎨.png", os.fsdecode(b"\xff\xfe.png"), " .png"]
 
 
-def test_odd_file_names_are_listed_and_printable(tmp_path: Path) -> None:
+def test_files_with_odd_names_are_listed_and_names_made_printable(tmp_path: Path) -> None:
     for name in ODD_NAMES:
         (tmp_path / name).touch()
     assert sorted(names(tmp_path)) == sorted(ODD_NAMES)

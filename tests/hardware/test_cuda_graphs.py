@@ -34,7 +34,7 @@ HOST = (
 
 
 class Operations(TorchDispatchMode):
-    """Records all operations, and the contents that memory had before they overwrote it."""
+    """Records all operations, and the contents of memory before the operations overwrote them."""
 
     def __init__(self, limit: int | None) -> None:
         super().__init__()
@@ -199,7 +199,7 @@ def test_resumed_run_is_captured_again_and_equals_uninterrupted_run() -> None:
 
 
 @pytest.mark.usefixtures("double_precision")
-def test_nonfinite_replayed_step_error_names_step() -> None:
+def test_error_for_nonfinite_replayed_step_names_that_step() -> None:
     trainer = trainer_of(Recording())
     train(trainer, 8)
     trainer.check_finite()
@@ -223,7 +223,7 @@ def test_failed_graph_capture_falls_back_with_warning(limit: int, capsys: pytest
 
 
 def another(trainer: Trainer, *, optimizer: type[torch.optim.Optimizer] = torch.optim.Adam, **settings: Any) -> Trainer:
-    """Another trainer of the same networks."""
+    """Create another trainer with the same networks."""
     modules = (trainer.objective.generators, trainer.objective.discriminators)
     return Trainer(
         trainer.objective,
@@ -283,12 +283,12 @@ def test_obstacles_to_cuda_graphs_are_errors_unless_auto(
 
 
 @pytest.mark.parametrize(("batch_size", "accumulate", "replays"), [(1, 1, True), (2, 2, True), (2, 1, False)])
-def test_auto_captures_at_micro_batches_of_one(batch_size: int, accumulate: int, replays: bool) -> None:
+def test_auto_captures_only_micro_batches_of_one_image(batch_size: int, accumulate: int, replays: bool) -> None:
     trainer = tiny_trainer(hardware=Recording(), cuda_graphs="auto", batch_size=batch_size, accumulate=accumulate)
     assert trainer.replays == replays
 
 
-def test_unused_trainer_is_freed_without_gc() -> None:
+def test_unused_trainer_is_freed_without_garbage_collection() -> None:
     gc.disable()  # the trainer must be freed by reference counts alone
     try:
         trainer = trainer_of(Recording())

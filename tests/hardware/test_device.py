@@ -91,7 +91,7 @@ def test_missing_device_is_rejected_with_remedy(device: str) -> None:
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
-def test_networks_run_in_precision_and_return_float32(precision: str) -> None:
+def test_networks_run_in_chosen_precision_and_return_float32(precision: str) -> None:
     inside: list[torch.dtype] = []
     network = nn.Sequential(nn.Conv2d(3, 4, 3))
     network[0].register_forward_hook(lambda _, __, output: inside.append(output.dtype))
@@ -129,12 +129,12 @@ def test_weights_and_optimizer_states_stay_float32_in_bf16() -> None:
     assert {state["exp_avg_sq"].dtype for state in states} == {torch.float32}
 
 
-def test_only_fp16_scales_gradients() -> None:
+def test_gradients_are_scaled_in_fp16_only() -> None:
     assert not Hardware("cpu", precision="bf16").scaler().is_enabled()
     assert not Hardware("cpu", precision="fp32").scaler().is_enabled()
 
 
-def test_deterministic_sets_pytorch_switch() -> None:
+def test_deterministic_hardware_sets_pytorch_switch() -> None:
     Hardware("cpu", deterministic=False)
     assert not torch.are_deterministic_algorithms_enabled()
     Hardware("cpu", deterministic=True)
@@ -159,7 +159,7 @@ def test_gradients_match_float64(device: str, count: int) -> None:
         assert error < 0.02 * exact[name].grad.norm() + 1e-5, name
 
 
-def test_modules_are_moved_in_place() -> None:
+def test_to_device_moves_modules_in_place() -> None:
     hardware, network = Hardware("cpu"), nn.Conv2d(3, 4, 3)
     weight = network.weight
     hardware.to_device(network)

@@ -133,7 +133,7 @@ def test_container_quota_is_read(
         (1, 2, 2, "resumes with 1 thread instead of 2: results differ in rounding from an uninterrupted run"),
     ],
 )
-def test_resumed_run_keeps_threads_or_reports_change(
+def test_resumed_run_keeps_thread_count_or_reports_change(
     requested: int, saved: int, available: int, expected: Choice | str
 ) -> None:
     choice = threads.resume(requested, saved=saved, available=available)
@@ -157,13 +157,13 @@ def test_fewer_than_one_thread_is_rejected(number: int) -> None:
         ({"OMP_WAIT_POLICY": "passive"}, None),
     ],
 )
-def test_threads_spin_briefly_unless_set_by_user(variables: dict[str, str], expected: str | None) -> None:
+def test_spin_count_is_set_unless_user_has_set_it(variables: dict[str, str], expected: str | None) -> None:
     threads.spin_briefly(variables)
     assert variables.get("GOMP_SPINCOUNT") == expected
 
 
 @pytest.mark.parametrize("command", ["train", "translate", "evaluate"])
-def test_entries_set_spin_count_before_importing_torch(command: str) -> None:
+def test_commands_set_spin_count_before_importing_torch(command: str) -> None:
     """PyTorch's OpenMP library reads GOMP_SPINCOUNT only once, when PyTorch is imported."""
     arguments = {
         "train": ["experiment=smoke", "data.root=/nowhere", "data.photos=0"],
@@ -218,7 +218,7 @@ def test_busy_time_counts_allowed_cores_only() -> None:
 
 
 @needs_proc
-def test_counters_include_other_process_on_the_core() -> None:
+def test_counters_include_other_process_on_same_core() -> None:
     core = min(os.sched_getaffinity(0))
     with on_core(core), spinning(3, core=core):
         before = threads.look()

@@ -1,4 +1,4 @@
-"""Tests that compare the 3x3 convolution with Winograd's backward pass with PyTorch's convolution."""
+"""Comparison of PyTorch's 3x3 convolution with the convolution that uses Winograd's backward pass."""
 
 import copy
 
@@ -49,7 +49,7 @@ def values(*shape: int, layout: torch.memory_format = torch.contiguous_format) -
     [(1, 2, 2), (2, 4, 6), (3, 10, 2), (1, 70, 70), (2, 64, 70), (1, 4, 2100)],
     ids=str,
 )
-def test_gradients_equal_pytorch_gradients(count, height, width, layout, output_layout):
+def test_winograd_gradients_equal_pytorch_gradients(count, height, width, layout, output_layout):
     winograd, conv = layers(5, 3, dtype=torch.float64)
     x = values(count, 5, height + 2, width + 2, layout=layout)
     e = values(count, 3, height, width, layout=output_layout)
@@ -57,7 +57,7 @@ def test_gradients_equal_pytorch_gradients(count, height, width, layout, output_
 
 
 @pytest.mark.parametrize("size", [(9, 12), (12, 9), (9, 9)], ids=str)
-def test_gradients_at_odd_sizes_equal_pytorch_gradients(size):
+def test_gradients_at_odd_image_sizes_equal_pytorch_gradients(size):
     winograd, conv = layers(4, 6, dtype=torch.float64)
     x, e = values(2, 4, *size), values(2, 6, size[0] - 2, size[1] - 2)
     torch.testing.assert_close(gradients(winograd, x, e), gradients(conv, x, e), rtol=1e-12, atol=1e-12)
@@ -124,7 +124,7 @@ def test_frozen_weights_pass_gradients_to_input():
     torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-12)
 
 
-def test_weight_gradients_without_input_gradient():
+def test_weight_gradients_are_exact_if_input_needs_no_gradient():
     winograd, conv = layers(4, 4, dtype=torch.float64)
     x, e = values(1, 4, 8, 8), values(1, 4, 6, 6)
     weights, expected = (torch.autograd.grad(layer(x), list(layer.parameters()), e) for layer in (winograd, conv))

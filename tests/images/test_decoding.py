@@ -1,4 +1,4 @@
-"""Decoding: every file gives an upright RGB image, or an error that names its path."""
+"""Decoding: every file gives an upright RGB image, or an error that contains the path of the file."""
 
 import os
 import pickle
@@ -52,13 +52,13 @@ def test_every_exif_orientation_is_undone(tmp_path: Path, orientation: int, endi
 
 
 @pytest.mark.parametrize("ending", ["png", "tif"])
-def test_16_bit_grey_keeps_its_brightness(tmp_path: Path, ending: str) -> None:
+def test_16_bit_grey_image_keeps_its_brightness(tmp_path: Path, ending: str) -> None:
     grey = np.array([[0, 257, 128 * 257, 200 * 257, 65535]], np.uint16)
     Image.fromarray(grey).save(tmp_path / f"x.{ending}")
     assert np.asarray(decoding.read(tmp_path / f"x.{ending}"))[0, :, 1].tolist() == [0, 1, 128, 200, 255]
 
 
-def test_transparency_is_composited_over_white(tmp_path: Path) -> None:
+def test_transparent_pixels_are_composited_over_white_by_default(tmp_path: Path) -> None:
     pixels = np.array([[[255, 0, 0, 255], [255, 0, 0, 0], [0, 0, 0, 128]]], np.uint8)
     Image.fromarray(pixels).save(tmp_path / "rgba.png")
     assert np.asarray(decoding.read(tmp_path / "rgba.png"))[0].tolist() == [[255, 0, 0], [255] * 3, [127] * 3]
@@ -82,7 +82,7 @@ def test_every_colour_mode_is_converted_to_rgb(mode: str) -> None:
 
 @pytest.mark.parametrize("background", ["#808080", "white", "black", "rgb(10, 200, 30)"])
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
-def test_transparency_is_composited_over_the_background(tmp_path: Path, mode: str, background: str) -> None:
+def test_transparent_pixels_are_composited_over_given_background(tmp_path: Path, mode: str, background: str) -> None:
     colour = np.array({"#808080": [128] * 3, "white": [255] * 3, "black": [0] * 3}.get(background, [10, 200, 30]))
     alpha = np.array([[0.0, 1.0]]) if mode == "P" else np.array([[0.0, 85 / 255, 1.0]])
     colours = np.array([[[40, 40, 40]] * alpha.shape[1]])
@@ -99,7 +99,7 @@ def test_transparency_is_composited_over_the_background(tmp_path: Path, mode: st
     assert np.abs(pixels - expected).max() <= 1
 
 
-def test_colour_parser_drops_alpha_and_rejects_bad_names() -> None:
+def test_colour_parser_ignores_alpha_and_rejects_unknown_names() -> None:
     assert decoding.colour("#ff000080") == (255, 0, 0)
     for text in ("greenish", "", "#12", "x" * 1000):
         with pytest.raises(ValueError):  # noqa: PT011
@@ -121,7 +121,7 @@ ANIMATIONS = {"gif": {}, "webp": {"lossless": True}, "png": {}, "tif": {}}
 
 
 @pytest.mark.parametrize("ending", ANIMATIONS)
-def test_first_frame_of_an_animation_is_read(tmp_path: Path, ending: str) -> None:
+def test_only_first_frame_of_an_animation_is_read(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"x.{ending}"
     FRAMES[0].save(path, save_all=True, append_images=FRAMES[1:], **ANIMATIONS[ending])
     assert np.array_equal(np.asarray(decoding.read(path)), np.asarray(FRAMES[0]))
@@ -137,7 +137,7 @@ def test_mpo_previews_do_not_count_as_animation(tmp_path: Path) -> None:
 
 
 def png_chunks(whole: bytes) -> list[tuple[int, bytes, int]]:
-    """Return the offset, kind and data length of each chunk of a PNG."""
+    """Return the offset, kind and data length in bytes of each chunk in a PNG file."""
     chunks, at = [], 8
     while at < len(whole):
         length = int.from_bytes(whole[at : at + 4], "big")
@@ -146,7 +146,7 @@ def png_chunks(whole: bytes) -> list[tuple[int, bytes, int]]:
     return chunks
 
 
-def test_png_with_a_bad_crc_is_rejected(tmp_path: Path) -> None:
+def test_png_with_a_wrong_checksum_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     smooth = np.add.outer(np.arange(200), np.arange(200)).astype(np.uint8)
     Image.fromarray(smooth).save(path)
@@ -167,7 +167,7 @@ def test_png_with_a_bad_crc_is_rejected(tmp_path: Path) -> None:
         decoding.read(path)
 
 
-def test_png_is_rejected_if_truncated_but_not_for_trailing_bytes(tmp_path: Path) -> None:
+def test_truncated_png_is_rejected_but_png_with_trailing_bytes_is_read(tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     Image.fromarray(noise(60, 50)).save(path)
     whole = path.read_bytes()
@@ -183,7 +183,7 @@ def test_png_is_rejected_if_truncated_but_not_for_trailing_bytes(tmp_path: Path)
     ("jpg", {}), ("jpg", {"progressive": True}), ("png", {}), ("webp", {}), ("webp", {"lossless": True}), ("bmp", {}),
     ("tif", {}), ("tif", {"compression": "tiff_lzw"}), ("gif", {}),
 ])  # fmt: skip
-def test_truncated_file_is_rejected_at_any_length(tmp_path: Path, ending: str, settings: dict[str, object]) -> None:
+def test_file_truncated_at_any_length_is_rejected(tmp_path: Path, ending: str, settings: dict[str, object]) -> None:
     path = tmp_path / f"x.{ending}"
     Image.fromarray(noise(60, 50)).save(path, **settings)
     whole = path.read_bytes()
@@ -196,7 +196,7 @@ def test_truncated_file_is_rejected_at_any_length(tmp_path: Path, ending: str, s
                     function(path)
 
 
-def test_too_many_pixels_are_detected_from_the_header(tmp_path: Path) -> None:
+def test_image_with_too_many_pixels_is_rejected_without_decoding(tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     Image.new("1", (4000, 3000)).save(path)
     whole = path.read_bytes()
@@ -209,7 +209,7 @@ def test_too_many_pixels_are_detected_from_the_header(tmp_path: Path) -> None:
         decoding.probe(path, max_pixels=12_000_000)
 
 
-def test_pixel_limit_of_pillow_is_disabled(tmp_path: Path) -> None:
+def test_pixel_limit_of_pillow_does_not_apply(tmp_path: Path) -> None:
     Image.new("1", (10_000, 9_000)).save(tmp_path / "x.png")  # Pillow's default warns above 89.5 megapixels
     Image.new("1", (1, 1)).save(tmp_path / "y.png")
     # Pillow's default raises an error above 179 megapixels.
@@ -239,14 +239,14 @@ def test_floating_point_colours_are_rejected(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"II*\x00"], ids=repr)
-def test_non_image_raises_data_error_with_its_path(tmp_path: Path, content: bytes) -> None:
+def test_error_for_a_file_that_is_no_image_contains_its_path(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.jpg").write_bytes(content)
     with pytest.raises(DataError, match=rf"^{tmp_path}/x\.jpg: "):
         decoding.read(tmp_path / "x.jpg")
 
 
 @pytest.mark.parametrize("ending", ["jpg", "png", "webp", "bmp", "tif"])
-def test_damaged_file_is_read_or_raises_data_error(tmp_path: Path, ending: str) -> None:
+def test_file_with_damaged_bytes_is_read_or_raises_data_error(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"x.{ending}"
     exif = Image.Exif()
     exif[0x0112], exif[0x010F] = 6, "maker"
@@ -368,14 +368,14 @@ def test_save_uses_the_format_of_the_file_extension(tmp_path: Path, ending: str)
     assert [path.name for path in tmp_path.iterdir()] == [f"x{ending.upper()}"]  # no temporary file
 
 
-def test_failed_encoding_keeps_the_old_file(tmp_path: Path) -> None:
+def test_failed_save_keeps_the_old_file(tmp_path: Path) -> None:
     (tmp_path / "x.webp").write_bytes(b"old")
     with pytest.raises((OSError, ValueError)):
         decoding.save(Image.new("RGB", (20_000, 1)), tmp_path / "x.webp")
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("x.webp", b"old")]
 
 
-def test_find_lists_nested_images_in_name_order(tmp_path: Path) -> None:
+def test_find_lists_images_in_subfolders_in_name_order(tmp_path: Path) -> None:
     for name in ["b/2.PNG", "a.jpg", "b/10.tiff", ".hidden.png", ".git/x.png", "c.txt", "d.jpg/e.webp"]:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
@@ -385,7 +385,7 @@ def test_find_lists_nested_images_in_name_order(tmp_path: Path) -> None:
     assert [str(name) for name in decoding.find(tmp_path)] == ["a.jpg", "b/10.tiff", "b/2.PNG", "d.jpg/e.webp"]
 
 
-def test_linked_folder_is_listed_once_in_any_scan_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_linked_folder_is_listed_once_whatever_the_scan_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "real" / "x.png").touch()
     (tmp_path / "link").symlink_to("real")

@@ -1,6 +1,6 @@
 """Corpus of unusual photo files: each is read and written correctly, or rejected with the expected reason.
 
-Expected pixels are computed from the arrays that a file was made from, never by the code under test.
+Expected pixels are computed from the arrays from which a file was made, never by the code under test.
 """
 
 import io
@@ -40,7 +40,7 @@ LOSSES = {".jpg": 8, ".jpeg": 8, ".webp": 24, ".avif": 8, ".heic": 8}
 
 @dataclass(frozen=True)
 class Good:
-    """Readable file and its expected content."""
+    """Test case: a readable photo file, and its expected content."""
 
     name: str
     make: Make
@@ -52,7 +52,7 @@ class Good:
 
 @dataclass(frozen=True)
 class Bad:
-    """Unreadable file and the expected reason."""
+    """Test case: an unreadable photo file, and the reason expected in its error."""
 
     name: str
     make: Make
@@ -63,14 +63,14 @@ class Bad:
 
 
 def scene(full: int = 255) -> np.ndarray:
-    """RGB gradient with a different colour in every corner; smooth, so that lossy formats change it little."""
+    """Return an RGB gradient with a different colour in each corner, smooth so that lossy formats change it little."""
     across, down = np.meshgrid(np.linspace(0, 1, WIDTH), np.linspace(0, 1, HEIGHT))
     values = np.stack([0.1 + 0.8 * across, 0.9 - 0.7 * down, 0.2 + 0.3 * across + 0.4 * down], axis=-1)
     return (values.astype(float) * full).round().astype(np.uint8 if full == 255 else np.uint16)
 
 
 def fading(full: int = 255) -> np.ndarray:
-    """Alpha from transparent at the left to opaque at the right."""
+    """Return an alpha channel that rises from transparent at the left to opaque at the right."""
     return np.linspace(0, full, WIDTH)[None].repeat(HEIGHT, 0).round().astype(np.uint8 if full == 255 else np.uint16)
 
 
@@ -100,7 +100,7 @@ def as_numbers(values: np.ndarray, like: np.ndarray) -> np.ndarray:
 
 
 def oriented(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Return the pixels that a file with this EXIF orientation stores for an upright image."""
+    """Return the pixels that a file with the given EXIF orientation has to store to show an upright image."""
     turn = {
         1: lambda a: a,
         2: lambda a: a[:, ::-1],
@@ -118,7 +118,7 @@ def oriented(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def exif_with(orientation: int = 1) -> bytes:
-    """EXIF data with a camera, a comment, a place and an orientation."""
+    """Return EXIF data with a camera model, a comment, a place and an orientation."""
     exif = Image.Exif()
     exif[0x010F], exif[0x0112] = "SECRET camera", orientation
     exif.get_ifd(0x8769)[0x9286] = b"ASCII\0\0\0SECRET comment"
@@ -184,10 +184,10 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 def png(
     channels: np.ndarray, *, bits: int, kind: int, chunks: bytes = b"", size: tuple[int, int] | None = None
 ) -> Make:
-    """Return a function that writes a PNG chunk by chunk; samples below 8 bits share a byte.
+    """Return a function that writes `channels` as a PNG without an image library; samples below 8 bits share a byte.
 
     Args:
-        bits: bits a sample.
+        bits: bits per sample.
         kind: PNG colour type.
         chunks: encoded chunks to insert between header and pixels.
         size: width and height to write to the header; None for the actual size.
@@ -205,7 +205,7 @@ def png(
 
 
 def moved_behind(kind: bytes) -> Callable[[bytes], bytes]:
-    """Return a function that moves a chunk of a PNG to the end, before IEND."""
+    """Return a function that moves the chunk `kind` of an encoded PNG to the end, just before the chunk IEND."""
 
     def move(data: bytes) -> bytes:
         at = data.index(kind) - 4
@@ -447,7 +447,7 @@ def sixteen_bits() -> list[Good]:
 
 
 def all_orientations() -> list[Good]:
-    """Photos in all EXIF orientations, with metadata that must not reach the output."""
+    """Return test cases in all EXIF orientations, with metadata that must not reach the output."""
     cases = []
     for number in range(1, 9):
         stored, exif = oriented(RGB, number), exif_with(number)
@@ -501,7 +501,7 @@ def all_orientations() -> list[Good]:
 
 
 def with_profiles() -> list[Good]:
-    """Images with colour profiles."""
+    """Return test cases with embedded colour profiles."""
     wide, grey, inks = profiles.wide(), profiles.linear_grey(), profiles.inks()
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     seen, seen16 = (as_numbers(profiles.wide_as_srgb(a / np.iinfo(a.dtype).max), a) for a in (RGB, RGB16))
@@ -680,12 +680,12 @@ def test_good_file_is_read_and_written(tmp_path: Path, case: Good) -> None:
 @pytest.mark.skipif(not HAS_HEIF, reason="HEIC needs the extra `heic`")
 @pytest.mark.parametrize("format_name", ["keep", "heic"])
 @pytest.mark.parametrize("case", HEIC, ids=lambda case: case.name)
-def test_heic_is_read_and_written(tmp_path: Path, case: Good, format_name: file_formats.Format) -> None:
+def test_heic_file_is_read_and_written(tmp_path: Path, case: Good, format_name: file_formats.Format) -> None:
     check(tmp_path, case, format_name)
 
 
 @pytest.mark.parametrize("case", BAD, ids=lambda case: case.name)
-def test_bad_file_is_rejected_with_its_reason(tmp_path: Path, case: Bad) -> None:
+def test_bad_file_is_rejected_with_expected_reason(tmp_path: Path, case: Bad) -> None:
     case.make(tmp_path / case.name)
     with pytest.raises(decoding.ImageError) as caught:
         reading.read(tmp_path / case.name)
@@ -719,7 +719,7 @@ def check(folder: Path, case: Good, format_name: file_formats.Format = "keep") -
 def check_written(
     target: Path, pixels: np.ndarray, alpha: np.ndarray | None, near: float, notes: tuple[str, ...]
 ) -> None:
-    """Check a written file against `pixels`, with decoders other than the code under test."""
+    """Check that a written file contains `pixels`, using decoders other than the code under test."""
     ending, full = target.suffix.lower(), np.iinfo(pixels.dtype).max
     expected, losses = pixels.astype(float), []
     if alpha is not None and ending in (".jpg", ".jpeg", ".bmp"):

@@ -39,7 +39,7 @@ def needs_16_bit() -> None:
 
 
 def camera_exif(orientation: int = 6) -> Image.Exif:
-    """EXIF data of a camera: model, orientation, exposure, date and place."""
+    """Return EXIF data as a camera writes them: model, orientation, exposure, date and place."""
     exif = Image.Exif()
     exif[0x010F], exif[0x0110], exif[0x0112] = "maker", "model", orientation
     details, gps = exif.get_ifd(0x8769), exif.get_ifd(0x8825)
@@ -50,7 +50,7 @@ def camera_exif(orientation: int = 6) -> Image.Exif:
 
 
 def with_preview(exif: bytes, preview: bytes) -> bytes:
-    """Append a second directory with a small JPEG to EXIF data."""
+    """Return EXIF data with a second directory appended, which contains a small JPEG as preview."""
     data = bytearray(exif[6:])
     assert data[:2] == b"MM"
     (start,) = struct.unpack(">I", data[4:8])
@@ -70,7 +70,7 @@ def with_preview(exif: bytes, preview: bytes) -> bytes:
     [((40, 30), 20, (20, 15)), ((30, 40), 20, (15, 20)), ((40, 30), 40, (40, 30)), ((40, 30), 80, (40, 30)),
      ((300, 1), 100, (100, 1)), ((7, 5), 1, (1, 1))],
 )  # fmt: skip
-def test_resize_shrinks_the_longer_side_and_never_enlarges(
+def test_resize_limits_the_longer_side_and_never_enlarges_photos(
     tmp_path: Path, size: tuple[int, int], longest: int, expected: tuple[int, int], sixteen_bit: bool
 ) -> None:
     if sixteen_bit:
@@ -82,13 +82,16 @@ def test_resize_shrinks_the_longer_side_and_never_enlarges(
     assert read_back.pixels.flags.c_contiguous
 
 
-def test_longer_side_is_measured_after_orientation(tmp_path: Path) -> None:
+def test_resize_measures_the_longer_side_of_the_upright_photo(tmp_path: Path) -> None:
     Image.fromarray(noise(30, 41)).save(tmp_path / "x.png", exif=camera_exif(6))
     assert reading.read(tmp_path / "x.png", resize=20).pixels.shape == (20, 15, 3)
 
 
 def cubic(count: int, new_count: int) -> np.ndarray:
-    """Weights (new_count, count) of a cubic filter with a = -0.5, stretched by the scale for antialiasing."""
+    """Return the (new_count, count) weights that resize `count` values with an antialiasing cubic filter (a = -0.5).
+
+    For antialiasing, the filter is stretched by the scale.
+    """
     scale = count / new_count
     centres = (np.arange(new_count)[:, None] + 0.5) * scale
     x = np.abs((np.arange(count)[None] + 0.5 - centres) / scale)
@@ -122,7 +125,7 @@ def test_shrinking_is_antialiased_bicubic_weighted_by_alpha(
 
 
 @pytest.mark.parametrize("sixteen_bit", [False, True])
-def test_hidden_colours_do_not_bleed_when_shrinking(tmp_path: Path, sixteen_bit: bool) -> None:
+def test_colours_of_transparent_pixels_do_not_bleed_when_shrinking(tmp_path: Path, sixteen_bit: bool) -> None:
     if sixteen_bit:
         needs_16_bit()
     full, kind = (65535, np.uint16) if sixteen_bit else (255, np.uint8)
@@ -266,7 +269,7 @@ def test_equal_photos_give_equal_bytes(tmp_path: Path, ending: str, sixteen_bit:
     assert len(contents) == 1
 
 
-def test_discarded_alpha_and_bits_are_noted(tmp_path: Path) -> None:
+def test_note_is_returned_for_discarded_alpha_and_bits(tmp_path: Path) -> None:
     pixels, alpha = np.zeros((16, 32, 3), np.uint16), np.zeros((16, 32), np.uint16)
     pixels[:], alpha[:, :16] = (65535, 128, 129), 65535
     notes = writing.write(Photo(pixels, alpha), tmp_path / "x.bmp")
@@ -279,7 +282,7 @@ def test_discarded_alpha_and_bits_are_noted(tmp_path: Path) -> None:
     assert writing.write(opaque, tmp_path / "x.bmp") == ()  # an opaque 8-bit photo loses nothing
 
 
-def test_jpeg_has_the_requested_quality_and_full_chroma(tmp_path: Path) -> None:
+def test_written_jpeg_has_requested_quality_and_full_chroma(tmp_path: Path) -> None:
     for quality in (50, 95):
         writing.write(Photo(noise()), tmp_path / f"{quality}.jpg", quality=quality)
         expected = io.BytesIO()
@@ -358,7 +361,7 @@ def patch_encoder(monkeypatch: pytest.MonkeyPatch, change: Callable[[bytes], byt
 
 
 @pytest.mark.parametrize("ending", [ending for ending in ENDINGS if ending != ".tif"])  # TIFF is not encoded by Pillow
-def test_unreadable_output_raises_error_and_keeps_the_old_file(
+def test_unreadable_encoder_output_raises_error_and_keeps_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
 ) -> None:
     path = tmp_path / f"x{ending}"
@@ -395,14 +398,16 @@ def test_heic_too_large_to_reopen_raises_image_error(tmp_path: Path) -> None:
 
 
 class TruncatingWriter(io.BufferedWriter):
-    """File on a disk that loses the last 100 bytes of each write."""
+    """Binary file on a faulty disk, which loses the last 100 bytes of each write."""
 
     def write(self, content: Any) -> int:
         super().write(content[:-100])
         return len(content)
 
 
-def test_short_write_raises_image_error_and_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_incomplete_write_raises_image_error_and_leaves_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     original = Path.open
 
     def opened(path: Path, mode: str = "r", *arguments: Any, **options: Any) -> IO[Any]:
@@ -418,7 +423,7 @@ def test_short_write_raises_image_error_and_leaves_no_file(tmp_path: Path, monke
     ("ending", "sixteen_bit"),
     [("png", False), ("tif", False), ("jpg", False), ("webp", False), ("png", True), ("tif", True)],
 )
-def test_too_many_pixels_are_rejected_from_the_header(tmp_path: Path, ending: str, sixteen_bit: bool) -> None:
+def test_photo_with_too_many_pixels_is_rejected_undecoded(tmp_path: Path, ending: str, sixteen_bit: bool) -> None:
     if sixteen_bit:
         needs_16_bit()
     writing.write(Photo(noise(200, 200, sixteen_bit=sixteen_bit)), tmp_path / f"x.{ending}")
@@ -460,7 +465,7 @@ print(sorted(file_formats.ENDINGS))
 """
 
 
-def test_missing_16_bit_libraries_are_named_in_the_error(tmp_path: Path) -> None:
+def test_reading_error_names_missing_libraries_for_16_bit_files(tmp_path: Path) -> None:
     Image.fromarray(noise(sixteen_bit=True, channels=1)[..., 0]).save(tmp_path / "grey.png")
     Image.fromarray(noise(sixteen_bit=True, channels=1)[..., 0]).save(tmp_path / "grey.tif")
     writing.write(Photo(noise(), noise(channels=1)[..., 0]), tmp_path / "x.tif")
@@ -471,7 +476,7 @@ def test_missing_16_bit_libraries_are_named_in_the_error(tmp_path: Path) -> None
         assert lines[:3] == [reason, reason, "uint8"]
 
 
-def test_missing_heic_library_is_named_in_the_error(tmp_path: Path) -> None:
+def test_reading_error_names_missing_library_for_heic_files(tmp_path: Path) -> None:
     (tmp_path / "x.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100))
     (tmp_path / "x.jpg").write_bytes((tmp_path / "x.heic").read_bytes())
     names = [str(tmp_path / "x.heic"), str(tmp_path / "x.jpg")]
@@ -486,7 +491,7 @@ def test_missing_heic_library_is_named_in_the_error(tmp_path: Path) -> None:
     assert target == "x.jpg\n"
 
 
-def test_16_bit_write_without_libraries_leaves_no_file(tmp_path: Path) -> None:
+def test_writing_16_bit_photo_without_libraries_leaves_no_file(tmp_path: Path) -> None:
     script = f"""
 import numpy as np
 from cyclestyle.images.photo import Photo

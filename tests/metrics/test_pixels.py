@@ -1,4 +1,4 @@
-"""Pixel metrics compared with scikit-image as an independent implementation."""
+"""Pixel metrics, compared with scikit-image as an independent implementation."""
 
 import math
 

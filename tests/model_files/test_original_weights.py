@@ -1,4 +1,4 @@
-"""Weights of the reference, the 2017 implementation: layer names, detection, outputs and losses of its first step."""
+"""Weights of the reference, the 2017 implementation: names of layers, detected architectures, outputs, first losses."""
 
 import re
 from pathlib import Path
@@ -45,7 +45,7 @@ def test_first_translation_matches_the_reference(steps):
         np.testing.assert_allclose(ba(fake_b).numpy(), steps["rec_A_step0"], rtol=0, atol=1e-6)
 
 
-def test_first_losses_match_the_reference_to_1e_9(steps):
+def test_losses_of_first_step_match_the_reference_to_1e_9(steps):
     ab, ba = load(ResNetGenerator(4, 2), "G_A"), load(ResNetGenerator(4, 2), "G_B")
     discriminator_a, discriminator_b = load(PatchDiscriminator(4), "D_B"), load(PatchDiscriminator(4), "D_A")
     a, b = (torch.from_numpy(steps[name][0]).double() for name in ("real_A", "real_B"))
@@ -123,7 +123,7 @@ FILES = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_original_pth_files_give_the_original_outputs(name):
+def test_original_pth_files_give_the_outputs_of_the_reference(name):
     output, expected = FILES[name]
     detected = detect_architecture(torch.load(GOLDEN / "weights" / f"{name}.pth", weights_only=True))
     assert expected.items() <= detected.architecture.items()
@@ -149,7 +149,7 @@ def test_original_pth_files_give_the_original_outputs(name):
     ids=str,
 )
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_network_width_and_depth_are_detected(network, size, wrapped):
+def test_width_and_depth_are_detected_from_reference_weights(network, size, wrapped):
     state = randomized(network).state_dict()
     detected = detect_architecture({f"module.{name}": tensor for name, tensor in state.items()} if wrapped else state)
     x = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(1)) * 2 - 1
@@ -176,7 +176,7 @@ def test_network_width_and_depth_are_detected(network, size, wrapped):
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_unsupported_generators_are_rejected(network, reason):
+def test_weights_of_unsupported_generators_are_rejected(network, reason):
     with pytest.raises(CheckpointError) as caught:
         detect_architecture(network.state_dict())
     assert str(caught.value).startswith(reason)

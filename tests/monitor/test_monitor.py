@@ -41,7 +41,7 @@ def noise(seed: int, count: int = 2, height: int = 20, width: int = 30) -> Sampl
     return Samples(*(torch.randint(0, 256, (4, count, 3, height, width), dtype=torch.uint8, generator=random)))
 
 
-def test_grid_has_row_per_probe_and_four_columns() -> None:
+def test_grid_has_four_columns_and_a_row_per_probe_image() -> None:
     probes = noise(0, count=3)
     sheet = np.asarray(grid(probes, column_titles("monet", "photo")))
     assert sheet.shape == (22 + 3 * 24 + 4, 4 * 34 + 4, 3)
@@ -60,7 +60,7 @@ def test_every_grid_column_has_a_title() -> None:
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])
-def test_samples_are_outputs_of_the_right_generators(ema: float) -> None:
+def test_each_sample_is_output_of_the_right_generator(ema: float) -> None:
     trainer = tiny_trainer(ema=ema)
     for step in range(3):
         trainer.train_step(random_batch([step]))
@@ -225,7 +225,7 @@ def traced(*, gpu: bool) -> list[dict[str, Any]]:
     return [*other, *reversed(marks), *(launches + work if gpu else [])]
 
 
-def test_phases_and_other_add_up_to_step_time() -> None:
+def test_times_of_phases_plus_other_time_equal_step_time() -> None:
     times = breakdown(traced(gpu=False), ["forward", "backward", "saving"], steps=2)
     clocks = {name: phase.clock_s for name, phase in times.phases.items()}
     assert clocks == pytest.approx({"forward": 0.035, "backward": 0.020, "saving": 0, "other": 0.025})
@@ -233,7 +233,7 @@ def test_phases_and_other_add_up_to_step_time() -> None:
     assert "GPU" not in "".join(markdown(times))
 
 
-def test_gpu_work_counts_once_for_launching_phase() -> None:
+def test_gpu_work_counts_once_for_phase_that_launched_it() -> None:
     times = breakdown(traced(gpu=True), ["forward", "backward"], steps=2)
     busy = {name: phase.device_s for name, phase in times.phases.items()}
     assert busy == pytest.approx({"forward": 0.030 / 2, "backward": 0.058 / 2, "other": 0.006 / 2})
@@ -264,7 +264,7 @@ def slow_batches() -> Iterator[Batch]:
 
 
 class Clock:
-    """A logger that records the time at the end of each step."""
+    """Logger that stores the time at the end of each step."""
 
     def __init__(self) -> None:
         self.times_s: list[float] = []
@@ -278,7 +278,7 @@ class Clock:
 
 
 def profiled(folder: Path, *, steps: int, **settings: Any) -> tuple[list[str], Clock]:
-    """Train with a profile; return the profile's warnings, and a clock with the end time of each step."""
+    """Train `steps` steps with a profiler; return its warnings, and a logger with the end time of each step."""
     warnings: list[str] = []
     clock, profile = Clock(), Profile(folder, phases=list(Phase), window=SMALL, warn=warnings.append)
     trainer = tiny_trainer(steps=steps, log_every=2, ema=0.9, **settings)
@@ -292,7 +292,7 @@ def trace_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def marked(folder: Path) -> list[tuple[float, float, str]]:
-    """Begin, end (seconds) and name of each phase and each step in the trace, in order."""
+    """(begin, end, name) of each phase and each step in the trace, in order; times are in seconds."""
     return sorted(
         (event["ts"] / 1e6, (event["ts"] + event["dur"]) / 1e6, event["name"])
         for event in trace_of(folder)
@@ -354,7 +354,9 @@ def test_run_too_short_for_profile_warns_and_writes_nothing(tmp_path: Path, step
     assert list(tmp_path.iterdir()) == []
 
 
-def test_run_ending_within_profile_writes_whole_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_that_ends_during_recording_writes_complete_steps(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     warnings, _ = profiled(tmp_path, steps=4)
     assert [line.partition(" of")[0] for line in warnings] == ["trainer.profile: 2"]
     printed = capsys.readouterr().out
@@ -374,7 +376,7 @@ def test_unwritable_profile_warns_once_and_training_continues(
     assert capsys.readouterr().out == ""
 
 
-def test_inactive_profiler_marks_are_cheap(tmp_path: Path) -> None:
+def test_phase_marks_are_cheap_without_profiler(tmp_path: Path) -> None:
     for steps in (1, 4, 6):  # training ends before, among and after the recorded steps
         profiled(tmp_path, steps=steps)
         assert not torch.autograd._profiler_enabled()

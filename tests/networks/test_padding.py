@@ -37,7 +37,7 @@ def test_repeat_edges_matches_pytorch(size, margin):
 
 
 class PretendCuda(torch.Tensor):
-    """A CPU tensor with `is_cuda` set, to test the CUDA branch without a GPU."""
+    """A CPU tensor whose `is_cuda` is True, to test the CUDA branch without a GPU."""
 
     is_cuda = True
 

@@ -1,4 +1,4 @@
-"""ResNet generator compared with the paper, outputs of the 2017 implementation, and a plain sequence."""
+"""ResNet generator: comparison with the paper, with outputs of the 2017 implementation, and with a plain sequence."""
 
 import itertools
 from pathlib import Path

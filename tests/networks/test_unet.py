@@ -1,4 +1,4 @@
-"""U-Net generator compared with its published size and a nested implementation."""
+"""U-Net generator: comparison with its published number of parameters and with a nested implementation."""
 
 import itertools
 
@@ -46,7 +46,7 @@ def test_every_image_size_is_preserved(levels, upsample, detail):
 
 
 def nested_unet(x, weights, levels, i=0):
-    """Compute level i and all inner levels, nested as in the paper; all but the outermost have skip connections."""
+    """Compute level `i` of a U-Net and all levels inside it; all levels but the outermost have skip connections."""
     down = weights[f"down.{i}.conv.weight"], weights[f"down.{i}.conv.bias"]
     name = "head" if i == 0 else f"up.{levels - 1 - i}"
     up = weights[f"{name}.conv.weight"], weights[f"{name}.conv.bias"]

@@ -1,4 +1,4 @@
-"""Adversarial losses compared with values calculated by hand."""
+"""Adversarial losses, compared with values calculated by hand."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""CycleGAN objective compared with recorded losses of the 2017 implementation and with the plain `Textbook` loop."""
+"""CycleGAN objective: comparison with recorded losses of the 2017 implementation and with the `Textbook` loop."""
 
 import copy
 import json
@@ -27,7 +27,7 @@ def step(
     *,
     in_parts: bool = False,
 ) -> dict[str, float]:
-    """Do one training step with the objective and plain optimizers; return the losses."""
+    """Do one training step with `objective` and plain optimizers; return the losses by name."""
     generator_losses, fakes = {}, {}
     for part in objective.generator_parts if in_parts else (objective.generator_losses,):
         losses, outputs = part(a, b)
@@ -132,7 +132,7 @@ def test_joint_step_equals_step_of_plain_loop(settings: dict, adversarial: objec
 
 
 class Counting(nn.Module):
-    """Wrapper of a network that counts its input images."""
+    """Wrapper of a network; it counts the images that the network receives."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -177,7 +177,7 @@ WEIGHTS = [
 
 
 def gradients(objective: CycleGAN, parts: tuple) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
-    """Return losses and generator gradients after a backward pass per part, which frees the graph of the part."""
+    """Return losses and generator gradients after one backward pass for each of `parts`, which frees its graph."""
     random = torch.Generator().manual_seed(5)
     a, b = (torch.rand(2, 3, 48, 40, generator=random, dtype=torch.float64) * 2 - 1 for _ in "ab")
     values = {}
@@ -213,12 +213,12 @@ def test_last_part_uses_every_generator_parameter(weights: dict[str, float]) -> 
     assert all(gradient is not None for gradient in last_gradients.values())
 
 
-def test_one_direction_stores_half_the_activations() -> None:
+def test_one_part_stores_half_the_activations_of_joint_losses() -> None:
     objective = tiny_objective()
     a, b = torch.rand(1, 3, 64, 64), torch.rand(1, 3, 64, 64)
 
     def saved_bytes(losses_of: object) -> int:
-        """Return the bytes stored for the backward pass, each storage counted once, without parameters."""
+        """Return the bytes that `losses_of` stores for the backward pass: each storage once, no parameters."""
         parameters = {parameter.untyped_storage().data_ptr() for parameter in objective.generators.parameters()}
         parameters |= {parameter.untyped_storage().data_ptr() for parameter in objective.discriminators.parameters()}
         sizes: dict[int, int] = {}

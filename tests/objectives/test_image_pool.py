@@ -1,4 +1,4 @@
-"""Image pool compared with the paper's algorithm, and its split over positions and ranks."""
+"""Image pool: comparison with the paper's algorithm, and its division among positions and ranks."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from cyclestyle.rng import rng_for
 
 
 def numbered(draws: list[int]) -> torch.Tensor:
-    """Return images whose pixel values are their sample indices."""
+    """Return one image per sample index in `draws`, with the index as its pixel value."""
     return torch.tensor(draws, dtype=torch.float32).view(-1, 1, 1, 1).expand(-1, 3, 2, 2)
 
 

@@ -1,4 +1,4 @@
-"""The contact sheet of a command: links of its cards, and facts in its header."""
+"""The contact sheet for one run of a command: the links in its cards, and the facts in its header."""
 
 import json
 import re
@@ -18,7 +18,7 @@ from tests.translation.sets import run
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Two photos of different shapes, one of them in a folder with an odd name."""
+    """Create two photos of different shapes, one of them in a folder with an odd name."""
     folder = tmp_path / "my photos"
     (folder / "Süd #1").mkdir(parents=True)
     for name, shape in (("a.png", (20, 30, 3)), ("Süd #1/b.png", (24, 8, 3))):
@@ -54,7 +54,7 @@ def data(html: str) -> dict:
 
 
 def cards(html: str) -> dict[str, list[str | None]]:
-    """Return the paths in each card, by the card's name: first the thumbnails, then the files."""
+    """Return the paths in each card, keyed by the card's name; thumbnails come first, then the full files."""
     parsed = data(html)
     return {
         name: [
@@ -112,7 +112,7 @@ def test_failed_photos_are_listed_with_reason(photos: Path, output: Path) -> Non
     assert re.search(r"<li><b>.*/my photos/broken\.jpg</b> a web page, not a picture that can be read</li>", section)
 
 
-def test_page_of_a_set_with_only_failures(photos: Path, output: Path) -> None:
+def test_page_is_written_if_all_photos_failed(photos: Path, output: Path) -> None:
     for path in photos.rglob("*.png"):
         path.write_bytes(b"")
     html = html_of(translated(photos, output), output)

@@ -116,7 +116,7 @@ def test_missing_thumbnails_are_null_in_the_page() -> None:
     assert list(paths(html))[1] == [None, None, b"../photos/b.jpg", b"b.jpg"]
 
 
-def test_cards_of_an_empty_set_and_of_one_photo() -> None:
+def test_page_of_no_photos_or_one_photo_has_as_many_cards() -> None:
     assert data(html_of([]))["cards"] == []
     assert list(paths(html_of([card("a.jpg")]))) == [
         [b"thumbnails/a.jpg.before.webp", b"thumbnails/a.jpg.0.webp", b"../photos/a.jpg", b"a.jpg"]
@@ -306,7 +306,7 @@ def browsed(site: Path) -> str:
 
 
 def after(site: Path, *steps: str) -> str:
-    """Return the HTML of the page in Chromium after steps of a script, half a second apart.
+    """Return the HTML of the page in Chromium after the steps of a script, which run half a second apart.
 
     Chromium's virtual clock does not guarantee that frames are drawn, so effects that need one, such as scrolling,
     cannot be tested here.

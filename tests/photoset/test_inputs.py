@@ -27,7 +27,7 @@ def test_folder_is_searched_recursively(folder: Path) -> None:
     assert find_names(folder) == ["a.png", "b.jpg", "sub/c.JPG", "sub/deep/d.webp"]
 
 
-def test_single_photo(folder: Path) -> None:
+def test_single_photo_is_found(folder: Path) -> None:
     ((source,), _) = inputs.find(str(folder / "b.jpg"))
     status = (folder / "b.jpg").stat()
     assert source == (folder / "b.jpg", Path("b.jpg"), status.st_size, status.st_mtime_ns, "")
@@ -54,7 +54,7 @@ def test_existing_file_with_brackets_is_not_a_pattern(tmp_path: Path) -> None:
     assert find_names(tmp_path / "x[1].png") == ["x[1].png"]
 
 
-def test_path_list_of_photos_and_folders(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_path_list_may_name_photos_and_folders(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder.parent)
     Path("list.txt").write_text(f"in/b.jpg\r\n\n{folder}/sub\nin/../in/b.jpg\nin/gone.png\nin/notes.txt\n")
     assert find_names("list.txt") == ["in/b.jpg", "in/gone.png", "in/notes.txt", "in/sub/c.JPG", "in/sub/deep/d.webp"]
@@ -79,7 +79,7 @@ def test_standard_input_accepts_lines_and_zero_bytes(folder: Path, monkeypatch: 
     assert find_names("-", stream=io.BytesIO(b"a.png\0" + os.fsencode(odd))) == ["a.png", odd]
 
 
-def test_linked_photos_are_found_once(folder: Path) -> None:
+def test_photo_with_several_links_is_found_once(folder: Path) -> None:
     (folder / "sub" / "again").symlink_to(folder)
     (folder / "z.png").hardlink_to(folder / "a.png")
     assert find_names(folder) == ["a.png", "b.jpg", "sub/c.JPG", "sub/deep/d.webp"]
@@ -129,7 +129,7 @@ def test_output_and_known_translations_are_skipped(folder: Path) -> None:
 
 
 def test_path_list_skips_only_known_translations_in_the_output(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second time, `find photos | ... input=- output=photos/out` also lists the translations of the first time."""
+    """When `find photos | ... input=- output=photos/out` is repeated, `find` also lists earlier translations."""
     for name in ("out/x.png", "out/mine.png", "earlier/y.png"):
         write_picture(folder / name)
     monkeypatch.chdir(folder)
@@ -154,7 +154,7 @@ def test_path_list_with_bom_crlf_and_unknown_user(folder: Path, monkeypatch: pyt
     assert find_names("list.txt") == ["a.png", "~x.png"]
 
 
-def test_output_above_the_input_skips_nothing(folder: Path) -> None:
+def test_no_photo_is_skipped_if_output_folder_contains_input(folder: Path) -> None:
     assert len(find_names(folder, output=folder.parent)) == 4
 
 
@@ -208,7 +208,7 @@ def test_path_list_is_decoded_by_its_byte_order_mark(
 def test_utf_16_path_list_without_byte_order_mark_is_rejected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str, text: str
 ) -> None:
-    """Split at zero bytes, such a list would name the folders `.` and `/`."""
+    """If such a list were split at zero bytes, it would name the folders `.` and `/`."""
     monkeypatch.chdir(tmp_path)
     Path("list.txt").write_bytes(text.encode(encoding))
     with pytest.raises(DataError, match=r"^list\.txt looks like UTF-16 without a byte order mark: save it as UTF-8$"):

@@ -36,14 +36,17 @@ def layouts() -> list[Layout]:
 
 
 def every_extra() -> list[Layout]:
-    """Return layouts with all kinds of extra channels, and with signed or floating-point numbers."""
+    """Return layouts with all kinds of extra channels, and layouts with signed or floating-point numbers."""
     table = itertools.product((8, 16), range(1, 6), (0, 1, 2, 5), (1, 2), EXTRA)
     numbers = itertools.product((16, 32, 64), range(1, 5), (1, 2), (1, 2), ((),), (2, 3))
     return [Layout(*row) for row in (*table, *numbers)]
 
 
 def plain_colours(layout: Layout) -> np.ndarray | None:
-    """Return the colours of a layout that stores them as they are; None for other layouts and premultiplied alpha."""
+    """Return the colours of a layout that stores colours unchanged.
+
+    Return None for other layouts, and for layouts with premultiplied alpha.
+    """
     channels, full = stored(layout), 2**layout.bits - 1
     if layout.photometric in GREY:
         grey = channels[..., :1] if layout.photometric else full - channels[..., :1]
@@ -57,7 +60,7 @@ def plain_colours(layout: Layout) -> np.ndarray | None:
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Layout], Path, JobResult]:
-    """Every layout by its file name, the folder of the files, and the outcome of translating them."""
+    """Return all layouts keyed by file name, the folder of `in` and `out`, and the outcome of translating the files."""
     pytest.importorskip("tifffile", reason="16 bits a channel need the extra `deep`")
     pytest.importorskip("imagecodecs", reason="16 bits a channel need the extra `deep`")
     folder = tmp_path_factory.mktemp("table")
@@ -289,9 +292,7 @@ def test_ray_actor_returns_errors_in_rows(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow  # Ray takes 20 s to start
-def test_ray_reports_one_model_failure_and_raises_if_all_photos_fail(
-    tmp_path: Path,
-) -> None:
+def test_ray_reports_failure_on_one_photo_and_raises_failure_on_all(tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="engine=ray needs Ray")
     for n in range(4):
         write_picture(tmp_path / "in" / f"{n}.png", seed=n)

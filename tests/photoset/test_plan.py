@@ -159,7 +159,7 @@ def test_inputs_are_never_overwritten(tmp_path: Path, case: str, existing: Exist
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
-def test_output_above_the_input_must_not_overwrite_it(tmp_path: Path) -> None:
+def test_input_is_not_overwritten_if_output_folder_contains_it(tmp_path: Path) -> None:
     # The target of a/a/x.png is a/x.png, which is an input too.
     write_picture(tmp_path / "a" / "x.png")
     write_picture(tmp_path / "a" / "a" / "x.png")
@@ -355,7 +355,7 @@ def test_journal_size_is_bounded(tmp_path: Path) -> None:
     assert len(lines) <= 8
 
 
-def test_second_command_on_an_output_is_rejected(tmp_path: Path) -> None:
+def test_second_command_for_the_same_output_is_rejected(tmp_path: Path) -> None:
     """The second command runs in a child process, since a process can acquire a lock that it already holds."""
     write_picture(tmp_path / "in" / "x.png")
     holder = planned(tmp_path / "in", tmp_path / "out").journal

@@ -177,7 +177,7 @@ def test_exif_orientation_is_applied(tmp_path: Path) -> None:
         assert 0x0112 not in image.getexif()  # else viewers would rotate it again
 
 
-def test_thumbnails_of_photo_and_each_translation(tmp_path: Path) -> None:
+def test_photo_and_each_translation_have_thumbnails(tmp_path: Path) -> None:
     pixels = write_picture(tmp_path / "in" / "x.png", size=(40, 30))
     sheet = tmp_path / "out" / FOLDER / "thumbnails"
     run(tmp_path / "in", tmp_path / "out", count=2, sheet=sheet)
@@ -189,7 +189,7 @@ def test_thumbnails_of_photo_and_each_translation(tmp_path: Path) -> None:
 
 
 class PhotosInMemory:
-    """Counter of photos that have been read and not yet written; replaces `read` and `write` of the workers."""
+    """Counter of photos that have been read but not yet written; it replaces the functions `read` and `write`."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.peak = 0
@@ -212,7 +212,7 @@ class PhotosInMemory:
 
 
 def test_photos_in_memory_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory holds the photos read ahead, those of two batches, and those waiting to be written, never all 150."""
+    """Memory holds photos read ahead, photos of two batches, and photos waiting to be written, never all 150 photos."""
     for n in range(150):
         (tmp_path / "in").mkdir(exist_ok=True)
         write_picture(tmp_path / "in" / f"{n}.png", size=(4, 4), seed=n)
@@ -223,7 +223,7 @@ def test_photos_in_memory_are_bounded(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_large_photos_in_memory_are_bounded_by_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The limit counts pixels: with room for two photos, two wait for the model, and two for being written."""
+    """The limit counts pixels: if it allows two photos, two wait for the model, and two wait to be written."""
     for n in range(12):
         write_picture(tmp_path / "in" / f"{n}.png", size=(40, 30), seed=n)
     monkeypatch.setattr(batching, "MAX_WAITING_PIXELS", 2 * 40 * 30)

@@ -292,7 +292,7 @@ def test_failing_logger_does_not_lose_checkpoint() -> None:
     assert saves == [3]
 
 
-def test_log_has_means_since_last_log_and_rate_and_speed() -> None:
+def test_log_has_learning_rate_speed_and_means_since_last_log() -> None:
     each, _, _ = fitted(tiny_trainer(steps=4, log_every=1))
     twice, _, _ = fitted(tiny_trainer(steps=4, log_every=2))
     for name in ("loss/cycle_a", "loss/gan_ab", "score/real_b"):

@@ -23,7 +23,7 @@ def write_model(
     ema: bool = True,
     without: str = "",
 ) -> Path:
-    """Write a model file whose weights differ between directions, and between moving average and last step."""
+    """Write a model file; its weights differ between directions, and between the moving average and the last step."""
     tensors: dict[str, Tensor] = {}
     for seed, prefix in enumerate(["generators.ab.", "generators.ba.", *(["ema.ab.", "ema.ba."] if ema else [])]):
         torch.manual_seed(seed)
@@ -37,7 +37,7 @@ def write_model(
 
 
 def invert(pixels: Tensor) -> Tensor:
-    """Invert images: a model with easily recognised results."""
+    """Invert images; used as a model whose results are easily recognised."""
     return 255 - pixels
 
 

@@ -1,4 +1,4 @@
-"""Helpers that run whole translation commands, with a model that inverts images."""
+"""Helpers that run a whole translation of a photo set, with a model that inverts images."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from tests.translation.models import Inverted
 def planned(
     source: Path | str, output: Path, *, existing: str = "skip", count: int = 1, settings: str = "settings", **options
 ) -> Plan:
-    """Create a plan; the output folder stays locked until its journal is released."""
+    """Create a plan for translating `source`; the output folder stays locked until the plan's journal is released."""
     folders = ("",) if count == 1 else tuple(f"{number}" for number in range(count))
     jobs = make_jobs(str(source), output, folders=folders, **options)
     return make_plan(jobs, existing=existing, settings=settings, world=World())
@@ -43,6 +43,6 @@ def counts(outcome: JobResult) -> tuple[int, ...]:
 
 
 def tree(folder: Path) -> set[str]:
-    """Return the files below a folder, without those in the journal's folder."""
+    """Return the paths of all files below a folder, except the files in the journal's folder."""
     files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     return {str(name) for name in files if FOLDER not in name.parts}

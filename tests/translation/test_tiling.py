@@ -49,7 +49,10 @@ def generator(request: pytest.FixtureRequest) -> nn.Module:
 
 
 def build(name: str) -> nn.Module:
-    """Build a network with weights as large as trained weights: no output value is near 0, few are near -1 or 1."""
+    """Build a network whose weights are as large as trained weights.
+
+    None of its output values are near 0, and few are near -1 or 1.
+    """
     torch.manual_seed(0)
     network: nn.Module = GENERATORS[name]().eval().requires_grad_(False)
     return network
@@ -75,7 +78,7 @@ def difference(one: Tensor, other: Tensor) -> float:
 
 
 def min_memory(generator: nn.Module, image: Tensor, rows: int) -> int:
-    """Return the smallest memory that holds the strips; all stores are then files."""
+    """Return the smallest `memory` that holds the strips; with this value, all stores are files."""
     height, width = image.shape[2:]
     return tiling._estimate(generator, height, width, image.dtype, rows).strip_bytes
 
@@ -319,7 +322,7 @@ def test_no_files_are_left_after_an_error(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_full_disk_fails_before_computing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_error_states_needed_and_free_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(activation_store, "free_space", lambda folder: 1000)
     generator, image = build("resnet"), random_image(40, 40)
     with pytest.raises(DiskError, match=r"cannot keep activations.*no space left.*need .* MB, 0.0 MB free") as caught:
@@ -328,7 +331,7 @@ def test_full_disk_fails_before_computing(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no limits on the size of files")
-def test_disk_filling_up_is_an_error(tmp_path: Path) -> None:
+def test_disk_that_fills_up_while_storing_is_a_disk_error(tmp_path: Path) -> None:
     import resource
 
     generator, image = build("resnet"), random_image(120, 120)
@@ -343,7 +346,7 @@ def test_disk_filling_up_is_an_error(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_missing_folder_is_an_error(tmp_path: Path) -> None:
+def test_missing_folder_for_stores_is_a_disk_error(tmp_path: Path) -> None:
     generator, image = build("resnet"), random_image(40, 40)
     with pytest.raises(DiskError, match="cannot keep activations"):
         translate_tiled(generator, image, rows=8, memory=min_memory(generator, image, 8), folder=tmp_path / "none")
@@ -466,7 +469,7 @@ def test_bad_memory_size_is_rejected(text: str) -> None:
 
 def test_can_tile_accepts_registered_generators_only() -> None:
     class Custom(ResNetGenerator):
-        """Subclass whose forward pass may differ."""
+        """Subclass that is not registered, since its forward pass may differ."""
 
     for network in registry.GENERATORS.values():
         assert can_tile(network(4))

@@ -166,7 +166,7 @@ def test_other_networks_than_rgb_generators_are_rejected(tmp_path: Path, archite
         load(path)
 
 
-def test_missing_model_is_an_error(tmp_path: Path) -> None:
+def test_missing_model_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no checkpoint at /"):
         load(tmp_path / "nowhere")
 

@@ -1,4 +1,4 @@
-"""Brush strokes of the painted domain: placement, relief on the canvas, and palette."""
+"""Brush strokes for the paintings: their placement, their relief on the canvas, and the palette."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ HAIRS = 8  # number of strands across a brush, each with its own amount of paint
 
 
 class Strokes(NamedTuple):
-    """Brush strokes in units of the image's side, later ones on top of earlier ones; arrays have shape (count,)."""
+    """Brush strokes, measured in units of the image's side, later ones on top; arrays have shape (count,)."""
 
     x: Floats
     y: Floats
@@ -23,7 +23,7 @@ class Strokes(NamedTuple):
 
 
 def plan(rng: np.random.Generator, landscape: Landscape) -> tuple[Strokes, Strokes]:
-    """Return broad strokes that cover the canvas, and fine strokes for areas where the scene has detail."""
+    """Return the strokes for a scene: broad ones that cover the canvas, and fine ones where the scene has detail."""
     size = landscape.colour.shape[0]
     angle, detail = _brush_field(landscape)
     soft = blur(landscape.colour, max(1, size // 128))
@@ -52,7 +52,7 @@ def plan(rng: np.random.Generator, landscape: Landscape) -> tuple[Strokes, Strok
 
 
 def _scatter(rng: np.random.Generator, side: int) -> Floats:
-    """Scatter side * side points (x, y), one per cell of a grid, in random order: no gaps, no visible rows."""
+    """Return side * side points (x, y) in random order, one at random in each grid cell, to avoid gaps and rows."""
     cell = rng.permutation(side * side)
     corner = np.stack([cell % side, cell // side], axis=1)
     return ((corner + rng.random((side * side, 2))) / side).astype(np.float32)
@@ -64,7 +64,7 @@ def _cells(points: Floats, size: int) -> tuple[Ints, Ints]:
 
 
 def _brush_field(landscape: Landscape) -> tuple[Floats, Floats]:
-    """Return brush angle (along strong contours, else `landscape.angle`) and detail in [0, 1], both (size, size)."""
+    """Return two maps (size, size): brush angle (along contours, else `landscape.angle`) and detail in [0, 1]."""
     size = landscape.colour.shape[0]
     radius = max(1, size // 64)
     dy, dx = np.gradient(blur(landscape.colour.mean(axis=2, keepdims=True), radius)[..., 0] * size)
@@ -112,7 +112,7 @@ def stroke(image: Floats, thickness: Floats, strokes: Strokes, margin: int) -> N
 
 
 def weave(size: int) -> Floats:
-    """Height of the woven canvas threads, (size, size)."""
+    """Return the height of the canvas at each pixel, (size, size), with its woven threads."""
     x, y = grid(size)
     turns = 2 * np.pi * 44
     return np.asarray(0.12 * np.sin(turns * x) * np.sin(turns * y))

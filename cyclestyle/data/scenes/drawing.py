@@ -34,7 +34,7 @@ def photograph(scene: int, *, size: int, seed: int = 0) -> Bytes:
 
 
 def painting(scene: int, *, size: int, seed: int = 0) -> Bytes:
-    """Render a scene as an oil painting, uint8 (size, size, 3): other colours, brush strokes in relief, canvas."""
+    """Render a scene as an oil painting, uint8 (size, size, 3): with other colours, strokes in relief and canvas."""
     landscape = lay_out(scene, size, seed)
     fine, margin = 2 * size, size // 4  # painted at twice the resolution and averaged, for smooth edges
     side = fine + 2 * margin
@@ -61,9 +61,10 @@ def draw(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> bool:
-    """Draw the data set into root/{trainA,trainB,testA,testB}/0000.png...; return False if it already exists.
+    """Draw the data set into root/{trainA,trainB,testA,testB}/0000.png...; return False if it is already there.
 
-    `root` is created atomically. `progress` is called with the number of images done and their total number.
+    Each training folder gets `train` images, each test folder `test` images, with sides of `size` px. `root` is created
+    atomically. `progress` is called with the number of images done and their total number.
 
     Raises:
         CommandError: a number is out of range.
@@ -124,7 +125,7 @@ def _draw_all(
 
 
 def _is_drawn(root: Path, requested: dict[str, int]) -> bool:
-    """Return whether `root` has the requested set: False if it is empty or missing, DataError for other content."""
+    """Return whether `root` holds the requested set; False if `root` is missing or empty, DataError otherwise."""
     remedy = "give data.root another folder"
     if (root.is_dir() and not any(root.iterdir())) or not root.exists():
         return False

@@ -8,14 +8,14 @@ from cyclestyle.data.scenes.raster import Floats, generator, grid, mix, noise, p
 
 
 class Landscape(NamedTuple):
-    """Colours and brush directions of a scene, shared by both domains."""
+    """Colours and brush directions of a scene, shared by its photo and its painting."""
 
     colour: Floats  # (size, size, 3) in [0, 1], before lens and sensor
     angle: Floats  # (size, size) brush direction in radians; 0 is horizontal
 
 
 class Light(NamedTuple):
-    """Colours (3,) of the light in a scene, and the position of the sun."""
+    """Light in a scene: its colours, each of shape (3,), and the position of the sun."""
 
     zenith: Floats
     horizon: Floats
@@ -38,7 +38,7 @@ _MOODS = (  # zenith, horizon, sun, shade, height of the sun, range of cloud cov
 
 
 def lay_out(scene: int, size: int, seed: int) -> Landscape:
-    """Return the landscape of a scene number; its layout in units of the image's side is the same at every size."""
+    """Return the landscape with number `scene`; in units of the image's side, every `size` has the same layout."""
     rng = generator(seed, scene, "layout")
     light = _light(rng)
     horizon = float(rng.uniform(0.36, 0.64))
@@ -77,24 +77,24 @@ class _Canvas:
         self.angle = np.zeros((size, size), dtype=np.float32)
 
     def span(self, first: float, last: float) -> slice:
-        """Return the slice of pixels that the interval [first, last], in units of the side, touches on either axis."""
+        """Return the pixel indices, on either axis, that the interval [first, last] in units of the side touches."""
         start, stop = (min(max(int(at * self.size), 0), self.size) for at in (first, last + 1 / self.size))
         return slice(start, max(start, stop))
 
     def lay(
         self, alpha: Floats, colour: Floats, angle: Floats | float, rows: slice, columns: slice = slice(None)
     ) -> None:
-        """Blend a layer with opacity `alpha` into a window; where it is above 0.5, set the brush angle too."""
+        """Blend `colour` with opacity `alpha` into a window; where `alpha` is above 0.5, set the brush angle too."""
         window = (rows, columns)
         self.colour[window] += alpha[..., None] * (colour - self.colour[window])
         self.angle[window] = np.where(alpha > 0.5, angle, self.angle[window])
 
     def below(self, line: Floats | float, rows: slice) -> Floats:
-        """Return the coverage in [0, 1] of the area below the line y(x), with an edge one pixel wide."""
+        """Return the share in [0, 1] of each pixel below the line y(x); the edge is one pixel wide."""
         return np.asarray(np.clip((self.y[rows] - line) * self.size + 0.5, 0, 1) + 0 * self.x)
 
     def lit(self, relief: Floats, light: Light) -> Floats:
-        """Return how much the slopes of a relief, in units of the side, face the sun; negative if they face away."""
+        """Return how much each slope of `relief` (heights in units of the side) faces the sun; negative: away."""
         dy, dx = np.gradient(relief, axis=0), np.gradient(relief, axis=1)
         return np.asarray((0.5 * dy - light.toward * dx) * self.size)
 

@@ -11,7 +11,7 @@ Bytes: TypeAlias = npt.NDArray[np.uint8]
 
 
 def generator(seed: int, scene: int, purpose: str) -> np.random.Generator:
-    """Return the random generator of one purpose in one scene."""
+    """Return the random generator for one purpose in one scene; other purposes get independent numbers."""
     key = np.random.SeedSequence([seed, scene, *purpose.encode()])
     return np.random.Generator(np.random.Philox(key))
 
@@ -23,7 +23,7 @@ def grid(size: int) -> tuple[Floats, Floats]:
 
 
 def noise(rng: np.random.Generator, u: Floats, v: Floats | float, octaves: int = 5, rough: float = 0.5) -> Floats:
-    """Return fractal value noise around 0, mostly within [-1, 1]; the longest wavelength is one unit of u and v."""
+    """Return fractal value noise around 0, mostly within [-1, 1]; the longest wavelength is 1 in u and v."""
     total, weight, scale = np.zeros(1, dtype=np.float32), 1.0, 1.0
     for _ in range(octaves):
         lattice = rng.random((32, 32), dtype=np.float32)
@@ -54,13 +54,13 @@ def mix(a: npt.ArrayLike, b: npt.ArrayLike, t: Floats) -> Floats:
 
 
 def smooth(t: Floats) -> Floats:
-    """Smooth step from 0 to 1 (cubic)."""
+    """Return the cubic smooth step of t, which rises from 0 for t <= 0 to 1 for t >= 1."""
     t = np.clip(t, 0, 1)
     return t * t * (3 - 2 * t)
 
 
 def blur(image: Floats, radius: int) -> Floats:
-    """Blur (height, width, channels) with two box filters of width 2 radius + 1 along each axis, edges repeated."""
+    """Blur (height, width, channels) by two box filters, 2 radius + 1 px wide, along each axis; edges are repeated."""
     for axis in (0, 1, 0, 1):
         wide = np.pad(image, [(radius, radius) if axis == k else (0, 0) for k in range(3)], mode="edge")
         length = image.shape[axis]
@@ -70,7 +70,7 @@ def blur(image: Floats, radius: int) -> Floats:
 
 
 def halve(image: Floats) -> Floats:
-    """Return the means of 2 x 2 blocks of pixels."""
+    """Return an image of half the size: the means of blocks of 2 x 2 pixels."""
     return (image[::2, ::2] + image[1::2, ::2] + image[::2, 1::2] + image[1::2, 1::2]) / 4
 
 

@@ -1,1 +1,1 @@
-"""The contact sheet: one HTML page that shows a translated photo set."""
+"""The contact sheet: one HTML page that shows the photos of a set beside their translations."""

@@ -1,4 +1,4 @@
-"""Contact sheet of a command: the outcome of each photo becomes a card on the page."""
+"""Contact sheet for one run of a command: a page with one card per photo."""
 
 import os
 from collections.abc import Sequence
@@ -15,17 +15,18 @@ from cyclestyle.photoset.runner import JobResult, thumbnail_names
 def write_contact_sheet(
     folder: Path, outcome: JobResult, *, thumbnails: Path, facts: Sequence[str], labels: Sequence[str] = ()
 ) -> Path:
-    """Write the contact sheet of an output folder.
+    """Write the contact sheet for one run of a command to the output folder.
 
     Args:
         folder: output folder.
-        outcome: outcome of the command.
-        thumbnails: folder of the thumbnails.
-        facts: items of the line below the heading.
-        labels: labels of each photo's translations; empty for a single translation.
+        outcome: outcome of each photo; kept files are counted but get no card.
+        thumbnails: folder that contains the thumbnails.
+        facts: items of the line below the heading, such as the model and its direction.
+        labels: one label for each translation of a photo; empty if each photo has a single translation.
 
     Returns:
-        Path of the page. If a file of other origin has the page's name, a warning is printed and `folder` returned.
+        Path of the page. If a file that is not a contact sheet already has the page's name, that file is kept, a
+        warning is printed, and `folder` is returned.
 
     Raises:
         DiskError: the page cannot be written.
@@ -62,12 +63,12 @@ def _card(row: ReportRow, folder: Path, thumbnails: Path, labels: Sequence[str])
 
 
 def _relative_if_exists(path: Path, folder: Path) -> str:
-    """Return a path relative to a folder; empty if the file does not exist."""
+    """Return `path` relative to `folder`; empty if the file does not exist."""
     return path.relative_to(folder).as_posix() if path.exists() else ""
 
 
 def _relative(path: Path, folder: Path) -> str | None:
-    """Return a path relative to the page's folder; None if the page cannot link to it."""
+    """Return `path` relative to the page's folder `folder`; None if the page cannot link to the file."""
     try:
         return Path(os.path.relpath(path, folder)).as_posix()
     except ValueError:  # on Windows, a path on another drive
@@ -75,7 +76,7 @@ def _relative(path: Path, folder: Path) -> str | None:
 
 
 def _duration(seconds: float) -> str:
-    """Format a time in one or two units."""
+    """Format a duration in one or two units, such as `2 min 5 s`."""
     total_minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(total_minutes, 60)
     if hours:

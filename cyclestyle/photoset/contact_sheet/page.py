@@ -29,7 +29,7 @@ _KEYS = {
 
 
 class Card(NamedTuple):
-    """One photo of the set; paths are relative to the page, and not quoted for URLs."""
+    """One photo of the set; its paths are relative to the folder of the page, and not quoted for URLs."""
 
     name: str  # name to show; unprintable characters are escaped
     size: tuple[int, int]  # width and height of the upright photo, px; their ratio reserves its place on the page
@@ -38,20 +38,20 @@ class Card(NamedTuple):
     original: str | None  # the photo's file; None where a page cannot reach it
     results: tuple[str, ...]  # the translations' files, in the order of `after`
     note: str = ""  # text for the large view
-    failed: str = ""  # reason of a failure; then all paths are empty
+    failed: str = ""  # why the photo was not translated, and then all paths are empty; empty on success
 
 
 def page(cards: Iterable[Card], *, title: str, facts: Sequence[str], labels: Sequence[str] = ()) -> str:
-    """Return the HTML of a page that loads no files but images.
+    """Return the HTML of a contact sheet, which loads no other files than images.
 
-    Each photo is a row of JSON, and the browser fills only the cards near the visible part of the page: 5,000 photos
-    are 5,000 empty boxes and a few dozen images.
+    Each photo is stored as a row of JSON, and the browser fills only the cards near the visible part of the page: a
+    page of 5,000 photos is 5,000 empty boxes and a few dozen images.
 
     Args:
-        cards: photos in the order of the page; failed ones are listed at its end.
-        title: title of the window and the first heading.
-        facts: items of the line below the heading, after the counts: model, direction, strength, time.
-        labels: labels of each photo's translations, such as `25 %`; empty for a single translation.
+        cards: one card for each photo, in the order of the page; failed photos are listed at the end of the page.
+        title: text of the window title and of the first heading.
+        facts: items of the line below the heading, such as model, direction, strength and time; they follow the counts.
+        labels: one label for each translation of a photo, such as `25 %`; empty if each photo has a single translation.
     """
     translated: list[Card] = []
     failed: list[Card] = []
@@ -80,7 +80,7 @@ def page(cards: Iterable[Card], *, title: str, facts: Sequence[str], labels: Seq
 
 
 def is_own_page(path: Path) -> bool:
-    """Return whether a page may be written to a path: the path is free, or holds an earlier contact sheet.
+    """Return whether a page may be written to `path`: nothing exists there, or it is an earlier contact sheet.
 
     Raises:
         OSError: the existing file cannot be read.
@@ -94,10 +94,10 @@ def is_own_page(path: Path) -> bool:
 
 
 def write(path: Path, html: str) -> None:
-    """Write a page atomically; only an earlier contact sheet may be overwritten.
+    """Write a page to `path` atomically; the only file that may be overwritten is an earlier contact sheet.
 
     Raises:
-        CommandError: the path holds something else.
+        CommandError: `path` exists and is not an earlier contact sheet.
         OSError: the page cannot be written.
     """
     if not is_own_page(path):
@@ -106,20 +106,20 @@ def write(path: Path, html: str) -> None:
 
 
 def url(path: str) -> str:
-    """Convert a path with any bytes to a URL reference for a page."""
+    """Convert a path, which may contain any bytes, to a URL for use in a page; a relative path stays relative."""
     posix = PurePath(path).as_posix()
     return ("file://" if posix.startswith("/") else "") + quote(os.fsencode(posix))
 
 
 def _asset(name: str) -> str:
-    """Return the text of a file in this folder; the names after $ in `page.html` are placeholders."""
+    """Return the text of a file in the folder of this module; in `page.html`, names after $ are placeholders."""
     return resources.files("cyclestyle.photoset.contact_sheet").joinpath(name).read_text(encoding="utf-8")
 
 
 def _data(cards: Sequence[Card], labels: Sequence[str]) -> str:
-    """Return JSON for the page's script: one row for each card.
+    """Return the JSON that the page's script reads, with one row for each card.
 
-    The common start and end of all paths in a column are stored once, not in each row.
+    The start and end that all paths in a column have in common are stored once, not in each row.
     """
     thumbnails = [(card.before, *card.after) for card in cards]
     files = [(card.original, *card.results) for card in cards]
@@ -145,7 +145,7 @@ class _Column(NamedTuple):
 
 
 def _shortened(paths: Sequence[str | None]) -> _Column:
-    """Convert paths to URL references, and split off their common start and end."""
+    """Convert paths to URLs, and split off the start and end that all of them have in common; None stays None."""
     references = [url(path) if path else None for path in paths]
     start = _common_prefix([reference for reference in references if reference is not None])
     suffixes = [None if reference is None else reference.removeprefix(start) for reference in references]
@@ -163,7 +163,7 @@ def _link(card: Card) -> str:
 
 
 def _failures(cards: Sequence[Card]) -> str:
-    """Return the list of failed photos, the last part of the page; empty without failures."""
+    """Return the HTML list of failed photos, which is the last part of the page; empty without failures."""
     if not cards:
         return ""
     lines = "\n".join(f"<li><b>{_text(printable(Path(card.name)))}</b> {_text(card.failed)}</li>" for card in cards)

@@ -1,1 +1,1 @@
-"""Translation of images too large for memory: networks are computed strip by strip."""
+"""Translation of images that are too large for memory: the generator runs on the image strip by strip."""

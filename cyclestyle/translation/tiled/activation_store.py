@@ -1,4 +1,4 @@
-"""Stores for the activations of a whole image: in memory while there is room, else in unnamed temporary files."""
+"""Stores for activations of the whole image, in memory while there is room, else in unnamed temporary files."""
 
 import errno
 import os
@@ -17,7 +17,7 @@ from cyclestyle.filesystem.atomic import disk_error, free_space
 
 
 class ActivationStore(Protocol):
-    """Storage of one activation (1, C, H, W) in channels-last layout; its rows are written and read in any order."""
+    """Storage for one activation (1, C, H, W) in channels-last layout; rows may be written and read in any order."""
 
     returns_views: bool  # whether `read` returns a view of the store's memory instead of a copy
 
@@ -27,12 +27,12 @@ class ActivationStore(Protocol):
 
 
 class ActivationStores:
-    """Context manager: creates the stores of one image; the end of the `with` body deletes their files.
+    """Context manager that creates the stores for one image; their files are deleted at the end of the `with` block.
 
     Args:
-        memory: maximum number of bytes of stores in memory; further stores are files.
+        memory: maximum total size in bytes of the stores in memory; stores that do not fit are files.
         folder: folder for the temporary files.
-        device: `meta` for stores that only count bytes, else the CPU.
+        device: `cpu`, or `meta` for stores that hold no values and only count bytes.
     """
 
     def __init__(self, memory: float, folder: Path, *, device: str = "cpu") -> None:
@@ -49,10 +49,10 @@ class ActivationStores:
         self._open.close()
 
     def make(self, channels: int, height: int, width: int, dtype: torch.dtype) -> ActivationStore:
-        """Create a store; its memory or file is freed when the store is garbage-collected.
+        """Create a store for an activation; its memory or file is freed when the store is garbage-collected.
 
         Raises:
-            DiskError: memory is full and the disk has no room for a file.
+            DiskError: the store does not fit into `memory`, and the disk has no room for its file.
         """
         size = channels * height * width * dtype.itemsize
         if self.held + size <= self.memory:
@@ -70,7 +70,7 @@ class ActivationStores:
 
 
 class InMemory:
-    """A store in a tensor (H, W, C)."""
+    """A store that holds its activation in a tensor (H, W, C)."""
 
     returns_views = True
 
@@ -85,7 +85,7 @@ class InMemory:
 
 
 class InFile:
-    """A store in an unnamed temporary file, which disappears however the process ends.
+    """A store that holds its activation in an unnamed temporary file, which disappears even if the process is killed.
 
     The file is read and written instead of mapped, because mapped pages count as memory of the process.
 
@@ -131,12 +131,12 @@ class InFile:
 
 
 def _as_strip(rows: Tensor) -> Tensor:
-    """View (h, W, C) as (1, C, h, W)."""
+    """Return a view (1, C, h, W) of rows (h, W, C)."""
     return rows.permute(2, 0, 1)[None]
 
 
 def _as_rows(strip: Tensor) -> Tensor:
-    """View (1, C, h, W) as (h, W, C)."""
+    """Return a view (h, W, C) of a strip (1, C, h, W)."""
     return strip[0].permute(1, 2, 0)
 
 

@@ -1,4 +1,4 @@
-"""Tiling plan of each architecture: which activations are stored for the whole image, and which are recomputed."""
+"""Tiling plans of the architectures: which activations are stored for the whole image, and which are recomputed."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
@@ -14,7 +14,7 @@ from cyclestyle.translation.tiled.passes import Pass, StoredActivation
 
 
 class TilingPlan(Protocol):
-    """Computes one architecture strip by strip."""
+    """Runs generators of one architecture strip by strip."""
 
     channels: int  # channels of the outermost layer
     multiple: int  # px; the padded height and width are multiples of this, see `pad_to_multiple`
@@ -22,13 +22,13 @@ class TilingPlan(Protocol):
     full_pass_values: Mapping[torch.dtype, float]  # measured peak of a full pass in values / (px x channels), by dtype
 
     def translate(self, image: RowSource, passes: Pass) -> RowSource:
-        """Return the generator's output; the caller computes its rows in one last pass."""
+        """Return a source of the generator's output for `image`; the caller computes its rows in one last pass."""
 
 
 class ResNetTiling:
-    """Tiling plan of the ResNet: two activations of the trunk are stored; other layers are recomputed in each pass.
+    """Tiling plan of the ResNet: two activations of the trunk are stored, and all others are recomputed in each pass.
 
-    The trunk has a quarter of the image's height and width.
+    The activations of the trunk have a quarter of the image's height and width.
     """
 
     multiple, minimum = 4, 8
@@ -50,9 +50,9 @@ class ResNetTiling:
         return apply(generator.head, apply(generator.up, x, passes), passes)
 
     def _trunk(self, stored: StoredActivation, x: RowSource, passes: Pass) -> RowSource:
-        """Run all residual blocks; `x` is the input of the first block, computed from `stored`.
+        """Run all residual blocks; `x` is the input of the first block and is computed from `stored`.
 
-        The output of each block overwrites `stored`. The scratch store is freed on return.
+        The output of each block overwrites `stored`. The second store, `scratch`, is freed on return.
         """
         scratch = None
         for block in self.generator.trunk:
@@ -113,5 +113,5 @@ TILING_PLANS: dict[type[nn.Module], Callable[[Any], TilingPlan]] = {
 
 
 def _sequences(modules: Iterable[nn.Module]) -> list[nn.Sequential]:
-    """Narrow modules to sequences of layers, for the type checker."""
+    """Return those modules that are sequences of layers; the filter narrows their type for the type checker."""
     return [module for module in modules if isinstance(module, nn.Sequential)]

@@ -1,4 +1,4 @@
-"""Layers that compute any full-width strip of output rows from only the input rows that affect it."""
+"""Layers that compute any full-width strip of their output from only the input rows that affect this strip."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
@@ -12,14 +12,14 @@ from cyclestyle.networks.padding import ReflectionPad, pad_to_multiple
 
 
 class Cost(NamedTuple):
-    """Work and memory needed to compute some rows from the image or from stored activations."""
+    """Work and memory needed to compute some rows of an activation from the image or from stored activations."""
 
     operations: float  # number of multiplications, for progress reports
     values: int  # peak count of numbers in memory, including the result
 
 
 class RowSource(Protocol):
-    """Activations of a whole image, available a strip of rows (1, channels, count, width) at a time."""
+    """An activation of the whole image, available one strip (1, channels, count, width) of rows at a time."""
 
     channels: int
     height: int  # number of rows of the whole image at this layer; `width` likewise
@@ -27,33 +27,33 @@ class RowSource(Protocol):
     owned: bool  # whether the caller may overwrite the returned rows
 
     def rows(self, top: int, bottom: int) -> Tensor:
-        """Return rows `top` (inclusive) to `bottom` (exclusive), in channels-last layout."""
+        """Return the rows from `top` (inclusive) to `bottom` (exclusive), in channels-last layout."""
 
     def cost(self, count: int) -> Cost:
-        """Return the cost of `count` rows away from the top and bottom edges."""
+        """Return the cost of a strip of `count` rows that touches neither the top nor the bottom of the image."""
 
 
 class NormStatistics(NamedTuple):
-    """Statistics of each channel over the whole image, (channels,)."""
+    """Mean and variance of each channel over the whole image, two tensors of shape (channels,)."""
 
     mean: Tensor
     variance: Tensor  # biased, as in instance norm
 
 
 class StatisticsSource(Protocol):
-    """Provides instance-norm statistics of a whole activation."""
+    """Provides the statistics of a whole activation that an instance-norm layer needs."""
 
     def statistics(self, source: RowSource, layer: nn.InstanceNorm2d) -> NormStatistics: ...
 
 
 class PaddedImage:
-    """The input image with the padding that the networks use, computed strip by strip.
+    """The input image with the padding that the networks apply to it; strips are padded when they are requested.
 
     Args:
-        image: (1, C, H, W) on any device; on `meta` it only has a size.
+        image: (1, C, H, W) on any device; an image on the device `meta` has a size but no values.
         device: device of the returned rows.
-        multiple: required multiple of both sides in px, see `pad_to_multiple`.
-        minimum: smallest side in px, see `pad_to_multiple`.
+        multiple: the padded height and width are multiples of this number of px, see `pad_to_multiple`.
+        minimum: smallest height and width without padding, in px, see `pad_to_multiple`.
     """
 
     owned = True
@@ -81,7 +81,10 @@ class PaddedImage:
 
 
 class ReflectPad:
-    """Reflection padding; callers request at least 2 * margin + 1 rows, as the next convolution does."""
+    """Reflection padding by `margin` on all sides.
+
+    Callers must request at least 2 * margin + 1 rows, as the convolution after the padding does.
+    """
 
     owned = True
 
@@ -115,7 +118,7 @@ class ReflectPad:
 
 
 class Convolution:
-    """A convolution, with zeros around the image if the layer has padding."""
+    """A convolution; if the layer has padding, the image is surrounded with zeros."""
 
     owned = True
 
@@ -145,7 +148,7 @@ class Convolution:
 
 
 class TransposedConvolution:
-    """A transposed convolution: each output row depends on the few input rows whose kernel reaches it."""
+    """A transposed convolution: an output row depends only on the few input rows that the kernel spreads to it."""
 
     owned = True
 
@@ -186,7 +189,7 @@ class TransposedConvolution:
 
 
 class NearestUpsample:
-    """Nearest-neighbour upsampling: every pixel becomes a square of pixels."""
+    """Nearest-neighbour upsampling: every pixel becomes a square of `times` x `times` equal pixels."""
 
     owned = True
 
@@ -204,7 +207,7 @@ class NearestUpsample:
 
 
 class Normalize:
-    """Instance norm with the statistics of the whole image."""
+    """Instance norm of a strip with the statistics of the whole image."""
 
     owned = True
 
@@ -221,7 +224,7 @@ class Normalize:
 
 
 class Pointwise:
-    """An elementwise function.
+    """An elementwise function, applied to the rows of `source`.
 
     Args:
         function: overwrites a strip in place and returns it.
@@ -242,7 +245,10 @@ class Pointwise:
 
 
 class Add:
-    """Sum of two sources of the same size; rows of `second` must be owned, since they are overwritten."""
+    """Sum of two sources of the same size.
+
+    `second.owned` must be true, since the rows that `second` returns are overwritten with the sum.
+    """
 
     owned = True
 
@@ -259,7 +265,7 @@ class Add:
 
 
 class Concat:
-    """Concatenation of the channels of two sources of the same size."""
+    """Concatenation of two sources of the same height and width along the channels."""
 
     owned = True
 
@@ -276,14 +282,14 @@ class Concat:
 
 
 def apply(layers: nn.Module, source: RowSource, norm_source: StatisticsSource) -> RowSource:
-    """Apply a layer, or a sequence of layers, to `source` in evaluation mode: dropout does nothing.
+    """Apply a layer, or a sequence of layers, to `source` in evaluation mode, in which dropout does nothing.
 
-    A norm needs statistics, so applying one may compute all rows of `source`.
+    An instance-norm layer takes its statistics from `norm_source`, which may compute all rows of `source` for them.
 
     Raises:
-        KeyError: a layer of an unsupported type.
+        KeyError: the type of a layer is not supported.
     """
-    # By base class too: networks in training hold convolutions with another backward pass.
+    # Base classes are searched too: networks in training contain subclasses of convolutions with another backward pass.
     kind = next((kind for kind in type(layers).__mro__ if kind in _CONVERTERS), type(layers))
     return _CONVERTERS[kind](layers, source, norm_source)
 
@@ -314,23 +320,29 @@ _CONVERTERS: dict[type[nn.Module], Callable[[Any, Any, Any], RowSource]] = {
 
 
 def _count_values(source: RowSource, count: int) -> int:
-    """Return how many numbers are in `count` rows."""
+    """Return how many numbers `count` rows of `source` contain."""
     return source.channels * min(count, source.height) * source.width
 
 
 def _cost_from(layer: RowSource, count: int, source: RowSource, needed: int) -> Cost:
-    """Return the cost of `count` rows of `layer` from `needed` rows of `source`, without the arithmetic of `layer`."""
+    """Return the cost of `count` rows of `layer`, computed from `needed` rows of `source`.
+
+    The operations of `layer` itself are not included.
+    """
     operations, values = source.cost(min(needed, source.height))
     return Cost(operations, max(values, _count_values(source, needed) + _count_values(layer, count)))
 
 
 def _sequential_cost(first: Cost, held: int, second: Cost) -> Cost:
-    """Return the cost of two results; `held` numbers of the first stay in memory while the second is computed."""
+    """Return the cost of computing two results, one after the other.
+
+    `held` is the count of numbers that the first result occupies while the second result is computed.
+    """
     return Cost(first.operations + second.operations, max(first.values, held + second.values))
 
 
 def _single_size(sizes: Any) -> int:
-    """Return the size of a layer in px, which must be the same in both directions."""
+    """Return a size of a layer in px, such as its stride, which must be the same vertically and horizontally."""
     size, other = sizes
     assert size == other
     return int(size)

@@ -1,4 +1,4 @@
-"""Passes over a whole image, strip by strip: to measure statistics, store activations or only estimate the cost."""
+"""Passes over a whole image, strip by strip, that measure statistics, store activations, or only estimate the cost."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -13,14 +13,14 @@ from cyclestyle.translation.tiled.layers import Cost, NormStatistics, RowSource
 
 _FIXED_BYTES = 200 * 10**6  # measured overhead of PyTorch and the allocator, in bytes
 _STRIP_OVERHEAD = 1.3  # measured factor on the memory of strips
-_CHUNK = 2**20  # count of numbers measured at a time: they take little memory, and fit into the cache
+_CHUNK = 2**20  # count of numbers measured at a time: this many numbers take little memory, and fit into the cache
 
 
 class StoredActivation:
-    """An activation of the whole image, kept in a store.
+    """An activation of the whole image that is kept in a store.
 
     Attributes:
-        statistics: statistics of the values written last; None if they were not measured.
+        statistics: statistics of the values that the store holds; None if they were not measured.
     """
 
     def __init__(self, store: ActivationStore, like: RowSource, device: torch.device) -> None:
@@ -37,31 +37,32 @@ class StoredActivation:
 
 
 class Pass(Protocol):
-    """Operations on whole activations, from which tiling plans are composed."""
+    """Operations on activations of the whole image; tiling plans are composed of these operations."""
 
     def statistics(self, source: RowSource, layer: nn.InstanceNorm2d) -> NormStatistics:
-        """Return the statistics of a whole activation for a norm layer; without stored ones, compute them in a pass."""
+        """Return the statistics of `source` for the norm `layer`; if none are stored, measure them in a pass."""
 
     def store(self, source: RowSource) -> StoredActivation:
         """Compute all rows of `source`, write them to a new store, and measure their statistics."""
 
     def overwrite(self, stored: StoredActivation, source: RowSource, *, measured: bool) -> None:
-        """Compute all rows of `source` and write them to an existing store; with `measured`, measure statistics.
+        """Compute all rows of `source` and write them to the store of `stored`; measure statistics if `measured`.
 
-        `source` may read from that store, but only rows at most one strip above the rows that it computes.
+        To compute a strip, `source` may read from `stored` that strip, rows below it, and rows up to one strip above
+        it.
         """
 
 
 class Passes:
-    """Passes that compute the activations.
+    """Passes that compute activations.
 
     Args:
         stores: creates the stores.
         device: device that computes the strips.
         rows: height of a strip, in px of the image.
         height: height of the image, in px.
-        advance: called after every strip with the number of its multiplications.
-        observe: called with every norm layer and its statistics.
+        advance: called after every strip with the number of multiplications for that strip.
+        observe: called with every norm layer and the statistics of its input.
     """
 
     def __init__(
@@ -124,9 +125,10 @@ class Passes:
     def for_each_strip(
         self, source: RowSource, on_strip: Callable[[int, Tensor], object], between: slice | None = None
     ) -> None:
-        """Compute all rows of `source`, or the rows `between`; call `on_strip` with each strip's first row and values.
+        """Compute `source` strip by strip; call `on_strip` with the index of each strip's first row, and the strip.
 
-        A callback is used instead of an iterator, since a loop would keep each strip while the next is computed.
+        With `between`, only the rows in this slice are computed. A callback is used instead of an iterator, since a
+        loop would keep each strip in memory while the next strip is computed.
         """
         for top, bottom in strip_bounds(source, self.rows, self.height, between):
             on_strip(top, source.rows(top, bottom))
@@ -134,10 +136,10 @@ class Passes:
 
 
 class CostEstimate:
-    """Passes that only add up work and memory, and compute no activations.
+    """Passes that compute no activations, and only estimate the work and memory of computing them.
 
     Args:
-        stores: creates the stores, on the device `meta`.
+        stores: creates the stores, which are on the device `meta`.
         dtype: precision of the strips and stores.
         rows: height of a strip, in px of the image.
         height: height of the image, in px.
@@ -165,7 +167,10 @@ class CostEstimate:
         self.count(source, held=1)
 
     def count(self, source: RowSource, between: slice | None = None, *, held: int = 0) -> None:
-        """Add the cost of a pass over `source` that keeps `held` strips of the result while the next is computed."""
+        """Add the cost of a pass over `source`; with `between`, of a pass over only the rows in this slice.
+
+        The pass keeps `held` strips of its result in memory while the next strip is computed.
+        """
         counts = Counter(bottom - top for top, bottom in strip_bounds(source, self.rows, self.height, between))
         for count, times in counts.items():
             operations, values = source.cost(count)
@@ -177,9 +182,10 @@ class CostEstimate:
 
 
 def strip_bounds(source: RowSource, rows: int, height: int, between: slice | None) -> list[tuple[int, int]]:
-    """Return the first row and the end row (exclusive) of each strip; all strips have nearly the same height.
+    """Return the first row and the end row (exclusive) of each strip of `source`.
 
-    That height is `rows` for an activation of the image's `height`, and proportionally less for a smaller activation.
+    With `between`, only the rows in this slice are divided into strips. All strips have nearly the same height: about
+    `rows` if `source` is as high as the image, whose height is `height`, and proportionally less if it is lower.
     """
     start, stop = (between.start, between.stop) if between else (0, source.height)
     strip_rows = max(rows * source.height // height, 1)
@@ -189,7 +195,7 @@ def strip_bounds(source: RowSource, rows: int, height: int, between: slice | Non
 
 
 class RunningMoments:
-    """Mean and variance of every channel over a sequence of strips, merged in float64 (Chan et al. 1983)."""
+    """Mean and variance of every channel over all strips added so far, merged in float64 (Chan et al. 1983)."""
 
     def __init__(self, channels: int) -> None:
         self.count = 0
@@ -198,7 +204,7 @@ class RunningMoments:
         self.dtype = torch.float32
 
     def add(self, strip: Tensor) -> None:
-        """Add a strip (1, channels, h, W), in any precision."""
+        """Add a strip (1, channels, h, W), whose dtype may have any precision."""
         self.dtype = torch.promote_types(strip.dtype, torch.float32)
         pixels = strip[0].permute(1, 2, 0).flatten(0, 1)  # (h * W, channels)
         for chunk in torch.split(pixels, max(_CHUNK // self.mean.numel(), 1)):
@@ -215,6 +221,6 @@ class RunningMoments:
         self.count = total
 
     def statistics(self, device: torch.device) -> NormStatistics:
-        """Return the statistics of all strips so far, in the precision of the norm's arithmetic."""
+        """Return the statistics of all strips added so far, on `device`, in the precision in which a norm computes."""
         variance = self.squares / self.count
         return NormStatistics(self.mean.to(self.dtype).to(device), variance.to(self.dtype).to(device))

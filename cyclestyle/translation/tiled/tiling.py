@@ -1,4 +1,4 @@
-"""Tiling: images too large for memory are computed in strips that share the whole image's statistics.
+"""Tiling: images that are too large for memory are translated in strips, with statistics of the whole image.
 
 The result equals a full pass up to rounding. A strip cannot be translated by itself, since instance norm depends on the
 whole image. See docs/tiling.md.
@@ -50,17 +50,19 @@ def run_tiled(
 
     Args:
         generator: a generator that `can_tile` accepts, on the device of `hardware`.
-        image: (1, C, H, W) in [-1, 1] on the CPU, like the result; float32, or float64 for a float64 generator.
-        hardware: device and precision of the strips; stored activations stay on the CPU.
-        rows: height of a strip in px of the image; None chooses the height that the memory allows.
-        memory: bytes available, not counting the image, its translation, and what the process already uses.
-        folder: folder for stores that do not fit into `memory`; None is the system's temporary folder.
+        image: (1, C, H, W) in [-1, 1] on the CPU, float32, or float64 for a float64 generator; the result has the same
+            range, device and dtype.
+        hardware: device and precision with which strips are computed; stored activations stay on the CPU.
+        rows: height of a strip in px of the image; None means a height that `memory` allows.
+        memory: bytes available for strips and stores, in addition to the image, its translation, and the memory that
+            the process already uses.
+        folder: folder for the files of stores that do not fit into `memory`; None means the system's temporary folder.
         advance: called after every strip with the completed share of the work, up to 1.
-        observe: called with every norm layer and its statistics.
+        observe: called with every norm layer and the statistics of its input.
 
     Raises:
-        CommandError: the memory is too small for a single strip.
-        DiskError: the folder has no room for a store or cannot be written.
+        CommandError: `memory` is too small for a single strip.
+        DiskError: `folder` has no room for a store or cannot be written.
     """
     dtype = hardware.dtype if image.dtype == torch.float32 else image.dtype
     height, width = image.shape[2:]
@@ -103,7 +105,7 @@ def run_tiled(
 
 
 def full_pass_bytes(generator: nn.Module, height: int, width: int, dtype: torch.dtype) -> int:
-    """Estimate the bytes that a full pass adds to the memory of the process, from measured peaks."""
+    """Estimate, from measured peaks, the bytes that a full pass adds to the memory of the process."""
     plan = _plan_for(generator)
     padded = _padded(plan, height, width)
     values = plan.full_pass_values.get(dtype, plan.full_pass_values[torch.float32])
@@ -111,12 +113,12 @@ def full_pass_bytes(generator: nn.Module, height: int, width: int, dtype: torch.
 
 
 def tiled_bytes(generator: nn.Module, height: int, width: int, dtype: torch.dtype, rows: int) -> int:
-    """Estimate the bytes that `run_tiled`, with all stores in memory, adds to the memory of the process."""
+    """Estimate the bytes that `run_tiled` adds to the memory of the process if all stores are in memory."""
     return _estimate(generator, height, width, dtype, rows).peak_bytes
 
 
 def parse_memory(text: str) -> int:
-    """Parse a memory size into bytes: `500MB`, `4GB`, `4GiB`, `1.5 gb`, `4000000000`.
+    """Convert the text of a memory size, such as `500MB`, `4GiB`, `1.5 gb` or `4000000000`, to bytes.
 
     Raises:
         CommandError: the text is not a size above 0.
@@ -131,7 +133,11 @@ def parse_memory(text: str) -> int:
 def _divide_memory(
     generator: nn.Module, height: int, width: int, dtype: torch.dtype, rows: int | None, memory: int
 ) -> tuple[int, int]:
-    """Choose the height of strips in px and the bytes available to stores in memory."""
+    """Choose the height of strips in px, unless `rows` sets it, and the bytes of stores that are kept in memory.
+
+    Raises:
+        CommandError: `memory` is too small for a single strip.
+    """
 
     def estimate(rows: int) -> CostEstimate:
         return _estimate(generator, height, width, dtype, rows)
@@ -152,7 +158,7 @@ def _divide_memory(
 
 
 def _tallest(fits: Callable[[int], bool]) -> int:
-    """Return the height in px, at most `_MAX_ROWS`, of the tallest strip that fits; 0 if none fits."""
+    """Return the largest height in px, at most `_MAX_ROWS`, for which `fits` returns true; 0 if there is none."""
     low, high = 0, _MAX_ROWS
     while low < high:
         middle = (low + high + 1) // 2
@@ -161,7 +167,7 @@ def _tallest(fits: Callable[[int], bool]) -> int:
 
 
 def _estimate(generator: nn.Module, height: int, width: int, dtype: torch.dtype, rows: int) -> CostEstimate:
-    """Estimate work and memory of the tiled translation of an image, with all stores in memory."""
+    """Estimate the work and memory of translating an image in strips of height `rows`, with all stores in memory."""
     plan = _plan_for(generator)
     padded = _padded(plan, height, width)
     with ActivationStores(float("inf"), Path(), device="meta") as stores:
@@ -176,6 +182,6 @@ def _padded(plan: TilingPlan, height: int, width: int) -> PaddedImage:
 
 
 def _plan_for(generator: Any) -> TilingPlan:
-    """Create the tiling plan of a generator."""
+    """Create the tiling plan for a generator that `can_tile` accepts."""
     assert can_tile(generator), f"{type(generator).__name__} has no tiling plan"
     return TILING_PLANS[type(generator)](generator)
