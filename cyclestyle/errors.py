@@ -1,4 +1,4 @@
-"""Exceptions for expected failures, each with the exit code that a command returns for it."""
+"""Exceptions for expected failures; each class defines the exit code of a command that fails with it."""
 
 import contextlib
 import sys
@@ -32,7 +32,7 @@ class CheckpointError(CyclestyleError):
 
 
 class DamagedError(CheckpointError):
-    """The files of a checkpoint differ from its manifest; an older checkpoint may be intact."""
+    """The files of a checkpoint differ from its manifest; an older checkpoint of the run may be intact."""
 
 
 class DivergedError(CyclestyleError):
@@ -40,7 +40,7 @@ class DivergedError(CyclestyleError):
 
     Args:
         message: one line for the user.
-        step: number of completed steps before the failed step; None if the failed step is unknown.
+        step: number of steps completed before the failure; None if it is unknown.
     """
 
     code = 5

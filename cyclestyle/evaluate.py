@@ -32,10 +32,10 @@ def evaluate(
     backend: Literal["auto", "torch", "onnx"] = "auto",
     weights: Literal["ema", "raw"] = "ema",
 ) -> int:
-    """Translate the photos in a folder, in memory, and print scores of the translations.
+    """Translate the photos in a folder without writing the translations to disk, and print scores of the translations.
 
-    The scores compare the translations with their ground truth, with photos of the target domain, and with the input
-    photos.
+    The scores compare the translations with the input photos; with their ground truth, if `truth` is given; and with
+    photos of the target domain, if `target` is given.
 
     Args:
         checkpoint, direction, device, precision, backend, weights: see `Translator.load`.

@@ -29,13 +29,13 @@ def export(
     weights: Literal["ema", "raw"] = "ema",
     existing: Literal["error", "overwrite"] = "error",
 ) -> int:
-    """Write one file for each direction, and print its name, size and notes.
+    """Write one file for each direction, and print the name and size of each file and notes about it.
 
     Args:
         checkpoint: a run folder, a checkpoint folder, a safetensors file, or a `.pth` file of the 2017 implementation.
         format: `safetensors`, `onnx`, or `reference`, which writes `.pth` files for the 2017 implementation.
-        output: output folder. None selects the subfolder `exported` of the run or checkpoint folder, or the folder that
-            contains the model file if `checkpoint` is a single file outside of a run.
+        output: output folder. None selects the subfolder `exported` of the run or checkpoint folder. If `checkpoint` is
+            a single file outside of a run, None selects the folder that contains this file.
         direction: direction to export, such as `photo2monet`; None exports all directions.
         weights: `ema` exports the moving average of the weights if the model has one; `raw` exports the weights of the
             last step.
@@ -46,8 +46,8 @@ def export(
 
     Raises:
         CommandError: `direction` is unknown, or an output file exists already.
-        CheckpointError: the model is missing, damaged, or not supported by the format; no file has been written.
-        DiskError: a file cannot be written; no incomplete file is left.
+        CheckpointError: the model is missing or damaged, or the format does not support it; no file has been written.
+        DiskError: a file cannot be written; no incomplete file remains.
     """
     # Imports here, not above: --help does not need torch, which takes seconds to import.
     from cyclestyle.filesystem.atomic import megabytes
@@ -67,7 +67,7 @@ def export(
 
 
 def with_training_summary(sources: "GeneratorFiles") -> "GeneratorFiles":
-    """Add a summary of the training to each generator if `sources` belong to a run; else return `sources` unchanged."""
+    """Add a summary of the training to each generator; return `sources` unchanged if they do not belong to a run."""
     from cyclestyle.model_files import provenance
 
     run = provenance.run_folder(sources.path)
@@ -84,8 +84,8 @@ def destination(checkpoint: Path, model: Path) -> Path:
     """Return the default output folder for exported files.
 
     Args:
-        checkpoint: path that the user gave, a file or a folder.
-        model: model file found at that path.
+        checkpoint: path of a file or folder, as given by the user.
+        model: model file that was found at `checkpoint`.
     """
     from cyclestyle.model_files import provenance
 
@@ -95,9 +95,10 @@ def destination(checkpoint: Path, model: Path) -> Path:
 
 
 def check_free(targets: list[Path], model: Path, *, may_replace: bool) -> None:
-    """Raise a CommandError for a target that cannot be written.
+    """Raise a CommandError if one of the `targets` must not or cannot be written.
 
-    Such a target is the file `model` itself, a folder, an existing file without `may_replace`, or a path below a file.
+    A target is rejected if it is the file `model` itself, a folder or a path below a file. An existing file is rejected
+    unless `may_replace` is true.
     """
     from cyclestyle.errors import CommandError
     from cyclestyle.filesystem.listing import printable

@@ -1,4 +1,4 @@
-"""Progress display for many images: a bar on a terminal, otherwise a line printed from time to time."""
+"""Progress display for work on many images: a bar on a terminal, otherwise one line printed at intervals."""
 
 import time
 from datetime import timedelta
@@ -12,7 +12,7 @@ LINE_EVERY_S = 5.0  # minimum seconds between two lines, see `Counter._line_is_d
 
 
 class Progress(Protocol):
-    """Interface for receivers of progress: finished images, and the finished fraction of the current image."""
+    """Interface for progress reports: one more image is finished, or a fraction of the current image is finished."""
 
     def advance(self) -> None: ...
     def partial(self, fraction: float) -> None: ...
@@ -23,7 +23,7 @@ class Counter:
 
     Args:
         total: number of images.
-        what: label of the display, which names the action in progress.
+        what: name of the action in progress, shown as the label of the display.
     """
 
     def __init__(self, total: int, *, what: str = "translating") -> None:
@@ -62,7 +62,7 @@ class Counter:
 
     @property
     def pace(self) -> str:
-        """Return the average number of images per second since the start, as text."""
+        """Average number of images per second since the start, as text with its unit."""
         return f"{self.done / max(self.elapsed_s, 1e-9):.1f} photos/s"
 
     def advance(self) -> None:
@@ -75,7 +75,7 @@ class Counter:
         self._show()
 
     def partial(self, fraction: float) -> None:
-        """Set the finished fraction in [0, 1] of the image in progress, for images that take long."""
+        """Set the finished fraction, in [0, 1], of the image in progress; useful if one image takes long."""
         self._fraction = fraction
         self._show()
 
@@ -93,7 +93,10 @@ class Counter:
         return timedelta(seconds=round(self.elapsed_s / position * (self.total - position)))
 
     def _line_is_due(self) -> bool:
-        """Return whether to print a line: after each tenth of the images, or after 60 s (20 s within an image)."""
+        """Return whether to print a line now: after each tenth of the images, or if none was printed for 60 s.
+
+        While an image is partly finished, 20 s apply instead of 60 s. No line is due when all images are finished.
+        """
         since = time.perf_counter() - self._printed
         if self.done == self.total or since < LINE_EVERY_S:
             return False

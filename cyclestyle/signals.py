@@ -1,4 +1,4 @@
-"""Stop signals: on any of them, a run finishes its current step, saves a checkpoint and exits."""
+"""Stop signals: on any of these signals, a run finishes its current step, saves a checkpoint and exits."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ STOP_SIGNALS = [signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGUSR1"
 
 
 def terminate_with_parent() -> None:
-    """Make Linux send SIGTERM to this process when its parent process ends; do nothing on other systems."""
+    """Make Linux send SIGTERM to this process when the parent process ends; on other systems, do nothing."""
     if sys.platform != "linux":
         return
     import ctypes
@@ -26,17 +26,17 @@ def terminate_with_parent() -> None:
 
 
 class StopRequest:
-    """Context manager for the main thread: record requests to stop the run, which come as a signal or as a file.
+    """Context manager for the main thread: record a request to stop the run, made by a signal or by a file.
 
     The signal handler only sets a flag, which the trainer checks before each step. A second Ctrl-C ends the process
     immediately.
 
     Args:
-        echo_s: seconds after the first Ctrl-C in which a second Ctrl-C is ignored; under torchrun each Ctrl-C arrives
-            twice, from the terminal and from torchrun.
+        echo_s: time after the first Ctrl-C, in seconds, during which another Ctrl-C is ignored; under torchrun, each
+            Ctrl-C arrives twice: from the terminal and from torchrun.
 
     Attributes:
-        reason: name of the signal or of the file that requested the stop; None without a request.
+        reason: name of the signal or file that requested the stop; None if there was no request.
     """
 
     def __init__(self, *, echo_s: float = 0.0) -> None:
@@ -67,7 +67,7 @@ class StopRequest:
         self._file = file
 
     def on_second_interrupt(self, callback: Callable[[], object]) -> None:
-        """Set `callback`, which must be quick, to run on a second Ctrl-C just before the process ends."""
+        """Set `callback` to be called on a second Ctrl-C, just before the process ends; it must be quick."""
         self._abort_callback = callback
 
     def clear(self) -> None:

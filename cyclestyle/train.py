@@ -80,10 +80,10 @@ def main() -> None:
 
 
 def run(cfg: "DictConfig", *, stop: StopRequest, since: Look) -> int:
-    """Train in this process, or relaunch the command as several ranks if the config asks for several devices.
+    """Train in this process; if the config asks for several devices, relaunch the command as one process per device.
 
     Args:
-        since: sample of the processor-time counters at the start of the program.
+        since: processor-time counters, read at the start of the program.
 
     Returns:
         Exit code: 0 if training finished, 75 if it was stopped on request.
@@ -112,7 +112,7 @@ def train(cfg: "DictConfig", world: "World", stop: StopRequest, failure_report: 
     """Build everything that the config names, then train to the end or until a stop is requested.
 
     Args:
-        since: sample of the processor-time counters at the start of the program.
+        since: processor-time counters, read at the start of the program.
 
     Returns:
         Exit code: 0 if training finished, 75 if it was stopped on request.
@@ -175,10 +175,10 @@ def train(cfg: "DictConfig", world: "World", stop: StopRequest, failure_report: 
 def lock_run_folder(
     cfg: "DictConfig", world: "World", stop: StopRequest, failure_report: "FailureReport"
 ) -> "RunFolder":
-    """Create and lock the run folder, on rank 0 only.
+    """Return the run folder; rank 0 creates and locks it first.
 
-    From then on, a failure or a second Ctrl-C is recorded in the folder's status.json, and a file named `stop` in the
-    folder stops the run.
+    From then on, rank 0 records a failure or a second Ctrl-C in status.json in the folder. The run stops once the
+    folder contains a file named `stop`.
 
     Raises:
         CommandError: another process uses the folder, or the folder holds a run and `resume.mode` is `never`.
@@ -204,7 +204,7 @@ def lock_run_folder(
 def find_images(
     cfg: "DictConfig", folder: "RunFolder", world: "World", stop: StopRequest, report: PrintLine
 ) -> "UnpairedFolders | None":
-    """Find and inspect the training images; ranks on the same host reuse the results that rank 0 cached.
+    """Find and inspect the training images; rank 0 caches the results, and other ranks on its host reuse them.
 
     Returns:
         Training data with the image folders of both domains; None if a stop was requested on any rank.
@@ -231,7 +231,7 @@ def find_images(
 
 
 def inspect_with_progress(data: "UnpairedFolders", stop: StopRequest) -> None:
-    """Inspect the training images, and show a progress counter if images have to be decoded."""
+    """Inspect the training images; show a progress counter if the inspection has to decode images."""
     from cyclestyle.progress import Counter
 
     with contextlib.ExitStack() as exit_stack:
@@ -249,10 +249,11 @@ def inspect_with_progress(data: "UnpairedFolders", stop: StopRequest) -> None:
 def opened_loggers(
     cfg: "DictConfig", folder: "RunFolder", trainer: "Trainer", domains: tuple[str, str], *, watch: Callable[[], object]
 ) -> Iterator[Sequence["Logger"]]:
-    """Context manager: yield the config's loggers on rank 0, and no loggers on other ranks; close them at the end.
+    """Context manager: yield the config's loggers, which are closed at the end; ranks other than 0 get no loggers.
 
     Args:
-        watch: called after each training step on a CPU; warns if other processes occupy the cores of this process.
+        watch: function that warns if other processes occupy the cores of this process; called on rank 0 after each
+            step if training runs on a CPU.
     """
     from cyclestyle.monitor import FaultTolerantLogger, Waiting
 
@@ -275,7 +276,7 @@ def opened_loggers(
 
 
 def profilers(folder: "RunFolder", trainer: "Trainer", /, *, profile: bool) -> "list[Logger]":
-    """Return a list with the profiler if `profile` is true, else an empty list."""
+    """Return a list that contains the profiler if `profile` is true, else an empty list."""
     from cyclestyle.monitor import FaultTolerantLogger, Profile
     from cyclestyle.monitor.logger import Phase
 
@@ -293,16 +294,16 @@ def fit(
     *,
     shared: Mapping[str, Any],
 ) -> bool:
-    """Train on the data, with loggers and checkpoints.
+    """Train on `data`; write logs and save checkpoints.
 
     Args:
-        shared: values to store in each checkpoint in addition to the trainer's state.
+        shared: values that each checkpoint stores in addition to the state of the trainer.
 
     Returns:
-        Whether the last step was reached; False if a stop was requested before.
+        True if the last step was reached; False if a stop was requested before it.
 
     Raises:
-        DivergedError: a loss or gradient was not finite; the error names the images of that step.
+        DivergedError: a loss or gradient was not finite; the error names the images of the step where this happened.
     """
     from cyclestyle.checkpoints.writer import Snapshot
     from cyclestyle.data.loader import batches, warn_once
@@ -341,7 +342,7 @@ def fit(
 
 
 def build_objective(cfg: "DictConfig", hardware: "Hardware") -> "CycleGAN":
-    """Build the CycleGAN objective: networks whose initial weights depend on the seed alone, and their losses.
+    """Build the CycleGAN objective: the networks and their losses. Initial weights depend on the config's seed alone.
 
     Raises:
         CommandError: the class of a network is not in the registry, so its checkpoints could not be loaded.
@@ -387,14 +388,14 @@ def choose_threads(
 ) -> Choice:
     """Choose the number of threads for a run.
 
-    With `auto`, a resumed run uses as many threads as at its start, or fewer if fewer are available, since another
-    number changes the rounding.
+    With `auto`, a resumed run uses the number of threads that it began with, because rounding depends on this number.
+    If fewer threads are available, it uses these.
 
     Args:
         resumed: state to resume from; None for a new run.
         threads: value of `trainer.threads`.
-        since: sample of the processor-time counters at the start of the program; None skips the search for other
-            processes that occupy the cores.
+        since: processor-time counters, read at the start of the program; None skips the search for other processes
+            that occupy the cores.
     """
     if resumed is None:
         return choose(threads, key="trainer.threads", since=since if hardware.device.type == "cpu" else None)
@@ -404,7 +405,7 @@ def choose_threads(
 
 
 def enable_recompute(generators: "Generators", *, recompute: bool) -> None:
-    """If `recompute` is true, let the generators recompute their residual blocks in the backward pass to save memory.
+    """If `recompute` is true, let the generators recompute residual blocks in the backward pass, which saves memory.
 
     Raises:
         CommandError: `recompute` is true, but the generators have no residual blocks.

@@ -68,21 +68,22 @@ def translate(
         input: see `inputs.find`.
         output: output folder; for a single photo, a file name with the suffix of an image format is accepted too.
         strength, keep, tile, memory: see `TranslationPipeline`.
-        format: file format of the translations; `keep` selects the format of the photo, except JPEG for HEIC and PNG
+        format: file format of the translations; `keep` uses the format of each photo, but writes JPEG for HEIC and PNG
             for GIF.
         quality: quality of lossy formats, 1 to 100.
-        resize: limit for the longer side, in px; larger photos are shrunk to it. None leaves all photos at their size.
+        resize: limit for the longer side, in px; photos above the limit are shrunk to it. None keeps the size of all
+            photos.
         metadata: `keep` copies the metadata of each photo to its translation; `drop` does not.
         max_pixels: largest number of pixels that a photo may have.
         existing: what to do with existing output files, see `plan.plan`.
         sheet: whether to write the contact sheet, index.html.
         batch_size: largest number of photos of one size that are translated together.
         workers: number of processes that read and write photos; with `engine="ray"`, number of copies of the model.
-        threads: number of threads with which each process computes on a CPU; see `threads.choose`.
+        threads: number of threads per process for computation on a CPU; see `threads.choose`.
         engine: `local` translates in this process, or in the processes started by torchrun; `ray` translates in actors
             of a Ray cluster.
-        since: earlier reading of the processor time counters, from which the load by other processes is measured; None
-            reads the counters now.
+        since: processor-time counters, read earlier. The load from other processes is measured from that time on; None
+            measures it from this call on.
 
     Returns:
         The exit code: 0, or 6 if some photos could not be translated.
@@ -165,7 +166,7 @@ def translate(
 
 
 class Watched:
-    """Wrapper around a pipeline that calls `watch` after each batch.
+    """Wrapper that runs a pipeline and calls the function `watch` after each batch.
 
     `watch` detects other processes that compete with the pipeline for processor cores.
     """
@@ -190,7 +191,7 @@ def check(*, quality: int, resize: int | None, max_pixels: int) -> None:
 
 
 def check_processes(world: "World", *, engine: str, input: str, threads: int | str) -> None:  # noqa: A002
-    """Raise a CommandError for a setting that `engine` does not support, or that several processes do not support."""
+    """Raise a CommandError if a setting is not supported by `engine`, or not supported with several processes."""
     if world.size > 1 and engine != "local":
         raise CommandError(f"engine={engine} distributes the photos itself: start it without torchrun")
     if engine != "local" and threads != "auto":
@@ -204,10 +205,11 @@ def close(
 ) -> None:
     """Write the report and the contact sheet of a photo set, and print the summary.
 
-    A plan without a journal gets neither report nor contact sheet.
+    If the plan has no journal, only the summary is printed.
 
     Args:
-        facts, labels: lines about the model and names of the variants, for the contact sheet.
+        facts: lines about the model, shown on the contact sheet.
+        labels: names of the variants of each translation, shown on the contact sheet.
     """
     from cyclestyle.photoset import runner
     from cyclestyle.photoset.contact_sheet import cards

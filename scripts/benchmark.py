@@ -192,7 +192,7 @@ def conv_rate(dtype: torch.dtype) -> float:
 
 
 def memory(*, full: bool) -> tuple[str, list[Goal]]:
-    """Return the section on the peak memory of three steps, minus the memory after imports, and the goals."""
+    """Return the section on peak memory in three steps (without the memory that imports use), and the goals."""
     sizes = [128, 256, 512, 1024] if full else [256]
     names = list(MEMORY_WAYS) if full else ["textbook, fp32", "defaults", "trainer.recompute=true"]
     peaks: dict[tuple[str, int], int | None] = {}
@@ -237,7 +237,7 @@ On a GPU: not measured."""
 
 
 def memory_table(peaks: dict[tuple[str, int], int | None], names: list[str], sizes: list[int]) -> str:
-    """Markdown table of peak memory; with several sizes, its last column is a forecast: the line through two sizes."""
+    """Markdown table of peak memory; if there are several sizes, the last column extrapolates a line through two."""
     lines: list[tuple[object, ...]] = []
     for name in names:
         cells = []
@@ -268,7 +268,10 @@ def forecast(peaks: dict[tuple[str, int], int | None], names: list[str]) -> str:
 
 
 def peak(name: str, size: int, before: dict[tuple[str, int], int | None]) -> int | None:
-    """Peak memory in bytes of the variant `name`, from a new process; None if the machine has too little memory."""
+    """Peak memory of the variant `name` in bytes, measured in a new process; None if the machine has too little.
+
+    Whether the memory suffices is estimated from the peak at half the size, if `before` contains it.
+    """
     smaller = before.get((name, size // 2))
     if (name, size // 2) in before and (smaller is None or 4 * smaller > 0.9 * memory_of_machine()):
         return None

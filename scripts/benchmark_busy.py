@@ -158,7 +158,7 @@ def load(processes: int) -> Iterator[None]:
 
 
 def worker(work: str, setting: str) -> int:
-    """For each number read from stdin, compute for so many seconds; print the speed, and the cores that others used."""
+    """For each number read from stdin, compute for this many seconds; print the speed and the cores others used."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # output of the timed work must not mix with the printed results
     root = Path(__file__).resolve().parent.parent
@@ -209,7 +209,7 @@ def training() -> tuple[Callable[[], object], int]:
 
 
 class Set:
-    """Placeholder for the demo's data set: it has as many sample indices, but no images."""
+    """Placeholder for the demo's data set: it has the same number of sample indices, but no images."""
 
     def draws(self, seed: int) -> Sequence[int]:
         return range(300)

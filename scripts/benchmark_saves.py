@@ -4,8 +4,8 @@
     python scripts/benchmark_saves.py --write docs/benchmarks.md    # also write the table (part of `make bench-full`)
 
 Full-size networks (ResNet-9, 64 channels), batch 1, 256 px, full image pools of 50. One process times in turn: a clone
-of the state, a step, a save in the background and the step beside it, and a synchronous save. Exits with 1 when the
-goal is missed.
+of the state, a step, a save in the background together with the step that runs meanwhile, and a synchronous save.
+Exits with 1 when the goal is missed.
 """
 
 import argparse

@@ -81,7 +81,8 @@ class CopyingWorld(World):
 class SilentWorld(World):
     """A world that fills buckets with gradients and records when they are ready, but sends nothing.
 
-    Times are processor times: no process waits here, and other work on the machine affects processor time less.
+    It records processor times, which other work on the machine affects less than wall-clock times. No process waits
+    here, so processor times include everything.
     """
 
     def __init__(self, rank: int, size: int) -> None:
@@ -378,7 +379,7 @@ def ratio(one: list[float], other: list[float]) -> float:
 
 
 def hidden(cost: list[float], sending_s: float) -> str:
-    """Sentence on the share of the sending time that the backward pass hides, if the measurement shows a share."""
+    """Text on the share of the sending time that the backward pass hides, or on why this share is unknown."""
     if min(cost) <= 0:
         return "other work on the machine leaves open how much of\n  that the backward pass hides."
     share = max(0.0, 1 - statistics.median(cost) / sending_s)

@@ -47,7 +47,7 @@ class Case(NamedTuple):
 
 
 class Row(NamedTuple):
-    """Measured time and memory of a case, and the difference of its result to a full pass."""
+    """Measured time and memory of a case, and the difference between its result and that of a full pass."""
 
     seconds: float
     processor_seconds: float  # processor time of all threads
@@ -99,7 +99,7 @@ def main() -> int:
 
 
 def measured(case: Case, folder: Path) -> Row:
-    """Measure one case in this process, which must be new, since peak memory is counted from its start."""
+    """Measure one case in this process, which must be new, since its peak memory is counted from its start."""
     generator = ResNetGenerator()
     initialize(generator, generator=torch.Generator().manual_seed(0))
     generator.eval().requires_grad_(False)

@@ -166,7 +166,7 @@ def run_parts(
     Args:
         parts: all parts, in order.
         folder: folder for records, logs and the page.
-        keys: everything that the result of each part depends on; a finished result with the same key is reused.
+        keys: part -> everything that the part's result depends on; a finished result with the same key is reused.
         until: value of `time.monotonic` at which the time for all parts is over.
         command: function that returns the command line for running a part with a time limit in s.
         only: names of the parts to run; None for all.
@@ -207,7 +207,7 @@ def run_child(part: Part, folder: Path, *, key: dict[str, str], seconds: float, 
     """Run a part in a new process; after `seconds`, kill the process and all its children.
 
     Returns:
-        The record that the part has written; if the part did not finish, a failure with the reason.
+        The record that the part has written; if the part did not finish, a record of the failure and its reason.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{part.name}.json").unlink(missing_ok=True)

@@ -87,10 +87,10 @@ def loss_difference(actual: Sequence[Mapping[str, float]], expected: Sequence[Ma
 
 
 def gradient_difference(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
-    """The largest distance between the two gradients of a parameter, relative to their norm; NaN if one is not finite.
+    """The largest distance between `actual` and `expected` gradient of a parameter; NaN if one is not finite.
 
-    A thousandth of the network's largest norm replaces smaller norms, since the gradient of a bias before an instance
-    norm is only rounding error.
+    Each distance is divided by the norm of the expected gradient. A thousandth of the network's largest norm replaces
+    smaller norms, since the gradient of a bias before an instance norm is only rounding error.
     """
     norms = {name: gradient.norm().item() for name, gradient in expected.items()}
     floor = max(norms.values()) / 1000
@@ -101,10 +101,10 @@ def gradient_difference(actual: Mapping[str, Tensor], expected: Mapping[str, Ten
 def precisions(report: Report, scale: Scale) -> None:
     """Check that losses in bf16, and in fp16 with a gradient scaler, are finite, with means close to those in fp32.
 
-    The bound is 5 % for cycle and identity losses and 10 % for losses that depend on a discriminator. It is doubled in
-    fp16, since the scaler skips the first updates. For comparison, fp32 runs start from weights perturbed by up to the
-    rounding error of bf16; if their mean losses differ from those of the unperturbed run by more than the
-    bound, this difference is the bound.
+    The bound is 5 % for cycle and identity losses and 10 % for losses that depend on a discriminator. In fp16 the
+    bound is doubled, since the scaler skips the first updates. For comparison, fp32 runs
+    start from weights perturbed by up to the rounding error of bf16; if their mean losses differ from those of the
+    unperturbed run by more than the bound, this difference is the bound.
     """
     batches = list(scene_batches(scale.size, scale.steps))
     exact_run = course(our_trainer(hardware=exact(scale.device), channels=scale.channels), batches)
@@ -130,7 +130,7 @@ def precisions(report: Report, scale: Scale) -> None:
 
 
 def low_precisions(scale: Scale) -> dict[str, Trainer]:
-    """Name -> trainer for bf16 and fp16; on a CPU, which lacks fp16, fp32 with a gradient scaler replaces it."""
+    """Name -> trainer for bf16 and fp16; on a CPU, which lacks fp16, fp32 with a gradient scaler replaces fp16."""
     if scale.device == "cuda":
         return {name: our_trainer(name, device="cuda", channels=scale.channels) for name in ("bf16", "fp16")}
     scaled = our_trainer("fp32", channels=scale.channels)

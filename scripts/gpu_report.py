@@ -22,7 +22,7 @@ class Check(NamedTuple):
 
 
 class Record(NamedTuple):
-    """Findings of a part; `key` has all that they depend on, so a record is valid while its key is the same."""
+    """Findings of a part. `key` holds everything that they depend on: if it changes, the record is outdated."""
 
     part: str
     key: dict[str, str]
@@ -46,7 +46,7 @@ class Record(NamedTuple):
 
     @classmethod
     def read(cls, folder: Path, part: str) -> "Record | None":
-        """Read the record of a part in a folder; None if it is missing, damaged or of another version."""
+        """Read the record of a part in a folder; None if the record is missing, damaged or of another version."""
         try:
             content = json.loads((folder / f"{part}.json").read_text(encoding="utf-8"))
             content["checks"] = tuple(Check(**check) for check in content["checks"])
@@ -80,7 +80,7 @@ class Report:
         return self._until - time.monotonic()
 
     def check(self, name: str, found: float, bound: float, *, at_least: bool = False) -> bool:
-        """Record `found`, which must be at most (or at least) `bound`; return whether it is. NaN always misses it."""
+        """Record `found`, which must be at most (or at least) `bound`; return whether it is; NaN always misses."""
         passed = found >= bound if at_least else found <= bound
         return self._record_check(
             Check(name, f"{found:.4g}", f"at {'least' if at_least else 'most'} {bound:.4g}", passed)

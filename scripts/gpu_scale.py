@@ -33,7 +33,7 @@ class Scale(NamedTuple):
 
 
 def gpu(*, data: Path | None) -> Scale:
-    """Sizes on a GPU: the paper's networks, and images from `data`/trainA and `data`/trainB, synthetic ones if None."""
+    """Sizes on a GPU: the paper's networks; images are in `data`/trainA and trainB, or synthetic if `data` is None."""
     drawn = ("data=scenes", "data.train=80", "data.test=8", "data.size=286", f"data.crop_size={gpu_tables.SIZE}")
     return Scale(
         device="cuda",

@@ -32,7 +32,7 @@ def in_a_child(function: Callable[[], Any], *, uid: int | None = None, seconds: 
 
 
 def _run(function: Callable[[], Any], writing: int, *, uid: int | None, seconds: int) -> None:
-    """Call the function, write its outcome to `writing` and exit at once; pytest cleans up in the parent only."""
+    """Call the function, write its outcome to descriptor `writing`, exit at once; the parent does pytest's clean-up."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(seconds)
     try:

@@ -61,7 +61,7 @@ class ReferenceResNet(nn.Module):
 class Level(nn.Module):
     """One level of the U-Net, including all levels inside it; `inside` is None in the innermost level.
 
-    The first activation changes its input in place; the skip connection uses the same tensor, so it is activated too.
+    The first activation changes its input in place; the skip connection uses the same tensor, activated too.
     """
 
     def __init__(

@@ -38,7 +38,9 @@ def rules(path: Path, text: str) -> list[str]:
         ("# a standard, stand-alone saying", ["`stand`", "`saying`"]),
     ],
 )
-def test_python_is_checked(source: str, expected: list[str], tmp_path: Path) -> None:
+def test_docstrings_comments_strings_and_test_names_are_checked(
+    source: str, expected: list[str], tmp_path: Path
+) -> None:
     assert sorted(rules(tmp_path / "x.py", source + "\n")) == sorted(expected)
 
 

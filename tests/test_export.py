@@ -248,7 +248,7 @@ def test_original_pth_file_exports_to_safetensors(tmp_path: Path, name: str, dir
 
 @pytest.fixture(scope="module")
 def onnx_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return an ONNX file for direction a2b, exported from the tiny model in the folder `model` beside the file."""
+    """Export direction a2b of the tiny model in the sibling folder `model`; return the ONNX file."""
     pytest.importorskip("onnxscript", reason="needs the extra `export`")
     pytest.importorskip("onnxruntime", reason="needs the extra `export`")
     folder = tmp_path_factory.mktemp("onnx")
@@ -366,7 +366,7 @@ def test_onnx_file_cannot_be_exported_again(onnx_file: Path) -> None:
 
 
 class Drifting(nn.Module):
-    """Network whose forward pass differs by `by` from its exported graph, but only for batches of two images."""
+    """Network whose outputs differ by `by` from those of its exported graph, but only for batches of two images."""
 
     multiple = minimum = 4
 
@@ -400,7 +400,9 @@ def test_onnx_export_rejects_graph_with_different_outputs(by: float, fails: bool
 # Output files
 
 
-def test_default_output_folder_depends_on_kind_of_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_output_folder_is_exported_subfolder_or_folder_of_single_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = write_model(tmp_path / "alone")
     run = tmp_path / "run"
     path = Checkpoints(run / "checkpoints").save(read_model(file), {}, {}, world=World())

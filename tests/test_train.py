@@ -39,7 +39,7 @@ Command = Callable[..., int]
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of the images of +experiment=smoke, generated once."""
+    """Folder with the images for `+experiment=smoke`, which are generated once."""
     root = tmp_path_factory.mktemp("data") / "scenes"
     draw(root, train=8, test=2, size=32)
     return root
@@ -76,7 +76,7 @@ def newest(folder: str | Path) -> Checkpoint:
 
 
 def same(first: Checkpoint, second: Checkpoint) -> bool:
-    """Return whether two checkpoints contain bitwise equal weights, optimizer states, image pools and counts."""
+    """Return whether weights, optimizer states, image pools and counts are bitwise equal in two checkpoints."""
     states = [{**checkpoint.training, "recipe": None} for checkpoint in (first, second)]
     return (
         first.step == second.step
@@ -395,7 +395,7 @@ def test_image_damaged_during_training_is_replaced_with_one_warning(
 
 @pytest.fixture
 def started(scenes: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Function that starts a long run in its own process group, and returns once it has logged three more steps."""
+    """Function that starts a long run in its own process group; it returns once the run has logged three more steps."""
     processes: list[subprocess.Popen[str]] = []
 
     def start(*arguments: str) -> subprocess.Popen[str]:
@@ -536,7 +536,7 @@ def test_recompute_without_residual_blocks_is_rejected(
         ("trainer.profile=true", "does not go with trainer.profile=true: leave one of them out"),
     ],
 )
-def test_impossible_cuda_graphs_give_one_line_error(
+def test_cuda_graphs_on_cpu_or_with_profiler_give_one_line_error(
     smoke: Command, setting: str, reason: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = ("trainer.device=cpu", "trainer.precision=fp32", "trainer.cuda_graphs=true", setting)
@@ -570,7 +570,7 @@ def assert_equal_losses(smoke: Command, one: str, other: str, *settings: str) ->
         assert logged == pytest.approx(expected, rel=1e-3)
 
 
-def test_profile_leaves_run_unchanged_and_counts_steps_from_each_start(
+def test_profiler_leaves_run_unchanged_and_counts_steps_from_each_start(
     smoke: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert smoke("name=plain", "trainer.steps=20", "trainer.precision=fp32") == 0
@@ -660,7 +660,9 @@ def test_changed_number_of_threads_on_resume_is_reported(smoke: Command, capsys:
     assert newest("runs/smoke").training["threads"] == 1
 
 
-def test_checkpoint_without_number_of_threads_resumes(smoke: Command, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_resumes_from_checkpoint_without_number_of_threads(
+    smoke: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert smoke("trainer.steps=1") == 0
 
     def older(training: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ EXTRAS = {"onnx": "onnxruntime", "engine=ray": "ray"}
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Create the files that the page assumes: a run, photos, a list of photos, a file of the 2017 implementation."""
+    """Create the files that the page assumes: a run, photos, a list of photos, a model file of the 2017 code."""
     folder = tmp_path_factory.mktemp("page")
     write_model(folder / "runs" / "mine", architecture={"name": "resnet", "channels": 4, "blocks": 6})
     names = ["beach.jpg", "harbour.png", "2019/alps.jpg", "2019/hut.webp"]

@@ -30,7 +30,7 @@ class Rank(NamedTuple):
 def train_together(
     folder: Path, *, steps: int, batch_size: int, backward: str, accumulate: int = 1, count: bool = False
 ) -> list[Rank]:
-    """Train `tiny_trainer` in float64 on two ranks; return the results of both.
+    """Train a `tiny_trainer` in float64 on two ranks; return the results of both ranks.
 
     Args:
         folder: empty folder for the results.
@@ -97,13 +97,13 @@ def main(folder: Path, *, steps: int, batch_size: int, backward: str, accumulate
 
 
 def memory_blocks(optimizer: Optimizer) -> int:
-    """Number of memory blocks that hold the gradients of an optimizer's parameters."""
+    """Return the number of memory blocks that hold the gradients of an optimizer's parameters."""
     gradients = (p.grad for group in optimizer.param_groups for p in group["params"])
     return len({gradient.untyped_storage().data_ptr() for gradient in gradients})
 
 
 def state(trainer: Trainer) -> dict[str, Any]:
-    """Weights, moving average and `rank_state_dict` of this rank."""
+    """Return the weights, the moving average and the `rank_state_dict` of this rank."""
     modules = {"generators": trainer.objective.generators, "discriminators": trainer.objective.discriminators}
     return {
         "weights": {

@@ -43,7 +43,7 @@ _FOLDER = re.compile(r"step_(\d{8,})")
 
 
 class Checkpoint(NamedTuple):
-    """Complete state of a run, enough to resume it bit for bit."""
+    """Complete state of a run; a run resumed from it equals an uninterrupted run bit for bit."""
 
     model: Model
     training: dict[str, Any]  # content of training.pt, the same on all ranks
@@ -60,7 +60,8 @@ class Checkpoints:
     Args:
         folder: parent of the checkpoint folders; created at the first save.
         keep: number of newest checkpoints to keep on disk, 2 or more, since the newest may turn out damaged.
-        keep_every: checkpoints whose step is a multiple of this number are never removed; None keeps only the newest.
+        keep_every: number of steps; checkpoints at multiples of it are never removed. None keeps only the `keep` newest
+            checkpoints.
 
     Raises:
         CommandError: `keep` is below 2 or `keep_every` below 1.
@@ -83,8 +84,8 @@ class Checkpoints:
         """Write one checkpoint with the state of all ranks; if any rank fails, no checkpoint is written.
 
         Args:
-            model, training: networks and training state, the same on every rank; rank 0 writes them.
-            rank_state: state of this rank alone; this rank writes it.
+            model, training: networks and training state, the same on every rank; only rank 0 writes them.
+            rank_state: state of this rank alone; each rank writes its own.
 
         Returns:
             Folder of the checkpoint.
@@ -127,9 +128,9 @@ class Checkpoints:
         """Read the newest undamaged checkpoint; return None if there is no checkpoint yet.
 
         Args:
-            repair: rename damaged checkpoints to hidden names, so that they are not read again; set only by the process
-                that holds the lock of the run.
-            warn: called with one line for every damaged checkpoint, if an older checkpoint can be used instead.
+            repair: whether to rename damaged checkpoints to hidden names, so that they are not read again; True only in
+                the process that holds the lock of the run.
+            warn: function called with one line of text for each damaged checkpoint if an older one can be used.
 
         Raises:
             CheckpointError: all checkpoints are damaged, or a newer version of this program wrote the newest one.
@@ -151,7 +152,7 @@ class Checkpoints:
         return None
 
     def _publish(self, building: Path, final: Path, *, ranks: int) -> None:
-        """Write the manifest into `building`, whose other files are on the disk; rename this folder to `final`."""
+        """Write the manifest into `building`, whose other files are on the disk; then rename `building` to `final`."""
         names = sorted(SHARED_FILES | {f"rank{rank}.pt" for rank in range(ranks)})
         files = {name: fingerprint(building / name) for name in names}
         manifest = {"version": VERSION, "step": step_of(final), "ranks": ranks, "files": files}
@@ -164,7 +165,7 @@ class Checkpoints:
         write_text(self.folder / "latest", final.name + "\n")
 
     def _prune(self) -> None:
-        """Remove checkpoints that neither `keep` nor `keep_every` protects, and leftovers of earlier saves."""
+        """Remove checkpoints that neither `keep` nor `keep_every` protects, and hidden folders of earlier saves."""
         complete = self._newest_first(complete=True)
         old = [path for path in complete[self.keep :] if self.keep_every is None or step_of(path) % self.keep_every]
         for path in old:
@@ -176,13 +177,13 @@ class Checkpoints:
         remove_temporary_files(self.folder)
 
     def _set_aside(self, path: Path, suffix: str) -> None:
-        """Rename a checkpoint folder to a hidden name that ends with `suffix`; the next save removes the folder."""
+        """Rename a checkpoint folder to a hidden name that ends with `suffix`; the next save removes this folder."""
         aside = self.folder / f".{path.name}.{suffix}"
         shutil.rmtree(aside, ignore_errors=True)  # a folder of this name may remain from an earlier save
         path.rename(aside)
 
     def _newest_first(self, *, complete: bool) -> list[Path]:
-        """List checkpoint folders, newest first; with `complete`, only folders that have a manifest."""
+        """List the checkpoint folders, newest first; if `complete` is true, only those that contain a manifest."""
         if not self.folder.is_dir():
             return []
         paths = [path for path in self.folder.iterdir() if _FOLDER.fullmatch(path.name) and path.is_dir()]
@@ -219,7 +220,7 @@ def read_model(path: Path, *, warn: Callable[[str], None] = warn) -> Model:
     an undamaged model file is used.
 
     Args:
-        warn: called with one line if the newest checkpoint is damaged and an older one is used.
+        warn: function called with one line of text if the newest checkpoint is damaged and an older one is used.
 
     Raises:
         CheckpointError: there is no model at `path`, the model is damaged, or cyclestyle did not write the file.

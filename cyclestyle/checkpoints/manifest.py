@@ -16,7 +16,7 @@ def read_checksums(path: Path) -> dict[str, str]:
     """Read the manifest of checkpoint folder `path`; return the sha256 of each file, keyed by file name.
 
     Raises:
-        DamagedError: the manifest is missing or malformed, or lists other files than those of a checkpoint.
+        DamagedError: the manifest is missing or malformed, or the files that it lists are not those of a checkpoint.
         CheckpointError: a newer version of this program wrote the checkpoint.
         DiskError: the disk cannot be read.
     """
@@ -52,9 +52,9 @@ def verify(path: Path, checksums: Mapping[str, str], *, only: Iterable[str] | No
 
 
 def _unreadable(path: Path, error: OSError) -> DiskError:
-    """Create the error for a file on a disk that cannot be read.
+    """Create the error for a checkpoint file that the disk fails to read.
 
-    This is not a DamagedError, after which `Checkpoints.load` would rename a checkpoint that may be undamaged.
+    It is no DamagedError: after such an error `Checkpoints.load` would rename the checkpoint, which may be undamaged.
     """
     return DiskError(f"cannot read {path}: {(error.strerror or '').lower()}; try again when the disk can be read")
 

@@ -17,7 +17,7 @@ GARBLED_JSON = (ValueError, KeyError, TypeError, AttributeError, OverflowError, 
 
 
 class Model(NamedTuple):
-    """Networks of a checkpoint as plain data: weights, names and numbers."""
+    """Networks of a checkpoint as plain data: weights, architectures, domain names and the step."""
 
     tensors: dict[str, Tensor]  # name such as "generators.ab.stem.0.weight" -> weights; on the CPU if read from a file
     generator: dict[str, Any]  # generator architecture: name in the registry of networks, and arguments
@@ -28,17 +28,17 @@ class Model(NamedTuple):
     export: dict[str, Any] | None = None  # description of an exported direction, for people; None in a checkpoint
 
     def weights_under(self, prefix: str) -> dict[str, Tensor]:
-        """Weights whose names start with a prefix such as `"ema.ab."`, keyed by the rest of the name; may be empty."""
+        """Return the weights whose names start with `prefix`, such as `"ema.ab."`; keys lack the prefix."""
         return {key.removeprefix(prefix): value for key, value in self.tensors.items() if key.startswith(prefix)}
 
 
 def write_model(model: Model, path: Path) -> None:
-    """Write the networks as one safetensors file, with architectures and domain names in its header."""
+    """Write the networks to the safetensors file `path`, whose header holds architectures and domain names."""
     write_and_sync(path, lambda stream: stream.write(model_bytes(model)))
 
 
 def model_bytes(model: Model) -> bytes:
-    """Serialize a model to the bytes of a model file."""
+    """Return the content of a model file for `model`, in safetensors format."""
     header = {
         "version": VERSION,
         "step": model.step,
@@ -52,10 +52,10 @@ def model_bytes(model: Model) -> bytes:
 
 
 def state_dict_mismatch(expected: Mapping[str, Tensor], loaded: Mapping[str, Tensor]) -> list[str]:
-    """Describe how `loaded` weights differ from the `expected` ones.
+    """Describe how the names and shapes of the `loaded` weights differ from those of the `expected` weights.
 
     Returns:
-        One line each for missing keys, unexpected keys and keys with another shape; empty if all weights fit.
+        Up to three lines: missing names, unexpected names, and names with another shape; empty if all weights fit.
     """
     shapes = {key: (tuple(loaded[key].shape), tuple(expected[key].shape)) for key in expected if key in loaded}
     reasons = {
@@ -71,7 +71,7 @@ def state_dict_mismatch(expected: Mapping[str, Tensor], loaded: Mapping[str, Ten
 
 
 def tensor_bytes(state: object) -> int:
-    """Total size in bytes of all tensors in a nested state of mappings, lists and tuples."""
+    """Return the total size in bytes of all tensors in `state`, which nests mappings, lists and tuples."""
     if isinstance(state, Tensor):
         return state.numel() * state.element_size()
     items = state.values() if isinstance(state, Mapping) else state if isinstance(state, list | tuple) else ()

@@ -1,4 +1,4 @@
-"""Saving of checkpoints, either synchronously or in a second thread while training continues."""
+"""Saving of checkpoints: while training waits, or in a second thread while training continues."""
 
 import threading
 from collections.abc import Callable, Mapping
@@ -16,17 +16,17 @@ ATTEMPTS = 3  # number of consecutive failed saves after which the run ends
 
 
 class Snapshot(NamedTuple):
-    """State of a run between two steps."""
+    """State of a run between two steps: all that a checkpoint stores."""
 
     model: Model
     training: Mapping[str, Any]  # training state, the same on all ranks
     rank_state: Mapping[str, Any]  # state of this rank alone; no later step modifies its tensors
 
     def copied(self, *, shared: bool = True) -> "Snapshot":
-        """Return a copy on the CPU, whose tensors later steps do not modify: training may continue during the write.
+        """Return a copy on the CPU. Later steps do not modify it, so training may continue while it is written.
 
         Args:
-            shared: include the model and the training state, which only rank 0 writes.
+            shared: whether to include the model and the training state, which only rank 0 writes.
         """
         return self._replace(
             model=self.model._replace(tensors=_copied(self.model.tensors) if shared else {}),
@@ -36,18 +36,18 @@ class Snapshot(NamedTuple):
 
 
 class CheckpointWriter:
-    """Saves the checkpoints of a run; tolerates two consecutive failed saves, as on a full disk.
+    """Saves the checkpoints of a run; tolerates two consecutive failed saves, for example on a disk that is full.
 
-    After a failed save the writer warns and tries again when the next save is due. The third consecutive failure ends
-    the run, and so does a failure of the run's last save.
+    After a failed save the writer warns, and training continues until the next save is due. A third consecutive failure
+    raises an error, and so does a failure of the run's last save.
 
     Args:
         checkpoints: the run's checkpoint folders.
         world: the ranks that save together.
-        asynchronous: copy the state and let a thread write it. At most one write is in progress: a save first waits
-            for the previous write.
-        saved: called with the path of each checkpoint once it is on the disk.
-        warn: called with one line after each failed save that does not end the run.
+        asynchronous: True copies the state and lets a thread write the copy. At most one write is in progress: each
+            save first waits for the previous write.
+        saved: function called with the path of each checkpoint once the checkpoint is on the disk.
+        warn: function called with one line of text after each failed save that does not end the run.
     """
 
     def __init__(
@@ -71,11 +71,11 @@ class CheckpointWriter:
         """Save the snapshot that `take` returns.
 
         Args:
-            last: wait until the checkpoint is on the disk, since no save follows.
+            last: True for the last save of the run, which waits until the checkpoint is on the disk.
 
         Raises:
-            DiskError: three consecutive saves failed, or the last save of the run failed. With `asynchronous`, the next
-                call raises the error of a save that is not the last.
+            DiskError: three consecutive saves failed, or the last save of the run failed. If saves are asynchronous, an
+                error of an earlier save is raised by the next call.
         """
         self._collect_result(last=False)
         snapshot = take()
@@ -103,7 +103,8 @@ class CheckpointWriter:
         """Wait for the previous save, if there was one, and report its success or failure.
 
         Args:
-            last: whether that save is the last of the run; its failure then raises an error instead of a warning.
+            last: whether that save is the last of the run; if it failed, True raises an error instead of printing a
+                warning.
         """
         self.finish()
         self._writer = None
@@ -124,7 +125,7 @@ class CheckpointWriter:
 
 
 def _copied(state: Any, *, unshared: bool = False) -> Any:
-    """Copy the tensors of a nested state to the CPU; with `unshared`, tensors already on the CPU are not copied."""
+    """Copy the tensors in a nested state to the CPU; if `unshared` is true, do not copy tensors that are on the CPU."""
     if isinstance(state, Tensor):
         return state.detach().cpu() if unshared or state.device.type != "cpu" else state.detach().clone()
     if isinstance(state, Mapping):

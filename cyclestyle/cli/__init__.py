@@ -1,1 +1,1 @@
-"""Command line and configs: parsing of arguments, help, composition and checks of configs, building of components."""
+"""Command line and configs: parsing arguments, printing help, composing and checking configs, building components."""

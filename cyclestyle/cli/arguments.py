@@ -29,7 +29,7 @@ class Flags(NamedTuple):
 
 
 def split_flags(argv: Iterable[str]) -> Flags:
-    """Separate the flags in `argv` from the arguments; raise a CommandError for an unknown flag."""
+    """Separate the flags in `argv` from the other arguments; raise a CommandError for an unknown flag."""
     words = iter(argv)
     flags, rest = {"help": False, "print_config": False, "multirun": False}, []
     for word in words:
@@ -60,7 +60,7 @@ def split(argument: str) -> Argument:
 
 
 def literal(argument: Argument) -> str | None:
-    """Return the text of a path or text argument as typed, or None if it is `null`; in paths, expand `~`."""
+    """Return the value of a path or text argument as typed, or None if the value is `null`; in a path, expand `~`."""
     if argument.text == "null":
         return None
     if argument.key in PATHS:
@@ -93,8 +93,8 @@ def unknown_key_error(kind: str, word: str, choices: Iterable[str], *, otherwise
     is empty. If `word` is the former name of a renamed key, the message gives the present name instead.
 
     Args:
-        kind: what the word should be, such as `key` or the name of a group.
-        otherwise: text to show instead of a long list of choices.
+        kind: what `word` should name, for the message: `key`, or the name of a config group.
+        otherwise: text to show if no choice is close, in place of a list of all choices.
     """
     if (renamed := RENAMED.get(word)) is not None:
         values = "".join(f"; its value {old} is now {new}" for old, new in renamed.values.items())
@@ -106,6 +106,6 @@ def unknown_key_error(kind: str, word: str, choices: Iterable[str], *, otherwise
 
 
 def report(command: str, error: CyclestyleError) -> str:
-    """Format an error of a command for the user: the first line of its message, and at most five more lines."""
+    """Format an error of a command for the user: at most six lines of the error's message, after the command's name."""
     first, *more = str(error).splitlines() or [type(error).__name__]
     return "\n".join([f"cyclestyle {command}: {first}", *more[:5]])

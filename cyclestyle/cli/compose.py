@@ -30,7 +30,7 @@ from cyclestyle.errors import CommandError
 
 @dataclass
 class Train:
-    """Top-level keys of configs/train.yaml; experiment files may have no other top-level keys."""
+    """Top-level keys of configs/train.yaml; experiment files must not contain others."""
 
     name: str = MISSING
     seed: int = MISSING
@@ -146,7 +146,7 @@ def config_dir() -> Path:
 
 
 def compose(command: str, overrides: Sequence[str]) -> DictConfig:
-    """Compose a command's config from its YAML files and from `overrides`, which are arguments such as `seed=1`.
+    """Compose a command's config from the command's YAML files and from `overrides`, arguments such as `seed=1`.
 
     Hydra merges the YAML files that the overrides choose. This function then sets the values of keys: it keeps paths
     and names as typed, and parses other values by Hydra's grammar.
@@ -173,14 +173,14 @@ def compose(command: str, overrides: Sequence[str]) -> DictConfig:
 
 
 def groups(command: str) -> dict[str, str | None]:
-    """Config group -> default option (None for `experiment`), from the defaults list in the command's YAML file."""
+    """Map each config group to its default option, given by the command's YAML file; map `experiment` to None."""
     entries = [entry for entry in OmegaConf.load(config_dir() / f"{command}.yaml").defaults if OmegaConf.is_dict(entry)]
     defaults = {str(group): str(option) for entry in entries for group, option in entry.items()}
     return {"experiment": None, **defaults} if defaults else {}
 
 
 def group_override(argument: Argument) -> str:
-    """Return `group=option` in Hydra's syntax, with a leading plus for experiments, which no defaults list contains."""
+    """Return `group=option` in Hydra's syntax; `experiment`, which is in no defaults list, needs a leading plus."""
     group, option = argument
     available = options(config_dir() / group)
     if option not in available:
@@ -191,7 +191,7 @@ def group_override(argument: Argument) -> str:
 
 
 def set_key(cfg: DictConfig, argument: Argument, command: str) -> None:
-    """Set one key of `cfg`; later, `check` verifies that the component which receives it accepts key and value."""
+    """Set one key of `cfg`; whether the component accepts this key and value is verified later, by `check`."""
     key, text = argument
     known = dict(walk(OmegaConf.to_container(cfg)))
     parent = known.get(key.rpartition(".")[0])
@@ -212,7 +212,10 @@ def set_key(cfg: DictConfig, argument: Argument, command: str) -> None:
 
 
 def walk(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield every dotted key below `node` with its value; a value may itself be a node (a dict)."""
+    """Yield (dotted key, value) for every key below `node`; `prefix` is prepended to each key.
+
+    A value may itself be a node (a dict); its keys follow.
+    """
     for key, value in node.items():
         yield f"{prefix}{key}", value
         if isinstance(value, dict):
@@ -228,7 +231,7 @@ def parsed(argument: Argument) -> Any:
 
 
 def parse(argument: Argument) -> Override:
-    """Parse one argument by Hydra's grammar; the argument may have several values, as for `--multirun`."""
+    """Parse one argument by Hydra's grammar; the argument may have several values, as in `seed=1,2`."""
     try:
         return OverridesParser.create().parse_override(f"{argument.key}={argument.text}")
     except HydraException as error:
@@ -261,8 +264,8 @@ def check(cfg: DictConfig) -> None:
 def check_node(path: str, node: object) -> None:
     """Check the node at the dotted key `path`.
 
-    The node is a component (it has a `_target_`), or its keys are for functions in `CONSUMERS`, or it contains named
-    components, as `logger` does.
+    There are three kinds of node: a component (with a `_target_`), a node whose keys functions in `CONSUMERS` receive,
+    and a node of named components, such as `logger`.
     """
     if not isinstance(node, dict):
         raise CommandError(f"{path}={node} is no component: a component is a node with a _target_")
@@ -278,14 +281,15 @@ def check_node(path: str, node: object) -> None:
 
 
 def consumers(name: str) -> list[Callable[..., Any]]:
-    """Return the classes and functions that receive config keys for `name` in `CONSUMERS`; none if it is not there."""
+    """Return the classes and functions that `CONSUMERS` lists under `name`; empty if `name` is not in `CONSUMERS`."""
     return [pkgutil.resolve_name(consumer) for consumer in CONSUMERS.get(name, ())]
 
 
 def build(node: DictConfig, **kwargs: Any) -> Any:
     """Call the `_target_` of `node` with the node's other keys and with `kwargs`; return the component.
 
-    Hydra does not receive these arguments: it would resolve ${...} in a path, and copy networks and parameters.
+    Hydra only finds the target. If it received the arguments, it would resolve ${...} in paths, and copy
+    networks and parameters.
 
     Raises:
         CommandError: a key of the node is also in `kwargs`.

@@ -13,7 +13,7 @@ from cyclestyle.errors import CommandError, CyclestyleError
 
 
 def launch(command: str, run: Callable[[DictConfig], int | None]) -> None:
-    """Run `command` with the arguments in `sys.argv`, and exit; the `main` of every command module only calls this."""
+    """Run `command` with the arguments in `sys.argv`, and exit; the `main` of each command module calls only this."""
     try:
         code = dispatch(command, run)
     except CyclestyleError as error:

@@ -37,7 +37,7 @@ def yaml_entries(path: Path) -> Iterator[Entry]:
 
 
 def usage(directory: Path, command: str) -> str:
-    """Short usage text: the header of the command's YAML file (one sentence and examples), and a hint to --help."""
+    """Short usage text: header of the command's YAML file in `directory` (a sentence and examples), hint to --help."""
     return "\n".join([*header(directory / f"{command}.yaml"), "", "Everything else that can be set: --help"])
 
 
@@ -89,7 +89,7 @@ def options(group: Path) -> list[str]:
 
 
 def describe_option(group: Path, option: str, default: str | None = None) -> str:
-    """Describe an option: the first comment line of its YAML file, and those of its keys that `default` lacks."""
+    """Describe an option: the first comment line of its YAML file, and its keys that are not in option `default`."""
     first = header(group / f"{option}.yaml")[0]
     if default in (None, option):
         return first

@@ -5,7 +5,7 @@ from typing import Any, Literal, NamedTuple
 
 
 class Key(NamedTuple):
-    """Special roles of one config key; if the key is a node, of all keys in this node."""
+    """Special roles of one config key; the roles of a node also apply to all keys in the node."""
 
     typed: Literal["path", "text"] | None = None  # value is taken as typed, with any characters; `~` expands in paths
     may_change: bool = (
@@ -100,7 +100,7 @@ RENAMED_TARGETS = {
 def with_present_names(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Copy a config that an earlier version saved; replace former names of keys, values and targets by present ones.
 
-    Both configs are nested dicts.
+    The given config and the copy are nested dicts.
     """
     config = _rename(recipe, "")
     data = config.get("data")

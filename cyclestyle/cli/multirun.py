@@ -23,7 +23,7 @@ class SweepJob(NamedTuple):
 
 
 def jobs(command: str, arguments: Sequence[str]) -> list[SweepJob]:
-    """Create a job with its own run folder for every combination of values in `arguments`, and check its config.
+    """Create a job with its own run folder for every combination of values in `arguments`; check each config.
 
     Raises:
         CommandError: the command does not train, torchrun started it, or a config is invalid.

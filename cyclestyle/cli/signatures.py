@@ -14,11 +14,11 @@ from cyclestyle.errors import CommandError
 
 
 def bind(path: str, values: Mapping[str, Any], targets: Sequence[Callable[..., Any]]) -> None:
-    """Check that every key in `values` is a parameter of a target, and that its value matches the annotation there.
+    """Check that every key in `values` is a parameter of a target, and that each value matches the annotation.
 
-    Parameters without a key are ignored: they have a default, or the program passes them. If the last target has a
-    parameter `**rest`, any key is accepted. A target with `**rest` that is not the last passes its other keys to the
-    later targets.
+    A parameter whose key is missing is not an error: it has a default, or the program passes it. If the last target
+    has a parameter `**rest`, any key is accepted. An earlier target with `**rest` passes the keys that it does not
+    name to the later targets.
 
     Args:
         path: dotted key of the node that contains `values`, for error messages; empty for a whole config.

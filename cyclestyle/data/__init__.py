@@ -1,4 +1,4 @@
-"""Training data: pairs of unrelated images from two folders; seed and sample index alone decide each pair."""
+"""Training data: pairs of unrelated images from two folders; a pair depends on the seed and its sample index alone."""
 
 from cyclestyle.data.crop import Crop
 from cyclestyle.data.dataset import Batch, Pair, UnpairedDataset

@@ -16,9 +16,9 @@ class Crop:
     """Preparation of training images: resizing, a random square crop and a random horizontal flip.
 
     Args:
-        resize: `stretch` resizes to a square of load_size (as in the paper; the aspect ratio is lost), `short` resizes
-            the short side to load_size, `none` keeps the original size. An image that is still smaller than the crop is
-            enlarged to fit.
+        resize: `stretch` resizes to a square of side `load_size` (as in the paper; the aspect ratio is lost), `short`
+            scales the image until its short side is `load_size`, `none` keeps the original size. An image that is still
+            smaller than the crop is enlarged until the crop fits.
         load_size: side in px after resizing; no effect if `resize` is `none`.
         crop_size: side of the square crop in px.
         flip: mirror images horizontally with probability 1/2.
@@ -38,11 +38,11 @@ class Crop:
         self.resize, self.load_size, self.crop_size, self.flip = resize, load_size, crop_size, flip
 
     def fits(self, width: int, height: int) -> bool:
-        """Return whether an image of `width` x `height` px, resized by the rule `resize`, can hold the crop."""
+        """Return whether an image of `width` x `height` px, resized by the rule `resize`, is as large as the crop."""
         return min(self._resized_to(width, height)) >= self.crop_size
 
     def random(self, image: Image.Image, random: np.random.Generator) -> Tensor:
-        """Return a crop, uint8 (3, crop_size, crop_size), whose position and flip are drawn from `random` alone."""
+        """Return a crop of `image`, uint8 (3, crop_size, crop_size); its position and flip are drawn from `random`."""
         image = self._resized(image)
         left = int(random.integers(image.width - self.crop_size + 1))
         top = int(random.integers(image.height - self.crop_size + 1))
@@ -50,7 +50,7 @@ class Crop:
         return self._cut(image, left, top, mirrored=mirrored)
 
     def centre(self, image: Image.Image) -> Tensor:
-        """Return the central crop, never flipped, uint8 (3, crop_size, crop_size); used for probe images."""
+        """Return the central crop of `image`, uint8 (3, crop_size, crop_size), never flipped; used for probe images."""
         image = self._resized(image)
         return self._cut(image, (image.width - self.crop_size) // 2, (image.height - self.crop_size) // 2)
 
@@ -71,6 +71,6 @@ class Crop:
 
 
 def _scaled(width: int, height: int, *, short: int) -> tuple[int, int]:
-    """Return `width` and `height`, both scaled by one factor so that the smaller becomes `short` px."""
+    """Return `width` and `height`, both scaled by the same factor, which makes the smaller of them `short` px."""
     factor = short / min(width, height)
     return max(short, round(width * factor)), max(short, round(height * factor))

@@ -1,8 +1,8 @@
-"""Training examples as a pure function of the sample index.
+"""Training pairs as a pure function of the seed and the sample index.
 
 Sample index n (`draw` in code) identifies the n-th pair of a run, counted from 0 over all steps and ranks. The files,
-crops and flips of the pair follow from the seed and n alone; the numbers of workers and ranks, and restarts, do not
-change them.
+crops and flips of the pair depend on the seed and n alone. They are the same for any number of workers and ranks, and
+after a restart.
 """
 
 import functools
@@ -27,7 +27,7 @@ MAX_TRIES = 100  # files tried for one image; if all of them are unreadable, the
 
 
 class Pair(NamedTuple):
-    """One training example: two unrelated images, uint8 (3, H, W), and the sample index of the pair (`draw`)."""
+    """One training example: an image of each domain, uint8 (3, H, W), and the sample index of the pair (`draw`)."""
 
     a: Tensor
     b: Tensor
@@ -36,7 +36,7 @@ class Pair(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """N pairs: images of each domain, uint8 (N, 3, H, W), and the sample indices of the pairs (`draws`)."""
+    """N pairs: N images of each domain, uint8 (N, 3, H, W); `draws` holds the N sample indices, one for each pair."""
 
     a: Tensor
     b: Tensor
@@ -48,14 +48,14 @@ class UnpairedDataset:
     """Pairs of training images from two lists of files.
 
     Files of domain a are used in rounds: each round uses every file once, in a new random order. Files of domain b are
-    drawn uniformly at random. Both rules follow the 2017 implementation. An unreadable file is replaced by another file
-    of its domain, drawn at random as a function of seed and sample index; no other pair changes.
+    drawn uniformly at random. Both rules follow the 2017 implementation. An unreadable file is replaced by a random
+    file of the same domain. The replacement depends on the seed and the sample index alone; no other pair changes.
 
     Args:
         a, b: image files of the two domains.
         crop: cuts the training crop from an image.
         seed: the run's seed.
-        bad_a, bad_b: indices in the lists `a` and `b`; the files at these indices are never read.
+        bad_a, bad_b: indices into the lists `a` and `b`; the files at these indices are never read.
         replacing: whether unreadable files are replaced; if False, an unreadable file raises a DataError.
         transparent_as: background colour that is put behind transparent images.
         max_pixels: maximum number of pixels per image; an image with more pixels counts as unreadable.
@@ -85,7 +85,10 @@ class UnpairedDataset:
         return max(len(self.a), len(self.b))
 
     def files(self, draw: int) -> tuple[Path, Path]:
-        """Return the files from domain a and b for sample index `draw`, before a file found unreadable is replaced."""
+        """Return the files of domains a and b for sample index `draw`, before any unreadable file is replaced.
+
+        Files at an index in `bad_a` or `bad_b` are already replaced.
+        """
         return next(self._candidates_a(draw)), next(self._candidates_b(draw))
 
     def __getitem__(self, draw: int) -> Pair:
@@ -105,9 +108,10 @@ class UnpairedDataset:
     def _candidates(
         self, files: list[Path], slot: int, *, bad: frozenset[int], purpose: str, draw: int
     ) -> Iterator[Path]:
-        """Yield `files[slot]`, then random replacements for it; files whose index is in `bad` are left out.
+        """Yield the file `files[slot]`, then an endless series of random files of the same domain to replace it.
 
-        A file that turns out to be unreadable has the same replacements as a file whose index is in `bad`.
+        Files at an index in `bad` are never yielded; if `slot` is in `bad`, the first yielded file is a replacement.
+        The replacements depend on the seed, `purpose` and the sample index `draw`, not on the reason for replacing.
         """
         if slot not in bad:
             yield files[slot]
@@ -118,7 +122,7 @@ class UnpairedDataset:
                 yield files[slot]
 
     def _first_readable(self, candidates: Iterator[Path], purpose: str, draw: int) -> tuple[Tensor, list[str]]:
-        """Return a crop of the first readable candidate, and the error texts for the candidates tried before it."""
+        """Return a crop of the first readable candidate, and one error text for each unreadable candidate before it."""
         errors: dict[Path, str] = {}
         for file in itertools.islice(candidates, MAX_TRIES):
             try:

@@ -1,4 +1,4 @@
-"""One folder of training images: the files listed in it and, after inspection, which of them are usable."""
+"""One folder of training or test images: its files and, after inspection, which of them are usable."""
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ ENDINGS = decoding.EXTENSIONS | {".gif"}  # GIF files can be read but not writte
 
 
 class FileRules(NamedTuple):
-    """Settings that decide which image files are used; `UnpairedFolders` explains each of them."""
+    """Settings that decide which image files are used; `UnpairedFolders` documents each setting."""
 
     crop: Crop
     bad_files: BadFiles
@@ -25,20 +25,22 @@ class FileRules(NamedTuple):
 
 
 class ImageFolder:
-    """The images in a folder and all folders below it, in an order that depends on file names alone.
+    """The images in a folder and its subfolders at any depth; their order depends on the file names alone.
 
     Unusable files keep their indices in `files`, so that no other index changes when a file becomes unreadable.
 
     Args:
         folder: root folder.
-        what: phrase for the images in messages, such as `pictures of monet`.
+        what: words that name these images in messages, such as `pictures of monet`.
 
     Attributes:
         files: paths of all images.
-        damaged: reason for each unreadable file, keyed by its name relative to the folder; filled by `classify`.
-        small: reason for each image smaller than the crop, keyed by name; filled by `classify`.
-        excluded: reason for each image that is too large or too small to be used, keyed by name; filled by `classify`.
+        damaged: dictionary from the name of each unreadable file, relative to the folder, to the reason.
+        small: dictionary from the name of each image that is smaller than the crop to the reason.
+        excluded: dictionary from the name of each readable image that is not used because of its size to the reason.
         notes: remarks on the folder for the user.
+
+    `classify` fills `damaged`, `small` and `excluded`, and adds to `notes`.
 
     Raises:
         DataError: the folder cannot be listed.
@@ -55,28 +57,31 @@ class ImageFolder:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """File sizes in bytes by name, in the order of `files`; used to identify a data set without opening files."""
+        """File sizes in bytes, keyed by file name, in the order of `files`.
+
+        They are used to identify a data set without opening its files.
+        """
         return {str(candidate.name): candidate.size for candidate in self.listing.candidates}
 
     @property
     def skipped(self) -> dict[str, str]:
-        """Reason for each unused file, keyed by name: `damaged` and `excluded` together."""
+        """All unused files, `damaged` and `excluded` together: a dictionary from file names to reasons."""
         return self.damaged | self.excluded
 
     @property
     def skipped_indices(self) -> frozenset[int]:
-        """Indices of all unused files, as positions in `files`."""
+        """Indices of all unused files in the list `files`."""
         candidates, skipped = self.listing.candidates, self.skipped
         return frozenset(slot for slot, candidate in enumerate(candidates) if str(candidate.name) in skipped)
 
     @property
     def usable(self) -> list[Path]:
-        """Paths of all files that are not skipped, in the order of `files`."""
+        """Paths of all files that are not in `skipped`, in the order of `files`."""
         skipped = self.skipped_indices
         return [file for slot, file in enumerate(self.files) if slot not in skipped]
 
     def classify(self, checks: Mapping[Path, FileCheck], rules: FileRules) -> None:
-        """Fill `damaged`, `small`, `excluded` and `notes` from the inspection results in `checks`, under `rules`."""
+        """Apply `rules` to the inspection results `checks`: fill `damaged`, `small`, `excluded` and `notes`."""
         self.damaged, self.small, self.excluded = {}, {}, {}
         animated: list[str] = []
         for candidate in self.listing.candidates:
@@ -103,7 +108,7 @@ class ImageFolder:
             self.notes.append(f"{self._share(self.small)} {enlarged} ({first_names(self.small)})")
 
     def require_usable(self, rules: FileRules) -> None:
-        """Raise a DataError unless, under `rules`, enough files are usable for training."""
+        """Raise a DataError if `rules` forbid some of the files, or if fewer than two files are usable."""
         tolerated = len(self.files) // 100
         damaged = self.damaged | {str(name): f"cannot be listed: {why}" for name, why in self.listing.unlisted.items()}
         if rules.bad_files == "error" and damaged:
@@ -142,12 +147,12 @@ class ImageFolder:
 
 
 def with_details(first: str, lines: Sequence[str]) -> str:
-    """Return `first` with `lines` indented below it; more than five are cut to four and a count of the rest."""
+    """Return `first` with `lines` indented below it; of more than five lines, show four and the number of the rest."""
     below = lines if len(lines) <= 5 else [*lines[:4], f"and {len(lines) - 4:,} more"]
     return "\n  ".join([first, *below])
 
 
 def first_names(names: Collection[str | Path]) -> str:
-    """Return up to three of `names` as text, followed by the number of the names left out."""
+    """Return the first three of `names` as text, followed by the number of further names, if any."""
     some = ", ".join(printable(Path(name)) for name in list(names)[:3])
     return some if len(names) <= 3 else f"{some} and {len(names) - 3:,} more"

@@ -1,7 +1,7 @@
 """Inspection of image files: each file is decoded once, several files in parallel, and the results are cached.
 
-Each image folder has one cache file under `$XDG_CACHE_HOME/cyclestyle`. A cached result is used for a file of the same
-name, size and time of modification. If the cache file is lost, the images are inspected again.
+Each image folder has one cache file under `$XDG_CACHE_HOME/cyclestyle`. A cached result is used again while the name,
+size and time of modification of the image file are unchanged. Without a cache file, all images are inspected again.
 """
 
 import hashlib
@@ -50,17 +50,18 @@ def inspect(
     on_progress: Callable[[int, int], None] | None = None,
     stopping: Callable[[], bool] = lambda: False,
 ) -> dict[Path, FileChecks] | None:
-    """Inspect the image files of several folders; files with a cached result are not opened again.
+    """Inspect the image files of several folders; a file with a usable cached result is not opened.
 
     Args:
         folders: dictionary from each folder to the files listed in it.
         max_pixels: images with more pixels are not decoded; only their header is read.
-        on_progress: called after each opened file with the number of opened files and the number of files to open.
-        stopping: polled before the first file and after each file; if it returns True, inspection ends,
-            and the results so far are cached.
+        on_progress: function that is called after each opened file with two numbers: files opened so far, and files to
+            open in total.
+        stopping: function that is polled before the first file and after each file; if it returns True, inspection
+            ends, and the results so far are cached.
 
     Returns:
-        Results for each folder, keyed by file name; None if inspection was stopped.
+        A dictionary from each folder to its results, which are keyed by file name; None if inspection was stopped.
     """
     checks = {folder: _cached(folder, candidates, max_pixels) for folder, candidates in folders.items()}
     jobs = [
@@ -86,9 +87,10 @@ def inspect(
 
 
 def as_image_error(path: Path, error: Exception) -> ImageError:
-    """Convert any `error` raised while reading `path` to an ImageError that names this file.
+    """Convert an `error` raised while reading `path` to an ImageError that names this file.
 
-    The text of an unexpected error includes its type. The file's result is not cached then, as the file may be intact.
+    An ImageError is returned unchanged. Any other error is marked as not permanent, so that it is not cached, because
+    the file may be intact. The text of an unexpected error includes its type.
     """
     if isinstance(error, ImageError):
         return error
@@ -98,12 +100,12 @@ def as_image_error(path: Path, error: Exception) -> ImageError:
 
 
 def with_type_name(error: Exception) -> str:
-    """Return the type and the text of `error`; the type helps to find a bug."""
+    """Return the name of the type of `error` and the error text, as in `KeyError: 'x'`."""
     return f"{type(error).__name__}: {error}".removesuffix(": ")
 
 
 def _examined(jobs: Sequence[_Job], max_pixels: int) -> Generator[tuple[_Job, FileCheck], None, None]:
-    """Yield each job with its result, in the order in which jobs are completed; large images come last."""
+    """Yield each job with its result as soon as the job is completed; jobs for images above `LARGE` px come last."""
     large: list[_Job] = []
     for job, check in _side_by_side(jobs, threads=_num_threads(), max_pixels=min(LARGE, max_pixels)):
         if _is_conclusive(check, max_pixels):
@@ -125,7 +127,10 @@ def _side_by_side(jobs: Sequence[_Job], *, threads: int, max_pixels: int) -> Ite
 
 
 def _num_threads() -> int:
-    """Return the number of cores that this process may use, up to `MAX_THREADS`; Pillow decodes without the GIL."""
+    """Return the number of decoding threads: one for each core that this process may use, at most `MAX_THREADS`.
+
+    Threads decode in parallel, as Pillow releases the GIL while it decodes.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(MAX_THREADS, cores)
 
@@ -145,7 +150,7 @@ def _is_conclusive(check: FileCheck, max_pixels: int) -> bool:
 
 
 def _cached(folder: Path, candidates: Sequence[Candidate], max_pixels: int) -> FileChecks:
-    """Return results that are known without opening a file: cached results, and errors found while listing."""
+    """Return the results known before any image file is opened: cached results, and errors found while listing."""
     cached = _read_cache(folder)
     checks: FileChecks = {}
     for candidate in candidates:
@@ -159,7 +164,7 @@ def _cached(folder: Path, candidates: Sequence[Candidate], max_pixels: int) -> F
 
 
 def _as_file_check(candidate: Candidate, row: object) -> FileCheck | None:
-    """Return the result in a `row` of the cache; None if the candidate has another size or time of modification."""
+    """Return the result in the cache entry `row`; None unless it has the candidate's size and time of modification."""
     match row:
         case [candidate.size, candidate.modified_ns, str(reason)]:
             return FileCheck(None, reason)
@@ -179,7 +184,7 @@ def _read_cache(folder: Path) -> dict[str, object]:
 
 
 def _store_cache(folder: Path, candidates: Sequence[Candidate], checks: FileChecks) -> None:
-    """Write permanent results to the cache file; errors are ignored, as they only make the next start slower."""
+    """Write the permanent results to the cache file; ignore write errors, as a lost cache only slows the next start."""
     rows = {
         str(file.name): [file.size, file.modified_ns, *(checks[file.name].facts or [checks[file.name].reason])]
         for file in candidates
@@ -192,7 +197,7 @@ def _store_cache(folder: Path, candidates: Sequence[Candidate], checks: FileChec
 
 
 def _cache_file(folder: Path) -> Path:
-    """Return the cache file of a folder; raise a RuntimeError if the user has no home folder."""
+    """Return the path of the cache file for `folder`; raise a RuntimeError if the user has no home folder."""
     configured = Path(os.environ.get("XDG_CACHE_HOME", ""))
     cache = configured if configured.is_absolute() else Path.home() / ".cache"  # XDG: relative paths are invalid
     return cache / "cyclestyle" / f"{hashlib.sha256(os.fsencode(folder.absolute())).hexdigest()[:32]}.json"

@@ -1,4 +1,4 @@
-"""Data loader: worker processes read the batches of one rank ahead and send them through pipes."""
+"""Data loader: worker processes prefetch the batches of one rank and send them to the trainer through pipes."""
 
 import multiprocessing
 import os
@@ -36,15 +36,15 @@ def batches(
     pin: bool,
     stopping: Callable[[], bool] = lambda: False,
 ) -> Generator[Batch, None, None]:
-    """Yield the share of rank `rank` in the global batch of each step from `start` (inclusive) to `stop` (exclusive).
+    """Yield one batch for each step from `start` (inclusive) to `stop` (exclusive): the pairs for the rank `rank`.
 
-    The global batch of step t has `batch_size` pairs, with sample indices t * batch_size to (t + 1) * batch_size - 1.
-    The pair at position s in the batch belongs to rank s mod ranks.
+    All ranks together get the global batch of the step. The global batch of step t has `batch_size` pairs, with sample
+    indices from t * batch_size to (t + 1) * batch_size - 1. The pair at position s in it belongs to rank s mod `ranks`.
 
     Args:
-        workers: number of processes that read ahead until the generator is closed; with 0, this process reads.
+        workers: number of processes that prefetch batches until the generator is closed; with 0, this process reads.
         pin: yield batches in page-locked memory, for faster copies to a GPU.
-        stopping: polled while waiting for a batch; if it returns True, iteration ends without that batch.
+        stopping: function that is polled during the wait for a batch; if it returns True, no further batch is yielded.
 
     Raises:
         DataError: an image of the requested batch is unreadable, or a worker failed or was killed.
@@ -65,7 +65,7 @@ def batches(
 
 
 def warn_once(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """Yield `batches` unchanged; warn once for each file that became unreadable after inspection."""
+    """Yield `batches` unchanged; warn once for each file that was replaced because it has become unreadable."""
     warned: set[str] = set()
     for batch in batches:
         for line in batch.replaced:
@@ -76,7 +76,7 @@ def warn_once(batches: Iterable[Batch]) -> Iterator[Batch]:
 
 
 class _Share(NamedTuple):
-    """Reader for the pairs that belong to one rank in each global batch."""
+    """Reader for the share of one rank in each global batch."""
 
     dataset: UnpairedDataset
     batch_size: int
@@ -95,7 +95,7 @@ class _Share(NamedTuple):
 
 
 class _Head(NamedTuple):
-    """Header of a batch, which a worker sends before the pixels of the batch."""
+    """Header that a worker sends before the pixels of a batch: shapes of `a` and `b`, and all other fields."""
 
     shapes: tuple[torch.Size, torch.Size]
     draws: list[int]
@@ -103,11 +103,11 @@ class _Head(NamedTuple):
 
 
 class _Workers:
-    """Context manager: worker processes that read batches ahead; of n workers, worker i reads `steps[i::n]`.
+    """Context manager: worker processes that prefetch batches; of n workers, worker i reads those of `steps[i::n]`.
 
     Each worker sends its batches in order through its own pipe, and one thread per worker receives them in the parent
     process. The pipe closes when its worker exits for any reason. Shared memory is not used, as it is scarce in
-    containers. The workers are killed when the context exits, as they hold no data that could be lost.
+    containers. On exit from the `with` block, the workers are killed; they hold no data that could be lost.
     """
 
     def __init__(self, share: _Share, steps: range, count: int, *, pin: bool) -> None:
@@ -133,7 +133,7 @@ class _Workers:
         self._end()
 
     def batch(self, index: int, stopping: Callable[[], bool]) -> Batch | None:
-        """Return the batch of `steps[index]`; None if `stopping` returned True before it arrived."""
+        """Return the batch of step `steps[index]`; None if `stopping` returned True before the batch arrived."""
         worker = self._workers[index % self._count]
         while True:
             for each in self._workers:
@@ -163,7 +163,7 @@ class _Worker:
     """One worker process, and the thread that receives its batches.
 
     Attributes:
-        received: queue of batches in order; its last entry is an error, or None if the pipe has ended.
+        received: queue of batches in order. After a failure, its last entry is the error; after the pipe closed, None.
     """
 
     def __init__(self, share: _Share, steps: range, *, pin: bool) -> None:
@@ -219,7 +219,10 @@ class _Worker:
 
 
 def _work(share: _Share, steps: range, pipe: "Connection[object, object]", trainer: int) -> None:
-    """Run a worker: read the batches of `steps` and send them through `pipe`; errors are sent as picklable text."""
+    """Main function of a worker: read the batches of `steps` and send them, or the text of an error, through `pipe`.
+
+    `trainer` is the process id of the training process.
+    """
     _ignore_stop_signals(trainer)
     torch.set_num_threads(1)
     with pipe:
@@ -240,7 +243,7 @@ def _work(share: _Share, steps: range, pipe: "Connection[object, object]", train
 
 
 def _exit_message(pid: int | None, code: int | None) -> str:
-    """Return the error text for worker `pid`, which exited early; a `code` below 0 is a negative signal number."""
+    """Return the error text for worker `pid` that exited early with exit code `code` (-n: killed by signal n)."""
     if code is None:
         return f"data worker {pid} sends no more data: {REMEDY}"
     if code >= 0:
@@ -252,7 +255,7 @@ def _exit_message(pid: int | None, code: int | None) -> str:
 
 @contextmanager
 def _stop_signals_blocked() -> Iterator[None]:
-    """Context manager: block stop signals while a child starts. It inherits this signal mask and later sets its own."""
+    """Context manager: block stop signals in the `with` block; a worker started there inherits this state."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -288,7 +291,7 @@ def _exit_on_sigterm_from(trainer: int) -> None:
 
 
 def _exit_with_trainer() -> None:
-    """Exit this worker when the trainer has exited, even if another thread reads an image or waits for the pipe."""
+    """Wait until the trainer has exited, then end this worker process, even if its other threads are busy."""
     trainer = multiprocessing.parent_process()
     assert trainer is not None
     trainer.join()

@@ -17,33 +17,35 @@ from cyclestyle.images import decoding
 
 
 class UnpairedFolders:
-    """The training images of two domains, listed once, in an order that depends on file names alone.
+    """Training images and probe images of two domains; the order of the files depends on their names alone.
 
     The constructor lists the folders and opens no file; `inspect` then decodes each file. Without `inspect`, damaged
     files are detected and replaced when training reads them.
 
     Args:
-        root: folder with `trainA`, `trainB` and optionally `testA`, `testB`; `a` and `b` override the first two.
-        a, b: the two training folders, searched recursively.
-        test_a, test_b: folders with the probe images; without test folders, training images are used as probe images.
-        domain_a, domain_b: names of the domains, joined to form names of directions such as `photo2monet`.
+        root: folder with the subfolders `trainA`, `trainB` and, optionally, `testA`, `testB`.
+        a, b: the two training folders, searched recursively; they override `trainA` and `trainB` in `root`.
+        test_a, test_b: folders with the probe images, which override `testA` and `testB` in `root`; without a test
+            folder, training images of the domain are used as probe images.
+        domain_a, domain_b: names of the domains; joined, they name a direction, such as `photo2monet`.
         resize, load_size, crop_size, flip: see `Crop`.
-        bad_files: `skip` trains without unreadable files and replaces files that become unreadable later; at most 1 %
-            of a folder may be unreadable, rounded down (no file in a folder of fewer than 100). `error` accepts no
-            unreadable file.
+        bad_files: with `skip`, up to 1 % of the files in a folder, rounded down, may be unreadable (none in a folder of
+            fewer than 100 files); they are left out, and files that become unreadable later are replaced. With `error`,
+            every unreadable file is an error.
         small_images: treatment of images that are smaller than the crop after resizing: `resize` enlarges them,
-            `skip` leaves them out and does not count them towards the 1 %, `error` makes them an error.
-        max_pixels: maximum number of pixels of an image; larger images are left out without being decoded, and are not
-            counted towards the 1 % either.
+            `skip` leaves them out, `error` raises a DataError. Small images do not count as unreadable.
+        max_pixels: maximum number of pixels of an image; larger images are left out without being decoded, and do not
+            count as unreadable.
         transparent_as: background colour for transparent images; see `images.decoding.colour`.
-        workers: number of processes per rank that read batches ahead.
-        homepage: download page of the data set, shown in the error if a folder is missing.
+        workers: number of processes per rank that prefetch batches.
+        homepage: address of the data set's download page, shown in the error text if a training folder is missing.
 
     Attributes:
         train_a, train_b: all training files, unusable ones included.
-        files: for domains `a` and `b`, size in bytes of each training file, keyed by file name (relative to the
-            folder), in the order of `train_a` and `train_b`.
-        bad: for domains `a` and `b`, reason for each unused training file, keyed by file name; filled by `inspect`.
+        files: for each of the keys "a" and "b", a dictionary from file names, relative to the training folder and in
+            the order of `train_a` or `train_b`, to file sizes in bytes.
+        bad: for each of the keys "a" and "b", a dictionary from the name of each unused training file to the reason;
+            filled by `inspect`.
 
     Raises:
         CommandError: invalid or contradictory settings.
@@ -96,15 +98,17 @@ class UnpairedFolders:
     def inspect(
         self, *, on_progress: Callable[[int, int], None] | None = None, stopping: Callable[[], bool] = lambda: False
     ) -> None:
-        """Decode all training and test images and classify their files; results are cached, see `inspection`.
+        """Decode all training and test images, and decide for each file whether it is used; results are cached.
 
         Args:
-            on_progress: called after each opened file with the number of opened files and the number of files to open.
-            stopping: polled before the first file and after each file; if it returns True, all files stay unclassified.
+            on_progress: function that is called after each opened file with two numbers: files opened so far, and files
+                to open in total.
+            stopping: function that is polled before the first file and after each file; if it returns True, inspection
+                ends early, and no file is marked as unused.
 
         Raises:
-            DataError: more unusable files than `bad_files` and `small_images` allow, or fewer than two usable ones;
-                `bad` lists all unusable files.
+            DataError: a training folder has more unusable files than `bad_files` and `small_images` allow, or fewer
+                than two usable files; `bad` then lists all unusable files.
         """
         all_folders = [self._a, self._b, *filter(None, (self._test_a, self._test_b))]
         checks = inspect(
@@ -123,7 +127,7 @@ class UnpairedFolders:
 
     @property
     def notes(self) -> list[str]:
-        """Remarks on the images for the user, to be logged once; `inspect` adds further ones."""
+        """Remarks for the user on the training and test folders, to be logged once; `inspect` adds further remarks."""
         return [
             note
             for images in (self._a, self._b, self._test_a, self._test_b)
@@ -132,7 +136,7 @@ class UnpairedFolders:
         ]
 
     def draws(self, seed: int) -> UnpairedDataset:
-        """Return the training pairs of a run with this seed, indexed by sample index."""
+        """Return the data set of training pairs for a run with seed `seed`; item n is the pair with sample index n."""
         return UnpairedDataset(
             self.train_a,
             self.train_b,
@@ -146,7 +150,9 @@ class UnpairedFolders:
         )
 
     def probes(self, count: int) -> tuple[Tensor, Tensor]:
-        """Return up to `count` probe images of each domain, the same on every call: uint8 (n, 3, crop_size, crop_size).
+        """Return probe images of domains a and b, each uint8 (n, 3, crop_size, crop_size) with n of at most `count`.
+
+        Every call returns the same images.
 
         Raises:
             DataError: a probe image is unreadable.
@@ -169,10 +175,11 @@ class UnpairedFolders:
 def drawn_scenes(
     root: str, *, train: int = 300, test: int = 40, size: int = 128, scene_seed: int = 0, **unpaired: object
 ) -> UnpairedFolders:
-    """Return the folders of the synthetic landscapes; the first call draws the images into `root`.
+    """Return the synthetic landscapes in the folder `root` as training data; the first call draws them.
 
     Args:
-        train, test: number of images in each training and each test folder.
+        train: number of images in each of the two training folders.
+        test: number of images in each of the two test folders.
         size: side of the square images in px.
         scene_seed: seed of the drawn landscapes, independent of the run's seed.
         unpaired: further settings; see `UnpairedFolders`.
@@ -182,7 +189,7 @@ def drawn_scenes(
 
 
 def _print_progress(done: int, total: int) -> None:
-    """Print a line after every quarter of the images, as drawing takes some seconds."""
+    """Print a line each time that another quarter of the `total` images is done."""
     if done * 4 // total > (done - 1) * 4 // total:
         print(f"drawing landscapes: {done} of {total}", flush=True)
 
@@ -247,7 +254,7 @@ def _training_images(folder: Path, domain: str, homepage: str | None) -> ImageFo
 
 
 def _test_images(test_folder: str | None, root: str | None, name: str, key: str, domain: str) -> ImageFolder | None:
-    """Return the images of a test folder; None if no folder is configured and `root` has no folder `name`."""
+    """Return the images in `test_folder`; if it is None, those in the folder `name` of `root`, if there is one."""
     if test_folder is None and (root is None or not (Path(root) / name).is_dir()):
         return None
     folder = Path(root or "") / name if test_folder is None else Path(test_folder)
@@ -257,6 +264,6 @@ def _test_images(test_folder: str | None, root: str | None, name: str, key: str,
 
 
 def _evenly_spaced(files: list[Path], count: int) -> list[Path]:
-    """Return up to `count` files at equal distances in the list, since neighbouring files are often alike."""
+    """Return up to `count` files, spread evenly over the list, because neighbouring files are often alike."""
     count = min(count, len(files))
     return [files[index * len(files) // count] for index in range(count)]

@@ -1,1 +1,1 @@
-"""Runs of several processes: launching, process groups, agreement between ranks."""
+"""Runs of several processes: their launch, their process groups, and agreement between ranks."""

@@ -1,4 +1,4 @@
-"""Relaunch of the train command as several processes under torchrun, and the exit code of such a run."""
+"""Relaunch of the train command as several processes under torchrun, and the exit code of a relaunched run."""
 
 import os
 import signal
@@ -16,12 +16,13 @@ ECHO_S = 0.5  # seconds after a Ctrl-C during which a second one is ignored: the
 
 
 def relaunch(processes: int, *, threads: int, stop: Callable[[], bool], abandoned: Callable[[], object]) -> int:
-    """Run the current command in `processes` processes under torchrun; return the exit code of the run.
+    """Run the current command again, as several processes under torchrun; return the exit code of the run.
 
     Args:
-        threads: number of threads of each process, unless the environment sets OMP_NUM_THREADS.
-        stop: returns whether a stop was requested; called before and after the start of the processes.
-        abandoned: called without arguments after a second Ctrl-C has killed all processes; this process then exits.
+        processes: number of processes.
+        threads: number of threads per process; ignored if the environment sets OMP_NUM_THREADS.
+        stop: function that returns whether a stop was requested; called before and after the processes are started.
+        abandoned: function called after a second Ctrl-C, once all processes are killed; this process then exits.
     """
     if stop():
         return STOPPED
@@ -63,27 +64,27 @@ def relaunch(processes: int, *, threads: int, stop: Callable[[], bool], abandone
 
 
 def write_pid() -> None:
-    """Write this process's id to a file for the launching command, if `relaunch` started this process."""
+    """If `relaunch` started this process, write the process id to a file that the launching command reads."""
     if folder := os.environ.get(FOLDER):
         (Path(folder) / f"{os.environ['RANK']}.pid").write_text(str(os.getpid()))
 
 
 def write_exit_code(code: int) -> None:
-    """Write the exit code to a file for the launching command, since torchrun exits with 1 after any failure."""
+    """Write the exit code to a file that the launching command reads, since torchrun exits with 1 after any failure."""
     if folder := os.environ.get(FOLDER):
         (Path(folder) / f"{os.environ['RANK']}.code").write_text(str(code))
 
 
 def will_be_restarted() -> bool:
-    """Return whether torchrun restarts this process if its exit code is not 0."""
+    """Return whether torchrun will restart this process if this process exits with a code other than 0."""
     restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     return restarts < int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0"))
 
 
 def close_streams() -> None:
-    """Flush stdout and stderr; discard output that cannot be written, as to a closed pipe or a full disk.
+    """Flush stdout and stderr; discard output that cannot be written, for example because the disk is full.
 
-    Python flushes them again at its end; an error there would replace the exit code of the command.
+    Python flushes both streams again when it exits. If that failed, the command's exit code would be lost.
     """
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -93,10 +94,12 @@ def close_streams() -> None:
 
 
 def _kill_all(torchrun: "subprocess.Popen[bytes]", folder: Path) -> None:
-    """Kill torchrun, which would otherwise restart its processes or wait for them; then kill these processes.
+    """Kill torchrun, then the processes that torchrun started.
+
+    torchrun is killed first, since it would restart the processes or wait for them.
 
     Args:
-        folder: folder where the processes wrote their ids.
+        folder: folder to which the processes wrote their ids.
     """
     torchrun.kill()
     for file in folder.glob("*.pid"):
@@ -107,10 +110,10 @@ def _kill_all(torchrun: "subprocess.Popen[bytes]", folder: Path) -> None:
 
 
 def _run_code(folder: Path, torchrun_code: int, *, stop_requested: bool) -> int:
-    """Return the exit code of the first process that failed, 0 if none failed; torchrun does not report this code.
+    """Return the exit code of the first process that failed, or 0 if none failed; torchrun does not report this code.
 
-    If torchrun failed although no process wrote a code other than 0, return 75 if a stop was requested before any
-    process began, else 1.
+    If torchrun failed but no process wrote a code other than 0, return 75 if a stop was requested before any process
+    began, else 1.
     """
     files = sorted(folder.glob("*.code"), key=lambda file: file.stat().st_mtime_ns)
     failures = [code for code in (int(file.read_text()) for file in files) if code]

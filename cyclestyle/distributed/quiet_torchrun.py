@@ -1,4 +1,4 @@
-"""Run torchrun without its long failure report, since the failed process has already printed an error.
+"""Run torchrun without its long failure report, since a process that fails prints an error itself.
 
 `trainer.devices=2` runs
 `python -m cyclestyle.distributed.quiet_torchrun --standalone --nproc_per_node=2 -m cyclestyle.train ...`.
@@ -12,7 +12,7 @@ from cyclestyle.signals import terminate_with_parent
 
 
 def main() -> None:
-    """Run torchrun; exit with 1 if any process failed or a signal ended the job."""
+    """Run torchrun; exit with code 1 if a process fails or a signal ends torchrun."""
     terminate_with_parent()  # called before the imports, which take seconds
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing.api import SignalException

@@ -1,4 +1,4 @@
-"""The processes of a run: set-up, collective operations, agreement on failures, shutdown."""
+"""The processes of a run: their set-up, collective operations, agreement on failures, and shutdown."""
 
 import contextlib
 import datetime
@@ -21,17 +21,17 @@ FAILURE_WAIT_S = 2.0  # longest wait for the other ranks to report a failure or 
 
 
 class FailedElsewhereError(Exception):
-    """Raised on a rank that did not fail itself: another rank has failed, and that rank reports the reason."""
+    """Raised on a rank that did not fail itself, because another rank has failed; the other rank reports the reason."""
 
 
 class World:
-    """The processes of a run, seen from one of them. Ranks count from 0; `is_main` is true on rank 0.
+    """The processes of a run, seen from one process. Ranks are numbered from 0; `is_main` is true on rank 0.
 
     Args:
         rank: number of this process in the run.
         size: number of processes.
         local_rank: number of this process on its host.
-        store: key-value store that the ranks share; None for a world of one.
+        store: key-value store that all ranks share; None if `size` is 1.
         timeout_s: longest wait for another rank during training, in seconds.
     """
 
@@ -48,7 +48,7 @@ class World:
         self._setup = self._group(SETUP_TIMEOUT_S)
 
     def duplicate(self) -> "World":
-        """Return a world of the same processes with separate process groups, for a second thread.
+        """Return a world of the same processes with process groups of its own, for use in a second thread.
 
         All ranks must call this together.
         """
@@ -59,9 +59,9 @@ class World:
         return self.rank == 0
 
     def synchronize(self, module: nn.Module, device: torch.device) -> nn.Module:
-        """Wrap a module so that each backward pass averages its gradients over all ranks.
+        """Wrap `module` so that each backward pass averages the gradients of the module over all ranks.
 
-        A world of one rank returns the module itself.
+        In a world of one rank, return `module` itself.
         """
         if self.size == 1:
             return module
@@ -79,11 +79,11 @@ class World:
 
     @contextmanager
     def accumulating(self, *, more_to_come: bool) -> Iterator[None]:
-        """Context manager for one of several backward passes whose gradients add up.
+        """Context manager around one backward pass of several whose gradients are summed.
 
         Args:
-            more_to_come: whether another backward pass follows. If True, gradients are added on this rank only; if
-                False, the accumulated gradients are averaged over all ranks.
+            more_to_come: whether another backward pass follows. True adds the gradients to those of earlier passes, on
+                this rank only; False also averages the sums over all ranks.
         """
         self._heartbeat()
         for wrapped in self._wrapped:
@@ -110,10 +110,10 @@ class World:
         return values
 
     def any(self, flag: bool, *, no_timeout: bool = False) -> bool:
-        """Return whether the flag is set on any rank; all ranks get the same result and must call this together.
+        """Return whether `flag` is true on any rank; all ranks get the same result and must call this together.
 
         Args:
-            no_timeout: wait up to a day for the other ranks instead of `timeout_s`, since set-up can take hours.
+            no_timeout: wait up to a day for the other ranks instead of `timeout_s`; for set-up, which can take hours.
 
         Raises:
             LostProcessError: another rank has ended or does not respond in time.
@@ -129,7 +129,7 @@ class World:
         return bool(flags.item())
 
     def all_equal(self, number: int) -> bool:
-        """Return whether all ranks pass the same number; all ranks get the same result and must call this together.
+        """Return whether `number` is equal on all ranks; all ranks get the same result and must call this together.
 
         Raises:
             LostProcessError: another rank has ended.
@@ -153,7 +153,7 @@ class World:
 
     @contextmanager
     def all_or_none(self, *, no_timeout: bool = False) -> Iterator[None]:
-        """Context manager: if the `with` block fails on one rank, raise an error on all ranks.
+        """Context manager: if the `with` block fails on any rank, raise an error on all ranks.
 
         Args:
             no_timeout: see `any`.
@@ -175,7 +175,7 @@ class World:
         """Context manager: run the `with` block on rank 0, then on the other ranks, which can reuse rank 0's results.
 
         Raises:
-            FailedElsewhereError: the block failed on rank 0; raised on the other ranks, which then skip the block.
+            FailedElsewhereError: the block failed on rank 0; the other ranks raise this error and skip the block.
         """
         if not self.is_main and self.any(False, no_timeout=True):
             raise FailedElsewhereError
@@ -188,9 +188,9 @@ class World:
                 self.any(failed, no_timeout=True)
 
     def lost_process_error(self, error: RuntimeError) -> LostProcessError:
-        """Create the error for the user after a collective operation failed.
+        """Convert the error of a failed collective operation to an error with a message for the user.
 
-        After a timeout, the text of the error names the ranks that do not respond.
+        If `error` is a timeout, the message names the ranks that do not respond.
         """
         self._post(f"gave up {self.rank}")
         if "tim" not in str(error).lower():  # torch's texts for a timeout: "Timed out waiting", "timeout"
@@ -203,7 +203,7 @@ class World:
         )
 
     def first_to_fail(self, code: int, reason: str) -> bool:
-        """Return whether this rank is the first to fail; if so, post its exit code and reason for the other ranks."""
+        """Return whether this rank is the first to fail; if so, post `code` and `reason` for the other ranks."""
         if self._store is None:
             return True
         try:
@@ -215,7 +215,7 @@ class World:
         return True
 
     def first_failure(self) -> tuple[int, str] | None:
-        """Return exit code and reason of the first rank that failed; None if they are not posted within 10 s."""
+        """Return exit code and reason of the first rank that failed; None if it does not post them within 10 s."""
         if self._store is None:
             return None
         try:
@@ -226,7 +226,7 @@ class World:
             return None
 
     def announce_exit(self) -> None:
-        """Inform the other ranks, through the shared store, that this rank prints nothing more."""
+        """Inform the other ranks, through the shared store, that this rank will print nothing more."""
         self._post(f"left {self.rank}")
 
     def wait_for_others_to_exit(self) -> None:
@@ -255,9 +255,9 @@ class World:
                 self._store.set(key, value)
 
     def _behind(self) -> list[int]:
-        """Find the ranks that do not respond: those that have begun fewer collective operations than others.
+        """Return the ranks that do not respond: those that have begun fewer collective operations than others.
 
-        If all ranks have begun the same number, return the ranks that have not reported a timeout.
+        If all ranks have begun the same number of operations, return the ranks that have not reported a timeout.
         """
         try:
             counts = [int(self._store.get(f"met {rank}")) for rank in range(self.size)]
@@ -280,7 +280,7 @@ def launched() -> bool:
 
 @contextmanager
 def session(device_type: str, *, timeout_s: float = 600.0) -> Iterator[World]:
-    """Context manager: yield the world of all processes that torchrun started, or else of this process alone.
+    """Context manager: yield the world of all processes started by torchrun; without torchrun, of this process alone.
 
     Args:
         device_type: `cpu`, `cuda` or `mps`.
@@ -328,9 +328,10 @@ def session(device_type: str, *, timeout_s: float = 600.0) -> Iterator[World]:
 
 
 def _store() -> Any:
-    """Connect to the key-value store that the ranks share; the prefix of all keys differs after each restart.
+    """Connect to the key-value store that all ranks share.
 
-    After a restart by `torchrun --max-restarts`, the new processes must not read values that dead processes posted.
+    All keys get a prefix, which changes when `torchrun --max-restarts` restarts the processes: the new processes must
+    not read values that the dead ones posted.
     """
     hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     store = dist.TCPStore(  # type: ignore[attr-defined]

@@ -26,14 +26,14 @@ class MeanStd(NamedTuple):
 
 
 class Similarity(NamedTuple):
-    """Similarity of a set of images to their ground truth, as PSNR and SSIM."""
+    """Similarity of a set of images to their ground truth: mean and standard deviation of PSNR and SSIM."""
 
     psnr: MeanStd  # dB
     ssim: MeanStd
 
 
 class PairedScores(NamedTuple):
-    """Similarity to the ground truth: of the unchanged photos, a baseline (recoloured photos) and the translations."""
+    """Similarity of three sets of images to the ground truth: photos, recoloured photos (a baseline), translations."""
 
     unchanged: Similarity
     mapped: Similarity  # photos changed by the best global colour map
@@ -41,7 +41,7 @@ class PairedScores(NamedTuple):
 
 
 class Colours(NamedTuple):
-    """Colour distances from the target domain, of photos and of translations; see `metrics.colour.colour_distance`."""
+    """Colour distance of the photos, and of the translations, from the target domain; see `metrics.colour`."""
 
     unchanged: float
     translated: float
@@ -49,7 +49,7 @@ class Colours(NamedTuple):
 
 
 class Report(NamedTuple):
-    """All scores of a set of translations."""
+    """All scores of a set of translations; None for scores without reference images."""
 
     num_images: int
     truth: PairedScores | None
@@ -63,13 +63,13 @@ def evaluate(
     """Translate the photos of a folder and score the results; no files are written.
 
     Args:
-        model: function that translates photos, uint8 (N, 3, H, W), to uint8 of the same shape.
-        truth: folder with a ground-truth image for each photo, under the name of the photo.
+        model: function that translates photos, uint8 (N, 3, H, W), to images of the same dtype and shape.
+        truth: folder with a ground-truth image for each photo, under the same file name.
         target: folder with images of the target domain, which need not correspond to the photos.
-        batch_size: maximum number of photos, all of the same size, per batch.
+        batch_size: maximum number of photos per batch; all photos in a batch have the same size.
 
     Raises:
-        DataError: a photo is missing, damaged, or of another size than its ground truth.
+        DataError: an image is missing or damaged, or a ground-truth image differs in size from its photo.
     """
     names = inputs.names(folder)
     truths = None if truth is None else _truths(folder, names, truth)
@@ -88,7 +88,7 @@ def evaluate(
 
 
 def table(report: Report, *, truth: Path | None, target: Path | None) -> str:
-    """Format `report` as aligned text, with one block for each kind of comparison."""
+    """Format `report` as a text table, with one block of rows per reference: ground truth, target domain, photo."""
     blocks: list[tuple[str, list[str], list[tuple[str, list[str]]]]] = []
     if report.truth is not None and truth is not None:
         rows = zip(("photo unchanged", "best global colour map", "this model"), report.truth, strict=True)
@@ -108,7 +108,7 @@ def table(report: Report, *, truth: Path | None, target: Path | None) -> str:
 
 
 class _Accumulator:
-    """Accumulator for the scores of translations, which are added one by one; it stores no images."""
+    """Accumulator for scores: translations are added one by one, and no images are stored."""
 
     def __init__(self, truths: dict[Path, Path] | None, colour_map: ColourMap | None) -> None:
         self.truths, self.colour_map = truths, colour_map
@@ -140,7 +140,7 @@ class _Accumulator:
 
 
 def _truths(folder: Path, names: Sequence[Path], truth: Path) -> dict[Path, Path]:
-    """Return a dictionary from the path of each photo to its ground-truth file."""
+    """Return a dictionary from the path of each photo to the path of its ground truth."""
     present = set(inputs.names(truth))
     missing = [name for name in names if name not in present]
     if missing:
@@ -152,7 +152,7 @@ def _truths(folder: Path, names: Sequence[Path], truth: Path) -> dict[Path, Path
 
 
 def _colour_map(sources: Sequence[Path], truths: Sequence[Path], workers: Workers) -> ColourMap:
-    """Fit a single colour map, the baseline, from all photos together to their ground truth."""
+    """Return the baseline: one colour map for all photos, fitted to match the colours of the ground truth."""
     before, after = PixelStatistics(), PixelStatistics()
     for pooled, files in ((before, sources), (after, truths)):
         for photo in batching.photos(files, workers=workers, failed=_raise):
@@ -186,7 +186,7 @@ def _mean_std(values: Sequence[float]) -> MeanStd:
 
 
 def _block(title: str, heads: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], *, name_width: int) -> str:
-    """Format one comparison as a line with `title` and `heads`, and a line for each row."""
+    """Format one block: a first line with `title` and the column `heads`, then one line per row (name, cells)."""
     widths = [max(len(head), 15) for head in heads]
     return "\n".join(
         "  ".join([name.ljust(name_width), *(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))])

@@ -48,7 +48,8 @@ def write_text(path: Path, text: str) -> None:
 def remove_temporary_files(folder: Path) -> None:
     """Remove the temporary files that killed processes left in a folder.
 
-    Call it only while no other process writes to the folder, since the files of running processes are removed too.
+    Call it only while no other process writes to the folder, since the temporary files of such a process are removed
+    too.
     """
     for path in folder.glob(".*.tmp"):
         if _TEMPORARY.fullmatch(path.name):
@@ -56,7 +57,10 @@ def remove_temporary_files(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush the file names in a folder to the disk, so that renames in it survive a power cut; no effect on Windows."""
+    """Flush the file names in a folder to the disk, so that renames there survive a power cut.
+
+    On Windows, do nothing.
+    """
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -67,7 +71,9 @@ def sync_folder(folder: Path) -> None:
 
 
 def disk_error(what: str, error: OSError, folder: Path, *, need: int, free: int | None) -> DiskError:
-    """Build the DiskError to raise when files cannot be written; if the disk is full, it states needed and free space.
+    """Build the DiskError to raise when files cannot be written.
+
+    If the disk is full, the message of the DiskError states the needed and the free space.
 
     Args:
         what: start of the message, which names the failed action; for example `"cannot write checkpoint at step 7"`.
@@ -92,7 +98,7 @@ def free_space(folder: Path) -> int | None:
 
 
 def is_disk_error(error: OSError) -> bool:
-    """Return whether the errno of an error is one of a full, broken or unwritable disk."""
+    """Return whether the errno of an error means a full, broken or unwritable disk."""
     return error.errno in _DISK_ERRORS
 
 
@@ -104,7 +110,8 @@ def megabytes(count: int) -> str:
 class _Stream:
     """Wrapper around a binary stream that stores the first OSError raised while writing to it.
 
-    `torch.save` writes to any object with a `write` method, but replaces an OSError from this method by another error.
+    `torch.save` writes to any object with a `write` method. If this method raises an OSError, `torch.save` raises
+    another error instead.
     """
 
     def __init__(self, stream: IO[bytes]) -> None:

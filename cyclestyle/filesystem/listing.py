@@ -11,7 +11,7 @@ from cyclestyle.errors import DataError
 
 
 class Candidate(NamedTuple):
-    """Path in a listed folder that has an image extension and is not a folder; it may be unreadable."""
+    """Path with an image extension in a listed folder; the path is not a folder, and it may be unreadable."""
 
     name: Path  # relative to the listed folder
     size: int  # bytes
@@ -20,7 +20,7 @@ class Candidate(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """Result of listing a folder and its subfolders for image files; the order of paths depends only on names."""
+    """Image files found in a folder and its subfolders; the order of paths depends only on their names."""
 
     candidates: list[Candidate]  # one per file, under the first of its paths in name order
     repeated: list[Path]  # other paths of the same files, which exist because of links
@@ -30,10 +30,11 @@ class Listing(NamedTuple):
 
 
 def listing(root: Path, *, endings: Collection[str]) -> Listing:
-    """List the files below `root` whose extension is in `endings`, without opening any.
+    """List the files below `root` whose extension is in `endings`; no file is opened.
 
-    Opening a pipe or device could block. A file or folder that links make reachable through several paths is listed
-    once, under the first of these paths in name order, so loops of links end. Names that start with a dot are skipped.
+    Opening a file could block if it is a pipe or device. If links make a file or folder reachable through several
+    paths, it is listed once, under the path that comes first in name order; so a loop of links cannot repeat a folder.
+    Files and folders whose names start with a dot are skipped.
 
     Args:
         root: folder to list.
@@ -80,7 +81,7 @@ def listing(root: Path, *, endings: Collection[str]) -> Listing:
 
 
 def special_file_reason(mode: int) -> str:
-    """Return why a path with this `st_mode` cannot be read as a file; empty for regular files."""
+    """Return why a path whose `st_mode` is `mode` cannot be read as a file; empty for a regular file."""
     if stat.S_ISREG(mode):
         return ""
     kinds = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
@@ -99,7 +100,7 @@ def one_line(text: str) -> str:
 
 
 def list_contents(folder: Path) -> str:
-    """Return text for an error about a missing path: four names in a folder and the number of its other names."""
+    """Return text for an error about a missing path: up to four names in `folder`, and the number of others."""
     try:
         names = sorted(entry.name for entry in folder.iterdir())
     except OSError as error:
@@ -109,7 +110,7 @@ def list_contents(folder: Path) -> str:
 
 
 def nearest_existing(path: Path) -> str:
-    """Return text for an error about a missing `path`: its nearest existing parent folder and the names in it."""
+    """Return text for an error about a missing `path`: its nearest existing parent, and names in that parent."""
     folder = next(parent for parent in path.absolute().parents if parent.is_dir())
     return f"{printable(folder)} contains {list_contents(folder)}"
 
@@ -120,7 +121,7 @@ def _may_be_folder(entry: "os.DirEntry[str]") -> bool:
 
 
 def _status(entry: "os.DirEntry[str]") -> os.stat_result | str:
-    """Return the `stat` result of the file that an entry is or links to, or the reason why `stat` fails."""
+    """Return the `stat` result of an entry, after following links, or the reason why `stat` fails."""
     try:
         # On Windows `entry.stat()` gives no inode, so two paths of one file would not be recognized.
         return Path(entry.path).stat() if os.name == "nt" else entry.stat()
@@ -147,7 +148,7 @@ def _once_each(matches: list[tuple[Path, os.stat_result | str]]) -> tuple[list[C
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:
-    """Return (device, inode), which is the same for all paths of a file or folder."""
+    """Return the pair (device, inode), which is equal for all paths of one file or folder."""
     return status.st_dev, status.st_ino
 
 

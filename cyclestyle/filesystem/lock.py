@@ -22,7 +22,9 @@ class Lock:
         self._stream: IO[str] | None = None
 
     def acquire(self) -> bool:
-        """Take the lock until `release` or the end of the process; return False if another process holds the lock.
+        """Take the lock, or return False if another process holds it.
+
+        The lock is held until `release` is called or the process ends.
 
         On a file system without locks, print a warning and return True. On Windows, return True without locking.
 
@@ -45,7 +47,7 @@ class Lock:
         return True
 
     def release(self) -> None:
-        """Release the lock; without this call it is held until the process ends."""
+        """Release the lock; without this call, the lock is held until the process ends."""
         if self._stream is not None:
             self._stream.close()
             self._stream = None

@@ -29,8 +29,8 @@ class GraphCapture(Protocol):
         """Capture the operations of a function without executing them.
 
         Returns:
-            A function that replays the operations, and their output tensors. The next replay of any captured function
-            may overwrite these tensors.
+            (function that replays the operations, output tensors of the operations). The next replay of any captured
+            function may overwrite the tensors.
 
         Raises:
             RuntimeError: an operation cannot be captured.
@@ -95,8 +95,8 @@ class GraphedCalls:
 
         Args:
             name: name of the function, the same at every call.
-            function: function that returns tensors by name. A captured function must not return None, which means
-                that an update was skipped.
+            function: function that returns a dict of tensors, or None if it skipped an update. It must not return
+                None while it is captured.
             inputs: tensors of the same shapes at every call.
         """
         if self._gave_up:
@@ -152,7 +152,7 @@ def choose_capture(
     Args:
         requested: value of `trainer.cuda_graphs`; `auto` captures steps if no obstacle applies and `pays` is True.
         capture: capture for this device; None if the device supports none.
-        obstacles: whether each obstacle to capturing applies, keyed by the reason to show in the error.
+        obstacles: text that names an obstacle, for the error -> whether this obstacle applies.
         pays: whether capturing makes steps faster.
 
     Raises:
@@ -165,7 +165,7 @@ def choose_capture(
 
 
 def _root_cause(error: BaseException) -> str:
-    """Return the first line of an error's root cause, since the error itself may come from the clean-up afterwards."""
+    """Return the first line of an error's root cause, since cleaning up after a failure may raise other errors."""
     while error.__context__ is not None:
         error = error.__context__
     return str(error).partition("\n")[0]

@@ -26,7 +26,7 @@ class Hardware:
         device: `auto` takes a CUDA GPU, else an Apple GPU (`mps`), else the CPU.
         precision: precision of the networks' arithmetic; weights and losses are always float32. `auto` is bf16 on
             hardware that supports it (CUDA from Ampere on, CPUs with native bf16), fp16 on older GPUs, else fp32.
-        deterministic: give bit-identical results for the same seed on GPUs too, at some cost in speed.
+        deterministic: whether equal seeds give bit-identical results on GPUs too, which costs some speed.
         compile: compile the networks with `torch.compile`; on a CPU this needs a C++ compiler.
         one_size: whether all batches have the same size; cuDNN then searches for the fastest convolutions.
         world: processes that train together; this process alone by default.
@@ -79,7 +79,7 @@ class Hardware:
         """Move a module to the device, in place.
 
         Args:
-            training: whether the module is trained; it then uses the fastest backward pass for this device.
+            training: whether the module will be trained; if so, choose the fastest backward pass for this device.
         """
         module.to(device=self.device, memory_format=self._weights)  # type: ignore[call-overload]
         if training and self._winograd:
@@ -90,7 +90,7 @@ class Hardware:
         return batch.to(self.device, non_blocking=True, memory_format=self.layout)
 
     def trim_memory(self) -> None:
-        """Return the memory of freed CPU tensors to the operating system; do nothing except on Linux.
+        """Return the memory of freed CPU tensors to the operating system; works only on Linux.
 
         The C library would keep this memory as gaps, into which later allocations do not always fit.
         """
@@ -117,7 +117,7 @@ class Hardware:
         return self.autocast(call)
 
     def prepare_inference(self, module: nn.Module) -> Callable[..., Any]:
-        """Return a function that calls a trained module for inference: like `wrap`, but it casts the weights only once.
+        """Return a function that calls a trained module for inference, like `wrap`; it casts the weights only once.
 
         The function uses a copy of the module with weights in this precision and layout; the module is unchanged.
         """
@@ -153,7 +153,7 @@ class Hardware:
 
 
 def device_type(device: str) -> str:
-    """Return the device type for config value `device`; `auto` becomes `cuda`, else `mps`, else `cpu`."""
+    """Return the device type for config value `device`; `auto` gives the first available of `cuda`, `mps`, `cpu`."""
     if device != "auto":
         return device
     if torch.cuda.is_available():
@@ -197,7 +197,7 @@ def _compilers() -> list[str]:
 
 
 def _native_bf16() -> set[str]:
-    """Names of CPU features that multiply bf16 in hardware; without one, bf16 is emulated and slower than float32."""
+    """Names of this CPU's features that multiply bf16; a CPU without any emulates bf16, slower than float32."""
     if not hasattr(torch.cpu, "get_capabilities"):  # torch before 2.11
         older = {
             "avx512_bf16": torch.cpu._is_avx512_bf16_supported(),

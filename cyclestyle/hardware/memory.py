@@ -29,7 +29,7 @@ TRANSLATING = Remedies(
 
 
 def resource_error(error: BaseException, advice: Remedies = TRAINING) -> ResourceError | None:
-    """Create an error with advice if an exception means that memory ran out or the device failed; else None."""
+    """Create an error with `advice` if `error` means that memory ran out or the device failed; else return None."""
     message = str(error)
     if is_out_of_memory(error):
         return ResourceError(f"out of memory (peak {_peak()}): {advice.smaller}")

@@ -55,8 +55,8 @@ def check(threads: int | Literal["auto"], *, key: str) -> None:
 def choose(threads: int | Literal["auto"], *, key: str, since: Look | None) -> Choice:
     """Number of threads for a new job, with a suggestion if other processes occupy the cores.
 
-    The number does not depend on other processes. Otherwise two runs of one command could differ in rounding, and a run
-    started during a short job would keep too few threads after that job has ended.
+    The number does not depend on other processes. If it did, two runs of one command could differ in rounding, and a
+    run started during another short job would keep too few threads after that job has ended.
 
     Args:
         key: config key that sets the number of threads; the suggestion names this key.
@@ -75,18 +75,18 @@ def choose(threads: int | Literal["auto"], *, key: str, since: Look | None) -> C
 
 
 def usable_threads() -> int:
-    """Number of threads for `auto` in this process."""
+    """Number of threads that `threads=auto` gives this process."""
     fixed = _set_by_environment()
     return resolve(usual_threads(), fixed=fixed, cores=len(cores_allowed()), quota=quota(), ranks=_ranks())
 
 
 def left_by_others(others: float, cores: int) -> int:
-    """Number of cores that are free while other processes use `others` of `cores`; at least 1."""
+    """Number of free cores while other processes use `others` of the `cores` cores; at least 1."""
     return max(1, round(cores - others))
 
 
 def resolve(usual: int, *, fixed: bool, cores: int, quota: float | None, ranks: int) -> int:
-    """Number of threads for `auto` under the given conditions.
+    """Number of threads that `threads=auto` gives under these conditions.
 
     Args:
         usual: PyTorch's default number of threads.
@@ -111,11 +111,11 @@ def threads_of_each(processes: int) -> int:
 
 
 def resume(threads: int | Literal["auto"], *, saved: int, available: int) -> Choice:
-    """Number of threads for a resumed job, with a note if it differs from the number at the start of the job.
+    """Number of threads for a resumed job, with a note if this number changed since the start of the job.
 
     Args:
         threads: requested number; `auto` takes the smaller one of `saved` and `available`.
-        saved: number at the start of the job, from its checkpoint.
+        saved: number at the start of the job, from the job's checkpoint.
         available: number of threads that `auto` would give a new job.
     """
     count = min(saved, available) if threads == "auto" else threads
@@ -149,9 +149,9 @@ class Watch:
 
     Args:
         threads: number of compute threads.
-        key: config key of this number.
+        key: config key that sets this number.
         every_s: shortest interval between two checks, in seconds.
-        warn: called with the warning.
+        warn: function that receives the text of the warning.
     """
 
     def __init__(
@@ -174,7 +174,7 @@ class Watch:
 
 
 def crowded(before: Look, now: Look, *, threads: int, cores: int, key: str) -> str | None:
-    """Create a warning if, between two samples, other processes kept this process's threads from running; else None."""
+    """Create a warning if other processes kept this process's threads from running between two samples; else None."""
     waited = (now.waited_s - before.waited_s) / (now.at_s - before.at_s)
     others = used_by_others(before, now)
     better = left_by_others(others, cores)
@@ -227,7 +227,7 @@ def cores_allowed() -> set[int]:
 
 
 def quota(root: Path = Path("/sys/fs/cgroup"), membership: str = "/proc/self/cgroup") -> float | None:
-    """Limit on this process's processor time, as a number of cores, for example in a container; None without a limit.
+    """Limit on this process's processor time, as in a container, as a number of cores; None without a limit.
 
     Args:
         root: folder of control groups.

@@ -1,11 +1,12 @@
 """A 3x3 convolution whose backward pass needs 4 products per pixel instead of 9 (Winograd 1980; Lavin, Gray 2016).
 
-Images are cut into windows d of 4x4 px, 2 px apart. Each window gives 2x2 px of the output:
+Images are cut into windows d of 4x4 px, one every 2 px. Each window and the 3x3 weight w give 2x2 px y of the output:
 
     y = A^T [ (G w G^T) * (B^T d B) ] A
 
-where * multiplies elementwise and is summed over channels (Lavin and Gray 2016, equation 8). From the gradient e of y
-follow the gradients of the windows (left) and of the weights (right, summed over windows):
+where A, B and G are constant matrices, and * multiplies elementwise and is summed over channels (Lavin and Gray 2016,
+equation 8). The gradient e of y determines the gradients of the windows (left) and of the weights (right, summed over
+windows):
 
     B [ (G w G^T) * (A e A^T) ] B^T        G^T [ (A e A^T) * (B^T d B) ] G
 
@@ -78,7 +79,7 @@ def use_winograd(module: nn.Module) -> None:
 class _Convolution(torch.autograd.Function):
     """`conv2d` with Winograd's backward pass, for `images` (N, I, H, W), weights (O, I, 3, 3) and biases (O,).
 
-    The convolution is computed in the dtype of `images`.
+    I and O are the numbers of input and output channels. The convolution is computed in the dtype of `images`.
     """
 
     @staticmethod
@@ -141,7 +142,7 @@ def _apply_bt(even: Tensor, odd: Tensor, output: Tensor, *, dim: int) -> None:
 
 
 def _inverse_input(values: Tensor, x: Tensor) -> None:
-    """Add B m B^T to the window of x (N, H + 2, W + 2, C) for each m in values (16, N * H/2 * W/2, C)."""
+    """For each m in values (16, N * H/2 * W/2, C), add B m B^T to its window of x (N, H + 2, W + 2, C)."""
     count, height, width, channels = x.shape
     height, width = height // 2 - 1, width // 2 - 1
     rows = x.new_zeros(2, 4, count, height + 1, width, channels)
@@ -175,7 +176,7 @@ def _transform_gradient(e: Tensor) -> Tensor:
 
 
 def _apply_a(values: Tensor) -> None:
-    """Fill `values` (4, ...) with A times (values[0], values[3]); these two inputs remain unchanged."""
+    """Set `values` (4, ...) to A times the pair (values[0], values[3]); these two values do not change."""
     torch.add(values[0], values[3], out=values[1])
     torch.sub(values[0], values[3], out=values[2])
 

@@ -18,7 +18,7 @@ _CHANNELS = {1: "L", 3: "RGB", 4: "CMYK"}  # number of channels -> Pillow's mode
 
 
 class Conversion(NamedTuple):
-    """ICC profile, parsed, with the transform that converts its colours to sRGB."""
+    """Parsed ICC profile, and the transform from its colour space to sRGB."""
 
     mode: str  # Pillow's mode of the input colours: L, RGB or CMYK
     is_srgb: bool  # whether the transform changes colours by at most 1/255
@@ -38,16 +38,16 @@ def srgb() -> bytes:
 def to_srgb(colours: PixelArray, profile: bytes) -> tuple[PixelArray, str]:
     """Convert colours to sRGB with relative colorimetric intent and black point compensation.
 
-    Without a profile, grey and RGB colours are treated as sRGB, and CMYK inks are subtracted from white. The same holds
-    if the profile is unreadable or is for another kind of colours.
+    If the profile is empty, unreadable or for another kind of colours, it is not used: grey and RGB colours are treated
+    as sRGB, and CMYK inks are subtracted from white. An RGB profile is also used for grey colours.
 
     Args:
         colours: uint8 or uint16 (H, W) grey, (H, W, 3) RGB or (H, W, 4) CMYK. In CMYK, larger values mean more ink.
         profile: ICC profile of the colours; empty if they have none.
 
     Returns:
-        sRGB array (H, W, 3) of the same dtype, and a note to show to the photo's owner; the note is empty
-        unless the profile cannot be used.
+        sRGB array (H, W, 3) of the same dtype, and a note to show to the photo's owner if `profile` is
+        given but cannot be used; else the note is empty.
     """
     if not profile:
         return _without_profile(colours), ""
@@ -109,7 +109,7 @@ _TO_RGB: dict[str, Callable[[PixelArray], PixelArray]] = {"L": _grey_to_rgb, "RG
 
 @lru_cache(maxsize=16)  # most photos of a set share one profile
 def _conversion(profile: bytes) -> Conversion | None:
-    """Parse an ICC profile; return None if it is damaged or its colour space is not grey, RGB or CMYK."""
+    """Parse an ICC profile; return None if the profile is damaged or its colour space is not grey, RGB or CMYK."""
     try:
         opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         mode = _MODES[opened.profile.xcolor_space.strip()]

@@ -1,4 +1,4 @@
-"""Decoded content of an image file before its colours are converted to sRGB and its orientation is undone."""
+"""Content of a decoded image file, before its colours are converted to sRGB and its orientation is undone."""
 
 from typing import Any, NamedTuple
 
@@ -8,7 +8,7 @@ from cyclestyle.images.photo import PixelArray
 
 
 class DecodedImage(NamedTuple):
-    """Content of an image file as stored: colours, alpha, ICC profile and metadata."""
+    """Colours, alpha, ICC profile and metadata of an image file; profile and EXIF orientation are not yet applied."""
 
     colours: PixelArray  # uint8 or uint16: (H, W) grey, (H, W, 3) RGB, or (H, W, 4) CMYK (0 is no ink)
     alpha: PixelArray | None  # (H, W), same dtype as `colours`; `colours` are not premultiplied by it

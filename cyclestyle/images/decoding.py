@@ -1,4 +1,7 @@
-"""Find, decode, check and encode image files, as upright RGB `PIL.Image`s and without PyTorch."""
+"""Finding, decoding, checking and encoding of image files; decoded images are upright RGB `PIL.Image`s.
+
+This module does not import PyTorch.
+"""
 
 import os
 import struct
@@ -47,7 +50,7 @@ class ImageError(DataError):
 
 
 class ImageInfo(NamedTuple):
-    """Size of an image file, and results of checking it."""
+    """Width and height of an image, and results of checking its file."""
 
     width: int  # px, of the upright image
     height: int  # px, of the upright image
@@ -56,10 +59,11 @@ class ImageInfo(NamedTuple):
 
 
 def find(root: Path) -> list[Path]:
-    """Return the paths of all image files below `root`, relative to `root`; their order depends only on names.
+    """Return the paths of all image files below `root`, relative to `root` and in name order.
 
-    A file or folder that links make reachable through several paths is listed once, under the first of these paths in
-    name order. Names that start with a dot are skipped, and so are pipes, devices and broken links.
+    If links make a file or folder reachable through several paths, it is listed once, under the path that comes first
+    in name order. Files and folders whose names start with a dot are skipped, and so are pipes, devices and broken
+    links.
 
     Raises:
         DataError: `root` or one of its subfolders cannot be listed.
@@ -74,8 +78,8 @@ def read(path: Path, *, background: str = "white", max_pixels: int = MAX_PIXELS)
     """Decode an image file to upright RGB; only the first frame of an animation is read.
 
     Args:
-        background: colour that shows through transparent pixels, in the notation of the function `colour`.
-        max_pixels: largest accepted width x height; of a larger image, only the header is read.
+        background: colour that shows through transparent pixels, in any notation that the function `colour` accepts.
+        max_pixels: largest accepted product of width and height; a larger image is rejected without decoding.
 
     Raises:
         ImageError: the file is not an image, is damaged, or has too many pixels.
@@ -89,7 +93,7 @@ def read(path: Path, *, background: str = "white", max_pixels: int = MAX_PIXELS)
 def probe(path: Path, *, max_pixels: int = MAX_PIXELS) -> ImageInfo:
     """Check an image file by decoding it completely, and return its size.
 
-    If the image has more than `max_pixels`, only its header is read.
+    If the image has more than `max_pixels` pixels, only its header is read.
 
     Raises:
         ImageError: the file is not an image or is damaged.
@@ -110,7 +114,7 @@ def too_large(width: int, height: int, max_pixels: int) -> str:
 def colour(text: str) -> tuple[int, int, int]:
     """Parse a colour such as `white`, `#808080` or `rgb(128, 128, 128)` to (red, green, blue), each from 0 to 255.
 
-    Any notation of Pillow is accepted; alpha is ignored.
+    Any colour notation of Pillow is accepted; an alpha value in it is ignored.
 
     Raises:
         ValueError: `text` is not a colour.
@@ -122,7 +126,8 @@ def colour(text: str) -> tuple[int, int, int]:
 def to_rgb(image: Image.Image, *, background: str = "white") -> Image.Image:
     """Convert an image of any colour mode to RGB.
 
-    16-bit grey keeps its brightness. The colour `background` shows through transparent pixels.
+    16-bit grey values are scaled to 8 bits, which keeps the brightness. The colour `background` shows through
+    transparent pixels.
 
     Raises:
         ValueError: the image has floating-point colours, for which no value is defined as white.
@@ -140,7 +145,7 @@ def to_rgb(image: Image.Image, *, background: str = "white") -> Image.Image:
 
 
 def resize(image: Image.Image, width: int, height: int) -> Image.Image:
-    """Resize an image with the filter of the original CycleGAN implementation: bicubic and antialiased."""
+    """Resize an image to `width` x `height` px with the antialiased bicubic filter of the original CycleGAN."""
     return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BICUBIC)
 
 
@@ -153,16 +158,16 @@ def save(image: Image.Image, path: Path) -> None:
 
 @contextmanager
 def open_image(path: Path) -> Iterator[ImageFile.ImageFile]:
-    """Context manager: open an image and read its header; re-raise errors in the `with` block as `ImageError`."""
+    """Context manager: open an image and read its header; errors here or in the `with` block become `ImageError`s."""
     with open_bytes(path) as stream, identify(path, stream) as image:
         yield image
 
 
 @contextmanager
 def open_bytes(path: Path) -> Iterator[IO[bytes]]:
-    """Context manager: open a non-empty file for reading; re-raise errors in the `with` block as `ImageError`.
+    """Context manager: open a non-empty file for reading; errors here or in the `with` block become `ImageError`s.
 
-    A MemoryError is not converted.
+    Only a MemoryError is raised unchanged.
     """
     try:
         with _stream(path) as stream:
@@ -183,7 +188,7 @@ def identify(path: Path, stream: IO[bytes], *, formats: Collection[str] = FORMAT
     Args:
         path: path of the file, for the error message.
         stream: open file, positioned at its start.
-        formats: formats to try, by Pillow's names.
+        formats: Pillow's names of the formats to try.
 
     Raises:
         ImageError: the file has none of these formats.
@@ -200,7 +205,8 @@ def identify(path: Path, stream: IO[bytes], *, formats: Collection[str] = FORMAT
 def decode(image: ImageFile.ImageFile) -> None:
     """Decode all pixels of an opened image.
 
-    Damaged data can raise any type of exception; inside `open_bytes` it becomes an `ImageError`.
+    Damaged data can raise any type of exception. In the `with` block of `open_bytes`, the exception becomes an
+    `ImageError`.
     """
     if image.format == "PNG":
         assert image.fp is not None
@@ -210,7 +216,7 @@ def decode(image: ImageFile.ImageFile) -> None:
 
 
 def apply_orientation(image: ImageFile.ImageFile) -> Image.Image:
-    """Decode an image, then rotate or mirror it in place so that it is upright as its EXIF orientation requires."""
+    """Decode an image, and make it upright in place: rotate or mirror it according to its EXIF orientation."""
     decode(image)
     ImageOps.exif_transpose(image, in_place=True)
     return image
@@ -219,7 +225,7 @@ def apply_orientation(image: ImageFile.ImageFile) -> Image.Image:
 def check_png(stream: IO[bytes]) -> None:
     """Raise a ValueError unless a PNG is complete and all its checksums match.
 
-    Pillow ignores the checksums of pixel data and fills undecodable parts with black.
+    Pillow does not check this: it ignores the checksums of pixel data and fills undecodable parts with black.
     """
     before = stream.tell()
     stream.seek(8)  # after the signature
@@ -239,7 +245,7 @@ def check_png(stream: IO[bytes]) -> None:
 
 
 def is_animated(image: ImageFile.ImageFile) -> bool:
-    """Return whether an image has several frames; the previews in JPEGs of some phones (MPO) do not count as frames."""
+    """Return whether an image has several frames; previews that some phones add to a JPEG (MPO) do not count."""
     try:
         return image.format != "MPO" and bool(getattr(image, "is_animated", False))
     except Exception:  # the second frame is damaged; Pillow then raises nearly any type
@@ -249,7 +255,7 @@ def is_animated(image: ImageFile.ImageFile) -> bool:
 def _stream(path: Path) -> IO[bytes]:
     """Open a regular file for reading; raise an `ImageError` for an empty file, a pipe or a device.
 
-    Opening a pipe could block, and opening a device could have side effects.
+    Pipes and devices are not opened: a pipe could block, and opening a device could have side effects.
     """
     fault = special_file_reason(path.stat().st_mode)
     if not fault:

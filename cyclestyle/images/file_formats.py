@@ -49,12 +49,12 @@ def pillow_name(name: str) -> str:
 
 
 def is_written(ending: str) -> bool:
-    """Return whether files with the extension `ending`, in lower case with the dot, can be written."""
+    """Return whether files with the extension `ending` can be written; `ending` is in lower case, such as `.png`."""
     return ending in BY_ENDING and BY_ENDING[ending] not in _NOT_WRITTEN
 
 
 def target_name(name: Path, format: Format) -> Path:  # noqa: A002
-    """Return the output file name for the input file `name`, chosen by its extension without reading the file.
+    """Return the output file name for the input file `name`; only its extension counts, and the file is not read.
 
     Args:
         format: output format. `keep` selects the format that belongs to the extension of `name`, but replaces GIF by
@@ -67,5 +67,5 @@ def target_name(name: Path, format: Format) -> Path:  # noqa: A002
 
 
 def becomes_jpeg(name: Path, format: Format) -> bool:  # noqa: A002
-    """Return whether a HEIC file becomes a JPEG: `format` is `keep`, and `name` has an extension of HEIC."""
+    """Return whether `name` has a HEIC extension and `format` is `keep`, so that the output file is a JPEG."""
     return format == "keep" and BY_ENDING.get(name.suffix.lower()) == "HEIC"

@@ -41,7 +41,7 @@ class Png(NamedTuple):
     bits: int  # number of bits per channel
 
     def read(self, path: Path, stream: IO[bytes]) -> DecodedImage:
-        """Decode the PNG file that has this header; it must have 16 bits per channel."""
+        """Decode the PNG file that has this header; it must have 16 bits per channel. Errors contain `path`."""
         import imagecodecs
 
         stream.seek(0)
@@ -83,7 +83,7 @@ class Tiff(NamedTuple):
         return int(self.tags[_HEIGHT])
 
     def read(self, path: Path, stream: IO[bytes]) -> DecodedImage:
-        """Decode the TIFF file that has this header; it must have 16 bits per channel."""
+        """Decode the TIFF file that has this header; it must have 16 bits per channel. Errors contain `path`."""
         kind = self.tags.get(_PHOTOMETRIC, -1)
         if kind not in _COLOURS:
             raise ImageError(path, "16-bit colours that are neither grey, RGB nor CMYK are not supported")
@@ -122,7 +122,7 @@ def header(path: Path, stream: IO[bytes]) -> Png | Tiff | None:
     """Read the header of a PNG or TIFF file; return None for files of other formats.
 
     Raises:
-        ImageError: a TIFF has channels of an unsupported number type, or with an unsupported number of bits.
+        ImageError: the channels of a TIFF have an unsupported number type or number of bits.
     """
     stream.seek(0)
     start = stream.read(32)
@@ -159,9 +159,9 @@ def _tiff_bits(path: Path, tags: Mapping[int, Any]) -> int:
 
 
 def is_negative_plane(tags: Mapping[int, Any]) -> bool:
-    """Return whether a TIFF has a single grey channel in which 0 is white, yet declares separate planes per channel.
+    """Return whether `tags` describe a TIFF with separate planes and one grey channel, in which 0 is white.
 
-    Pillow does not invert the uncompressed pixels of such a file.
+    If the pixels of such a file are uncompressed, Pillow does not invert them, so the caller must.
     """
     samples = tags.get(_SAMPLES, 1)
     return tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO and tags.get(_PLANAR) == _SEPARATE_PLANES and samples == 1

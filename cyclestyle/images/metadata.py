@@ -1,4 +1,4 @@
-"""EXIF, XMP and resolution of a photo: how they are read, selected, and corrected for the output file."""
+"""Reading of a photo's EXIF, XMP and resolution, and selection and correction of them for the output file."""
 
 import math
 import re
@@ -22,9 +22,9 @@ _PREVIEWS = rb"(?s)<xmp:Thumbnails\b.*?</xmp:Thumbnails\s*>"
 
 
 def exif_of(read: Callable[[], Image.Exif]) -> tuple[Image.Exif, tuple[str, ...]]:
-    """Return the EXIF data that `read` returns, and notes to show to the photo's owner.
+    """Call `read` to get EXIF data; return the data, and notes to show to the photo's owner.
 
-    If the data are damaged, the returned EXIF data are empty, and a note explains this.
+    If the data are damaged, return empty EXIF data and a note that explains this.
     """
     try:
         exif = read()
@@ -35,13 +35,13 @@ def exif_of(read: Callable[[], Image.Exif]) -> tuple[Image.Exif, tuple[str, ...]
 
 
 def xmp_of(info: Mapping[Any, Any]) -> bytes | str:
-    """Return the XMP data in `info`, the attribute of an image that Pillow opened; empty if the image has none."""
+    """Return the XMP data in `info`, the attribute `info` of a Pillow image; empty if the image has no XMP."""
     xmp = info.get("xmp") or info.get("XML:com.adobe.xmp", b"")
     return xmp if isinstance(xmp, bytes | str) else b""
 
 
 def orientation_of(exif: Image.Exif) -> int:
-    """Return the orientation in EXIF data, from 1 to 8; 1 (upright) if it is missing or invalid."""
+    """Return the orientation in EXIF data, from 1 to 8; 1 (upright) if the orientation is missing or invalid."""
     value = exif.get(Base.Orientation, 1)
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
@@ -49,7 +49,7 @@ def orientation_of(exif: Image.Exif) -> int:
 def select_metadata(
     exif: Image.Exif, xmp: bytes | str, dpi: tuple[Any, Any] | None
 ) -> tuple[Metadata, tuple[str, ...]]:
-    """Select the metadata to preserve, and set their orientation to upright; also return notes to show to the owner."""
+    """Select the metadata to preserve, with the orientation set to upright; also return notes for the photo's owner."""
     if isinstance(xmp, str):
         xmp = xmp.encode()
     xmp = re.sub(_PREVIEWS, b"", re.sub(_ORIENTATION, rb"\g<1>1", xmp))
@@ -60,7 +60,7 @@ def select_metadata(
 
 
 def with_size(exif: bytes, width: int, height: int) -> Image.Exif:
-    """Parse encoded EXIF data and set the image size in them to `width` x `height` px."""
+    """Parse encoded EXIF data, and return them with the image size set to `width` x `height` px."""
     resized = Image.Exif()
     resized.load(exif)
     details = resized.get_ifd(IFD.Exif)

@@ -11,7 +11,7 @@ PixelArray = npt.NDArray[Any]  # uint8 or uint16; values use the full range of t
 
 @dataclass(frozen=True)
 class Metadata:
-    """Metadata of a photo, to be preserved in the output file; every field is empty unless metadata are requested."""
+    """Metadata of a photo for its output file; all fields are empty if `reading.read` is called with metadata=False."""
 
     exif: bytes = b""  # `Exif\\0\\0` and a TIFF structure: orientation 1, no thumbnail
     xmp: bytes = b""  # XML in UTF-8
@@ -29,7 +29,7 @@ class Photo:
 
 
 def largest(samples: PixelArray) -> int:
-    """Return the largest value of the dtype of `samples`: 255 or 65535, which means white or opaque."""
+    """Return the largest value that the dtype of `samples` can hold, 255 or 65535; it means white or opaque."""
     return int(np.iinfo(samples.dtype).max)
 
 

@@ -31,9 +31,9 @@ def read(
     """Decode a photo file to upright sRGB; only the first frame of an animation is read.
 
     Args:
-        resize: limit for the longer side, px. Photos above the limit are shrunk to it; smaller photos keep their size.
-        metadata: whether to return EXIF, XMP and resolution, which the output file is to preserve.
-        max_pixels: largest accepted width x height; of a larger photo, only the header is read.
+        resize: maximum length of the longer side, px; larger photos are shrunk to it. None means no limit.
+        metadata: whether the result contains EXIF, XMP and resolution, to be preserved in the output file.
+        max_pixels: largest accepted product of width and height; a larger photo is rejected without decoding.
 
     Raises:
         ImageError: the file is not an image, is damaged, has too many pixels or unsupported colours, or needs a
@@ -110,7 +110,7 @@ def _decode_8bit(path: Path, image: ImageFile.ImageFile, *, bits: int) -> Decode
     Args:
         path: path of the file, for error messages.
         image: image opened by Pillow, not yet decoded.
-        bits: bits per channel in the file.
+        bits: number of bits per channel in the file; above 8, the result contains a note about the reduction.
     """
     if image.mode not in _GREY | _COLOURED:
         raise ImageError(path, f"colours of the kind {image.mode} are not supported")
@@ -127,7 +127,11 @@ def _decode_8bit(path: Path, image: ImageFile.ImageFile, *, bits: int) -> Decode
 
 
 def _invert_when_decoded(image: ImageFile.ImageFile) -> None:
-    """Make Pillow invert pixels in which 0 is white; by default it does not do so for uncompressed grey planes."""
+    """Make Pillow invert the pixels of `image` when it decodes them, if they are stored uncompressed.
+
+    Without this call, Pillow would not invert uncompressed pixels of a file for which
+    `high_bit_depth.is_negative_plane` returns True.
+    """
     image.tile = [
         tile._replace(args=(f"{image.mode};I", *tile.args[1:]))
         if tile.codec_name == "raw" and isinstance(tile.args, tuple) and tile.args[0] == image.mode
@@ -137,7 +141,7 @@ def _invert_when_decoded(image: ImageFile.ImageFile) -> None:
 
 
 def _channels(image: Image.Image) -> tuple[PixelArray, PixelArray | None]:
-    """Return two arrays: the colours of an image, and its alpha, which is None for an opaque image.
+    """Return two arrays: the colours of an image, and its alpha; instead of alpha, None for an opaque image.
 
     Grey, RGB and CMYK colours are returned as stored. CIELAB colours are converted to sRGB, and other colours to RGB.
     """
@@ -210,15 +214,15 @@ def _resized(channel: PixelArray, size: tuple[int, int]) -> PixelArray:
 
 
 def _contiguous_writable(channels: PixelArray) -> PixelArray:
-    """Return an array that is contiguous and writable, as `torch.from_numpy` needs; copy it only if necessary."""
+    """Return `channels` as a contiguous, writable array, for `torch.from_numpy`; copy them only if necessary."""
     return np.require(channels, requirements=["C", "W"])
 
 
 def _extension_notes(path: Path, pillow_name: str) -> list[str]:
     """Return notes, to show to the photo's owner, about the extension of `path`.
 
-    There is a note if the extension belongs to another format than `pillow_name`, and one if no files with this
-    extension are written.
+    One note is returned if the extension belongs to another format than `pillow_name`, the actual format of the file.
+    Another note is returned if files with this extension cannot be written.
     """
     ending, actual = path.suffix.lower(), file_formats.own_name(pillow_name)
     notes = [f"{actual} in spite of its name"] if file_formats.BY_ENDING.get(ending, actual) != actual else []

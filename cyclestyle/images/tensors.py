@@ -1,7 +1,7 @@
 """Conversions between PIL images, integer tensors and float tensors in [-1, 1].
 
-PyTorch is imported within the functions. Processes that only read and write files import this module too, and
-importing PyTorch would delay their start.
+PyTorch is imported inside the functions, because some processes import this module only to read and write files, and
+importing PyTorch would delay the start of these processes.
 """
 
 from typing import TYPE_CHECKING
@@ -22,9 +22,9 @@ def pil_to_uint8(image: Image.Image) -> "Tensor":
 
 
 def to_float(pixels: "Tensor") -> "Tensor":
-    """Convert uint8 (0 to 255) or uint16 (0 to 65535) pixels to floats in [-1, 1], for a tensor of any shape.
+    """Convert uint8 (0 to 255) or uint16 (0 to 65535) pixels to floats in [-1, 1].
 
-    The result has PyTorch's default dtype.
+    The tensor can have any shape; the result has PyTorch's default dtype.
     """
     import torch
 
@@ -32,7 +32,7 @@ def to_float(pixels: "Tensor") -> "Tensor":
 
 
 def quantize(values: "Tensor", dtype: "torch.dtype") -> "Tensor":
-    """Convert floats in [-1, 1] to integers that span the range of `dtype`, rounding and clipping them.
+    """Map floats in [-1, 1] to integers from 0 to the largest value of `dtype`, with rounding and clipping.
 
     Args:
         dtype: `torch.uint8` (0 to 255) or `torch.uint16` (0 to 65535).
@@ -44,7 +44,7 @@ def quantize(values: "Tensor", dtype: "torch.dtype") -> "Tensor":
 
 
 def to_uint8(values: "Tensor") -> "Tensor":
-    """Convert floats in [-1, 1] to uint8 values from 0 to 255, rounding and clipping them."""
+    """Convert floats in [-1, 1] to uint8 values from 0 to 255, with rounding and clipping."""
     import torch
 
     return quantize(values, torch.uint8)

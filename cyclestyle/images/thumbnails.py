@@ -1,4 +1,7 @@
-"""Encoding of thumbnails for the contact sheet; worker processes call it, so it needs no PyTorch."""
+"""Encoding of thumbnails for the contact sheet.
+
+This module does not import PyTorch, since worker processes use it.
+"""
 
 import io
 from typing import Any
@@ -18,7 +21,7 @@ _QUALITY = 78  # WebP quality; gives 8 to 55 kB per thumbnail
 
 
 def thumbnail(pixels: PixelArray, alpha: PixelArray | None = None, *, profile: bytes | None = None) -> bytes:
-    """Encode an image as WebP and shrink it to fit the size `THUMBNAIL`; an image that fits keeps its size.
+    """Shrink an image to fit the size `THUMBNAIL`, and encode it as WebP; an image that already fits is not resized.
 
     Args:
         pixels: RGB colours (H, W, 3), uint8 or uint16.
@@ -43,7 +46,7 @@ def thumbnail(pixels: PixelArray, alpha: PixelArray | None = None, *, profile: b
 def _to_uint8(samples: PixelArray) -> NDArray[np.uint8]:
     """Reduce uint16 samples to their upper 8 bits; return uint8 samples unchanged.
 
-    Samples that were widened from 8 to 16 bits regain their exact values.
+    If the uint16 samples were made from 8-bit samples, this restores the exact 8-bit values.
     """
     if samples.dtype == np.uint16:
         return (samples >> 8).astype(np.uint8)

@@ -1,8 +1,8 @@
 """Encoder for TIFF files with 8 or 16 bits per channel, deflate compression and EXIF directories.
 
 No library writes such files: Pillow has no 16-bit RGB and cannot write EXIF directories into a compressed file in
-memory; tifffile cannot write EXIF directories. The file layout follows TIFF 6.0, including the horizontal differencing
-in its section 14.
+memory; tifffile cannot write EXIF directories. The file layout follows the TIFF 6.0 specification, including
+horizontal differencing (section 14).
 """
 
 import zlib
@@ -41,7 +41,7 @@ def encoded(channels: PixelArray, *, profile: bytes, metadata: Metadata, exif: M
         channels: uint8 or uint16, (H, W, 3) RGB or (H, W, 4) RGB and alpha; colours are not premultiplied by alpha.
         profile: ICC profile to embed.
         metadata: source of XMP and resolution; its EXIF data are ignored, since `exif` provides them.
-        exif: EXIF tags and their values; the value of a nested directory is a mapping of its own tags.
+        exif: EXIF tags and their values; the value for the tag of a nested directory is a mapping of the tags in it.
     """
     height, width, count = channels.shape
     rows = max(1, _STRIP // (width * count * channels.itemsize))
@@ -78,7 +78,7 @@ def _describe(directory: ImageFileDirectory_v2, channels: PixelArray) -> None:
 
 
 def _strip(channels: PixelArray) -> bytes:
-    """Compress one strip of rows: deflate the differences between neighbouring pixels, which take fewer bytes."""
+    """Compress one strip of rows: deflate the differences of neighbouring pixels, which take fewer bytes."""
     rows = channels.astype(channels.dtype.newbyteorder("<"))
     rows[:, 1:] -= channels[:, :-1]
     return zlib.compress(rows.tobytes(), DEFLATE_LEVEL)

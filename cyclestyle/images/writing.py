@@ -40,10 +40,10 @@ def write(photo: Photo, path: Path, *, quality: int = 95) -> tuple[str, ...]:
     """Write a photo atomically, in the format that the extension of `path` selects; equal photos give equal bytes.
 
     The photo is first written to a temporary file. Before this file is renamed to `path`, its length and the image size
-    in its header are checked; a HEIC is also decoded.
+    in its header are checked; a HEIC file is also decoded.
 
     Args:
-        path: output file; `file_formats.target_name` gives it an extension that can be written.
+        path: path of the output file, with an extension that can be written; `file_formats.target_name` returns one.
         quality: quality of JPEG, WebP, AVIF and HEIC files, from 1 to 100; ignored by other formats.
 
     Returns:
@@ -113,7 +113,7 @@ def _verify(written: Path, path: Path, count: int, size: tuple[int, int]) -> Non
 def _fit_to_format(photo: Photo, kind: _Format, name: str) -> tuple[PixelArray, list[str]]:
     """Convert a photo to an array that the format `kind` can hold: (H, W, 3), or (H, W, 4) with alpha.
 
-    Also return notes about alpha or bits that the conversion discards; `name` is the name of the format in the notes.
+    Also return notes about alpha or bits that the conversion discards; the notes call the format `name`.
     """
     channels, alpha, notes = photo.pixels, photo.alpha, []
     if alpha is not None and kind.alpha:
@@ -138,7 +138,7 @@ def _fitting_metadata(
 ) -> tuple[Metadata, list[str]]:
     """Select the metadata that the format `kind` can hold, and set the image size in them to `width` x `height` px.
 
-    Also return notes about discarded metadata; `name` is the name of the format in the notes.
+    Also return notes about discarded metadata; the notes call the format `name`.
     """
     notes = []
     exif = with_size(metadata.exif, width, height).tobytes() if metadata.exif else b""
@@ -159,7 +159,7 @@ def _fitting_metadata(
 def _by_pillow(pillow_name: str, **options: Any) -> Callable[[PixelArray, Metadata, int], bytes]:
     """Return an encoder for a format that Pillow can write; `options` are passed to `PIL.Image.Image.save`.
 
-    The encoder writes to memory, since Pillow hides the errno of a full disk.
+    The encoder writes to memory, not to a file: if the disk were full, Pillow would hide the errno of the error.
     """
 
     def encoded(channels: PixelArray, metadata: Metadata, quality: int) -> bytes:

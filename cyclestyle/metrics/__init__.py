@@ -1,1 +1,1 @@
-"""Metrics of translation quality: PSNR, SSIM and colour distance."""
+"""Metrics of translation quality: PSNR and SSIM for pairs of images, colour distance for sets of images."""

@@ -1,4 +1,4 @@
-"""Colour statistics of images in CIELAB, and the distance between the statistics of two sets of images."""
+"""Colour statistics of sets of images in CIELAB, the distance between two sets, and colour maps."""
 
 import math
 from collections.abc import Iterable
@@ -15,21 +15,21 @@ _RGB_TO_XYZ = (  # IEC 61966-2-1, linear sRGB to CIE 1931 XYZ
 
 
 class ColourStatistics(NamedTuple):
-    """Mean and standard deviation of the colours in a set of images."""
+    """Mean and standard deviation of each colour channel over all pixels of a set of images."""
 
     mean: Tensor  # (3,) float64, mean of each channel over all pixels
     spread: Tensor  # (3,) float64, standard deviation of each channel
 
 
 class PixelStatistics:
-    """Accumulator for statistics over images; every pixel counts equally, so that large images have more weight."""
+    """Accumulator for colour statistics; every pixel counts equally, so that large images have more weight."""
 
     def __init__(self) -> None:
         self._count = 0
         self._sum, self._squares = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
 
     def add(self, values: Tensor) -> None:
-        """Add an image (3, H, W) in any colour space."""
+        """Add the pixels of an image (3, H, W); all images must be in the same colour space."""
         flat = values.to(torch.float64).flatten(1)
         self._count += flat.shape[1]
         self._sum += flat.sum(1)
@@ -43,19 +43,19 @@ class PixelStatistics:
 
 
 class ColourMap(NamedTuple):
-    """Linear map that changes each colour channel to value * gain + offset."""
+    """Colour map that replaces each value of a channel by value * gain + offset."""
 
     gain: Tensor  # (3,)
     offset: Tensor  # (3,), for pixel values from 0 to 255
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """Map the colours of an image (3, H, W) with values from 0 to 255; round and clip to uint8."""
+        """Apply the map to an image (3, H, W) with values from 0 to 255; round and clip the result to uint8."""
         values = pixels.to(torch.float64) * self.gain[:, None, None] + self.offset[:, None, None]
         return values.round().clamp(0, 255).to(torch.uint8)
 
 
 def lab(pixels: Tensor) -> Tensor:
-    """Convert uint8 sRGB pixels (3, H, W) to CIE L*a*b* (D65), float64: L* is 0 to 100, greys have a* = b* = 0."""
+    """Convert uint8 sRGB pixels (3, H, W) to CIE L*a*b* (D65), float64: L* is 0 to 100; greys have a* = b* = 0."""
     encoded = pixels.to(torch.float64) / 255
     linear = torch.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
     matrix = torch.tensor(_RGB_TO_XYZ, dtype=torch.float64)
@@ -67,7 +67,7 @@ def lab(pixels: Tensor) -> Tensor:
 
 
 def colour_statistics(images: Iterable[Tensor]) -> ColourStatistics:
-    """Compute mean and standard deviation of L*, a* and b* over all pixels of a set of uint8 sRGB images."""
+    """Compute mean and standard deviation of L*, a*, b* over all pixels of `images`, each uint8 (3, H, W) in sRGB."""
     pixels = PixelStatistics()
     for image in images:
         pixels.add(lab(image))
@@ -75,18 +75,19 @@ def colour_statistics(images: Iterable[Tensor]) -> ColourStatistics:
 
 
 def colour_distance(x: ColourStatistics, y: ColourStatistics) -> float:
-    """Compute the Euclidean distance between two sets' statistics, the means and standard deviations of L*, a*, b*.
+    """Compute the Euclidean distance between the L*a*b* statistics `x` and `y` of two sets of images.
 
-    The unit is that of L*a*b*: between two uniformly coloured patches, a distance of 2 is just noticeable.
+    It is the distance between vectors of six numbers: the means and standard deviations of L*, a* and b*. Its unit is
+    that of L*a*b*: between two uniformly coloured patches, a distance of 2 is just noticeable.
     """
     return math.hypot(torch.dist(x.mean, y.mean).item(), torch.dist(x.spread, y.spread).item())
 
 
 def global_colour_map(source: ColourStatistics, target: ColourStatistics) -> ColourMap:
-    """Return the map that gives each channel of images with statistics `source` the mean and deviation of `target`.
+    """Return the map under which images with the statistics `source` get the statistics `target`.
 
     Args:
-        source, target: statistics of two sets of images, as RGB values from 0 to 255.
+        source, target: statistics of RGB values from 0 to 255, in two sets of images.
     """
     gain = torch.where(source.spread > 0, target.spread / source.spread, torch.ones(3, dtype=torch.float64))
     return ColourMap(gain, target.mean - gain * source.mean)

@@ -12,7 +12,7 @@ _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as used by the authors of SSIM
 
 
 def psnr(x: Tensor, y: Tensor) -> float:
-    """Compute the peak signal-to-noise ratio in dB over all channels; it is infinite for identical images."""
+    """Compute the peak signal-to-noise ratio (PSNR) in dB over all channels; it is infinite for identical images."""
     error = (x.to(torch.float64) - y.to(torch.float64)).square().mean().item()
     return 10 * math.log10(255**2 / error) if error else math.inf
 
@@ -21,8 +21,8 @@ def ssim(x: Tensor, y: Tensor) -> float:
     """Compute the structural similarity (SSIM) of luminance, which is 1 for identical images.
 
     Wang, Bovik, Sheikh, Simoncelli: Image Quality Assessment: From Error Visibility to Structural Similarity, 2004.
-    The Gaussian window of 11 px with sigma 1.5 is placed at all positions inside the image. Along a side shorter than
-    11 px, the window is cut to the length of the side, so that SSIM is defined for every image.
+    The result is the mean over all positions of a Gaussian window, 11 x 11 px with sigma 1.5, inside the image. Along a
+    side shorter than 11 px, the window is shortened to the side, so that SSIM is defined for every image.
     """
     luma = torch.tensor(_LUMA, dtype=torch.float64)
     first, second = (torch.einsum("c,chw->hw", luma, image.to(torch.float64)) for image in (x, y))
@@ -38,14 +38,14 @@ def ssim(x: Tensor, y: Tensor) -> float:
 
 
 def _windowed(maps: Tensor) -> Tensor:
-    """Return the means of `maps` (N, H, W) in the Gaussian window, at all window positions inside the map."""
+    """Return the weighted means of each of `maps` (N, H, W) in the Gaussian window, at all positions inside the map."""
     height, width = maps.shape[-2:]
     rows, columns = _gaussian(min(_WINDOW, height)), _gaussian(min(_WINDOW, width))
     return conv2d(conv2d(maps[:, None], rows[None, None, :, None]), columns[None, None, None, :])[:, 0]
 
 
 def _gaussian(length: int) -> Tensor:
-    """Return Gaussian weights (length,) with sum 1."""
+    """Return Gaussian weights, shape (length,), which add up to 1."""
     distance = torch.arange(length, dtype=torch.float64) - (length - 1) / 2
     weights = torch.exp(-(distance**2) / (2 * _SIGMA**2))
     return weights / weights.sum()

@@ -1,4 +1,4 @@
-"""Formats in which generators are exported, one file per direction of a model."""
+"""Export formats for generators; each direction of a model is exported to a file of its own."""
 
 import io
 import re
@@ -17,7 +17,7 @@ from cyclestyle.model_files.original_weights import reference_options, to_refere
 
 
 class File(NamedTuple):
-    """Exported generator of one direction, as a file that is not yet written: name, content and notes."""
+    """Name, content and notes of the file for one exported generator; the file is not yet written."""
 
     name: str
     content: bytes
@@ -117,9 +117,9 @@ FORMATS = {
 
 
 def _letter(source: GeneratorFile) -> str:
-    """Return the suffix by which file names of the 2017 implementation state the direction: `_A` or `_B`.
+    """Return the suffix for the direction in file names of the 2017 implementation: `_A` or `_B`.
 
-    It is empty if the direction is unknown.
+    The suffix is empty if the direction is unknown.
     """
     if not source.states_direction:
         return ""
@@ -127,9 +127,9 @@ def _letter(source: GeneratorFile) -> str:
 
 
 def _stem(source: GeneratorFile) -> str:
-    """Return the name, without extension, of the exported file: made of the domain names, such as `photo2monet`.
+    """Return the name of the exported file without extension, made of the domain names, such as `photo2monet`.
 
-    For a source that does not state its step, such as a `.pth` file, it is the name of that file without extension.
+    If the source does not state its step (a `.pth` file never does), return the source's file name without extension.
     """
     if source.step is None:
         return source.path.stem

@@ -1,4 +1,4 @@
-"""Generators read from a model file of any format, one per direction; translators and exports are made from them."""
+"""Reading of generators, one per direction, from checkpoints, exported safetensors files and `.pth` files."""
 
 import hashlib
 import json
@@ -57,7 +57,8 @@ class GeneratorFiles(NamedTuple):
     def select(self, direction: str | None) -> GeneratorFile:
         """Return the generator for `direction`, such as `photo2monet`, `a2b` or `b2a`.
 
-        Names made of the domain names take precedence: if the domains are called b and a, `b2a` is the first direction.
+        Names made of the domain names take precedence over `a2b` and `b2a`: if the domains are called b and a, `b2a`
+        means the first direction.
 
         Raises:
             CommandError: the model does not have this direction, or has two directions and `direction` is None.
@@ -131,10 +132,10 @@ def build(source: GeneratorFile) -> nn.Module:
 
 
 def fingerprint(generator: nn.Module) -> str:
-    """Return a hexadecimal SHA-256 that identifies the translations of a generator.
+    """Return a hexadecimal SHA-256 of a generator; equal values mean equal translations.
 
-    It is computed from the architecture and the weights in float32. The dropout rate is left out: dropout does nothing
-    in evaluation mode, and `.pth` files do not state the rate.
+    The hash is computed from the architecture and from the weights, converted to float32. The dropout rate is left out:
+    dropout does nothing in evaluation mode, and `.pth` files do not state the rate.
     """
     architecture: Mapping[str, object] = generator.architecture  # type: ignore[assignment]
     digest = hashlib.sha256()

@@ -1,8 +1,8 @@
-"""Generators as ONNX files: PyTorch exports them, their outputs are compared with PyTorch's, and onnxruntime runs them.
+"""Export of generators to ONNX files, comparison of the outputs with PyTorch's, and running through onnxruntime.
 
-The graph in the file accepts images whose height and width are multiples of `multiple` and at least `minimum` px; a
-header in the file states both numbers. Images of other sizes must be padded before the graph runs, and its output must
-be cropped; `OnnxGenerator` does both.
+The graph in an ONNX file accepts images whose height and width are multiples of `multiple` and at least `minimum` px; a
+header in the file states `multiple` and `minimum`. Images of other sizes must be padded before the graph runs, and its
+output must be cropped; `OnnxGenerator` does both.
 """
 
 import hashlib
@@ -37,9 +37,9 @@ _MISSING = "needs onnx, onnxscript and onnxruntime: pip install 'cyclestyle[expo
 
 @runtime_checkable
 class Unpadded(Protocol):
-    """Generator with a method `unpadded`, its forward pass for images of sizes that need no padding.
+    """Generator whose method `unpadded` is its forward pass for images that need no padding.
 
-    Such heights and widths are multiples of `multiple` and at least `minimum` px.
+    The height and width of such images are multiples of `multiple` and at least `minimum` px.
     """
 
     multiple: int
@@ -56,7 +56,7 @@ class Difference(NamedTuple):
 
 
 class Exported(NamedTuple):
-    """Content of an ONNX file, and how far its outputs differ from PyTorch's, for each compared shape."""
+    """Content of an ONNX file, and for each compared shape, the difference between its outputs and PyTorch's."""
 
     content: bytes
     differences: list[Difference]
@@ -134,11 +134,13 @@ class OnnxGenerator:
 
         Args:
             device: see the class.
-            precision, compile: only `auto` or `fp32`, and False, are supported here.
+            precision: `auto` or `fp32`; ONNX files do not support other values.
+            compile: False; ONNX files do not support True.
 
         Raises:
-            CommandError: `precision` or `compile` has a value that only PyTorch supports; also as for the class.
-            CheckpointError: the file is missing or unreadable; also as for the class.
+            CommandError: `precision` or `compile` has a value that only PyTorch supports. The class lists
+                further reasons.
+            CheckpointError: the file is missing or unreadable. The class lists further reasons.
         """
         if precision not in ("auto", "fp32"):
             raise CommandError(f"precision={precision}: {path} computes in fp32: leave precision= out")
@@ -173,7 +175,7 @@ class OnnxGenerator:
 
 
 def _graph(generator: Unpadded) -> "onnx.ModelProto":
-    """Export a network to an ONNX model, without the notes that PyTorch adds to it: they contain local paths."""
+    """Export a network to an ONNX model, and remove the notes that PyTorch adds, since they contain local paths."""
     try:
         import onnxscript  # noqa: F401  required by the exporter, whose own error takes several lines
     except ImportError:
@@ -253,7 +255,7 @@ def _header(generator: Unpadded, source: GeneratorFile) -> dict[str, Any]:
 def _differences(generator: nn.Module, exported: OnnxGenerator) -> list[Difference]:
     """Compare the outputs of PyTorch and onnxruntime for images of three shapes, none of them used for the export.
 
-    Among the shapes are odd sides, a batch of two images, and sides of different lengths. No shape is tiny: instance
+    The shapes include odd sides, a batch of two images, and sides of different lengths. No shape is tiny: instance
     norm over few values magnifies rounding errors, which differ between PyTorch and onnxruntime.
     """
     assert isinstance(generator, Unpadded)
@@ -272,7 +274,8 @@ def _differences(generator: nn.Module, exported: OnnxGenerator) -> list[Differen
 def _session(content: bytes, path: Path, device: str) -> "onnxruntime.InferenceSession":
     """Create an onnxruntime session from the content of an ONNX file.
 
-    Since the session gets no path, it reads no other files. No custom operators are registered.
+    The session gets no path, so it cannot read other files that the ONNX file refers to. No custom operators are
+    registered.
     """
     try:
         import onnxruntime
@@ -308,7 +311,7 @@ class _Header(NamedTuple):
 
 
 def _read_header(session: "onnxruntime.InferenceSession", path: Path) -> _Header:
-    """Read the header that `_header` built from an ONNX file.
+    """Read the header of the ONNX file that `session` runs; `_header` has built this header.
 
     The `GeneratorFile` in the result has no tensors, since the weights stay in the graph.
     """

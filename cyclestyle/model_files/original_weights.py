@@ -34,15 +34,15 @@ class DetectedArchitecture(NamedTuple):
 
 
 def detect_architecture(state_dict: Mapping[str, Tensor]) -> DetectedArchitecture:
-    """Detect the architecture of a generator from its tensors in a reference file, and rename them to our names.
+    """Detect the architecture of a generator from its tensors in a reference file; rename the tensors to our names.
 
-    The architecture follows from the names and shapes of the tensors. If all names have the prefix `module.`, it is
-    removed, and so are the running statistics of instance norms in old files. Dropout in a ResNet is detected, since it
-    shifts the index of a convolution; the dropout rate is assumed to be 0.5, as in the reference. Dropout in a U-Net
-    cannot be detected, so the dropout rate is set to 0.
+    The architecture follows from the names and shapes of the tensors. The prefix `module.` is removed if all names have
+    it. Running statistics of instance norms, found in old files, are ignored. Dropout in a ResNet is detected from the
+    index of a convolution, which dropout shifts; the dropout rate is assumed to be 0.5, as in the reference. Dropout in
+    a U-Net cannot be detected, so the dropout rate is set to 0.
 
     Raises:
-        CheckpointError: the tensors are not those of a generator of RGB images, or the generator has batch norm or
+        CheckpointError: the tensors do not belong to a generator for RGB images, or the generator has batch norm or
             lacks layers.
     """
     tensors = _without_unused(state_dict)
@@ -65,7 +65,7 @@ def detect_architecture(state_dict: Mapping[str, Tensor]) -> DetectedArchitectur
 
 
 def from_reference(state_dict: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
-    """Rename tensors from a reference file to the parameter names of `network`, so that it can load them.
+    """Rename tensors from a reference file to the parameter names of `network`, so that `network` can load them.
 
     Raises:
         CheckpointError: the names in `state_dict` are not the reference's names for `network`. Shapes are not compared.
@@ -106,11 +106,11 @@ def reference_options(network: nn.Module) -> str:
 
 
 def reference_names(network: nn.Module) -> dict[str, str]:
-    """Return the names of all weights of `network`, mapped to the names of the same weights in reference files.
+    """Return a mapping from the name of each weight in `network` to its name in reference files.
 
-    The reference numbers the layers of a network in one sequence, and the layers of each residual block in another.
-    Dropout in a block shifts the index of the second convolution in that block by 1. U-Nets of the reference are nested
-    modules.
+    The reference numbers the layers of a network consecutively, and the layers inside each residual block separately.
+    Dropout in a block shifts the index of the second convolution in that block by 1. In the reference, the
+    levels of a U-Net are nested modules.
 
     Raises:
         CheckpointError: the reference does not have this network or saves it with other layers. This concerns networks
@@ -160,7 +160,7 @@ def _resnet_layers(blocks: int, *, has_dropout: bool) -> dict[str, str]:
 
 
 def _unet_layers(levels: int) -> dict[str, str]:
-    """Return our names of the convolutions in a U-Net, mapped to the names in the reference.
+    """Return a mapping from our name of each convolution in a U-Net to its name in the reference.
 
     In the reference, each level is a module that contains the next inner level between its own two convolutions. The
     outermost level has no activation before its first convolution, so the index of that convolution is 0, not 1.
@@ -181,7 +181,7 @@ def _patch_layers(layers: int) -> dict[str, str]:
 
 
 def _without_unused(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Remove the prefix `module.`, which DataParallel adds to all names, and the unused buffers of instance norms."""
+    """Remove unused buffers of instance norms, and the prefix `module.` if DataParallel has added it to all names."""
     wrapped = all(name.startswith("module.") for name in state_dict)
     tensors = {name.removeprefix("module.") if wrapped else name: tensor for name, tensor in state_dict.items()}
     return {name: tensor for name, tensor in tensors.items() if name.rpartition(".")[2] not in _UNUSED}

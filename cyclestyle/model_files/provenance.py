@@ -25,9 +25,9 @@ def run_folder(model: Path) -> Path | None:
 
 
 def training_summary(run: Path, *, step: int) -> dict[str, Any]:
-    """Return a summary of a training run that JSON can represent: its name, steps, recipe and last logged losses.
+    """Return a summary of a training run: name of the run, steps, recipe and last logged losses.
 
-    Missing values are left out.
+    JSON can represent all values in the summary. Missing values are left out.
 
     Args:
         run: run folder.
@@ -76,7 +76,7 @@ def _plain(value: object) -> str | float | bool | None:
 
 
 def _losses(path: Path, step: int) -> dict[str, float]:
-    """Return the losses in a log file, from the last line that has losses and whose step is at most `step`."""
+    """Return losses from one line of a log file: the last line that has losses and a step of at most `step`."""
     last: dict[str, float] = {}
     try:
         with path.open(encoding="utf-8", errors="replace") as stream:
@@ -91,7 +91,7 @@ def _losses(path: Path, step: int) -> dict[str, float]:
 
 
 def _line(text: str) -> dict[str, float]:
-    """Return the finite numbers in a log line; empty for an incomplete line, as a killed process may leave it."""
+    """Return the finite numbers in a log line; empty for an incomplete line, which a killed process may leave."""
     try:
         values = json.loads(text)
     except (ValueError, RecursionError):

@@ -50,7 +50,7 @@ class Console:
         print(f"step {step}/{self.total}  {losses}  {remaining} left", flush=True)
 
     def pictures(self, step: int, a: Samples, b: Samples) -> None:
-        """Do nothing: a terminal shows no images."""
+        """Do nothing: the console shows no images."""
 
     def close(self) -> None:
         if self._bar is not None:
@@ -58,7 +58,7 @@ class Console:
 
 
 def _summary(values: dict[str, float]) -> str:
-    """Format the sum of each kind of loss, the speed, and the share of time spent waiting for data if above 5 %."""
+    """Format the sum of each kind of loss, the speed, and the share of time spent waiting for data if over 5 %."""
     losses = [
         f"{word} {sum(value for name, value in values.items() if name.startswith(f'loss/{kind}')):.3f}"
         for word, kind in (("gan", "gan_"), ("cycle", "cycle_"), ("identity", "identity_"), ("disc", "discriminator_"))

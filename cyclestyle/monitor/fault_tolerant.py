@@ -10,7 +10,7 @@ class FaultTolerantLogger:
     """Passes all calls to a logger; catches the logger's disk errors and warns about the first one only.
 
     Args:
-        make: function that creates the logger; if it raises OSError, it is called again at the next log.
+        make: function that creates the logger; called again at the next log if it raises OSError.
         name: name of the logger in the warning.
         warn: function that receives the text of the warning.
     """

@@ -25,7 +25,7 @@ class Logger(Protocol):
 
 
 class Phase(StrEnum):
-    """Parts of a training step, which do not overlap; each value is the name of the phase in a profile."""
+    """Phase of a training step; phases do not overlap. The value is the phase's name in a profile."""
 
     DATA = "data"  # waiting for images, and their transfer to the device
     FORWARD = "forward"  # networks and losses

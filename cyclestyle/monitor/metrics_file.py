@@ -29,7 +29,7 @@ class MetricsFile:
         self._stream = path.open("a", encoding="utf-8")
 
     def on_step(self, step: int) -> None:
-        """Do nothing: lines are written only at logs."""
+        """Do nothing: `metrics` writes the lines."""
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
         self._stream.write(json.dumps({"step": step, **values}) + "\n")

@@ -82,10 +82,10 @@ class Profile:
             self._finish(self._profiler)
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
-        """Do nothing: the trace shows how long logging takes."""
+        """Do nothing: the profiler saves no metrics."""
 
     def pictures(self, step: int, a: Samples, b: Samples) -> None:
-        """Do nothing: the trace shows how long sampling takes."""
+        """Do nothing: the profiler saves no sample images."""
 
     def close(self) -> None:
         """If recording is not complete, end it, warn, and write the steps that were recorded."""
@@ -145,13 +145,14 @@ class Breakdown(NamedTuple):
 def breakdown(events: Iterable[Mapping[str, Any]], phases: Sequence[str], *, steps: int) -> Breakdown:
     """Compute the mean times per step of each phase from a trace.
 
-    GPU work counts for the phase in which any thread launched it, even if the GPU executes it in a later phase.
-    Time in which several GPU operations run concurrently counts once.
+    GPU work counts for the phase during which it was launched (by any thread), even if the GPU executes it in a
+    later phase. Time in which several GPU operations run concurrently counts once.
 
     Args:
         events: events of a Chrome trace as PyTorch writes it.
         phases: names of the phases, as marked in the trace.
-        steps: number of steps to use, from the first in the trace on; the last step in a trace may be incomplete.
+        steps: number of steps to use, beginning with the first in the trace. Later steps are ignored, since the last
+            step in a trace may be incomplete.
 
     Raises:
         ValueError: the trace has no steps.
@@ -209,7 +210,7 @@ class Span(NamedTuple):
 
 
 def _exported(profiler: profile) -> bytes:
-    """Recorded trace as a file in Chrome's JSON format."""
+    """Recorded trace as the content of a file in Chrome's JSON format."""
     # PyTorch exports to files only, and raises no error if the export fails: reading the file then raises one.
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "trace.json"
@@ -222,7 +223,7 @@ def _parse_events(
 ) -> tuple[list[Span], dict[int, float], list[tuple[int, Span]]]:
     """Return (sorted marks of phases and steps, correlation id -> launch time, list of GPU work).
 
-    Each piece of GPU work is (correlation id, span); the id connects it with its launch.
+    Each piece of GPU work is (correlation id, span); the id connects the work with its launch.
     """
     marks: list[Span] = []
     launch_times: dict[int, float] = {}

@@ -18,7 +18,8 @@ class TensorBoard:
     Args:
         folder: run folder.
         domains: names of domains a and b.
-        start: number of steps done before this process started; TensorBoard hides older events from step `start` on.
+        start: number of steps done before this process started. TensorBoard hides the events that earlier processes
+            wrote for step `start` and later steps.
         total: step at which training ends; unused.
     """
 
@@ -31,7 +32,7 @@ class TensorBoard:
         threading.excepthook = self._mute_writer_thread
 
     def on_step(self, step: int) -> None:
-        """Do nothing: a curve gets a point only when `metrics` is called."""
+        """Do nothing: `metrics` adds the points of the curves."""
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
         try:

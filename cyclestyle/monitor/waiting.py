@@ -8,6 +8,8 @@ from cyclestyle.monitor.logger import Samples
 class Waiting:
     """Calls the function `watch` after each training step.
 
+    Logs and samples would be too rare for this check: on a slow machine they may be an hour or more apart.
+
     Args:
         watch: function that checks, at intervals, whether the processors are busy, and warns the user if they are.
     """
@@ -20,10 +22,10 @@ class Waiting:
         self._watch()
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
-        """Do nothing: logs may be an hour apart on a slow machine, which is too rare for checks."""
+        """Do nothing: `on_step` calls `watch` often enough."""
 
     def pictures(self, step: int, a: Samples, b: Samples) -> None:
-        """Do nothing: samples may be hours apart, which is too rare for checks."""
+        """Do nothing: `on_step` calls `watch` often enough."""
 
     def close(self) -> None:
-        """Do nothing: no file is open."""
+        """Do nothing: this logger has no file to close."""

@@ -6,10 +6,11 @@ from torch import nn
 
 @torch.no_grad()
 def initialize(module: nn.Module, *, generator: torch.Generator | None = None) -> None:
-    """Draw the weights of all convolutions of `module` from N(0, 0.02), and set their biases to 0 (Zhu et al. 2017).
+    """Initialize the convolutions of `module`: normal weights (mean 0, standard deviation 0.02), biases 0.
 
-    The weights are drawn in float32 on the CPU, in the order in which the convolutions were registered. They depend on
-    the CPU `generator` alone (None: PyTorch's global generator), not on the module's device and dtype.
+    This is the initialization of Zhu et al. 2017. The weights are drawn in float32 on the CPU, one convolution after
+    the other in the order of registration. They depend on `generator` alone, a CPU generator (None: PyTorch's global
+    one), not on the device and dtype of the module.
     """
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):

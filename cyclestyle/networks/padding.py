@@ -1,4 +1,4 @@
-"""Padding: inside the networks, and around input images whose size does not fit a network."""
+"""Padding of feature maps inside the networks, and of input images whose size does not fit a network."""
 
 from types import EllipsisType
 from typing import NamedTuple
@@ -8,18 +8,18 @@ from torch import Tensor, nn
 
 
 class Padded(NamedTuple):
-    """A padded image, and the index that crops a tensor of the padded size to the area of the original image."""
+    """A padded image and an index: for a tensor `x` of the padded size, `x[crop]` is the area of the original image."""
 
     image: Tensor
     crop: tuple[EllipsisType, slice, slice]
 
 
 def pad_to_multiple(x: Tensor, multiple: int, *, minimum: int) -> Padded:
-    """Pad (N, C, H, W) until H and W are multiples of `multiple` and at least `minimum`, itself such a multiple.
+    """Pad (N, C, H, W) until H and W are multiples of `multiple` and at least `minimum`, which is a multiple too.
 
-    The added pixels are split evenly between both sides; an odd one is added at the right or bottom. They are filled by
-    reflection if the image is long enough along this axis, else by repeating the edge. An image that needs no padding
-    is returned uncopied.
+    The added pixels are split evenly between opposite sides; an odd pixel is added at the right or bottom. Along an
+    axis that is long enough, they are filled by reflection, else by repeating the edge pixels. An image that needs no
+    padding is returned without a copy.
     """
     height, width = x.shape[-2:]
     top, bottom = _margins(height, multiple, minimum)
@@ -34,12 +34,12 @@ def pad_to_multiple(x: Tensor, multiple: int, *, minimum: int) -> Padded:
 
 
 class ReflectionPad(nn.ReflectionPad2d):
-    """`nn.ReflectionPad2d` for training: deterministic on CUDA as well, and in the dtype of its input.
+    """`nn.ReflectionPad2d` that can be deterministic on CUDA, and that keeps the dtype of its input under autocast.
 
     Under `torch.use_deterministic_algorithms`, the backward pass of PyTorch's CUDA kernel raises an error; in that
     case, the same values are gathered by index. In all other cases PyTorch's module is used, which is faster and
-    exports to ONNX as a single node. Autocast on CPUs would pad in float32 and store the float32 copy for the backward
-    pass. Autocast is disabled here, as padding only moves values.
+    exports to ONNX as a single node. On CPUs, autocast would convert the input to float32 and store this copy for the
+    backward pass. Padding only moves values and needs no such precision, so autocast is disabled for it.
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  the name in PyTorch
@@ -52,7 +52,10 @@ class ReflectionPad(nn.ReflectionPad2d):
 
 
 def reflect_by_index(x: Tensor, padding: tuple[int, int, int, int]) -> Tensor:
-    """`F.pad(x, padding, mode="reflect")` for (N, C, H, W) by gathering; `padding` is (left, right, top, bottom)."""
+    """Return `F.pad(x, padding, mode="reflect")` for `x` (N, C, H, W), by indexing; deterministic on CUDA.
+
+    `padding` is (left, right, top, bottom) in px.
+    """
     left, right, top, bottom = padding
     height, width = x.shape[-2:]
     rows = _positions(height, top, bottom, device=x.device)
@@ -61,7 +64,7 @@ def reflect_by_index(x: Tensor, padding: tuple[int, int, int, int]) -> Tensor:
 
 
 def repeat_edges(x: Tensor, margin: int) -> Tensor:
-    """`F.pad(x, 4 * [margin], mode="replicate")` for (N, C, H, W) by gathering: deterministic on CUDA too."""
+    """Return `F.pad(x, 4 * [margin], mode="replicate")` for `x` (N, C, H, W), by indexing; deterministic on CUDA."""
     rows, columns = (torch.arange(-margin, side + margin, device=x.device).clamp(0, side - 1) for side in x.shape[-2:])
     return x.index_select(-2, rows).index_select(-1, columns)
 
@@ -72,7 +75,10 @@ def _margins(size: int, multiple: int, minimum: int) -> tuple[int, int]:
 
 
 def _positions(size: int, before: int, after: int, *, device: torch.device) -> Tensor:
-    """Return the source index of each padded position: its reflection, or the edge if `size` is too small."""
+    """Return, for each position along a padded axis, the index of the source pixel along the axis of `size` px.
+
+    The source is the mirrored pixel, or the edge pixel if the axis is too short for reflection.
+    """
     positions = torch.arange(-before, size + after, device=device)
     if max(before, after) < size:
         last = size - 1

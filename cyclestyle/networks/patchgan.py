@@ -12,12 +12,13 @@ from cyclestyle.networks.validation import check_counts
 class PatchDiscriminator(nn.Module):
     """PatchGAN discriminator, which maps images to unbounded scores (no sigmoid) of overlapping patches.
 
-    (N, in_channels, H, W) in [-1, 1] -> (N, 1, H / 2**layers - 2, W / 2**layers - 2); ranges of arguments in brackets:
+    (N, in_channels, H, W) in [-1, 1] -> (N, 1, H / 2**layers - 2, W / 2**layers - 2). Arguments, with their ranges in
+    brackets:
 
     channels    width of the first convolution; later widths double, up to eight times this one (1 to 1024)
-    layers      convolutions of stride 2: 1, 2 and 3 give patches of 16, 34 and 70 px (1 to 8)
-    norm        whether instance norm, which hides the strength of a texture, follows all convolutions but the first and
-                last
+    layers      number of convolutions of stride 2; 1, 2 or 3 give patches of 16, 34 or 70 px (1 to 8)
+    norm        whether instance norm follows each convolution but the first and last (true or false); it hides the
+                strength of a texture
 
     Raises CommandError for an argument outside its range. Images need at least `minimum_size` px per side.
     """
@@ -58,8 +59,8 @@ class PatchDiscriminator(nn.Module):
     def minimum_size(self) -> int:
         """Side in px of the smallest accepted square image, which gets a single score.
 
-        The last instance norm needs 2 px, the convolution of stride 1 before it 3 px; each convolution of stride 2
-        doubles the size.
+        The input of the last instance norm needs 2 px, and the input of the convolution of stride 1 before it 3 px.
+        Each convolution of stride 2 doubles the size needed.
         """
         size: int = 3 * 2 ** len(self.body)
         return size
@@ -75,7 +76,7 @@ class PatchDiscriminator(nn.Module):
 
 
 def receptive_field(network: nn.Module) -> int:
-    """Return the side in px of the input patch that decides one output of `network`, a plain chain of convolutions."""
+    """Return the side in px of the input patch that decides one output pixel of `network`, a chain of convolutions."""
     side, step = 1, 1  # input px that one output depends on, and input px between neighbouring outputs
     for module in network.modules():
         if isinstance(module, nn.Conv2d):

@@ -12,9 +12,9 @@ from cyclestyle.networks.validation import check_counts
 class PixelDiscriminator(nn.Module):
     """PixelGAN discriminator, which maps images to unbounded scores (no sigmoid) of all pixels.
 
-    (N, in_channels, H, W) in [-1, 1] -> (N, 1, H, W); range of the argument in brackets:
+    (N, in_channels, H, W) in [-1, 1] -> (N, 1, H, W). Argument, with its range in brackets:
 
-    channels    width of the first convolution; the second has twice as many (1 to 1024)
+    channels    number of channels after the first convolution; the second has twice as many (1 to 1024)
 
     Raises CommandError for an argument outside its range. Images need at least `minimum_size` px per side.
     """
@@ -51,7 +51,7 @@ class PixelDiscriminator(nn.Module):
 
     @property
     def receptive_field(self) -> int:
-        """Side in px of the patch that decides one score, if the image-wide statistics of instance norm are ignored."""
+        """Side in px of the patch that decides one score: 1, if the statistics of instance norm are ignored."""
         return receptive_field(self)
 
     def forward(self, x: Tensor) -> Tensor:

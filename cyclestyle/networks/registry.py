@@ -1,4 +1,4 @@
-"""Registry of the network names that model files use."""
+"""Registry of the networks that a model file can name."""
 
 import inspect
 from collections.abc import Mapping
@@ -24,11 +24,11 @@ MAX_PARAMETERS = 2**29  # 2 GiB in float32, 47 times the default generator
 
 
 def build(architecture: Mapping[str, object]) -> nn.Module:
-    """Build the network that `architecture` describes by a registered `name` and arguments of the constructor.
+    """Build the network that `architecture` describes: its `name` in the registry, and constructor arguments.
 
-    Arguments missing from `architecture` take their defaults. Raises CheckpointError, and no other exception, for any
-    value that a damaged or hostile model file can contain. The size of the network, as a number of parameters, is
-    checked before memory is allocated.
+    Arguments missing from `architecture` take their defaults. For any value that a damaged or hostile model file can
+    contain, a CheckpointError and no other exception is raised. A network with too many parameters is rejected before
+    memory is allocated for it.
     """
     table = GENERATORS | DISCRIMINATORS
     name = architecture.get("name")
@@ -58,7 +58,7 @@ def build(architecture: Mapping[str, object]) -> nn.Module:
 
 
 def with_defaults(architecture: Mapping[str, object]) -> dict[str, str | int | float | bool]:
-    """Return `architecture` with the defaults of missing arguments; an old model file may lack newer arguments.
+    """Return `architecture` completed by the default of each missing argument, as old model files lack newer arguments.
 
     Raises CheckpointError under the same conditions as `build`.
     """
@@ -69,7 +69,7 @@ def with_defaults(architecture: Mapping[str, object]) -> dict[str, str | int | f
 
 
 def _is_plain(value: object) -> bool:
-    """Return whether a value is a short text or number; `repr` fails on integers of thousands of digits."""
+    """Return whether `value` is a short text or a number of at most 30 digits; `repr` fails on very long integers."""
     if isinstance(value, str):
         return len(value) <= 40
     return isinstance(value, float) or (isinstance(value, int) and abs(value) < 10**30)

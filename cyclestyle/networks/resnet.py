@@ -21,15 +21,15 @@ class ResNetGenerator(nn.Module):
     sides must be multiples of `multiple` px and at least `minimum` px; `forward` pads other sizes by reflection and
     crops the output. Arguments, with their ranges in brackets:
 
-    channels    width of the stem and the head; the trunk has four times as many (1 to 1024)
+    channels    number of channels after the stem and before the head; the trunk has four times as many (1 to 1024)
     blocks      number of residual blocks; the paper uses 9 for 256 px and larger, 6 for 128 px (0 to 64)
     dropout     dropout probability between the two convolutions of each block, in [0, 1); the 2017 implementation
                 offers 0.5
     upsample    "transposed" convolutions as in the paper, or "resize": nearest-neighbour resizing and a convolution,
                 which avoids checkerboard patterns (Odena et al. 2016)
 
-    If the attribute `recompute` is True, each residual block stores only its input and is recomputed in the backward
-    pass. This needs less memory, but one more forward pass of the trunk (Chen et al. 2016).
+    If the attribute `recompute` is True, each residual block stores only its input and is run again in the backward
+    pass. This saves memory, but costs a second forward pass of the trunk (Chen et al. 2016).
 
     Raises CommandError for an argument outside its range.
     """
@@ -91,7 +91,7 @@ class ResNetGenerator(nn.Module):
         return self.unpadded(x)[crop]
 
     def unpadded(self, x: Tensor) -> Tensor:
-        """Translate images that need no padding; no branch depends on their size, so the method can be exported."""
+        """Translate images that need no padding; no branch depends on the image size, so that export is possible."""
         x = self.down(self.stem(x))
         if self.recompute and torch.is_grad_enabled():
             for block in self.trunk:
@@ -103,7 +103,7 @@ class ResNetGenerator(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Residual block, x + second(dropout(first(x))), for x of shape (N, channels, H, W) with sides of at least 2 px."""
+    """Residual block: x + second(dropout(first(x))). The shape of x is (N, channels, H, W); H and W are at least 2."""
 
     def __init__(self, channels: int, *, dropout: float = 0.0) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Two parallel discriminators, of images and of their texture (after Ignatov et al. 2018, "WESPE", section 3)."""
+"""Two discriminators in parallel: for images and for their texture (after Ignatov et al. 2018, "WESPE", section 3)."""
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +17,11 @@ class TextureDiscriminator(nn.Module):
 
     (N, in_channels, H, W) in [-1, 1] -> (N, 2, H / 2**layers - 2, W / 2**layers - 2). Channel 0 has the scores for the
     image, channel 1 the scores for its texture: variations of brightness over a few px. The texture discriminator sees
-    no colours. It has no instance norm either, because instance norm would hide the strength of a texture. Its scores
-    depend only on brush strokes, grain and the like. Arguments, with their ranges in brackets:
+    no colours and no large shapes: its scores depend only on brush strokes, grain and the like. It has no instance
+    norm, which would hide the strength of a texture. Arguments, with their ranges in brackets:
 
     channels           `channels` argument of the image discriminator (1 to 1024)
-    layers             convolutions of stride 2 in each discriminator (1 to 8)
+    layers             number of convolutions of stride 2 in each discriminator (1 to 8)
     texture_channels   `channels` argument of the texture discriminator (1 to 1024)
 
     Raises CommandError for an argument outside its range. Images need at least `minimum_size` px per side.
@@ -49,7 +49,7 @@ class TextureDiscriminator(nn.Module):
 
     @property
     def receptive_field(self) -> int:
-        """Side in px of the image patch that decides one texture score; the patch of an image score is smaller."""
+        """Side in px of the image patch that decides one texture score; an image score depends on a smaller patch."""
         return receptive_field(self.texture) + 2 * _radius(COARSE)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -57,13 +57,16 @@ class TextureDiscriminator(nn.Module):
 
 
 def texture(x: Tensor) -> Tensor:
-    """Return a band-pass of brightness, (N, C, H, W) -> (N, 1, H, W), without single pixels and large shapes."""
+    """Return the texture of images, (N, C, H, W) -> (N, 1, H, W): a band-pass of brightness at scales of a few px."""
     light = x.mean(dim=1, keepdim=True)
     return GAIN * (_blurred(light, FINE) - _blurred(light, COARSE))
 
 
 def _blurred(light: Tensor, deviation: float) -> Tensor:
-    """Blur (N, 1, H, W) by a Gaussian of standard deviation `deviation` px; edges are repeated, so any size works."""
+    """Blur `light` (N, 1, H, W) by a Gaussian of standard deviation `deviation` px.
+
+    Edge pixels are repeated as padding, so that any image size works.
+    """
     radius = _radius(deviation)
     # At least float32: real images are float32, and bf16 translations would be recognised by a rounded kernel.
     dtype = torch.promote_types(light.dtype, torch.float32)

@@ -15,20 +15,21 @@ from cyclestyle.networks.validation import check_counts
 class UNetGenerator(nn.Module):
     """U-Net generator: (N, in_channels, H, W) -> (N, out_channels, H, W), both in [-1, 1], for any size from 1 px.
 
-    Each module of `down` halves the image size; each module of `up`, from the innermost level outwards, and `head`
-    double it. Together they form the whole network (`unpadded`). Its input sides must be multiples of 2**levels px,
-    which is the value of both `multiple` and `minimum`; `forward` pads other sizes by reflection and crops the output.
+    Each module of `down` halves the image size. Each module of `up` doubles it, from the innermost level outwards, and
+    `head` doubles it once more. These modules and, if `detail` is not 0, `fine` form the whole network (`unpadded`).
+    Its input sides must be multiples of 2**levels px, which is the value of both `multiple` and `minimum`; `forward`
+    pads other sizes by reflection and crops the output.
     Arguments, with their ranges in brackets:
 
-    channels    width of the outermost level; inner widths double, up to eight times this one (1 to 1024)
+    channels    number of channels of the outermost level; it doubles with each inner level, up to eightfold (1 to 1024)
     levels      number of halvings; the 2017 implementation uses 8 for 256 px and 7 for 128 px (2 to 10)
-    dropout     probability of dropout in levels 5 to `levels - 1`, in [0, 1), level 1 being the outermost; the 2017
+    dropout     dropout probability in levels 5 to `levels - 1`, in [0, 1), where level 1 is the outermost; the 2017
                 implementation uses 0.5
     upsample    "transposed" convolutions as in the paper, or "resize": nearest-neighbour resizing and a convolution,
                 which avoids a grid of dots after short training (Odena et al. 2016)
-    detail      width of two further convolutions at full size. Their input includes the input image, and their output
-                is added to the input image. Fine detail is preserved from the first step, and brush strokes can develop
-                from it (0 to 1024; 0: no such convolutions, as in the paper)
+    detail      number of channels between two further convolutions at full size, which get the input image as well and
+                whose output is added to it before the final tanh. Fine detail is thus preserved from the first step,
+                and brush strokes can develop from it (0 to 1024; 0: no such convolutions, as in the paper)
 
     Raises CommandError for an argument outside its range, and for `detail` > 0 if in_channels and out_channels differ.
     """
@@ -120,7 +121,7 @@ class UNetGenerator(nn.Module):
         return self.unpadded(x)[crop]
 
     def unpadded(self, x: Tensor) -> Tensor:
-        """Translate images that need no padding; no branch depends on their size, so the method can be exported."""
+        """Translate images that need no padding; no branch depends on the image size, so that export is possible."""
         image, skips = x, []
         for down in self.down:
             x = down(x)

@@ -1,8 +1,8 @@
 """Adversarial losses of discriminators and generators, computed from discriminator scores.
 
-Each class has three methods that take scores of any shape and return a scalar of the same dtype: `real` and `fake` are
-the two terms of a discriminator's loss, for real and for translated images; the caller weights them. `generator` is the
-adversarial loss of a generator.
+Each class has three methods that take scores of any shape and return a scalar of the same dtype. `real` and `fake`
+return the two terms of a discriminator's loss, for the scores of real and of translated images; the caller adds them
+with weights. `generator` returns the adversarial loss of a generator, for the scores of translated images.
 """
 
 import torch
@@ -11,7 +11,7 @@ from torch.nn import functional as F  # noqa: N812  the conventional name
 
 
 class LeastSquares:
-    """Mean squared distance of scores from 1 for real and from 0 for fake images (Mao et al. 2017), as in CycleGAN."""
+    """Least-squares loss (Mao et al. 2017), as in CycleGAN: target scores are 1 for real images, 0 for translations."""
 
     def real(self, scores: Tensor) -> Tensor:
         return (scores - 1).square().mean()
@@ -24,7 +24,7 @@ class LeastSquares:
 
 
 class BinaryCrossEntropy:
-    """Cross-entropy of scores as logits; the generator's loss does not saturate (Goodfellow et al. 2014, section 3)."""
+    """Cross-entropy of scores as logits; the generator loss does not saturate (Goodfellow et al. 2014, section 3)."""
 
     def real(self, scores: Tensor) -> Tensor:
         return F.binary_cross_entropy_with_logits(scores, torch.ones_like(scores))
@@ -37,7 +37,7 @@ class BinaryCrossEntropy:
 
 
 class Hinge:
-    """Hinge loss: margins at 1 for real and -1 for fake scores; the generator's loss is linear (Lim and Ye 2017)."""
+    """Hinge loss (Lim and Ye 2017): 0 for real scores above 1 and for fake scores below -1; linear for generators."""
 
     def real(self, scores: Tensor) -> Tensor:
         return F.relu(1 - scores).mean()

@@ -17,7 +17,7 @@ from torch.nn.functional import l1_loss
 
 
 class Translations(NamedTuple):
-    """Outputs of the generators for a batch: images (N, C, H, W) in [-1, 1]; None for images not requested."""
+    """Outputs of the generators for a batch, images (N, C, H, W) in [-1, 1]; None for an output not requested."""
 
     fake_a: Tensor | None = None  # ba(b)
     fake_b: Tensor | None = None  # ab(a)
@@ -28,11 +28,11 @@ class Translations(NamedTuple):
 
 
 class Generators(nn.Module):
-    """Both generators as one module, because DDP requires a single module call per backward pass.
+    """Both generators as one module, because DDP allows only one call of a module per backward pass.
 
     Args:
-        ab: generator from domain a to b, (N, C, H, W) to (N, C, H, W).
-        ba: generator from domain b to a.
+        ab: generator from domain a to domain b; maps images (N, C, H, W) to the same shape.
+        ba: generator from domain b to domain a.
     """
 
     def __init__(self, ab: nn.Module, ba: nn.Module) -> None:
@@ -51,9 +51,9 @@ class Generators(nn.Module):
         identity_a: bool = True,
         identity_b: bool = True,
     ) -> Translations:
-        """Compute the requested images in as few generator calls as possible.
+        """Compute the outputs whose flag is True, in as few generator calls as possible.
 
-        Each generator gets the inputs of its translation and its identity image in one call. This affects speed only,
+        Each generator gets the inputs for translation and for the identity image in one call. This affects speed only,
         not results, as instance norm computes its statistics per image. `reconstructed_a` requires `fake_b`, and
         `reconstructed_b` requires `fake_a`.
         """
@@ -70,7 +70,7 @@ class Generators(nn.Module):
 
 
 class Requested(NamedTuple):
-    """Flags for the fields of `Translations`: whether each of them is computed."""
+    """One flag for each field of `Translations`: whether that output is computed."""
 
     fake_a: bool = False
     fake_b: bool = False
@@ -81,21 +81,21 @@ class Requested(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """Score maps (N, 1, h, w) of both discriminators, high for real images; None for a domain without images."""
+    """Score maps (N, 1, h, w) of both discriminators, trained to be high for real images; None for a missing input."""
 
     a: Tensor | None
     b: Tensor | None
 
 
 class Discriminators(nn.Module):
-    """Both discriminators as one module; `a` scores images of domain a, `b` images of domain b."""
+    """Both discriminators as one module: discriminator `a` for images of domain a, discriminator `b` for domain b."""
 
     def __init__(self, a: nn.Module, b: nn.Module) -> None:
         super().__init__()
         self.a, self.b = a, b
 
     def forward(self, a: Tensor | None, b: Tensor | None) -> Scores:
-        """Compute the scores of images `a` by one discriminator and of images `b` by the other, real or translated."""
+        """Score images `a` by discriminator `a`, images `b` by discriminator `b`; images can be real or translated."""
         return Scores(None if a is None else self.a(a), None if b is None else self.b(b))
 
 
@@ -117,17 +117,17 @@ def _bare(module: nn.Module, *, synchronized: bool) -> Call:
 
 
 class CycleGAN:
-    """Named and weighted losses of a CycleGAN; a loss of weight 0 is absent, and images for it are not computed.
+    """All losses of a CycleGAN, by name and with weights; a loss of weight 0 and the images for it are not computed.
 
     Args:
-        generators: both generators; the attribute has no wrappers, so that it can be saved.
-        discriminators: both discriminators; the attribute has no wrappers, so that it can be saved.
+        generators: both generators; the attribute is this module without the wrapper of `prepare`, for saving.
+        discriminators: both discriminators; the attribute is this module without the wrapper of `prepare`, for saving.
         adversarial: adversarial loss (paper: least squares).
         cycle_a: weight of |ba(ab(a)) - a| (paper: 10).
         cycle_b: weight of |ab(ba(b)) - b|.
         identity: weight of |ba(a) - a| and |ab(b) - b|, relative to the cycle weight of the same domain (paper: 0.5).
-        prepare: function that wraps a module with autocast, compilation, DDP or the like. With `synchronized=True`, the
-            gradients of its parameters are averaged over all ranks.
+        prepare: function that wraps a module with autocast, compilation, DDP or the like. If it is called with
+            `synchronized=True`, the gradients of the module's parameters are averaged over all ranks.
     """
 
     def __init__(
@@ -172,11 +172,12 @@ class CycleGAN:
 
     @property
     def generator_parts(self) -> tuple[Part, ...]:
-        """Return the parts of `generator_losses`, one per direction; call backward after each to add up gradients.
+        """The computation of `generator_losses` in two parts, one per direction, which needs half the memory.
 
-        A part computes translation and reconstruction of one direction, and the identity image of the translating
-        generator. These are three of the six forward passes, and they need half the memory. The last part uses every
-        parameter of both generators, as DDP requires. Without cycle losses there is a single part.
+        Each part is a function that returns its share of the losses. Call backward after each part; the gradients add
+        up. A part has three of the six generator passes: translation and reconstruction in one direction, and the
+        identity image of the translating generator. The last part uses every parameter of both generators, as DDP
+        requires. Without cycle losses there is a single part.
         """
         requested = self._requested
         from_a = Requested(fake_b=True, reconstructed_a=requested.reconstructed_a, identity_b=requested.identity_b)
@@ -190,7 +191,7 @@ class CycleGAN:
         return tuple(functools.partial(self._generator_losses, part) for part in parts)
 
     def _generator_losses(self, requested: Requested, a: Tensor, b: Tensor) -> tuple[Losses, Translations]:
-        """Compute the `requested` images; return the losses based on them, and the images."""
+        """Compute the `requested` outputs of the generators; return the losses based on them, and the outputs."""
         outputs: Translations = self._translate(a, b, **requested._asdict())
         losses: Losses = {}
         if outputs.fake_a is not None or outputs.fake_b is not None:
@@ -214,7 +215,7 @@ class CycleGAN:
 
         Args:
             a, b: real images (N, C, H, W) in [-1, 1].
-            fake_a, fake_b: translations from the image pools, without gradients to the generators.
+            fake_a, fake_b: translations from the image pools, detached from the generators.
 
         Returns:
             The losses, and the mean scores of real and of translated images, which carry no gradients.
@@ -237,7 +238,7 @@ class CycleGAN:
 
 
 def _batched(generator: nn.Module, *batches: Tensor | None) -> list[Tensor | None]:
-    """Call `generator` once for all `batches` that are not None; return its outputs in order, None for the others."""
+    """Call `generator` once for all `batches` together; return one output per batch, None for a batch that is None."""
     present = [batch for batch in batches if batch is not None]
     if not present:
         return [None for _ in batches]
@@ -248,7 +249,7 @@ def _batched(generator: nn.Module, *batches: Tensor | None) -> list[Tensor | Non
 
 @contextmanager
 def _frozen(module: nn.Module) -> Iterator[None]:
-    """Context manager: freeze the parameters of `module`; gradients still flow through it to its input."""
+    """Context manager: freeze the parameters of `module`; gradients still flow through the module to its input."""
     module.requires_grad_(False)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Image pool: a history of translations, from which discriminators get images to score (Shrivastava et al. 2017)."""
+"""Image pool: a store of past translations for the training of discriminators (Shrivastava et al. 2017)."""
 
 import math
 
@@ -12,15 +12,15 @@ from cyclestyle.rng import rng_for
 class ImagePool:
     """A pool of past translations into one domain, divided among the positions of the global batch.
 
-    Each of the B positions of the batch has ceil(size / B) slots for images. The random numbers of a position depend on
-    the seed and the sample index alone, so that its results depend neither on other positions nor on the rank that
-    holds it. Until the slots of a position are full, each new image is stored and returned. Afterwards, with
-    probability 1/2 the new image is returned and not stored; otherwise a random stored image is returned, and the new
-    image takes its slot. With B = 1, this is the pool of the CycleGAN paper.
+    The global batch has B = `batch_size` positions, and each position has ceil(size / B) slots for images. Until the
+    slots of a position are full, each new image is stored and returned. Afterwards, with probability 1/2 the new image
+    is returned and not stored; otherwise a random stored image is returned, and the new image takes its slot. With
+    B = 1, this is the pool of the CycleGAN paper. Random numbers depend on the seed, `purpose` and the sample index
+    alone, so that the images returned at a position depend neither on other positions nor on the number of ranks.
 
     Args:
-        size: number of slots of the whole pool; 0 returns every image unchanged.
-        batch_size: B, size of the global batch.
+        size: number of slots of the whole pool; with 0, each new image is returned and none is stored.
+        batch_size: number of pairs in the global batch, over all ranks.
         seed: the run's seed.
         purpose: name of this pool's random stream, such as `"pool a"`.
 
@@ -36,14 +36,14 @@ class ImagePool:
         self.stored: dict[int, list[Tensor]] = {}  # position -> at most `slots` images (C, H, W)
 
     def exchange(self, images: Tensor, draws: list[int]) -> Tensor:
-        """Return each new image or, in its place, an older image from the pool; update the pool.
+        """Return, for each new image, either this image or an older one from the pool; store new images in the pool.
 
         Args:
             images: new translations (N, C, H, W), detached.
-            draws: sample index of each image; sample index n has position n mod B in its batch.
+            draws: sample index of each image; the image with sample index n has position n mod `batch_size`.
 
         Returns:
-            Images (N, C, H, W) on the same device.
+            Images (N, C, H, W) on the device of `images`.
         """
         if not self.slots:
             return images
@@ -64,9 +64,9 @@ class ImagePool:
         return older
 
     def state_dict(self) -> dict[int, Tensor]:
-        """Return the stored images of this rank: a dictionary from each position it holds to images (n, C, H, W)."""
+        """Return the images stored on this rank: a dictionary from each of its positions to images (n, C, H, W)."""
         return {position: torch.stack(stored) for position, stored in self.stored.items()}
 
     def load_state_dict(self, state: dict[int, Tensor]) -> None:
-        """Load stored images, as returned by `state_dict`; images at positions of other ranks stay unused."""
+        """Restore images from `state`, a result of `state_dict`; images at positions of other ranks stay unused."""
         self.stored = {position: list(images.unbind()) for position, images in state.items()}

@@ -1,4 +1,4 @@
-"""Translation of a stream of images, which are read ahead, grouped into batches of equal size, and translated.
+"""Translation of a stream of images: the images are read ahead, batched by image size, and translated.
 
 The memory in use does not grow with the number of images.
 """
@@ -51,7 +51,7 @@ class TranslatedPhoto(NamedTuple):
 def translated(
     sources: Iterable[Path], model: Model, *, batch_size: int, workers: Workers, failed: FailedPhoto
 ) -> Iterator[TranslatedPhoto]:
-    """Yield every readable image with its translation, grouped by size and therefore not in the order of `sources`.
+    """Yield every readable image with its translation; images are grouped by size, so the order of `sources` is lost.
 
     Args:
         sources: paths of the image files.
@@ -69,7 +69,7 @@ def translated(
 def photos(sources: Iterable[Path], *, workers: Workers, failed: FailedPhoto) -> Iterator[QueuedPhoto]:
     """Yield the images in the order of `sources`; the next few images are read ahead.
 
-    Unreadable files are passed to `failed`, see `translated`.
+    `failed` is called for each unreadable file, see `translated`.
     """
     for source, reading in workers.ahead(_pixels, sources):
         try:
@@ -87,13 +87,15 @@ def batches(
 ) -> Iterator[list[_Item]]:
     """Yield batches of images that have equal size and dtype.
 
-    A batch may have fewer than `batch_size` images if too many images wait for others of their size.
+    A batch may have fewer than `batch_size` images if too many images are waiting for other images of the same size.
 
     Args:
         items: images, whose sizes may differ.
         batch_size: maximum number of images in a batch.
-        max_batch: called with the height and width of the images; returns a second maximum for the number of images.
-        first_batch_size: maximum number of images in the first batch, for an early result; None means `batch_size`.
+        max_batch: called with the height and width of the images; returns another maximum for the number of images in
+            their batch.
+        first_batch_size: maximum number of images in the first batch; a low maximum gives an early result. None means
+            `batch_size`.
     """
     check_batch_size(batch_size)
     size = batch_size if first_batch_size is None else first_batch_size
@@ -117,7 +119,7 @@ def check_batch_size(batch_size: int) -> None:
 
 
 def _is_crowded(groups: Iterable[list[_Item]], batch_size: int) -> bool:
-    """Return whether the groups together hold too many waiting images, or too many pixels."""
+    """Return whether all groups together hold too many images for `batch_size`, or too many pixels."""
     groups = list(groups)
     return sum(map(len, groups)) >= 4 * batch_size or sum(map(_pixel_count, groups)) > MAX_WAITING_PIXELS
 

@@ -24,7 +24,7 @@ KnownOutputs = Callable[[Path], Collection[str]]  # output folder -> names of it
 
 
 class InputFile(NamedTuple):
-    """A photo that the input names, or a file or folder there that cannot be read; `reason` is then the cause."""
+    """A photo found in the input, or an unreadable file or folder, whose `reason` states why it cannot be read."""
 
     path: Path
     name: Path  # relative path, from which the path of the translation in the output is made
@@ -50,12 +50,12 @@ def find(
     """Find the photos that `spec` names; each file is returned once, and the files are sorted by name.
 
     Args:
-        spec: a photo; a folder, searched with all its subfolders; a pattern such as `photos/**/*.jpg`; a .txt file
-            with a path on each line, see `path_lists.entries`; or `-`, for such a list on standard input, where zero
-            bytes may separate the paths too (`find -print0`). A path in a list may be a folder.
-        output: output folder; photos that a search of folders finds in this folder are skipped.
+        spec: a photo; a folder, searched with all its subfolders; a pattern such as `photos/**/*.jpg`; a .txt file with
+            a path on each line, see `path_lists.entries`; or `-`, for such a list on standard input, where zero bytes
+            (from `find -print0`) may separate the paths instead of line ends. A path in a list may be a folder.
+        output: output folder; if folders are searched, the photos found in the output folder are skipped.
         known_outputs: called with a folder; returns the names of known translations in that folder, which are skipped.
-        stream: read instead of standard input.
+        stream: stream from which a list is read instead of standard input.
 
     Raises:
         DataError: no photos were found; or the list cannot be decoded, or names a folder above the list's folder.
@@ -99,7 +99,7 @@ def names(folder: Path) -> list[Path]:
 
 
 def _in_folder(folder: Path, prefix: Path) -> Iterator[InputFile]:
-    """Yield the photos below a folder, and the subfolders that cannot be listed; their names begin with `prefix`."""
+    """Yield the photos below a folder, and the subfolders that cannot be listed; `prefix` is prepended to each name."""
     contents = listing(folder, endings=ENDINGS)
     for name, size, modified_ns, reason in contents.candidates:
         yield InputFile(folder / name, prefix / name, size, modified_ns, reason)
@@ -128,7 +128,7 @@ def _source(path: Path, name: Path) -> InputFile:
 
 
 def _matching(pattern: Path) -> list[InputFile]:
-    """Return the photos that match a pattern; their names are relative to the last folder before the wildcards."""
+    """Return the photos that match a pattern, with names relative to the pattern's last folder before a wildcard."""
     root = Path(*_until_magic(pattern.parts))
     rest = pattern.parts[len(root.parts) :]
     if not root.is_dir():
@@ -164,8 +164,8 @@ def _from_list_file(path: Path) -> list[InputFile]:
 def _from_list(content: bytes, list_name: str, *, folder: Path, allow_zeros: bool) -> list[InputFile]:
     """Return the photos that a list of paths names.
 
-    The names of the photos are relative to the current folder if it contains all paths, else to the deepest folder
-    that contains all paths.
+    The names of the photos are relative to the current folder if that folder contains all paths, else to the deepest
+    folder that contains all paths.
 
     Args:
         content: bytes of the list.
@@ -209,7 +209,7 @@ def _unique(candidates: Iterable[InputFile]) -> list[InputFile]:
 
 
 def identity_of(path: Path) -> tuple[int, int] | None:
-    """Return the device and inode of a file, equal for all paths to it; None if the file does not exist."""
+    """Return device and inode, which identify a file for all paths to it; None if no file exists at `path`."""
     try:
         status = path.stat()
     except OSError:
@@ -223,8 +223,8 @@ def _without_translations(
     """Yield the candidates that are not translations of earlier commands.
 
     If the input is a folder or a pattern, every file in the output folder counts as a translation, and so do the known
-    translations in other folders below the input. If the input is a list, only the known translations in the output
-    folder are skipped: a command such as `find` may have listed them together with the photos.
+    translations in other folders below the input. A list names photos one by one, so only known translations in the
+    output folder are skipped; a command such as `find` may have listed these translations together with the photos.
     """
     inside = None if output is None or root.resolve().is_relative_to(output.resolve()) else output.resolve()
     known: dict[Path, frozenset[str]] = {}
@@ -250,7 +250,7 @@ def _within(path: Path, folder: Path) -> str:
 
 
 def _nothing_found(spec: str, path: Path, *, skipped_own_outputs: int) -> str:
-    """Return the error message for an input in which no photos were found."""
+    """Return the error message for an input with no photos except `skipped_own_outputs` earlier translations."""
     if skipped_own_outputs:
         return (
             f"all {skipped_own_outputs:,} pictures of {printable(path)} are translations that an earlier command made"

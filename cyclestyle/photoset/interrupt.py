@@ -60,5 +60,5 @@ class InterruptHandler:
 class _Interrupted(BaseException):
     """Exception whose message is the name of the first stop signal.
 
-    It is a BaseException, since libraries may catch every Exception.
+    The class derives from BaseException, since libraries may catch every Exception.
     """

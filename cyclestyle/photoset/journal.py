@@ -36,7 +36,7 @@ Status = Literal["translated", "up to date", "kept", "failed"]
 
 
 class JournalEntry(NamedTuple):
-    """State of one photo and its translations; a later entry with the same key replaces it."""
+    """State of one photo and its translations; a later entry with the same key replaces an earlier entry."""
 
     source: str  # absolute path of the photo
     stamp: Stamp  # stamp of the photo when it was read
@@ -65,7 +65,7 @@ class ReportRow(NamedTuple):
 
 
 class Journal:
-    """The journal of an output folder, see the module.
+    """The journal of an output folder; its files are described at the top of this module.
 
     Args:
         output: output folder; before `acquire`, nothing is created in this folder.
@@ -100,7 +100,7 @@ class Journal:
         self._lock.release()
 
     def read(self) -> None:
-        """Load the entries in the journal's file, which earlier commands and other ranks of this command have written.
+        """Load the entries that earlier commands and other ranks of this command have written to the journal's file.
 
         Raises:
             DiskError: the file exists but cannot be read.
@@ -181,7 +181,7 @@ def disk_error(path: Path, error: OSError) -> DiskError:
 
 
 def stamp(path: Path) -> Stamp | None:
-    """Return the size and modification time of a file, by which changes are detected; None if it does not exist."""
+    """Return the size and modification time of a file, used to detect changes; None if the file does not exist."""
     try:
         status = path.stat()
     except OSError:
@@ -202,7 +202,7 @@ def _line(key: str, entry: JournalEntry) -> bytes:
 
 
 def _parse(line: bytes) -> tuple[str, JournalEntry] | None:
-    """Return the key and the entry that a line encodes; None if it is damaged, or has another `VERSION`."""
+    """Return the key and the entry that a line encodes; None if the line is damaged, or has another `VERSION`."""
     try:
         fields = json.loads(line)
         if fields["v"] != VERSION:

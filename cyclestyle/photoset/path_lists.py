@@ -1,4 +1,4 @@
-"""Parsing of lists of photo paths, and a check that rejects a list that names a folder above its own folder."""
+"""Parsing of lists of photo paths, and a check that a list names no folder above the folder that contains the list."""
 
 import codecs
 import os
@@ -76,7 +76,7 @@ def _between_zeros(content: bytes, list_name: str, *, allow_zeros: bool) -> list
     """Split a list into paths at its zero bytes.
 
     Raises:
-        DataError: the zero bytes are halves of UTF-16 characters, or `allow_zeros` is false.
+        DataError: the zero bytes are halves of UTF-16 characters, or are not allowed because `allow_zeros` is false.
     """
     names = [name for name in content.split(b"\0") if name]
     # In UTF-16, each Latin letter, slash and line end has a zero byte, so the text falls into names of one byte. Up to
@@ -93,7 +93,7 @@ def _between_zeros(content: bytes, list_name: str, *, allow_zeros: bool) -> list
 
 
 def _decode(content: bytes, mark: bytes, encoding: str, list_name: str) -> str:
-    """Remove the byte order mark `mark` and decode the text.
+    """Remove the byte order mark `mark` from a list, and decode the rest.
 
     An empty `encoding` means the encoding that the system uses for file names.
     """
@@ -119,7 +119,7 @@ def _names(text: str) -> Iterator[str]:
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """Return the device and inode of a file or folder, equal for all paths to it; None if it does not exist."""
+    """Return device and inode, which identify a file or folder for all paths to it; None if nothing exists there."""
     try:
         status = path.stat()
     except (OSError, ValueError):

@@ -66,7 +66,7 @@ def make_jobs(spec: str, output: Path, *, format: Format = "keep", folders: Sequ
     Args:
         spec: photo, folder, pattern or list, see `inputs.find`.
         output: a folder; if the input is one photo, also a file name with the ending of an image format.
-        format: format of the translations; it decides the ending of their names.
+        format: format of the translations, which decides the endings of their file names.
         folders: folders below the output folder, one for each translation of a photo.
 
     Raises:
@@ -99,12 +99,13 @@ def make_plan(requested: Jobs, *, existing: Existing, settings: str, world: Worl
     The journal stays locked until it is released or the process ends.
 
     A translation is up to date if its photo and settings are unchanged. Otherwise the photo is translated again, and
-    the new translation replaces the file of an earlier command. A file of other origin is kept instead: one that this
-    program did not write, that was changed since, or that was made from another photo that still needs it.
+    the new translation replaces the file of an earlier command. Files of other origin are kept instead: files that this
+    program did not write, files that were changed after this program wrote them, and files that were made from another
+    photo that still needs them.
 
     Args:
         requested: all jobs of the command.
-        existing: `skip` applies the rule above; `overwrite` translates every photo again and replaces files of other
+        existing: `skip` applies the rules above; `overwrite` translates every photo again and replaces files of other
             origin too; `error` raises a CommandError if a target file exists that is not up to date.
         settings: fingerprint of all settings that affect a translation's pixels.
         world: the ranks, which divide the jobs among themselves.
@@ -155,7 +156,7 @@ def clean_output_folder(folder: Path, jobs: Iterable[Job]) -> None:
 
     Args:
         folder: output folder.
-        jobs: jobs; the folders of their targets are searched.
+        jobs: jobs whose target folders are searched.
     """
     hidden = folder / FOLDER
     places = {folder, *((folder / target).parent for job in jobs for target in job.targets)}
@@ -165,11 +166,11 @@ def clean_output_folder(folder: Path, jobs: Iterable[Job]) -> None:
 
 
 def target_names(names: Sequence[Path], format: Format) -> list[tuple[Path, tuple[str, ...]]]:  # noqa: A002
-    """Choose a unique name for each translation: the photo's name with the new ending, or another name with a note.
+    """Choose a unique name for each translation: the photo's name with the new ending, or another name and a note.
 
     A change of format can make two names equal, and so can a file system that ignores case. A photo whose own name is
-    the contested name keeps it; each other translation gets its photo's full name plus the new ending, or a number. No
-    file gets the name of a folder that other translations need.
+    the contested name keeps it; each other translation gets its photo's full name plus the new ending (`a.jpg.png`), or
+    a number before the ending (`a-2.png`). No file gets the name of a folder that other translations need.
 
     Args:
         names: paths of the photos, relative to the input.
@@ -217,7 +218,7 @@ def _alternatives(name: Path, natural: Path) -> Iterator[Path]:
 
 
 def _single(spec: str, output: Path, format: Format, folders: Sequence[str]) -> Jobs:  # noqa: A002
-    """Return the job of one photo for which `output` is a file name."""
+    """Return the only job of a command that has one photo as its input and a file name as its `output`."""
     if len(folders) > 1:
         raise CommandError(f"output={printable(output)} is one file: several strengths need a folder")
     if not Path(spec).is_file() or Path(spec).suffix.lower() == LIST:
@@ -242,7 +243,7 @@ def _check_agreement(todo: Sequence[Job], world: World) -> None:
 
 
 def _folded(path: Path) -> str:
-    """Return a path without differences of case and Unicode form, which some file systems ignore."""
+    """Return a path in one standard form of case and Unicode, since some file systems ignore these differences."""
     return unicodedata.normalize("NFC", os.fspath(path)).casefold()
 
 
@@ -268,7 +269,7 @@ def _is_current(job: Job, entry: JournalEntry, settings: str, output: Path) -> b
 
 
 class _OutputOwnership:
-    """Decides which files in an output folder a job may replace, according to the journal."""
+    """Decides from the journal which files in an output folder a job may replace."""
 
     def __init__(self, requested: Jobs, journal: Journal | None) -> None:
         self.folder = requested.folder
@@ -279,7 +280,7 @@ class _OutputOwnership:
                 self._entries_for.setdefault(name, []).append(entry)
 
     def objection(self, job: Job, target: Path) -> str:
-        """Return why `job` must not replace the file at `target`; empty if the job may replace it or no file exists."""
+        """Return why `job` must not replace the file at `target`; empty if `job` may, or if no file exists."""
         path = self.folder / target
         if not os.path.lexists(path):
             return ""
@@ -293,14 +294,14 @@ class _OutputOwnership:
         return f"{printable(path)} was made from {printable(Path(others[0]))}"
 
     def _is_needed_by(self, source: str, name: str, job: Job) -> bool:
-        """Return whether the photo `source` is not the photo of `job`, still exists and needs the target `name`."""
+        """Return whether `source` is another photo than that of `job`, still exists, and needs the target `name`."""
         if source == _absolute(job) or not Path(source).exists():
             return False
         return name in self._targets_of.get(source, {name})
 
 
 def _absolute(job: Job) -> str:
-    """Return the absolute path of a job's photo, as the journal stores it."""
+    """Return the absolute path of a job's photo as the journal stores it, with links unresolved."""
     return os.path.abspath(job.source.path)  # noqa: PTH100 - the journal does not resolve links
 
 

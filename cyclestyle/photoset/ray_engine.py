@@ -35,8 +35,8 @@ def run_plan(plan: Plan, make: Make, settings: Settings, *, workers: int | Liter
         plan: jobs, output and journal.
         make: called in every actor; returns the model with its settings.
         settings: options for reading and writing.
-        workers: number of actors; `auto` means one actor for each GPU of the cluster, or for each machine if it has no
-            GPUs.
+        workers: number of actors; `auto` means one actor for each GPU of the cluster, or for each machine if the
+            cluster has no GPUs.
 
     Raises:
         CommandError: Ray is not installed.
@@ -165,7 +165,7 @@ def _results(
 
 
 def _absolute(plan: Plan) -> Plan:
-    """Return the plan with absolute paths, since actors have other working directories."""
+    """Return the plan with absolute paths, since actors run in other working directories."""
     todo = [job._replace(source=job.source._replace(path=job.source.path.absolute())) for job in plan.todo]
     return plan._replace(folder=plan.folder.absolute(), todo=todo)
 

@@ -51,7 +51,7 @@ class LoadedPhoto(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """Options for reading and writing photos, and the fingerprint that the journal stores."""
+    """Options for reading and writing photos, and the fingerprint of the settings, which the journal stores."""
 
     reading: Reading
     writing: Writing
@@ -88,14 +88,15 @@ def run_plan(
     workers: int | Literal["auto"] = "auto",
     batch_size: int = 8,
 ) -> JobResult:
-    """Run the jobs of a plan; several ranks divide the jobs among them.
+    """Run the jobs of a plan; several ranks divide the jobs among themselves.
 
     Args:
         plan: jobs, output and journal.
-        pipeline: translation of a batch.
+        pipeline: translates a batch of images.
         settings: options for reading and writing.
         world: the ranks that divide the jobs; by default, only this process.
-        workers: number of processes that read and write files in each rank; 0 means threads instead of processes.
+        workers: number of processes per rank that read and write files; 0 means threads instead of processes; for
+            `auto`, see `Workers.suited`.
         batch_size: maximum number of images of one size that are translated together.
 
     Raises:
@@ -148,7 +149,7 @@ def _rewrite_thumbnails(job: Job, how: Writing) -> None:
 
 
 def remove_temporaries(plan: Plan) -> None:
-    """Remove the temporary files of killed workers; call this function when all other workers have finished."""
+    """Remove the temporary files of killed workers; call this function only when no worker is writing."""
     if plan.journal is not None:
         clean_output_folder(plan.folder, plan.todo)
 
@@ -176,7 +177,7 @@ def translate(
 
     Args:
         todo: jobs to run.
-        pipeline: translation of a batch.
+        pipeline: translates a batch of images.
         settings: options for reading and writing.
         workers: pool that reads and writes files.
         journal: records the finished jobs; None records nothing.
@@ -237,8 +238,8 @@ def pending_entry(job: Job, settings: Settings) -> JournalEntry:
 def failed_entry(job: Job, journal: Journal | None, reason: str) -> JournalEntry:
     """Return the journal entry of a failed photo.
 
-    The entry keeps those targets of the photo's previous entry whose files still exist. It names no other target: a
-    file that appears in the output later belongs to the user.
+    The entry keeps those targets of the photo's previous entry whose files still exist. It names no other target, since
+    any file that appears in the output later belongs to the user.
     """
     previous = journal.entries.get(job.key) if journal is not None else None
     entry = started_entry(job.source, "", ())._replace(reason=reason)
@@ -249,13 +250,13 @@ def failed_entry(job: Job, journal: Journal | None, reason: str) -> JournalEntry
 
 
 def thumbnail_names(targets: Sequence[str | Path]) -> list[str]:
-    """Return the names of the thumbnails of a photo and of its translations, derived from the first of `targets`."""
+    """Return thumbnail names for a photo and its translations; each name begins with a hash of the first target."""
     stem = hashlib.sha256(os.fsencode(targets[0])).hexdigest()[:16]
     return [f"{stem}-{number}.webp" for number in range(1 + len(targets))]
 
 
 def report_row(job: Job, entry: JournalEntry) -> ReportRow:
-    """Return the report row of a photo that was translated or failed, made from its journal entry."""
+    """Make a photo's report row from its journal entry, after the photo was translated or has failed."""
     status: Status = "translated" if entry.is_done else "failed"
     reason = entry.reason if entry.reason or entry.is_done else "it was not processed"
     targets = tuple(target.as_posix() for target in job.targets)
@@ -268,7 +269,7 @@ def summary(outcome: JobResult, plan: Plan, *, where: Path) -> str:
     Args:
         outcome: outcome of all photos.
         plan: plan of the command.
-        where: path printed at the end of the first line, of the contact sheet or the output folder.
+        where: path of the contact sheet or the output folder, printed at the end of the first line.
     """
     done, current, kept = (outcome.count(status) for status in ("translated", "up to date", "kept"))
     detail = f" ({f'{done:,} translated, ' if done else ''}{current:,} up to date)" if current else ""
@@ -339,7 +340,7 @@ class _Work:
         self._area = batching.MAX_WAITING_PIXELS  # pixels of the last photo read, as an estimate for the next ones
 
     def loaded(self, todo: Iterable[Job]) -> Iterator[LoadedPhoto]:
-        """Yield the photos of the jobs `todo`; workers read them ahead. Unreadable photos are recorded as failures."""
+        """Yield the photos of the jobs `todo` while workers read the next ones; record unreadable photos as failed."""
         jobs = {job.source.path: job for job in todo}
         for path, reading in self.workers.ahead(
             functools.partial(worker_tasks.read, how=self.settings.reading), jobs, max_ahead=self._max_waiting
@@ -360,7 +361,8 @@ class _Work:
         If the model fails on the batch, its photos are translated one by one.
 
         Raises:
-            Exception: the model's error, if it is fatal, or if the model has failed on too many photos in a row.
+            Exception: the model's error, if this error is fatal, or if the model has failed on too many photos in a
+                row.
         """
         advance = None if self.progress is None else self.progress.partial
         started_at = time.perf_counter()
@@ -417,7 +419,7 @@ class _Work:
         self._clear_streak()
 
     def abort(self) -> None:
-        """Start no more writing, and record the photos already written, so the next command does not repeat them."""
+        """Start no further writing; record the photos already written, so that the next command skips them."""
         for job, photo, entry, task in self._writing:
             if task.future.cancel() or task.future.exception() is not None:
                 continue
@@ -425,7 +427,7 @@ class _Work:
                 self._note(job, _done_entry(entry, job, photo, task.future.result()))
 
     def _clear_streak(self) -> None:
-        """Record the photos of the streak as failures, since the model has translated another photo."""
+        """Record the photos of the failure streak as failed; called when the model has translated another photo."""
         for job, reason in self.streak.clear():
             self._note(job, failed_entry(job, self.journal, reason))
 
@@ -445,7 +447,7 @@ class _Work:
 
 
 def _done_entry(pending: JournalEntry, job: Job, photo: Photo, written: Written) -> JournalEntry:
-    """Return the journal entry of a photo whose translations were written, made from its pending entry."""
+    """Complete the pending journal entry of a photo whose translations were written."""
     height, width = photo.pixels.shape[:2]
     notes = tuple(dict.fromkeys([*job.notes, *written.notes]))
     return pending._replace(targets={**written.stamps}, size=(width, height), notes=notes)
@@ -500,7 +502,7 @@ def _reason(error: Exception) -> str:
 
 
 def _tensor(pixels: PixelArray) -> Tensor:
-    """Convert an array (H, W, 3) to a tensor (3, H, W); its memory is copied only if the array is read-only."""
+    """Convert an array (H, W, 3) to a tensor (3, H, W); the pixels are copied only if the array is read-only."""
     return torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy()).permute(2, 0, 1)
 
 

@@ -32,10 +32,10 @@ class Task(NamedTuple, Generic[_Result]):
 
 
 class Workers:
-    """Context manager: pool of processes or threads that run calls; they are stopped at the end of the `with` block.
+    """Context manager: pool of processes or threads that run calls, and that stop at the end of the `with` block.
 
     Args:
-        count: number of processes; 0 means threads, `THREADS` of them.
+        count: number of processes; 0 means `THREADS` threads instead of processes.
     """
 
     def __init__(self, count: int) -> None:
@@ -59,7 +59,7 @@ class Workers:
         self._executor.shutdown(wait=True, cancel_futures=True)
 
     def start(self, function: Callable[..., _Result], *arguments: Any) -> Task[_Result]:
-        """Submit a call; if a worker was killed before, replace all workers first."""
+        """Submit a call; if a worker has been killed, replace all workers first."""
         try:
             future = _submit(self._executor, function, *arguments)
         except BrokenExecutor:
@@ -71,7 +71,7 @@ class Workers:
         """Wait for a call and return its result; if its worker was killed, run the call again in a separate process.
 
         Raises:
-            DataError: the second process was killed too.
+            DataError: the separate process was killed too.
         """
         try:
             return task.future.result()
@@ -123,7 +123,7 @@ class Workers:
 
 
 def _submit(executor: Executor, function: Callable[..., _Result], *arguments: Any) -> "Future[_Result]":
-    """Submit a call to `executor`, which may start a process for it."""
+    """Submit a call to `executor`, which may start a process for the call."""
     with _starting_processes():
         return executor.submit(function, *arguments)
 

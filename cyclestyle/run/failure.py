@@ -16,14 +16,15 @@ from cyclestyle.run.folder import RunFolder
 
 
 class FailureReport:
-    """Context manager around a whole run: record an error in status.json, once `folder` is set, and re-raise it.
+    """Context manager around a whole run: if the run raises an error, record it in status.json and re-raise it.
 
-    An error that is not a bug is re-raised as a `CyclestyleError`. If several ranks fail, as they do after one of them
-    has died, only the first to fail raises; the other ranks exit silently with the exit code of the first.
+    Errors are recorded only after `folder` has been set. An error that is not a bug is re-raised as a
+    `CyclestyleError`. If several ranks fail, as happens after one rank has died, only the first to fail raises its
+    error; the other ranks print nothing and exit with the exit code of the first.
 
     Args:
         world: ranks of the run.
-        advice: remedies to print when memory runs out or the device fails.
+        advice: remedies that the error lists if memory runs out or the device fails.
     """
 
     def __init__(self, world: World, *, advice: Remedies = TRAINING) -> None:
@@ -55,7 +56,7 @@ class FailureReport:
 
 
 def to_user_error(error: Exception, world: World, advice: Remedies = TRAINING) -> CyclestyleError | None:
-    """Convert an exception to an error with a message for the user; return None if the exception is a bug."""
+    """Convert an exception to an error with a message for the user; return None if `error` is a bug in the program."""
     if isinstance(error, CyclestyleError):
         return error
     if (resource := memory.resource_error(error, advice)) is not None:
@@ -71,7 +72,7 @@ def to_user_error(error: Exception, world: World, advice: Remedies = TRAINING) -
 def _is_connection_error(error: RuntimeError) -> bool:
     """Return whether the error means that torch cannot reach another rank.
 
-    Some of these errors are a DistError; the others are recognized by words in their text.
+    torch raises a DistError for some of these errors; the others are recognized by words in the error text.
     """
     words = ("gloo", "NCCL", "Connection", "Socket", "TCPStore", "Timed out", "Timeout")
     return isinstance(error, DistError) or any(word in str(error) for word in words)

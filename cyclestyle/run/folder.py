@@ -21,7 +21,7 @@ State = Literal["running", "finished", "stopped", "failed"]
 
 
 class ResumePoint(NamedTuple):
-    """Checkpoint from which a run resumes, and the changes of config and files since the start of the run."""
+    """Checkpoint from which a run resumes, and changes of config and files since this checkpoint was saved."""
 
     checkpoint: Checkpoint
     changes: list[str]  # one line per changed config key or file list; all these changes are permitted
@@ -31,10 +31,10 @@ class RunFolder:
     """The folder that holds config, status, checkpoints and samples of one run.
 
     Args:
-        path: location of the folder. A repeated command has the same `path`, and therefore resumes the run.
-        keep, keep_every: checkpoints that stay on disk, see `Checkpoints`.
+        path: location of the folder. A command that is repeated uses the same `path` and therefore resumes the run.
+        keep, keep_every: which checkpoints stay on disk, see `Checkpoints`.
         mode: `auto` resumes an existing run, `never` rejects it.
-        allow_changed: resume even if the recipe or the files differ from those that the run was started with.
+        allow_changed: whether to resume if the recipe or the files differ from those that the run was started with.
 
     Raises:
         CommandError: `keep` or `keep_every` is too small, or the folder holds a run and `mode` is `never`.
@@ -85,16 +85,17 @@ class RunFolder:
 
         Args:
             recipe: resolved config of this command.
-            files: training files of this command, in order.
-            bad: unreadable training files: side -> file name -> reason. `files` lists them too; their sizes may differ.
-            repair: rename damaged checkpoints to hidden names; set only on the rank that holds the lock.
+            files: sizes of this command's training files, in order, keyed by side (`a` or `b`), then by file name.
+            bad: reasons why training files are unreadable, keyed by side, then by file name. `files` contains these
+                files too; their sizes may differ from those in the checkpoint.
+            repair: whether to rename damaged checkpoints to hidden names; True only on the rank that holds the lock.
 
         Returns:
-            Checkpoint and permitted changes; None if there is no checkpoint.
+            Checkpoint, and changes that do not prevent a resume; None if there is no checkpoint.
 
         Raises:
             CheckpointError: all checkpoints are damaged, or they hold networks of another architecture.
-            CommandError: the recipe or the files have changed, and `allow_changed` is false.
+            CommandError: the files or fixed keys of the recipe have changed, and `allow_changed` is false.
         """
         checkpoint = self.checkpoints.load(repair=repair, warn=warn if repair else lambda _: None)
         if checkpoint is None:
@@ -119,9 +120,9 @@ class RunFolder:
         write_text(self.path / "config.yaml", yaml)
 
     def read_step_from(self, step: Callable[[], int]) -> None:
-        """Set the function that returns the current step for status.json.
+        """Set the function that `write_status` calls for the current step.
 
-        Before this call, status.json holds the step of the newest checkpoint.
+        Before `read_step_from` is called, `write_status` writes the step of the newest checkpoint instead.
         """
         self._step = step
 
@@ -129,9 +130,9 @@ class RunFolder:
         """Write status.json; print a warning if it cannot be written.
 
         Args:
-            state: state of the run.
+            state: state of the run, such as `running`.
             code: exit code; None while the run continues.
-            reason: cause of the end of the run, for people; None while the run continues.
+            reason: why the run ended, as a text for the user; None while the run continues.
         """
         newest, step = self.checkpoints.newest(), self._step()
         status = {
@@ -153,7 +154,7 @@ class RunFolder:
         return self._status().get("state") == "finished"
 
     def _user(self) -> str:
-        """Describe the process that holds the lock, for an error text: ` by pid 7 on host h`, or empty if unknown.
+        """Describe the process that holds the lock, for an error text: ` by pid 7 on host h`, or "" if unknown.
 
         The pid comes from the lock if the process runs on this host, else from status.json.
         """
@@ -163,7 +164,7 @@ class RunFolder:
         return f" by pid {status['pid']} on host {status['host']}" if {"pid", "host"} <= status.keys() else ""
 
     def _status(self) -> dict[str, Any]:
-        """Content of status.json; empty if it cannot be read."""
+        """Return the content of status.json; an empty dict if the file cannot be read."""
         try:
             return dict(json.loads((self.path / "status.json").read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
@@ -182,7 +183,7 @@ def _flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _changed_files(then: Files, now: Files, bad: Mapping[str, Mapping[str, str]]) -> list[str]:
-    """Describe changes of file names, order and sizes, one line per side; sizes of unreadable files are ignored."""
+    """Return one line for each side whose file names, order or sizes changed; sizes of files in `bad` are ignored."""
     changed = []
     for side in ("a", "b"):
         before, after = then[side], now[side]
@@ -206,10 +207,12 @@ def _lines(first: str, rest: list[str]) -> str:
 
 
 def write_bad_files(folder: RunFolder, bad: Mapping[str, Mapping[str, str]]) -> None:
-    """Write all unusable files, each with its reason, to bad_files.txt, since the printed error lists only a few.
+    """List all unusable files, each with the reason, in bad_files.txt, since the printed error lists only a few.
+
+    If there are none, write no file.
 
     Args:
-        bad: unusable files: side -> file name -> reason.
+        bad: reasons why files are unusable, keyed by side (`a` or `b`), then by file name.
     """
     lines = [
         f"{side} {printable(Path(name))}: {reason}" for side, files in bad.items() for name, reason in files.items()

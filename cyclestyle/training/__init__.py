@@ -1,1 +1,1 @@
-"""Training: the loop, optimizers, learning-rate schedule, moving average, and their state in checkpoints."""
+"""Training: the loop, optimizers, learning-rate schedule and moving average; how to restore these from checkpoints."""

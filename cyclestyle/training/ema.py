@@ -15,12 +15,12 @@ Averaged = TypeVar("Averaged", bound=nn.Module)
 class GeneratorAverage(Generic[Averaged]):
     """Exponential moving average (EMA) of a module's parameters.
 
-    The decay at step t (0-based) is min(decay, (1 + t) / (10 + t)), so that the random initial weights soon lose their
-    influence.
+    Step t (0-based) gives the old average the weight min(decay, (1 + t) / (10 + t)). This weight is small at first, so
+    that the random initial parameters soon lose their influence.
 
     Args:
-        module: module to average; `self.module` is a copy of it that holds the average.
-        decay: weight of the old average at each step, in (0, 1).
+        module: module whose parameters are averaged; `self.module`, a copy of the module, holds the average.
+        decay: largest weight of the old average, in (0, 1).
     """
 
     def __init__(self, module: Averaged, decay: float) -> None:
@@ -31,7 +31,7 @@ class GeneratorAverage(Generic[Averaged]):
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Move the average towards the current weights, which result from training step `step` (0-based)."""
+        """Move the average towards the current parameters of the module, after training step `step` (0-based)."""
         decay = min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(self._averages, self._sources, 1 - decay)
 

@@ -1,4 +1,4 @@
-"""Messages that a run prints at its start, at its end and on divergence, and the final status in status.json."""
+"""Messages that a run prints at its start, at its end and on divergence; also the final entry in status.json."""
 
 import contextlib
 import shlex
@@ -26,9 +26,10 @@ def record_abandoned(folder: "RunFolder") -> None:
 
 
 def record_all_abandoned(folder: "RunFolder") -> None:
-    """Write status.json for a run whose ranks were all killed by the process that launched them.
+    """Write status.json for a run after the launching process has killed all ranks of this run.
 
-    Do nothing if another command holds the lock of the folder: in that case the killed ranks never acquired the lock.
+    Do nothing if the lock of the folder stays held: then another command uses the folder, and status.json belongs to
+    that command.
     """
     until = time.monotonic() + 5  # time, in seconds, for the system to release the lock of killed rank 0
     while True:
@@ -44,12 +45,12 @@ def record_all_abandoned(folder: "RunFolder") -> None:
 
 
 def name_images_in_error(error: DivergedError, draws: "UnpairedDataset", batch_size: int) -> DivergedError:
-    """Return an error that adds remedies and the image files of the diverged step to the text of `error`.
+    """Return a copy of `error` whose text also lists remedies and the image files of the diverged step.
 
-    An error without a step is returned unchanged.
+    If `error` does not name a step, return it unchanged.
 
     Args:
-        draws: data set that gives the image files for each sample index.
+        draws: data set that returns the image files for each sample index.
         batch_size: number of sample indices per step.
     """
     remedy = "a lower optimizer.lr or trainer.precision=fp32 may help"
@@ -113,9 +114,9 @@ def announce(
     """Print the first lines of a run: its folder, steps, data, batch size, hardware and network sizes.
 
     Args:
-        resumed: state that the run resumes from, whose changes of settings and files are printed too; None for a new
-            run.
-        chosen: number of threads, printed if the run uses a CPU, and a note about that number.
+        resumed: state that the run resumes from; changed settings and files, listed there, are printed too. None for a
+            new run.
+        chosen: number of threads and a note about it; the number is printed only if the run uses a CPU.
     """
     from cyclestyle.hardware.device import device_count
 
@@ -158,7 +159,7 @@ def _next_commands(path: Path, domains: tuple[str, str]) -> str:
 
 
 def print_line(line: str) -> None:
-    """Print a line to stdout; ignore errors, because stdout may be a pipe whose reader has already exited."""
+    """Print a line to stdout; ignore an OSError, since stdout may be a pipe whose reader has already exited."""
     with contextlib.suppress(OSError):
         print(line, flush=True)
 

@@ -1,4 +1,4 @@
-"""Detection of losses and gradients that are not finite; checking an update does not wait for the device."""
+"""Detection of losses and gradients that are not finite, without waiting for the device after each update."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -19,7 +19,7 @@ class NotFinite(NamedTuple):
 
 
 class NonFiniteDetector:
-    """Checks every update of one optimizer for values that are not finite; records the first such (bad) update."""
+    """Checks each update of one optimizer; records the first bad update, that is, one with non-finite values."""
 
     def __init__(self, device: torch.device) -> None:
         self._names: list[str] = []
@@ -40,10 +40,10 @@ class NonFiniteDetector:
             step: number of steps done before the update, an int64 scalar on the device.
             losses: losses by name, scalars on the device.
             gradients: gradients of all parameters that the update changes, averaged over all ranks; empty if a
-                gradient scaler is in use, since the scaler itself handles overflows.
+                gradient scaler is in use, since the scaler itself skips updates whose gradients overflow.
 
         Returns:
-            Bool scalar on the device: whether a loss or the gradient norm is not finite.
+            Bool scalar on the device: true if a loss or the gradient norm is not finite.
         """
         values = {name: loss.detach().float() for name, loss in losses.items()}
         gradients = list(gradients)

@@ -38,7 +38,7 @@ class Optimizers(NamedTuple):
                 group["capturable"] = True
 
     def state_dict(self) -> dict[str, Any]:
-        """Return moments, keyed by optimizer name; learning rates and betas are left out: they come from the config."""
+        """Return moments, keyed by optimizer name; without learning rates and betas, which come from the config."""
         return {name: optimizer.state_dict()["state"] for name, optimizer in self._asdict().items()}
 
     def load_state_dict(self, moments: Mapping[str, Any]) -> None:
@@ -50,12 +50,12 @@ class Optimizers(NamedTuple):
 
 
 def check_batch(batch_size: int, *, ranks: int, accumulate: int) -> None:
-    """Raise a CommandError unless the global batch can be divided evenly over ranks and their micro-batches.
+    """Raise a CommandError unless the batch of a step can be divided evenly over all micro-batches of all ranks.
 
     Args:
         batch_size: number of image pairs per step, over all ranks.
         ranks: number of processes.
-        accumulate: number of micro-batches per rank and step.
+        accumulate: number of micro-batches that each rank computes per step.
     """
     if batch_size < 1 or accumulate < 1:
         raise CommandError(f"trainer.batch_size={batch_size}, trainer.accumulate={accumulate}: both must be 1 or more")
@@ -67,7 +67,7 @@ def check_batch(batch_size: int, *, ranks: int, accumulate: int) -> None:
 
 
 def _match_layout(optimizer: Optimizer) -> None:
-    """Convert loaded moments to the memory layout of their parameters, since fused optimizers need equal layouts."""
+    """Convert loaded moments to the memory layout of the parameters, since fused optimizers need equal layouts."""
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:

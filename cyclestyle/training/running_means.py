@@ -10,7 +10,7 @@ from cyclestyle.hardware.device import Hardware
 
 
 class RunningMeans:
-    """Means of losses and scores since the last log; sums stay on the device and are read once per log."""
+    """Means of losses and scores since the last log. Their sums stay on the device and are read only at each log."""
 
     def __init__(self, hardware: Hardware) -> None:
         self.hardware = hardware
@@ -25,7 +25,7 @@ class RunningMeans:
         Args:
             means: losses and scores of the step by name, scalars on the device; empty for a skipped step.
             pictures: number of images in the step, over all ranks.
-            replaced: number of unreadable images in this rank's share that were replaced by other images.
+            replaced: number of unreadable images that were replaced by other images, in this rank's share of the step.
         """
         for name, value in means.items():
             self._sums[name] = self._sums[name] + value if name in self._sums else value
@@ -39,7 +39,7 @@ class RunningMeans:
         self._waiting_s += seconds
 
     def values(self) -> dict[str, float]:
-        """Return the values to log since the last call, then reset them.
+        """Return the values to log, computed over the steps since the last call; start again from zero.
 
         Losses and scores are means over all ranks and over all steps that were not skipped. This call waits for the
         device; all ranks must call it together.
@@ -61,7 +61,7 @@ class RunningMeans:
         return values
 
     def state_dict(self) -> dict[str, Any]:
-        """Return sums and counts so far, but no times: a resumed run measures times from its own start."""
+        """Return sums and counts since the last log, but no times: a resumed run measures times from its own start."""
         counts = {"steps": self.steps, "skipped": self.skipped, "replaced": self._replaced}
         return {"sums": dict(self._sums), **counts}
 
@@ -78,11 +78,13 @@ class RunningMeans:
 
 
 def redistribute(states: list[dict[str, Any]], rank: int) -> dict[str, Any]:
-    """Return the state of one rank of a run that resumes with another number of ranks; means over all ranks stay equal.
+    """Return the state for one rank of a run that resumes with another number of ranks than it was saved with.
+
+    The means over all ranks stay equal.
 
     Args:
         states: `RunningMeans.state_dict` of every rank of the saved run.
-        rank: rank of the resumed run for which the state is returned; rank 0 gets all counts of replaced images.
+        rank: rank in the resumed run that will load the state; rank 0 gets all counts of replaced images.
     """
     sums = {name: torch.stack([state["sums"][name] for state in states]).mean(dim=0) for name in states[0]["sums"]}
     replaced = sum(state["replaced"] for state in states)

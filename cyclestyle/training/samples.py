@@ -13,7 +13,7 @@ from cyclestyle.objectives.cyclegan import Generators
 
 @torch.no_grad()
 def translate_probes(generators: Generators, hardware: Hardware, a: Tensor, b: Tensor) -> tuple[Samples, Samples]:
-    """Compute translations, reconstructions and identity outputs of the probe images of both domains.
+    """Return translations, reconstructions and identity outputs for the probe images of both domains.
 
     Args:
         generators: generators in evaluation mode.

@@ -1,4 +1,4 @@
-"""Restore a trainer from a checkpoint, initialise it from another run, or take a snapshot of its networks."""
+"""Restore a trainer from a checkpoint, initialise it from another run, or take a snapshot of the trainer's networks."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def restore_or_init(
     trainer: "Trainer", domains: tuple[str, str], resumed: "ResumePoint | None", *, init: str | None
 ) -> None:
-    """Restore the checkpoint of a resumed run into a new trainer; for a new run, load the weights of `init`, if given.
+    """Load the checkpoint of a resumed run into `trainer`; for a new run, load the weights at `init` unless it is None.
 
     Args:
         domains: names of domains a and b.
@@ -26,7 +26,8 @@ def restore_or_init(
         init: path of a run folder, a checkpoint folder or a model file; ignored on resume.
 
     Raises:
-        CheckpointError: the weights belong to another architecture, or to the same domains in swapped order.
+        CheckpointError: the weights belong to another architecture, or `init` was trained on the same domains in the
+            other order.
     """
     from cyclestyle.checkpoints.directory import read_model
     from cyclestyle.networks import registry
@@ -59,7 +60,7 @@ def load_networks(model: "Model", objective: "CycleGAN") -> None:
     """Load the weights of `model` into the networks of `objective`.
 
     Raises:
-        CheckpointError: weights are missing, unexpected or of another shape than in the networks.
+        CheckpointError: `model` lacks weights of the networks, has additional ones, or has weights of another shape.
     """
     from cyclestyle.checkpoints.model import state_dict_mismatch
 
@@ -73,14 +74,14 @@ def load_networks(model: "Model", objective: "CycleGAN") -> None:
 
 
 def restore_average(trainer: "Trainer", model: "Model") -> None:
-    """Restore the trainer's moving average; if the model holds none, start it from the model's generators."""
+    """Restore the trainer's moving average from `model`; if `model` holds no average, copy its generators instead."""
     if trainer.average is None:
         return
     trainer.average.module.load_state_dict(model.weights_under("ema.") or model.weights_under("generators."))
 
 
 def snapshot_model(trainer: "Trainer", domains: tuple[str, str]) -> "Model":
-    """Return the networks at the current step as a `Model`, which shares their tensors instead of copying them."""
+    """Return the trainer's networks at the current step as a `Model`; it shares tensors with the networks."""
     from cyclestyle.checkpoints.model import Model
 
     objective = trainer.objective

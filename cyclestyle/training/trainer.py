@@ -1,4 +1,4 @@
-"""The training loop: the computation of one step, and the choice of steps after which to log, sample and save."""
+"""The training loop: computes each step, and logs, samples and saves after the steps where this is due."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +27,7 @@ from cyclestyle.training.schedule import LinearDecay
 
 
 class Save(Protocol):
-    """Function that saves a checkpoint of the trainer; `last` marks the final checkpoint of this process."""
+    """Function that saves a checkpoint of the trainer; `last` is true for the final checkpoint of this process."""
 
     def __call__(self, *, last: bool) -> object: ...
 
@@ -56,30 +56,31 @@ class Trainer:
     Args:
         objective: networks and their losses.
         optimizers: optimizers of the generators and of the discriminators.
-        schedule: factor for the learning rates in each epoch.
+        schedule: factor that multiplies the learning rates in each epoch.
         samples_per_epoch: number of image pairs per epoch.
         pools: buffers of past translations, on which the discriminators train.
-        average: moving average of the generators, or None.
+        average: moving average of the generators; None trains without an average.
         hardware: device, precision, and the ranks that share the work.
-        seed: seed of every random decision.
+        seed: seed for the random numbers of the networks, such as dropout.
         batch_size: number of image pairs per step, over all ranks and micro-batches.
-        accumulate: number of micro-batches into which a rank's share of a batch is split. Micro-batches are
-            computed one after the other, which saves memory.
+        accumulate: number of micro-batches into which each rank splits its share of a batch. Micro-batches are computed
+            one after the other, which saves memory.
         steps: length of training in steps; if None, `epochs` sets the length.
-        epochs: length of training in epochs, if `steps` is None; if both are None, the schedule sets the length.
-        log_every: steps between two logs.
-        sample_every: steps between two logs of samples, which are translations of the probe images.
-        save_every: steps between two checkpoints.
+        epochs: length of training in epochs, used only if `steps` is None; if both are None, the schedule sets the
+            length.
+        log_every: number of steps between two logs.
+        sample_every: number of steps between two logs of samples, which are translations of the probe images.
+        save_every: number of steps between two checkpoints.
         on_nonfinite: response to a loss or gradient that is not finite. `stop` ends training at the next log or save,
             before anything is written. `skip` leaves the update out, which costs a wait for the device at every step.
-        backward: `split` back-propagates the losses of one translation direction after those of the other, `joint`
-            back-propagates both in one pass. Both give equal gradients.
-        cuda_graphs: launch the kernels of a step together as CUDA graphs, which reserve memory and need an NVIDIA GPU.
-            `auto` uses graphs if they are possible and faster.
+        backward: `split` back-propagates the losses of the two translation directions one after the other; `joint`
+            back-propagates them in one pass. Both settings give equal gradients.
+        cuda_graphs: True launches the kernels of a step together as CUDA graphs, which reserve memory and need an
+            NVIDIA GPU; `auto` does so if graphs are possible and faster.
 
     Raises:
-        CommandError: the batch cannot be divided evenly, an interval or a length is below 1, or `cuda_graphs` is true
-            although the device or another option rules them out.
+        CommandError: the batch cannot be divided evenly, an interval or a length is below 1, or `cuda_graphs` is True
+            although the device or another option does not allow CUDA graphs.
     """
 
     def __init__(
@@ -145,18 +146,18 @@ class Trainer:
         """Train to the end, or until a stop is requested; the last step is always saved.
 
         Args:
-            batches: this rank's share of the batch for every step from `self.step` on; may end early once a stop is
-                requested.
-            save: saves a checkpoint; called on all ranks.
+            batches: iterator over this rank's share of each batch, from step `self.step` on; may end early once a stop
+                is requested.
+            save: function that saves a checkpoint; called on all ranks.
             loggers: loggers on rank 0; empty on other ranks.
-            probes: probe images of domains a and b, uint8 (N, 3, H, W); None for no samples.
-            stop_requested: called before every step; a request on any rank stops all of them.
+            probes: probe images of domains a and b, each uint8 (N, 3, H, W); None logs no samples.
+            stop_requested: function called before every step; True on any rank stops all ranks.
 
         Returns:
-            Whether the last step was reached.
+            True if the last step was reached, False if a stop was requested before it.
 
         Raises:
-            DivergedError: a loss or a gradient was not finite; nothing from that step on was saved or logged.
+            DivergedError: a loss or gradient was not finite in some step; nothing from then on was saved or logged.
         """
         saved = self.step
 
@@ -241,10 +242,11 @@ class Trainer:
         return generator_values | discriminator_values
 
     def check_finite(self) -> None:
-        """Wait for the device and check that all updates so far were finite; all ranks must call this together.
+        """Wait for the device and check that training has not diverged; all ranks must call this together.
 
         Raises:
-            DivergedError: an update was not finite, or gradients overflow in fp16 at every gradient scale.
+            DivergedError: an update was not finite and was not skipped, or gradients overflow in fp16 at every gradient
+                scale.
         """
         if not self.skips_nonfinite and (first := self._first_bad()) is not None:  # train_step checks `skip`
             raise DivergedError(_divergence_message(first), step=first.step)
@@ -255,7 +257,7 @@ class Trainer:
             )
 
     def sample(self, a: Tensor, b: Tensor) -> tuple[Samples, Samples]:
-        """Compute samples of both domains, with the moving average of the generators if there is one.
+        """Return samples for probe images of both domains, computed with the averaged generators if there are any.
 
         Args:
             a, b: probe images, uint8 (N, 3, H, W).
@@ -273,11 +275,11 @@ class Trainer:
 
     @property
     def learning_rate(self) -> float:
-        """Learning rate of the next step, a function of the step alone."""
+        """Learning rate of the next step; apart from settings, it depends on `self.step` alone."""
         return self.base_rate * self.schedule.factor(self.step * self.batch_size // self.samples_per_epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state that all ranks share, without the weights of the networks."""
+        """Return the state that is the same on all ranks, without the weights of the networks."""
         return {
             "step": self.step,
             "draws": self.step * self.batch_size,
@@ -295,7 +297,7 @@ class Trainer:
         }
 
     def load_state_dict(self, shared: dict[str, Any], ranks: list[dict[str, Any]]) -> None:
-        """Restore the state of a saved run, which may have had another number of ranks.
+        """Restore the state of a saved run; this run may have another number of ranks.
 
         Args:
             shared: `state_dict` of any rank of the saved run.
@@ -336,8 +338,8 @@ class Trainer:
             a, b: real images, (N, 3, H, W) in [-1, 1].
 
         Returns:
-            Means of the generators' losses by name, with the translations as `fake_a` and `fake_b`; None if the update
-            was skipped.
+            Means of the generators' losses by name, and the translations under the names `fake_a` and `fake_b`; None if
+            the update was skipped.
         """
         self.optimizers.generators.zero_grad()  # a failed graph capture leaves gradients behind
         losses: list[Losses] = []
@@ -368,7 +370,7 @@ class Trainer:
 
         Args:
             a, b: real images, (N, 3, H, W) in [-1, 1].
-            fake_a, fake_b: translations from this step and earlier ones, of the same shape and range.
+            fake_a, fake_b: translations from this step and earlier ones, with the shape and range of `a` and `b`.
 
         Returns:
             Means of the discriminators' losses and scores; None if the update was skipped.
@@ -393,11 +395,11 @@ class Trainer:
             torch.autograd.backward(self.scaler.scale(total))
 
     def _apply_update(self, optimizer: Optimizer, detector: NonFiniteDetector, means: Losses) -> bool:
-        """Update the parameters of one optimizer, unless the update is not finite and has to be skipped.
+        """Update the parameters of one optimizer; skip an update that is not finite if `self.skips_nonfinite`.
 
         Args:
             detector: detector that checks the losses and gradients of this optimizer.
-            means: losses of this update, and scores if there are any.
+            means: losses (and scores, which some updates have) averaged over the micro-batches of this update.
 
         Returns:
             False if the update was skipped.
@@ -438,7 +440,7 @@ class Trainer:
         return choose_capture(requested, capture, obstacles, pays=self.batch_size == self.accumulate)
 
     def _count_skip(self) -> Losses:
-        """Count a skipped step, whose sample indices are not used again; return an empty dict of losses.
+        """Count a skipped step; return an empty dict of losses. The sample indices of the step are not used again.
 
         Raises:
             DivergedError: this is the last of `SKIPS` consecutive skipped steps.
@@ -455,7 +457,7 @@ class Trainer:
         return {}
 
     def _first_bad(self) -> NotFinite | None:
-        """Return the first non-finite update since the detectors were cleared; all ranks must call this together."""
+        """Return the first non-finite update since detectors were last cleared; all ranks must call this together."""
         firsts = [first for detector in self.detectors if (first := detector.first(self.world)) is not None]
         return min(firsts, key=lambda bad: bad.step, default=None)
 
@@ -464,7 +466,7 @@ class Trainer:
 
 
 def _means(parts: list[Losses]) -> Losses:
-    """Average each loss and score over those `parts` (micro-batches and directions) that contain it."""
+    """Average each loss and score over the `parts` that contain it; a part is a micro-batch or one direction of it."""
     names = dict.fromkeys(name for part in parts for name in part)
     return {name: torch.stack([part[name].detach() for part in parts if name in part]).mean() for name in names}
 

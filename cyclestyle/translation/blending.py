@@ -48,9 +48,9 @@ def blend(photo: Tensor, translation: Tensor, *, strength: float = 1.0, keep: Ke
 
     Up to strength 1, colours move along straight lines in Oklab, where equal steps look equal. On seven pairs of
     photographs and synthetic scenes, the CIEDE2000 distances of the four steps of 0.25 in strength differed by 5 to
-    21 % of their mean. In the stored channels or in CIE Lab, they differed by 6 to 22 %, and CIE Lab turns blue to
-    purple on the way to white. In linear light, they differed by 18 to 38 %: bright strokes appear in the first step,
-    dark strokes in the last.
+    21 % of their mean. With blending in the stored channels or in CIE Lab, the distances differed by 6 to 22 %, and CIE
+    Lab turns blue to purple on the way to white. With blending in linear light, the distances differed by 18 to 38 %:
+    bright strokes appear in the first step, dark strokes in the last.
 
     Above strength 1, straight lines soon leave the gamut: highlights become flat, and areas that the model turned grey
     get the photo's complementary colour. Therefore any quantity that the model reduced (lightness, distance to white,
@@ -60,8 +60,8 @@ def blend(photo: Tensor, translation: Tensor, *, strength: float = 1.0, keep: Ke
 
     `keep="colour"` combines the photo's colours with the translation's lightness; `keep="luminance"` combines the
     translation's colours with the photo's lightness. Where the new lightness is lower, chroma is scaled by the same
-    factor, for equal chromaticity (equal a/L and b/L): unscaled chroma tinted shadows. Where the new lightness is
-    higher, chroma is unchanged: scaled chroma turned the noise of shadows into coloured blotches.
+    factor as lightness, for equal chromaticity (equal a/L and b/L): unscaled chroma tinted shadows. Where the new
+    lightness is higher, chroma is unchanged: scaled chroma turned the noise of shadows into coloured blotches.
 
     Args:
         strength: 0 to 1.5; 0 gives the photo, 1 the translation, and more than 1 extrapolates. At 0, the result is
@@ -104,7 +104,7 @@ def _mix(photo: Tensor, translation: Tensor, strength: float, keep: Keep) -> Ten
 
 
 def _adapt_colour(colour: Tensor, light: Tensor, other: Tensor) -> Tensor:
-    """Scale the Oklab channels a and b by `other / light`, at most 1, so chroma never rises.
+    """Scale the Oklab channels a and b by `other / light`, limited to 1 so that chroma never rises.
 
     `colour` is (..., 2, H, W); the lightnesses `light` (old) and `other` (new) are (..., 1, H, W).
     """
@@ -144,7 +144,7 @@ def _extrapolate_down(start: Tensor, end: Tensor, strength: float) -> Tensor:
 
 
 def _to_oklab(pixels: Tensor) -> Tensor:
-    """Convert sRGB in [-1, 1] to Oklab: L in [0, 1], a and b, (..., 3, H, W), in float32 or a more precise type."""
+    """Convert sRGB (..., 3, H, W) in [-1, 1] to Oklab (L in [0, 1], a, b), in float32 or a more precise type."""
     encoded = (pixels.to(torch.promote_types(pixels.dtype, torch.float32)) + 1) / 2
     curve = ((encoded.clamp(min=0) + 0.055) / 1.055) ** 2.4
     linear = torch.where(encoded <= 0.04045, encoded / 12.92, curve)  # IEC 61966-2-1
@@ -152,7 +152,7 @@ def _to_oklab(pixels: Tensor) -> Tensor:
 
 
 def _to_srgb(oklab: Tensor) -> Tensor:
-    """Convert Oklab to sRGB in [-1, 1], (..., 3, H, W); the chroma of colours outside sRGB is reduced."""
+    """Convert Oklab (..., 3, H, W) to sRGB in [-1, 1]; the chroma of colours outside sRGB is reduced."""
     linear = _to_linear(oklab)
     outside = ~_in_gamut(linear).squeeze(-3)
     if outside.any():
@@ -164,7 +164,7 @@ def _to_srgb(oklab: Tensor) -> Tensor:
 
 
 def _reduce_chroma(oklab: Tensor) -> Tensor:
-    """Convert Oklab (3, H, W) to linear light (3, H, W); reduce each chroma to its largest fraction in sRGB."""
+    """Reduce the chroma of Oklab pixels (3, H, W) as little as sRGB requires; return linear light (3, H, W)."""
     light, colour = _split_lightness(oklab)
     low, high = torch.zeros_like(light), torch.ones_like(light)
     for _ in range(_BISECTIONS):

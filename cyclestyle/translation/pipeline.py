@@ -37,7 +37,8 @@ class TranslationPipeline:
         memory: bytes available for the computation, as a number or as text such as `4GB`; the memory that PyTorch
             itself needs is not counted.
         folder: folder for activations of tiled images that do not fit into `memory`.
-        high_precision: translator for 16-bit images, since bf16 has only 8 significant bits; by default, `translator`.
+        high_precision: translator for 16-bit images, for which the 8 significant bits of bf16 are too few; by default,
+            `translator` is used.
 
     Raises:
         CommandError: a value is out of range, or tiling was requested for an unsupported network.
@@ -142,8 +143,8 @@ class TranslationPipeline:
     def fingerprint(self, **more: object) -> str:
         """Return the SHA-256, in hexadecimal, of everything that decides the results.
 
-        It covers the weights, the precision, the settings that change pixels, and `more`. It does not cover batches,
-        tiling and devices, which only change the order in which sums are computed.
+        It covers the weights, the precision, the settings that change pixels, and the values in `more`. It does not
+        cover batches, tiling and devices, which only change the order in which sums are computed.
         """
         fields = {
             "version": VERSION,
@@ -182,7 +183,7 @@ class TranslationPipeline:
             )
 
     def _full_pass_bytes(self, height: int, width: int) -> int:
-        """Estimate the bytes of memory for a full pass in the precision for 16-bit images, which needs the most."""
+        """Estimate the bytes for a full pass over a 16-bit image, whose precision needs the most memory."""
         if self._tileable is None:
             return UNKNOWN_NETWORK_BYTES * height * width
         return tiling.full_pass_bytes(self._tileable, height, width, self.high_precision.hardware.dtype)

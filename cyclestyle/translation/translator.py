@@ -69,7 +69,7 @@ class Translator:
         runner: the generator, on the backend that runs it.
         direction: the generator's direction, such as `photo2monet`.
         directions: all directions of the model.
-        weights: `ema` for the moving average, `raw` for the weights of the last step.
+        weights: `ema` for the moving average of the weights, `raw` for the weights of the last step.
         path: path of the model file.
         step: training step of the model; None if the file does not state it.
     """
@@ -173,8 +173,8 @@ class Translator:
     def fingerprint(self) -> str:
         """SHA-256, in hexadecimal, of everything that decides the translations.
 
-        It covers the architecture and the weights, but not the file format or the domain names. For an `.onnx` file, it
-        is the SHA-256 of the file, because another library than PyTorch runs the network.
+        It covers the architecture and the weights, but not the file format or the domain names. For an `.onnx` file,
+        whose network another library than PyTorch runs, it is the SHA-256 of the file.
         """
         return self.runner.fingerprint
 
@@ -185,7 +185,8 @@ class Translator:
     def batch(self, pixels: Tensor) -> Tensor:
         """Translate a batch of images; input and output are uint8 (N, 3, H, W) on the CPU.
 
-        Instance norm treats each image separately, so the other images of the batch affect only the rounding.
+        Instance norm treats each image separately, so the other images of the batch affect an image's translation
+        only by rounding.
         """
         return tensors.to_uint8(self.values(tensors.to_float(pixels)))
 

@@ -1,4 +1,4 @@
-"""Checkpoint folders: atomic saves, verification on reading, names of weights, and safety of malformed files."""
+"""Checkpoint folders: atomic saves, verification on reading, names of weights, and safe reading of malformed files."""
 
 import json
 import tempfile
@@ -99,7 +99,7 @@ def test_latest_file_names_newest_and_old_checkpoints_are_pruned(tmp_path: Path)
     assert Checkpoints(tmp_path).load().step == 10
 
 
-def test_newest_checkpoint_is_highest_number_even_beyond_eight_digits(tmp_path: Path) -> None:
+def test_newest_checkpoint_has_highest_step_even_beyond_eight_digits(tmp_path: Path) -> None:
     for step in (99_999_999, 100_000_000):
         save(tmp_path, step)
     assert Checkpoints(tmp_path).load().step == 100_000_000
@@ -172,7 +172,7 @@ def damage(file: Path) -> None:
     file.write_bytes(content)
 
 
-def test_checkpoint_on_unreadable_disk_is_not_renamed(tmp_path: Path) -> None:
+def test_checkpoint_that_disk_fails_to_read_is_not_renamed(tmp_path: Path) -> None:
     save(tmp_path, 2)
     file = save(tmp_path, 4) / "training.pt"
     aside = file.rename(tmp_path / "aside")
@@ -230,7 +230,7 @@ def test_missing_file_in_checkpoint_gives_error_with_file_name(tmp_path: Path, n
         Checkpoints(tmp_path).load()
 
 
-def test_checkpoint_of_newer_version_gives_error_with_both_versions(tmp_path: Path) -> None:
+def test_checkpoint_of_newer_program_version_gives_error_with_both_versions(tmp_path: Path) -> None:
     manifest = save(tmp_path) / "manifest.json"
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "version": 7, "files": "other"}))
     with pytest.raises(CheckpointError, match="of version 7, this program reads up to 1: update it"):
@@ -357,7 +357,7 @@ def test_model_is_found_in_run_checkpoint_or_file(tmp_path: Path) -> None:
     assert read_model(path).step == 2
 
 
-def test_missing_model_error_has_absolute_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_for_missing_model_has_absolute_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError, match=f"no checkpoint at {tmp_path}/runs/gone"):
         read_model(Path("runs/gone"))

@@ -24,7 +24,7 @@ def snapshot(step: int, **training: Any) -> Snapshot:
 
 
 def full(folder: Path) -> None:
-    """Create a file at the path of a folder, so that no checkpoint can be written there."""
+    """Create a file where the checkpoint folder would be, so that no checkpoint can be written."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.write_text("in the way")
 
@@ -35,7 +35,7 @@ def save_all(writer: CheckpointWriter, *steps: int) -> None:
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
-def test_saved_state_is_state_when_save_was_called(tmp_path: Path, asynchronous: bool) -> None:
+def test_checkpoint_holds_state_at_the_time_of_the_save_call(tmp_path: Path, asynchronous: bool) -> None:
     trainer = tiny_trainer(pool=3, ema=0.9)
     writer = CheckpointWriter(Checkpoints(tmp_path), world=World(), asynchronous=asynchronous)
 
@@ -63,7 +63,7 @@ def test_asynchronous_save_returns_immediately_and_writes_do_not_overlap(tmp_pat
     most_writes, writes = 0, 0
 
     class Slow(World):
-        """World whose collective operations wait until the test opens the gate."""
+        """World whose `any` waits until the test opens the gate."""
 
         def duplicate(self) -> World:
             return self
@@ -149,7 +149,7 @@ def test_bug_in_saving_is_raised_unchanged(tmp_path: Path, asynchronous: bool) -
         writer.save(lambda: snapshot(1, cannot_be_pickled=lambda: None), last=True)
 
 
-def test_unshared_rank_state_is_not_copied(tmp_path: Path) -> None:
+def test_snapshot_copy_shares_rank_state_that_is_on_the_cpu(tmp_path: Path) -> None:
     rank_state = {"pools": {"a": {0: torch.zeros(3)}}}
     original = Snapshot(snapshot(1).model, {"moments": [torch.ones(2)]}, rank_state)
     copied = original.copied()

@@ -14,7 +14,7 @@ EXPERIMENTS = sorted((CONFIGS / "experiment").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("typed", ["data.a=x=y", "+data.a=x=y", "++data.a=x=y"])
-def test_split_drops_pluses_and_uses_first_equals_sign(typed: str) -> None:
+def test_split_drops_leading_pluses_and_splits_at_first_equals_sign(typed: str) -> None:
     assert arguments.split(typed) == ("data.a", "x=y")
 
 
@@ -113,7 +113,7 @@ def test_yaml_entries_include_every_line_with_a_key(file: Path) -> None:
 
 
 @pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda file: file.stem)
-def test_experiment_headers_name_command_hardware_time_result(file: Path) -> None:
+def test_experiment_header_states_command_hardware_time_and_result(file: Path) -> None:
     head = help_pages.header(file)
     assert f"  python -m cyclestyle.train experiment={file.stem}" in head
     for word in ("Hardware:", "Time:", "Expected:"):

@@ -317,7 +317,7 @@ def binds(node: dict[str, Any], *targets: Callable[..., Any]) -> None:
         {},
     ],
 )
-def test_matching_values_are_accepted(node: dict[str, Any]) -> None:
+def test_values_matching_their_annotations_are_accepted(node: dict[str, Any]) -> None:
     binds(node)
 
 
@@ -361,7 +361,7 @@ def test_target_with_keyword_rest_passes_keys_to_next_target() -> None:
     assert "no key part.anything" in message_of(lambda: binds({"depth": 3, "anything": 4}, Rest, Part))
 
 
-def test_unresolvable_annotations_are_accepted() -> None:
+def test_values_are_accepted_if_annotations_cannot_be_resolved() -> None:
     def target(size: "Unknown") -> None: ...  # type: ignore[name-defined]  # noqa: F821
 
     binds({"size": 3}, target)
@@ -428,7 +428,7 @@ def test_keys_and_values_are_checked_by_component(typed: str, message: str) -> N
         ("export", ["checkpoint=x"]),
     ],
 )
-def test_commands_without_nodes_are_checked_by_signature(command: str, typed: list[str]) -> None:
+def test_keys_of_commands_without_config_nodes_are_checked_by_signature(command: str, typed: list[str]) -> None:
     config.check(config.compose(command, typed))
     assert checking(*typed, "weights=best", command=command) == "weights=best: expected ema or raw"
 

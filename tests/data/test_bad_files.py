@@ -90,7 +90,7 @@ def test_bad_files_up_to_one_percent_are_skipped(tmp_path: Path) -> None:
     assert lines[0].startswith(f"4 of 399 pictures of b in {tmp_path}/many are damaged, more than the 1 % ")
 
 
-def test_no_bad_file_is_tolerated_in_folder_below_100_files(tmp_path: Path) -> None:
+def test_single_bad_file_is_rejected_in_folder_of_fewer_than_100_files(tmp_path: Path) -> None:
     two_domains(tmp_path)
     files = copies(tmp_path / "many", 100)
     files[7].write_bytes(b"damaged")
@@ -99,7 +99,7 @@ def test_no_bad_file_is_tolerated_in_folder_below_100_files(tmp_path: Path) -> N
     assert refused(tmp_path, b=str(tmp_path / "many"))[0].startswith("1 of 99 pictures of b in ")
 
 
-def test_no_bad_file_is_tolerated_with_bad_files_error(tmp_path: Path) -> None:
+def test_single_bad_file_is_rejected_if_bad_files_is_error(tmp_path: Path) -> None:
     two_domains(tmp_path)
     files = copies(tmp_path / "many", 200)
     files[7].write_bytes(b"damaged")
@@ -108,7 +108,7 @@ def test_no_bad_file_is_tolerated_with_bad_files_error(tmp_path: Path) -> None:
     assert lines[1:] == [f"  {files[7]}: not a picture that can be read"]
 
 
-def test_error_lists_four_of_nine_bad_files(tmp_path: Path) -> None:
+def test_error_for_nine_bad_files_lists_only_four(tmp_path: Path) -> None:
     two_domains(tmp_path, a=9, b=4)
     for file in [*(tmp_path / "trainA").iterdir(), tmp_path / "trainB" / "001.png"]:
         file.write_bytes(b"damaged")
@@ -164,7 +164,7 @@ def with_small_images(root: Path) -> Path:
     return root
 
 
-def test_small_images_are_enlarged_with_note_in_mode_resize(tmp_path: Path) -> None:
+def test_small_images_are_enlarged_and_noted_if_small_images_is_resize(tmp_path: Path) -> None:
     data = inspected(with_small_images(tmp_path), **SMALL)
     assert data.bad == {"a": {}, "b": {}}
     assert data.notes == ["2 of 5 pictures of a are smaller than data.crop_size=16 and enlarged (dot.png, small.png)"]
@@ -186,7 +186,7 @@ def drawn_name(data: UnpairedFolders, draw: int) -> str:
     return data.draws(0).files(draw)[0].name
 
 
-def test_small_images_are_rejected_in_mode_error(tmp_path: Path) -> None:
+def test_small_images_are_rejected_if_small_images_is_error(tmp_path: Path) -> None:
     lines = refused(with_small_images(tmp_path), small_images="error", **SMALL)
     assert lines[0].startswith(f"2 of 5 pictures of a in {tmp_path}/trainA are too small: ")
     assert "data.crop_size" in lines[0]
@@ -218,7 +218,7 @@ def test_image_above_max_pixels_is_skipped_undecoded(tmp_path: Path) -> None:
     assert "trainA is damaged" in refused(tmp_path, max_pixels=10_000)[0]
 
 
-def test_animated_image_uses_first_frame_with_note(tmp_path: Path) -> None:
+def test_first_frame_of_animated_image_is_used_and_noted(tmp_path: Path) -> None:
     two_domains(tmp_path)
     frames = [picture(200), picture(9)]
     for name in ("x.gif", "x.webp", "y.png", "y.tif"):
@@ -274,7 +274,7 @@ def test_odd_file_names_are_usable(tmp_path: Path) -> None:
     assert any(r"a\nb.png: " in line for line in lines)
 
 
-def test_bad_test_images_are_neither_probes_nor_errors(tmp_path: Path) -> None:
+def test_bad_test_images_are_left_out_without_error(tmp_path: Path) -> None:
     two_domains(tmp_path)
     files = folder_of(tmp_path / "testA", 4, first=50)
     for file in files[:2]:
@@ -291,7 +291,7 @@ def test_bad_test_images_are_neither_probes_nor_errors(tmp_path: Path) -> None:
     assert [int(image[2, 8, 8]) for image in a] == [0, 1, 2]
 
 
-def test_probes_from_training_images_skip_bad_files(tmp_path: Path) -> None:
+def test_probe_images_taken_from_training_images_include_no_bad_file(tmp_path: Path) -> None:
     two_domains(tmp_path)
     files = copies(tmp_path / "many", 100)
     files[0].write_bytes(b"damaged")
@@ -299,7 +299,7 @@ def test_probes_from_training_images_skip_bad_files(tmp_path: Path) -> None:
     assert len(a) == 4
 
 
-def test_stopped_inspection_classifies_nothing(tmp_path: Path) -> None:
+def test_no_file_is_marked_unused_if_inspection_is_stopped(tmp_path: Path) -> None:
     two_domains(tmp_path)
     (tmp_path / "trainA" / "000.png").write_bytes(b"damaged")
     data = unpaired(tmp_path)

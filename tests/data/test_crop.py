@@ -44,7 +44,7 @@ def test_random_crop_has_requested_size(resize: str, size: tuple[int, int]) -> N
     assert pixels.dtype == torch.uint8
 
 
-def test_crop_of_image_size_equals_image() -> None:
+def test_crop_as_large_as_image_equals_image() -> None:
     image = picture(5, 16, 16)
     assert torch.equal(crop("none").random(image, np.random.default_rng(0)), middle(image, 16))
 

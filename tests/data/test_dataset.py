@@ -196,7 +196,7 @@ def test_replacements_are_uniform(draws: UnpairedDataset) -> None:
     assert sum((times - mean) ** 2 / mean for times in seen.values()) < 16.3  # chi squared, 3 degrees, p = 0.001
 
 
-def test_bad_file_is_an_error_with_replacing_false(draws: UnpairedDataset) -> None:
+def test_bad_file_raises_data_error_if_replacing_is_false(draws: UnpairedDataset) -> None:
     strict = UnpairedDataset(draws.a, draws.b, crop=draws.crop, seed=SEED, replacing=False)
     draws.a[1].write_bytes(b"damaged")
     with pytest.raises(DataError, match=f"^{draws.a[1]}: not a picture that can be read$"):
@@ -234,7 +234,7 @@ class PickyCrop(Crop):
         (None, "AttributeError: 'NoneType' object has no attribute 'dtype'"),
     ],
 )
-def test_only_the_failing_image_is_replaced_after_any_error(
+def test_any_error_while_reading_replaces_only_that_image(
     draws: UnpairedDataset, workers: int, result: object, reason: str
 ) -> None:
     skipping = UnpairedDataset(draws.a, draws.b, crop=draws.crop, seed=SEED, bad_a=frozenset({1}))

@@ -1,4 +1,4 @@
-"""Gradients that two ranks exchange in a step, and the memory that holds these gradients."""
+"""Gradients that two ranks exchange in a step, and the memory in which these gradients lie."""
 
 import pytest
 from torch import nn
@@ -19,7 +19,7 @@ def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def gradient_bytes(module: nn.Module) -> int:
-    """Size of a module's float64 gradients."""
+    """Return the size in bytes of a module's gradients, which are float64."""
     return 8 * sum(parameter.numel() for parameter in module.parameters())
 
 

@@ -92,7 +92,7 @@ def contents(checkpoint: Path) -> dict[str, bytes]:
 
 
 def save_killed_at(number: int, trainer: Trainer, run: Path) -> str | None:
-    """Save in a process that is killed at operation `number`; return the operation, or None if the save has fewer."""
+    """Save in a process that is killed at operation `number`; return this operation, None if there are fewer."""
     reading, writing = os.pipe()
     if (pid := os.fork()) == 0:
         os.close(reading)

@@ -190,7 +190,7 @@ def test_unwritable_run_folder_is_reported_before_images_are_inspected(run: Run,
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can change its user")
 @pytest.mark.parametrize("mode", [0o755, 0o555])
-def test_run_folder_of_another_user_gives_disk_error(
+def test_run_folder_owned_by_another_user_gives_disk_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -477,7 +477,7 @@ def test_command_ends_if_journal_has_no_space_and_resumes(tmp_path: Path, model:
     assert len(done_in(lines_of(tmp_path / "out" / HIDDEN / "journal.jsonl"))) == len(files(tmp_path / "out")) == 20
 
 
-def test_full_disk_at_contact_sheet_fails_after_all_photos(tmp_path: Path, model: Path) -> None:
+def test_disk_full_at_contact_sheet_fails_only_after_all_photos(tmp_path: Path, model: Path) -> None:
     for n in range(3):
         write_picture(tmp_path / "in" / f"{n}.png", size=(20, 20), seed=n)
     with pytest.raises(DiskError, match=r"cannot write .*/out/index\.html: file too large"):
@@ -491,7 +491,7 @@ def test_full_disk_at_contact_sheet_fails_after_all_photos(tmp_path: Path, model
 
 
 @pytest.mark.parametrize("name", ["thumbnails", "report.jsonl"])
-def test_error_names_obstacle_at_path_of_program_file(tmp_path: Path, model: Path, name: str) -> None:
+def test_error_names_file_or_folder_in_place_of_program_file(tmp_path: Path, model: Path, name: str) -> None:
     write_picture(tmp_path / "in" / "x.png")
     in_the_way = tmp_path / "out" / HIDDEN / name
     in_the_way.parent.mkdir(parents=True)
@@ -507,7 +507,7 @@ def test_error_names_obstacle_at_path_of_program_file(tmp_path: Path, model: Pat
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can change its user")
-def test_output_of_another_user_is_rejected_before_work(
+def test_output_folder_owned_by_another_user_is_rejected_before_work(
     tmp_path: Path, model: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     write_picture(tmp_path / "in" / "x.png")
@@ -546,7 +546,7 @@ def test_sizes_from_1_to_40_px_are_preserved(tmp_path: Path, model: Path) -> Non
 
 
 def write_variant(folder: Path, pixels: np.ndarray, kind: int) -> None:
-    """Write `WIDTH-HEIGHT-KIND.png`, named by upright size; kind 1 has alpha, kind 2 has a rotation in EXIF data."""
+    """Write `WIDTH-HEIGHT-KIND.png`, named by the upright image's size; kind 1 has alpha, kind 2 an EXIF rotation."""
     height, width = pixels.shape[:2]
     if kind == 1:
         pixels = np.dstack([pixels, pixels[..., :1]])

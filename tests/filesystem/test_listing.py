@@ -38,7 +38,7 @@ def test_file_with_several_links_is_listed_once_under_first_path(tmp_path: Path)
     assert [str(name) for name in content.repeated] == ["b/x.png", "c.png"]
 
 
-def test_listing_with_link_loops_ends_and_enters_each_folder_once(tmp_path: Path) -> None:
+def test_listing_a_folder_with_link_loops_ends_and_enters_each_folder_once(tmp_path: Path) -> None:
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "x.png").touch()
     (tmp_path / "m" / "up").symlink_to(tmp_path)

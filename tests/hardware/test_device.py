@@ -143,7 +143,7 @@ def test_deterministic_hardware_sets_pytorch_switch() -> None:
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU])])
 @pytest.mark.parametrize("count", [1, 2])
-def test_gradients_match_float64(device: str, count: int) -> None:
+def test_gradients_match_float64_gradients(device: str, count: int) -> None:
     hardware = Hardware(device, precision="fp32", deterministic=device == "cuda")  # deterministic turns TF32 off
     objective, double = tiny_objective(prepare=hardware.wrap), tiny_objective(double=True)
     hardware.to_device(objective.generators)

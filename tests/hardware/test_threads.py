@@ -230,7 +230,7 @@ def test_counters_include_other_process_on_same_core() -> None:
 
 
 @needs_proc
-def test_counters_include_own_children() -> None:
+def test_counters_include_running_child_processes() -> None:
     """The processor time of a running data worker counts as time of this process."""
     import multiprocessing
 

@@ -316,7 +316,7 @@ def test_tiff_has_deflated_strips_readable_by_other_programs(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("ending", "shape"), [(".webp", (1, 16_384, 3)), (".jpg", (65_501, 1, 3)), (".avif", (1, 65_537, 3))]
 )
-def test_image_too_large_for_the_format_keeps_the_old_file(
+def test_image_too_large_for_the_format_is_rejected_and_old_file_kept(
     tmp_path: Path, ending: str, shape: tuple[int, int, int]
 ) -> None:
     path = tmp_path / f"x{ending}"
@@ -381,7 +381,7 @@ def needs_heic() -> None:
     pytest.importorskip("pillow_heif", reason="HEIC needs the extra `heic`")
 
 
-def test_heic_with_undecodable_pixels_is_discarded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_written_heic_with_undecodable_pixels_is_discarded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     needs_heic()
     patch_encoder(monkeypatch, lambda content: content[:-600])
     with pytest.raises(ImageError, match=r"the HEIC cannot be opened again \(.*\): choose format=jpeg"):
@@ -423,7 +423,9 @@ def test_incomplete_write_raises_image_error_and_leaves_no_file(
     ("ending", "sixteen_bit"),
     [("png", False), ("tif", False), ("jpg", False), ("webp", False), ("png", True), ("tif", True)],
 )
-def test_photo_with_too_many_pixels_is_rejected_undecoded(tmp_path: Path, ending: str, sixteen_bit: bool) -> None:
+def test_photo_with_too_many_pixels_is_rejected_without_decoding(
+    tmp_path: Path, ending: str, sixteen_bit: bool
+) -> None:
     if sixteen_bit:
         needs_16_bit()
     writing.write(Photo(noise(200, 200, sixteen_bit=sixteen_bit)), tmp_path / f"x.{ending}")
@@ -445,7 +447,7 @@ def output_without(modules: tuple[str, ...], script: str) -> str:
     return process.stdout
 
 
-def test_importing_photo_modules_is_fast_and_without_torch() -> None:
+def test_importing_photo_modules_is_fast_and_does_not_import_torch() -> None:
     script = "from cyclestyle.images import reading, writing\n"
     script += "print([name in sys.modules for name in ('torch', 'torchvision', 'hydra')])"
     assert output_without((), script) == "[False, False, False]\n"

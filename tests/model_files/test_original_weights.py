@@ -87,7 +87,7 @@ def test_layer_names_match_the_reference(network, layers):
         assert names[f"{ours}.bias"] == f"{theirs}.bias"
 
 
-def test_error_for_another_network_lists_missing_and_unknown_names():
+def test_error_for_weights_of_another_network_lists_missing_and_unknown_names():
     weights = torch.load(GOLDEN / "weights" / "resnet6_zip.pth", weights_only=True)
     difference = "missing model.16.conv_block.1.weight and 15 more; unknown model.16.bias and 3 more"
     with pytest.raises(CheckpointError, match=re.escape(difference)):
@@ -104,7 +104,7 @@ def test_error_for_another_network_lists_missing_and_unknown_names():
         (PixelDiscriminator(1), "no reference file fits PixelDiscriminator: "),
     ],
 )
-def test_networks_without_reference_names_are_rejected(network, reason):
+def test_networks_that_the_reference_lacks_are_rejected(network, reason):
     with pytest.raises(CheckpointError, match=f"^{reason}"):
         reference_names(network)
 
@@ -243,7 +243,7 @@ def test_reference_networks_load_converted_weights(ours, theirs, options, size):
         (ResNetGenerator(2, 9, upsample="resize"), "no resnet with upsample=resize"),
     ],
 )
-def test_networks_without_reference_options_are_rejected(network, reason):
+def test_generators_that_the_reference_cannot_build_are_rejected(network, reason):
     with pytest.raises(CheckpointError, match=reason):
         reference_options(network)
 

@@ -135,7 +135,7 @@ def test_texture_receptive_field_includes_blur(layers, side):
     ],
     ids=lambda network: "-".join(map(str, network.architecture.values())),
 )
-def test_minimum_size_is_smallest_working_size(network):
+def test_minimum_size_is_smallest_size_without_error(network):
     size = network.minimum_size
     assert network(torch.rand(1, 3, size, size)).isfinite().all()
     with pytest.raises((ValueError, RuntimeError)):

@@ -49,7 +49,7 @@ def test_losses_match_values_calculated_by_hand(loss, real, fake, generator, dty
 
 
 @pytest.mark.parametrize("loss", [LeastSquares(), BinaryCrossEntropy(), Hinge()])
-def test_gradient_descent_moves_scores_in_right_direction(loss):
+def test_gradient_descent_raises_real_scores_and_lowers_fake_scores(loss):
     for term, sign in [(loss.real, 1), (loss.fake, -1), (loss.generator, 1)]:
         scores = torch.full((1, 1, 2, 2), 0.5, requires_grad=True)
         (gradient,) = torch.autograd.grad(term(scores), scores)

@@ -76,7 +76,7 @@ def test_restored_pool_is_bit_exact() -> None:
     assert [exchanged(restored, pair) for pair in pairs[17:]] == expected[17:]
 
 
-def test_other_image_size_clears_pool() -> None:
+def test_pool_is_cleared_if_image_size_changes() -> None:
     pool = ImagePool(2, batch_size=1, seed=0, purpose="pool a")
     for draw in range(5):
         pool.exchange(torch.zeros(1, 3, 2, 2), [draw])

@@ -13,7 +13,7 @@ def photo(width: int, height: int, dtype: torch.dtype = torch.uint8) -> batching
     return batching.QueuedPhoto(Path("x.png"), torch.zeros(3, height, width, dtype=dtype))
 
 
-def test_batches_hold_one_size_and_every_image() -> None:
+def test_each_batch_holds_one_image_size_and_no_image_is_lost() -> None:
     widths = [8, 9, 8, 8, 10, 9, 8, 8, 8, 9]
     result = list(batching.batches((photo(width, 8) for width in widths), 3))
     assert all(len({item.pixels.shape for item in batch}) == 1 and len(batch) <= 3 for batch in result)

@@ -22,7 +22,7 @@ def command(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_translate_lists_failures_and_exits_with_6(tmp_path: Path) -> None:
+def test_translate_with_failed_photos_lists_them_and_exits_with_6(tmp_path: Path) -> None:
     write_model(tmp_path / "model")
     photos = tmp_path / "Fotos (2019), it's ö"
     for n in range(3):

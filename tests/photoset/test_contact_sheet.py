@@ -93,7 +93,7 @@ def test_page_links_work_for_relative_output(photos: Path, tmp_path: Path, monke
     assert "<h1>out</h1>" in html
 
 
-def test_card_without_thumbnails_shows_the_files(photos: Path, output: Path) -> None:
+def test_card_shows_full_files_if_thumbnails_are_missing(photos: Path, output: Path) -> None:
     outcome = translated(photos, output)
     before, after = thumbnail_names(["a.png"])
     (thumbnails(output) / before).unlink()
@@ -120,7 +120,7 @@ def test_page_is_written_if_all_photos_failed(photos: Path, output: Path) -> Non
     assert "no photo was translated" in html
 
 
-def test_kept_files_are_counted_not_shown(photos: Path, output: Path) -> None:
+def test_kept_files_are_counted_but_have_no_card(photos: Path, output: Path) -> None:
     output.mkdir(parents=True)
     Image.new("RGB", (30, 20)).save(output / "a.png")
     html = html_of(translated(photos, output), output)

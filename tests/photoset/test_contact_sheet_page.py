@@ -116,7 +116,7 @@ def test_missing_thumbnails_are_null_in_the_page() -> None:
     assert list(paths(html))[1] == [None, None, b"../photos/b.jpg", b"b.jpg"]
 
 
-def test_page_of_no_photos_or_one_photo_has_as_many_cards() -> None:
+def test_page_of_zero_or_one_photo_has_zero_or_one_card() -> None:
     assert data(html_of([]))["cards"] == []
     assert list(paths(html_of([card("a.jpg")]))) == [
         [b"thumbnails/a.jpg.before.webp", b"thumbnails/a.jpg.0.webp", b"../photos/a.jpg", b"a.jpg"]
@@ -177,7 +177,7 @@ def test_page_loads_only_images() -> None:
 @pytest.mark.parametrize(
     ("labels", "hint"), [((), "Left of the line is the photo"), (("1", "2"), "From left to right")]
 )
-def test_hint_is_shown_only_with_photos(labels: tuple[str, ...], hint: str) -> None:
+def test_hint_is_shown_only_if_page_has_photos(labels: tuple[str, ...], hint: str) -> None:
     failed = card("a.jpg", failed="bad")
     assert hint in html_of([card("b.jpg", results=max(1, len(labels))), failed], labels=labels)
     empty = html_of([failed], labels=labels)
@@ -195,7 +195,7 @@ def test_page_without_scripts_is_a_list_of_links() -> None:
     assert Parsed(plain).links == [url(card.results[2]) for card in set_of(2, results=3)]
 
 
-def test_write_replaces_only_an_earlier_page(tmp_path: Path) -> None:
+def test_write_overwrites_only_an_earlier_contact_sheet(tmp_path: Path) -> None:
     path = tmp_path / "index.html"
     write(path, html_of([card("a.jpg")], title="$first"))
     assert is_own_page(path)
@@ -246,7 +246,7 @@ def test_thumbnails_resemble_their_images_and_are_small() -> None:
     assert np.abs(rgb - means).mean() < 5
 
 
-def test_16_bit_thumbnails_equal_8_bit_ones() -> None:
+def test_thumbnail_of_16_bit_image_equals_thumbnail_of_8_bit_image() -> None:
     pixels = photograph(3, size=400)
     for low_byte in (0, 90, 255):
         assert thumbnail(pixels.astype(np.uint16) * 256 + low_byte) == thumbnail(pixels)
@@ -266,7 +266,7 @@ def test_transparent_images_have_transparent_thumbnails() -> None:
 
 
 @pytest.mark.parametrize(("length", "is_kept"), [(548, True), (500_000, False)])
-def test_thumbnails_keep_only_small_profiles(length: int, is_kept: bool) -> None:
+def test_thumbnails_keep_only_small_colour_profiles(length: int, is_kept: bool) -> None:
     profile = bytes(range(256)) * (length // 256)
     with Image.open(io.BytesIO(thumbnail(photograph(3, size=64), profile=profile))) as image:
         assert image.info.get("icc_profile") == (profile if is_kept else None)

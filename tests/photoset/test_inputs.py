@@ -303,7 +303,7 @@ def test_parent_folder_check_uses_the_folder_of_the_path_list(folder: Path, monk
     assert find_names("list.txt") == ["a.png", "b.jpg", "sub/c.JPG", "sub/deep/d.webp"]
 
 
-def test_linked_path_list_is_checked_against_both_folders(
+def test_path_list_in_linked_folder_is_checked_against_link_and_target(
     folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     elsewhere = tmp_path_factory.mktemp("elsewhere")

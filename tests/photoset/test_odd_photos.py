@@ -137,7 +137,7 @@ WHOLE = np.zeros((9, 12, 3), np.uint8)
         (AssertionError(), "unexpected AssertionError$"),
     ],
 )
-def test_bad_worker_results_fail_before_batching(
+def test_faulty_array_or_error_from_worker_fails_photo_before_batching(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, photo: Photo | Exception, reason: str
 ) -> None:
     for n in range(5):
@@ -169,7 +169,7 @@ def translated_one_by_one(source: Path, output: Path) -> list[runner.JournalEntr
     return [runner.translate_one(job, Inverted(), settings) for job in plan.todo]
 
 
-def test_unexpected_write_errors_are_image_errors(tmp_path: Path) -> None:
+def test_unexpected_write_error_becomes_an_image_error(tmp_path: Path) -> None:
     odd = Photo(noise(12, 9), metadata=Metadata(exif=b"Exif\0\0no directory"))
     with pytest.raises(ImageError, match=r"unexpected|cannot be written"):
         worker_tasks.write(odd, [odd.pixels], [Path("x.png")], [], worker_tasks.Writing(tmp_path))
@@ -292,7 +292,7 @@ def test_ray_actor_returns_errors_in_rows(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow  # Ray takes 20 s to start
-def test_ray_reports_failure_on_one_photo_and_raises_failure_on_all(tmp_path: Path) -> None:
+def test_ray_reports_one_failed_photo_but_raises_if_all_fail(tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="engine=ray needs Ray")
     for n in range(4):
         write_picture(tmp_path / "in" / f"{n}.png", seed=n)

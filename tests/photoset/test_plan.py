@@ -23,7 +23,7 @@ def names(*photos: str, format: str = "keep") -> list[str]:  # noqa: A002
     return [str(name) for name, _ in target_names([Path(photo) for photo in photos], format)]
 
 
-def test_same_format_keeps_names() -> None:
+def test_names_are_kept_if_format_is_kept() -> None:
     assert names("a.jpg", "sub/a.jpg", "a.png", "a.JPEG") == ["a.jpg", "sub/a.jpg", "a.png", "a.JPEG"]
 
 
@@ -43,7 +43,7 @@ def test_heic_as_jpeg_avoids_existing_names() -> None:
     assert names("x.HEIC", "x.jpg", format="heic") == ["x.HEIC", "x.jpg.heic"]
 
 
-def test_names_equal_without_case_or_normalization_differ() -> None:
+def test_target_names_differ_in_more_than_case_and_normalization() -> None:
     assert names("A.png", "a.png", "a.PNG") == ["A.png", "a-2.png", "a-3.PNG"]
     assert names("o\u0308.png", "\u00f6.png") == ["o\u0308.png", "\u00f6-2.png"]
     assert names("a.png", "A.png", "a-2.png") == ["a.png", "A-3.png", "a-2.png"]  # a-2.png keeps its name
@@ -306,7 +306,7 @@ def test_unwritable_target_does_not_stop_others(tmp_path: Path, case: str) -> No
     assert outcome.failures[0].reason.startswith(f"cannot write {tmp_path / 'out'}")
 
 
-def test_existing_targets_are_rejected_with_existing_error(tmp_path: Path) -> None:
+def test_existing_targets_are_rejected_if_existing_is_error(tmp_path: Path) -> None:
     for n in range(3):
         write_picture(tmp_path / "in" / f"{n}.png", seed=n)
     run(tmp_path / "in", tmp_path / "out")
@@ -403,7 +403,7 @@ def test_single_photo_output_is_a_folder_or_a_file(tmp_path: Path, output: str, 
     assert (FOLDER in beside) == (not output.endswith(expected))  # no journal beside a single file
 
 
-def test_existing_target_of_single_photo_is_kept_unless_overwrite(tmp_path: Path) -> None:
+def test_existing_target_of_single_photo_is_kept_unless_existing_is_overwrite(tmp_path: Path) -> None:
     write_picture(tmp_path / "x.png")
     (tmp_path / "y.png").write_bytes(b"mine")
     assert counts(run(tmp_path / "x.png", tmp_path / "y.png")) == (0, 0, 1, 0)

@@ -211,7 +211,7 @@ class PhotosInMemory:
         return written
 
 
-def test_photos_in_memory_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_number_of_photos_in_memory_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory holds photos read ahead, photos of two batches, and photos waiting to be written, never all 150 photos."""
     for n in range(150):
         (tmp_path / "in").mkdir(exist_ok=True)
@@ -222,7 +222,7 @@ def test_photos_in_memory_are_bounded(tmp_path: Path, monkeypatch: pytest.Monkey
         assert in_memory.peak <= 2 * (workers.max_ahead + 1) + 3 * 4
 
 
-def test_large_photos_in_memory_are_bounded_by_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_number_of_large_photos_in_memory_is_limited_by_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The limit counts pixels: if it allows two photos, two wait for the model, and two wait to be written."""
     for n in range(12):
         write_picture(tmp_path / "in" / f"{n}.png", size=(40, 30), seed=n)
@@ -256,7 +256,7 @@ def test_out_of_memory_batch_is_split_into_photos(tmp_path: Path) -> None:
     assert outcome.failures[0].reason.startswith("out of memory")
 
 
-def test_other_model_errors_are_raised(tmp_path: Path) -> None:
+def test_model_error_other_than_out_of_memory_is_raised(tmp_path: Path) -> None:
     class Broken(Inverted):
         def __call__(self, pixels: torch.Tensor, *, advance: object = None) -> list[torch.Tensor]:
             raise ValueError("a bug")
@@ -269,7 +269,7 @@ def test_other_model_errors_are_raised(tmp_path: Path) -> None:
     plan.journal.release()
 
 
-def test_later_contact_sheet_gets_missing_thumbnails(tmp_path: Path) -> None:
+def test_contact_sheet_requested_later_gets_missing_thumbnails(tmp_path: Path) -> None:
     for n in range(3):
         write_picture(tmp_path / "in" / f"{n}.png", seed=n)
     run(tmp_path / "in", tmp_path / "out")
@@ -303,7 +303,7 @@ def test_photo_that_kills_its_worker_does_not_stop_others() -> None:
         assert workers.finish(workers.start(own_pid, None)) != os.getpid()
 
 
-def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
+def test_workers_end_if_parent_is_killed(tmp_path: Path) -> None:
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:  # pragma: no cover

@@ -1,4 +1,4 @@
-"""The run folder: commands that may resume the run, errors for other commands, the lock and the status."""
+"""The run folder: which commands may resume its run, errors for other commands, the lock and the status."""
 
 import copy
 import errno
@@ -76,7 +76,7 @@ def test_run_with_same_recipe_and_files_resumes(folder: RunFolder, recipe: dict[
         "trainer.accumulate", "trainer.backward", "trainer.recompute", "trainer.profile", "trainer.cuda_graphs",
     ],
 )  # fmt: skip
-def test_keys_that_may_change_do_not_prevent_resume(folder: RunFolder, recipe: dict[str, Any], key: str) -> None:
+def test_run_resumes_after_change_of_a_key_that_may_change(folder: RunFolder, recipe: dict[str, Any], key: str) -> None:
     other = changed(recipe, {key: "something else"})
     assert other != recipe
     assert resume(folder, other).checkpoint.step == 4
@@ -116,7 +116,7 @@ def test_changed_recipe_gives_error_with_differences(
     assert rest == [f"  {key}: {old} -> {new}"]
 
 
-def test_differences_in_error_are_cut_to_five_lines(folder: RunFolder, recipe: dict[str, Any]) -> None:
+def test_error_for_changed_recipe_lists_at_most_five_lines(folder: RunFolder, recipe: dict[str, Any]) -> None:
     keys = ["data.crop_size", "data.flip", "data.load_size", "data.resize", "ema.decay", "pool.size", "seed"]
     for count, lines in ((4, 4), (5, 5), (6, 5), (7, 5)):
         with pytest.raises(CommandError) as caught:
@@ -126,7 +126,9 @@ def test_differences_in_error_are_cut_to_five_lines(folder: RunFolder, recipe: d
     assert rest[-1] == "  and 3 more"
 
 
-def test_changed_files_give_error_with_counts(folder: RunFolder, recipe: dict[str, Any]) -> None:
+def test_changed_or_reordered_files_give_error_that_describes_changes(
+    folder: RunFolder, recipe: dict[str, Any]
+) -> None:
     a = {"2.png": 20, "3.png": 31, "4.png": 40, "5.png": 50}
     with pytest.raises(CommandError, match=r"data set.*\n  files of a: 2 added, 1 removed, 1 of another size$"):
         resume(folder, recipe, {"a": a, "b": FILES["b"]})
@@ -134,14 +136,14 @@ def test_changed_files_give_error_with_counts(folder: RunFolder, recipe: dict[st
         resume(folder, recipe, {"a": FILES["a"], "b": {"y.png": 50, "x.png": 40}})
 
 
-def test_unreadable_file_may_have_another_size_on_resume(folder: RunFolder, recipe: dict[str, Any]) -> None:
+def test_run_resumes_if_only_an_unreadable_file_has_another_size(folder: RunFolder, recipe: dict[str, Any]) -> None:
     shorter = {"a": {**FILES["a"], "2.png": 7}, "b": FILES["b"]}
     assert resume(folder, recipe, shorter, bad={"a": {"2.png": "truncated"}}).checkpoint.step == 4
     with pytest.raises(CommandError, match="1 of another size"):
         resume(folder, recipe, shorter, bad={"b": {"2.png": "truncated"}})
 
 
-def test_run_with_moved_data_set_resumes(folder: RunFolder, recipe: dict[str, Any]) -> None:
+def test_run_resumes_if_data_set_was_moved(folder: RunFolder, recipe: dict[str, Any]) -> None:
     moved = changed(recipe, {"data.root": "/elsewhere"})
     assert resume(folder, moved, {side: dict(files) for side, files in FILES.items()}).checkpoint.step == 4
 
@@ -179,7 +181,9 @@ def test_existing_run_is_rejected_with_resume_mode_never(folder: RunFolder, tmp_
     RunFolder(tmp_path / "absent", mode="never").acquire()
 
 
-def test_uncreatable_folder_gives_disk_error_with_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_that_cannot_be_created_gives_disk_error_with_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "runs").write_text("a file where a folder should be")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DiskError, match=f"cannot write to {tmp_path}/runs/mine: "):
@@ -195,7 +199,7 @@ def test_status_file_holds_state_and_process(folder: RunFolder) -> None:
     }  # fmt: skip
 
 
-def test_folder_without_lock_support_is_used_with_warning(
+def test_folder_on_file_system_without_locks_is_used_with_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def lockf(*_: object) -> None:  # error on a file system without locks

@@ -1,4 +1,4 @@
-"""Losses and gradients that are not finite: detection on the device, errors with the first such step, skipping."""
+"""Losses and gradients that are not finite: detection, errors that name the first such step, skipping of such steps."""
 
 import math
 
@@ -16,19 +16,19 @@ CPU = torch.device("cpu")
 
 
 def watched(*steps: tuple[float, float]) -> NonFiniteDetector:
-    """Detector after one update for each pair of a loss and the first entry of its gradient."""
+    """Return a detector that has checked one update per pair; a pair is a loss and the first entry of its gradient."""
     detector = NonFiniteDetector(CPU)
     for step, (loss, gradient) in enumerate(steps):
         detector.watch(torch.tensor(step), {"loss": torch.tensor(loss)}, [torch.tensor([gradient, 3.0])])
     return detector
 
 
-def test_finite_updates_are_not_detected() -> None:
+def test_finite_updates_are_not_reported_as_bad() -> None:
     assert watched((1.0, 2.0), (1e30, -1e15)).first(World()) is None
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_first_bad_step_and_its_values_are_recorded(bad: float) -> None:
+def test_step_and_values_of_first_bad_update_are_recorded(bad: float) -> None:
     first = watched((1.0, 2.0), (5.0, 4.0), (6.0, bad), (bad, 1.0), (7.0, 2.0)).first(World())
     assert first is not None
     assert first.step == 2
@@ -40,7 +40,7 @@ def test_first_bad_step_and_its_values_are_recorded(bad: float) -> None:
     assert first.values["gradient norm"] == 5.0  # norm of the gradient (4, 3)
 
 
-def test_update_without_gradients_is_checked_by_losses_only() -> None:
+def test_finite_loss_without_gradients_is_not_reported_as_bad() -> None:
     detector = NonFiniteDetector(CPU)
     detector.watch(torch.tensor(0), {"loss": torch.tensor(1.0)}, [])
     assert detector.first(World()) is None
@@ -87,7 +87,7 @@ def fit(trainer: Trainer, steps: int) -> tuple[list[int], dict[int, dict[str, fl
     return saves, logs
 
 
-def test_divergence_error_at_next_log_has_step_and_losses() -> None:
+def test_divergence_error_raised_at_next_log_has_step_and_losses() -> None:
     trainer = poisoned(4, log_every=3, save_every=100)
     with pytest.raises(
         DivergedError, match=r"diverged at step 5: not finite \(.*gan_ab nan.*gradient norm nan"
@@ -98,7 +98,7 @@ def test_divergence_error_at_next_log_has_step_and_losses() -> None:
     assert trainer.step == 6
 
 
-def test_divergence_is_detected_before_saving() -> None:
+def test_diverged_step_raises_error_before_checkpoint_is_saved() -> None:
     trainer, saves = poisoned(4, log_every=100, save_every=3), []
     with pytest.raises(DivergedError):
         trainer.fit((random_batch([n]) for n in range(100)), save=lambda *, last: saves.append(trainer.step))
@@ -147,7 +147,7 @@ def state(trainer: Trainer) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def test_skipped_steps_are_counted_and_not_averaged() -> None:
+def test_skipped_steps_are_counted_but_left_out_of_logged_means() -> None:
     _, logs = fit(poisoned(1, 3, on_nonfinite="skip", log_every=5, save_every=100), 5)
     assert logs[5]["skipped_steps"] == 2
     assert math.isfinite(logs[5]["loss/gan_ab"])
@@ -163,7 +163,7 @@ def test_too_many_consecutive_skips_raise_diverged_error() -> None:
     assert trainer.step == 3 + SKIPS
 
 
-def test_divergence_error_ignores_earlier_skips(capsys: pytest.CaptureFixture[str]) -> None:
+def test_error_after_consecutive_skips_ignores_earlier_single_skip(capsys: pytest.CaptureFixture[str]) -> None:
     trainer = poisoned(1, *range(20, 100), on_nonfinite="skip", log_every=100, save_every=100)
     with pytest.raises(DivergedError) as caught:
         fit(trainer, 100)
@@ -180,7 +180,7 @@ def test_consecutive_skips_are_counted_across_resume() -> None:
         fit(resumed, 20)
 
 
-def test_diverged_step_is_not_sampled() -> None:
+def test_diverged_step_raises_error_before_samples_are_logged() -> None:
     trainer, sampled = poisoned(2, log_every=40, save_every=40, sample_every=7), []
 
     class SampleSteps:

@@ -1,4 +1,4 @@
-"""The learning-rate schedule against the numbers of the paper's recipe."""
+"""The learning-rate schedule, compared with the numbers in the paper's recipe."""
 
 import pytest
 
@@ -46,7 +46,7 @@ def test_training_length_is_from_steps_else_epochs_else_schedule() -> None:
             total(**settings)
 
 
-def test_negative_or_zero_schedule_length_is_rejected() -> None:
+def test_schedule_with_negative_epochs_or_zero_length_is_rejected() -> None:
     for constant, decay in ((-1, 3), (3, -1), (0, 0)):
         with pytest.raises(CommandError, match="schedule"):
             LinearDecay(constant, decay)

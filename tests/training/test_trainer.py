@@ -1,4 +1,4 @@
-"""The trainer: one step, its division over micro-batches and ranks, resume, and when it logs, samples and saves."""
+"""The trainer: one step, its division over micro-batches and ranks, resume, and when to log, sample and save."""
 
 import copy
 from pathlib import Path
@@ -58,7 +58,7 @@ def test_train_step_equals_baseline_step() -> None:
 
 
 class Waits(TorchDispatchMode):
-    """Records operations that wait for a GPU: reads of values by Python, and outputs whose shape depends on values."""
+    """Records operations that wait for a GPU: Python reads a tensor's value, or an output's shape depends on values."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -161,7 +161,7 @@ def test_restored_trainer_resumes_bit_exactly() -> None:
         assert torch.equal(value, weights(resumed)[name]), name
 
 
-def test_loaded_moments_take_layout_of_parameters() -> None:
+def test_loaded_optimizer_moments_take_memory_layout_of_parameters() -> None:
     stopped = tiny_trainer()
     trained(stopped, 3, 1)
     shared = copy.deepcopy(stopped.state_dict())
@@ -179,7 +179,7 @@ def test_loaded_moments_take_layout_of_parameters() -> None:
         assert torch.equal(value, weights(resumed)[name]), name
 
 
-def test_fp16_gradient_scale_is_restored() -> None:
+def test_fp16_gradient_scale_is_restored_on_resume() -> None:
     def scaled() -> Trainer:
         trainer = tiny_trainer()
         trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**20, growth_interval=3)
@@ -198,7 +198,7 @@ def test_fp16_gradient_scale_is_restored() -> None:
         assert torch.equal(value, weights(resumed)[name]), name
 
 
-def test_changed_batch_size_is_rejected() -> None:
+def test_resume_with_changed_batch_size_is_rejected() -> None:
     stopped = tiny_trainer(batch_size=2)
     trained(stopped, 1, 2)
     with pytest.raises(CommandError, match=r"trainer\.batch_size=4: the run was started with 2"):
@@ -220,7 +220,9 @@ def test_moving_average_matches_formula() -> None:
     ("batch_size", "ranks", "accumulate", "words"),
     [(3, 1, 2, "multiple of 2"), (4, 2, 3, "2 process.* 3 accumulated.* multiple of 6"), (0, 1, 1, "1 or more")],
 )
-def test_indivisible_batch_is_rejected(batch_size: int, ranks: int, accumulate: int, words: str) -> None:
+def test_batch_size_not_divisible_by_ranks_is_rejected(
+    batch_size: int, ranks: int, accumulate: int, words: str
+) -> None:
     with pytest.raises(CommandError, match=words):
         check_batch(batch_size, ranks=ranks, accumulate=accumulate)
 
@@ -260,7 +262,7 @@ def fitted(trainer: Trainer, *, stop_at: int | None = None) -> tuple[MemoryLogge
     return logger, saves, finished
 
 
-def test_intervals_and_last_step_are_logged_sampled_saved_once() -> None:
+def test_due_steps_and_last_step_are_logged_sampled_and_saved_once() -> None:
     logger, saves, finished = fitted(tiny_trainer(steps=11, log_every=3, sample_every=4, save_every=5))
     assert finished
     assert list(logger.logs) == [3, 6, 9, 11]
@@ -277,7 +279,7 @@ def test_stop_request_ends_training_with_save_and_without_samples() -> None:
     assert logger.sampled == [0]  # a stop does not wait for samples
 
 
-def test_failing_logger_does_not_lose_checkpoint() -> None:
+def test_checkpoint_is_saved_before_a_logger_fails() -> None:
     class FullDisk(MemoryLogger):
         def metrics(self, step: int, values: dict[str, float]) -> None:
             raise OSError("no space left")
@@ -292,7 +294,7 @@ def test_failing_logger_does_not_lose_checkpoint() -> None:
     assert saves == [3]
 
 
-def test_log_has_learning_rate_speed_and_means_since_last_log() -> None:
+def test_log_has_learning_rate_and_speed_and_means_since_last_log() -> None:
     each, _, _ = fitted(tiny_trainer(steps=4, log_every=1))
     twice, _, _ = fitted(tiny_trainer(steps=4, log_every=2))
     for name in ("loss/cycle_a", "loss/gan_ab", "score/real_b"):

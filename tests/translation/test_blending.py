@@ -220,7 +220,7 @@ def test_blended_batch_equals_single_blends() -> None:
         assert torch.allclose(together[index], alone, atol=1e-12)
 
 
-def test_inputs_are_not_modified() -> None:
+def test_blend_does_not_modify_its_inputs() -> None:
     photo, translation = colours(0), colours(1)
     copies = photo.clone(), translation.clone()
     for keep in ("none", "colour", "luminance"):

@@ -168,7 +168,7 @@ def test_tiled_bf16_error_is_near_full_pass_bf16_error(name: str) -> None:
     assert 0 < distances[0] <= 1.3 * distances[1]
 
 
-def test_dropout_is_inactive_in_training_mode() -> None:
+def test_tiled_pass_of_network_in_training_mode_applies_no_dropout() -> None:
     generator, image = build("resnet, resize"), random_image(20, 24)
     expected = full_pass(generator, image)
     assert difference(translate_tiled(generator.train(), image, rows=8), expected) <= 2e-5
@@ -467,7 +467,7 @@ def test_bad_memory_size_is_rejected(text: str) -> None:
 # Supported networks
 
 
-def test_can_tile_accepts_registered_generators_only() -> None:
+def test_can_tile_accepts_only_registered_generators() -> None:
     class Custom(ResNetGenerator):
         """Subclass that is not registered, since its forward pass may differ."""
 

@@ -1,9 +1,9 @@
-"""Synthetic landscapes, drawn without a download: as photos (domain a) and as impressionist paintings (domain b).
+"""Synthetic landscapes, drawn by the program itself: photos (domain a) and impressionist paintings (domain b).
 
-A scene is identified by a number. Its photo and its painting share one layout, in units of the image's side, so that a
-scene looks the same at every size. On one machine, the image bytes of a scene are the same every time. The two training
-folders hold different scenes. The two test folders hold the same scenes: each test painting is the ground truth for a
-test photo, and training sees neither.
+A scene is identified by a number. Its photo and its painting share one layout. Lengths in the layout are fractions of
+the image's side, so that a scene looks the same at every size. On one machine, repeated drawing gives the same bytes.
+The two training folders hold different scenes. The two test folders hold the same scenes: each test painting is the
+ground truth for a test photo. Test images are not used for training.
 """
 
 from cyclestyle.data.scenes.drawing import draw, painting, photograph

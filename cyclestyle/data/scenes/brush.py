@@ -1,4 +1,4 @@
-"""Brush strokes for the paintings: their placement, their relief on the canvas, and the palette."""
+"""Brush strokes of the paintings: placement, relief of the paint, and the palette of colours."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ HAIRS = 8  # number of strands across a brush, each with its own amount of paint
 
 
 class Strokes(NamedTuple):
-    """Brush strokes, measured in units of the image's side, later ones on top; arrays have shape (count,)."""
+    """`count` brush strokes, in the order of painting; lengths are in units of the image's side, arrays (count,)."""
 
     x: Floats
     y: Floats
@@ -23,7 +23,7 @@ class Strokes(NamedTuple):
 
 
 def plan(rng: np.random.Generator, landscape: Landscape) -> tuple[Strokes, Strokes]:
-    """Return the strokes for a scene: broad ones that cover the canvas, and fine ones where the scene has detail."""
+    """Return broad strokes that cover the whole canvas, and fine strokes for the parts of the scene with detail."""
     size = landscape.colour.shape[0]
     angle, detail = _brush_field(landscape)
     soft = blur(landscape.colour, max(1, size // 128))
@@ -52,7 +52,7 @@ def plan(rng: np.random.Generator, landscape: Landscape) -> tuple[Strokes, Strok
 
 
 def _scatter(rng: np.random.Generator, side: int) -> Floats:
-    """Return side * side points (x, y) in random order, one at random in each grid cell, to avoid gaps and rows."""
+    """Return points (x, y) in random order: one in each of `side` x `side` grid cells, which avoids gaps and rows."""
     cell = rng.permutation(side * side)
     corner = np.stack([cell % side, cell // side], axis=1)
     return ((corner + rng.random((side * side, 2))) / side).astype(np.float32)
@@ -64,7 +64,10 @@ def _cells(points: Floats, size: int) -> tuple[Ints, Ints]:
 
 
 def _brush_field(landscape: Landscape) -> tuple[Floats, Floats]:
-    """Return two maps (size, size): brush angle (along contours, else `landscape.angle`) and detail in [0, 1]."""
+    """Return two maps (size, size): brush angle and detail in [0, 1].
+
+    The angle follows contours; where there are none, it is `landscape.angle`.
+    """
     size = landscape.colour.shape[0]
     radius = max(1, size // 64)
     dy, dx = np.gradient(blur(landscape.colour.mean(axis=2, keepdims=True), radius)[..., 0] * size)
@@ -76,10 +79,11 @@ def _brush_field(landscape: Landscape) -> tuple[Floats, Floats]:
 
 
 def stroke(image: Floats, thickness: Floats, strokes: Strokes, margin: int) -> None:
-    """Paint strokes in place: colour into `image` (side, side, 3), relief into `thickness` (side, side).
+    """Paint `strokes` into two arrays: colour into `image` (side, side, 3), relief into `thickness` (side, side).
 
-    `side` is the size of the painting plus `margin` px on each side, for strokes that reach beyond its edges. Each
-    stroke is a lattice of samples; later strokes cover earlier ones, as numpy keeps the last value of a repeated index.
+    `side` is the width of the painting plus two margins of `margin` px, for strokes that reach beyond its edges. A
+    stroke is a lattice of sample points. If several samples are assigned to one pixel, numpy keeps the last, so that
+    later strokes cover earlier ones.
     """
     side = image.shape[0]
     size = side - 2 * margin
@@ -112,7 +116,7 @@ def stroke(image: Floats, thickness: Floats, strokes: Strokes, margin: int) -> N
 
 
 def weave(size: int) -> Floats:
-    """Return the height of the canvas at each pixel, (size, size), with its woven threads."""
+    """Return the relief of the bare canvas, a weave of threads, as a map of heights (size, size)."""
     x, y = grid(size)
     turns = 2 * np.pi * 44
     return np.asarray(0.12 * np.sin(turns * x) * np.sin(turns * y))
@@ -142,7 +146,7 @@ _PIGMENTS = np.array(  # pairs: colour in the photo, colour in the painting
 
 
 def palette(colour: Floats) -> Floats:
-    """Return the painting's colour for each colour (..., 3) of the photo, interpolated smoothly between pigments."""
+    """Return the colours of the painting for the colours (..., 3) of a photo, interpolated between pigments."""
     total, shift = np.full(colour.shape[:-1], 1e-6, dtype=np.float32), np.zeros_like(colour)
     for seen, mixed in _PIGMENTS:
         weight = np.exp(((colour - seen) ** 2).sum(axis=-1) * np.float32(-0.5 / 0.10**2))

@@ -1,4 +1,4 @@
-"""Rendering of scenes as synthetic photos and paintings, one at a time or as a whole data set."""
+"""Rendering of scenes as synthetic photos and paintings: single images, or a whole data set."""
 
 import json
 import os
@@ -22,7 +22,7 @@ _BLOCK = 1_000_000  # scene numbers reserved per folder: test scenes do not depe
 
 
 def photograph(scene: int, *, size: int, seed: int = 0) -> Bytes:
-    """Render a scene as a synthetic photo, uint8 (size, size, 3), with lens blur, vignetting and sensor noise."""
+    """Render scene number `scene` as a photo, uint8 (size, size, 3), with lens blur, vignetting and sensor noise."""
     landscape = lay_out(scene, size, seed)
     rng = generator(seed, scene, "sensor")
     x, y = grid(size)
@@ -34,7 +34,10 @@ def photograph(scene: int, *, size: int, seed: int = 0) -> Bytes:
 
 
 def painting(scene: int, *, size: int, seed: int = 0) -> Bytes:
-    """Render a scene as an oil painting, uint8 (size, size, 3): with other colours, strokes in relief and canvas."""
+    """Render scene number `scene` as an oil painting, uint8 (size, size, 3).
+
+    It has other colours than the photo, brush strokes in relief, and a visible canvas.
+    """
     landscape = lay_out(scene, size, seed)
     fine, margin = 2 * size, size // 4  # painted at twice the resolution and averaged, for smooth edges
     side = fine + 2 * margin
@@ -61,10 +64,11 @@ def draw(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> bool:
-    """Draw the data set into root/{trainA,trainB,testA,testB}/0000.png...; return False if it is already there.
+    """Draw a data set into the folders trainA, trainB, testA and testB of `root`; return False if it already exists.
 
-    Each training folder gets `train` images, each test folder `test` images, with sides of `size` px. `root` is created
-    atomically. `progress` is called with the number of images done and their total number.
+    Each training folder gets `train` images, each test folder `test` images (0000.png, 0001.png, ...), with sides of
+    `size` px. `root` appears only when all images are drawn. `progress` is called after each image with the number of
+    images done and the total number.
 
     Raises:
         CommandError: a number is out of range.
@@ -125,7 +129,10 @@ def _draw_all(
 
 
 def _is_drawn(root: Path, requested: dict[str, int]) -> bool:
-    """Return whether `root` holds the requested set; False if `root` is missing or empty, DataError otherwise."""
+    """Return whether `root` holds the `requested` data set.
+
+    If `root` is missing or empty, return False; if it has other content, raise a DataError.
+    """
     remedy = "give data.root another folder"
     if (root.is_dir() and not any(root.iterdir())) or not root.exists():
         return False

@@ -38,7 +38,7 @@ _MOODS = (  # zenith, horizon, sun, shade, height of the sun, range of cloud cov
 
 
 def lay_out(scene: int, size: int, seed: int) -> Landscape:
-    """Return the landscape with number `scene`; in units of the image's side, every `size` has the same layout."""
+    """Return the landscape with number `scene` at `size` x `size` px; the layout is the same at every size."""
     rng = generator(seed, scene, "layout")
     light = _light(rng)
     horizon = float(rng.uniform(0.36, 0.64))
@@ -77,24 +77,27 @@ class _Canvas:
         self.angle = np.zeros((size, size), dtype=np.float32)
 
     def span(self, first: float, last: float) -> slice:
-        """Return the pixel indices, on either axis, that the interval [first, last] in units of the side touches."""
+        """Return the indices of pixels, on either axis, touched by the interval [first, last] in units of the side."""
         start, stop = (min(max(int(at * self.size), 0), self.size) for at in (first, last + 1 / self.size))
         return slice(start, max(start, stop))
 
     def lay(
         self, alpha: Floats, colour: Floats, angle: Floats | float, rows: slice, columns: slice = slice(None)
     ) -> None:
-        """Blend `colour` with opacity `alpha` into a window; where `alpha` is above 0.5, set the brush angle too."""
+        """Blend `colour` with opacity `alpha` into a part of the canvas; where `alpha` > 0.5, also set the angle."""
         window = (rows, columns)
         self.colour[window] += alpha[..., None] * (colour - self.colour[window])
         self.angle[window] = np.where(alpha > 0.5, angle, self.angle[window])
 
     def below(self, line: Floats | float, rows: slice) -> Floats:
-        """Return the share in [0, 1] of each pixel below the line y(x); the edge is one pixel wide."""
+        """Return, for each pixel in `rows`, the fraction that lies below `line`, a height y for each x."""
         return np.asarray(np.clip((self.y[rows] - line) * self.size + 0.5, 0, 1) + 0 * self.x)
 
     def lit(self, relief: Floats, light: Light) -> Floats:
-        """Return how much each slope of `relief` (heights in units of the side) faces the sun; negative: away."""
+        """Return how much `relief` faces the sun at each pixel; negative values face away from it.
+
+        `relief` holds heights in units of the side.
+        """
         dy, dx = np.gradient(relief, axis=0), np.gradient(relief, axis=1)
         return np.asarray((0.5 * dy - light.toward * dx) * self.size)
 
@@ -129,7 +132,7 @@ _FOREST, _MEADOW, _ROCK, _SNOW = (0.25, 0.35, 0.18), (0.48, 0.54, 0.26), (0.46, 
 
 
 def _hills(rng: np.random.Generator, canvas: _Canvas, light: Light, horizon: float, *, alpine: bool) -> None:
-    """Draw ridges from far to near. Far ridges are bluer (aerial perspective); the farthest can be snowy mountains."""
+    """Draw ridges of hills, far ones first and bluer (aerial perspective); with `alpine`, the farthest is snowy."""
     count = int(rng.integers(2, 5))
     haze = 0.55 * light.horizon + 0.45 * light.zenith
     for k in range(count):
@@ -156,7 +159,7 @@ def _hills(rng: np.random.Generator, canvas: _Canvas, light: Light, horizon: flo
 
 
 def _woods(rng: np.random.Generator, canvas: _Canvas, light: Light, base: float) -> None:
-    """Draw a belt of distant trees, with gaps, at the foot of the hills."""
+    """Draw distant trees at the foot of the hills, y = `base`, in a row with gaps."""
     height = 0.05 * smooth(0.35 + 1.3 * noise(rng, 1.3 * canvas.x, 0.0, 3))
     rows = canvas.span(base - 0.1, base + 0.02)
     crowns = noise(rng, 26 * canvas.x, 20 * canvas.y[rows], 4, 0.65)
@@ -230,7 +233,7 @@ _KINDS = (  # albedo, width over height, taper (1: a cone), probability
 
 
 def _trees(rng: np.random.Generator, canvas: _Canvas, light: Light, top: float, count: int) -> None:
-    """Draw trees below `top`, from far and small to near and tall, more at the sides than in the middle."""
+    """Draw `count` trees with their feet below `top`: far, small ones first, and most of them near the sides."""
     grove = pick(rng, _KINDS)  # most trees are of one kind
     for near in np.sort(rng.uniform(0, 1, count) ** 1.5):
         kind = grove if rng.random() < 0.7 else pick(rng, _KINDS)

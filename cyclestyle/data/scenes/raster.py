@@ -11,19 +11,22 @@ Bytes: TypeAlias = npt.NDArray[np.uint8]
 
 
 def generator(seed: int, scene: int, purpose: str) -> np.random.Generator:
-    """Return the random generator for one purpose in one scene; other purposes get independent numbers."""
+    """Return the random generator for one purpose in one scene; the numbers for each purpose are independent."""
     key = np.random.SeedSequence([seed, scene, *purpose.encode()])
     return np.random.Generator(np.random.Philox(key))
 
 
 def grid(size: int) -> tuple[Floats, Floats]:
-    """Return pixel centres x (1, size) and y (size, 1): 0 is the left or upper edge, 1 the right or lower edge."""
+    """Return coordinates of pixel centres: x (1, size), from left (0) to right (1), and y (size, 1), downwards."""
     centres = (np.arange(size, dtype=np.float32) + np.float32(0.5)) / np.float32(size)
     return centres[None, :], centres[:, None]
 
 
 def noise(rng: np.random.Generator, u: Floats, v: Floats | float, octaves: int = 5, rough: float = 0.5) -> Floats:
-    """Return fractal value noise around 0, mostly within [-1, 1]; the longest wavelength is 1 in u and v."""
+    """Return fractal noise at the points (u, v), mostly within [-1, 1]; its longest wavelength is 1.
+
+    Each further octave has about half the wavelength, and its amplitude is multiplied by `rough`.
+    """
     total, weight, scale = np.zeros(1, dtype=np.float32), 1.0, 1.0
     for _ in range(octaves):
         lattice = rng.random((32, 32), dtype=np.float32)
@@ -43,24 +46,24 @@ def noise(rng: np.random.Generator, u: Floats, v: Floats | float, octaves: int =
 
 
 def pick(rng: np.random.Generator, table: tuple[Any, ...]) -> Any:
-    """Return a random row of a table whose last column holds the probabilities."""
+    """Return a random row of `table`; the last column of the table holds the probabilities of the rows."""
     return table[int(rng.choice(len(table), p=[row[-1] for row in table]))]
 
 
 def mix(a: npt.ArrayLike, b: npt.ArrayLike, t: Floats) -> Floats:
-    """Interpolate linearly from colour a (t = 0) to colour b (t = 1); t has no colour axis."""
+    """Interpolate linearly from colour `a` (t = 0) to colour `b` (t = 1); `t` has no colour axis."""
     first, second = np.asarray(a, dtype=np.float32), np.asarray(b, dtype=np.float32)
     return first + (second - first) * np.asarray(t, dtype=np.float32)[..., None]
 
 
 def smooth(t: Floats) -> Floats:
-    """Return the cubic smooth step of t, which rises from 0 for t <= 0 to 1 for t >= 1."""
+    """Return a cubic step: 0 for t <= 0, rising smoothly to 1 for t >= 1."""
     t = np.clip(t, 0, 1)
     return t * t * (3 - 2 * t)
 
 
 def blur(image: Floats, radius: int) -> Floats:
-    """Blur (height, width, channels) by two box filters, 2 radius + 1 px wide, along each axis; edges are repeated."""
+    """Blur (height, width, channels) by two box filters per axis, each 2 * radius + 1 px wide; repeat edge pixels."""
     for axis in (0, 1, 0, 1):
         wide = np.pad(image, [(radius, radius) if axis == k else (0, 0) for k in range(3)], mode="edge")
         length = image.shape[axis]
@@ -70,7 +73,7 @@ def blur(image: Floats, radius: int) -> Floats:
 
 
 def halve(image: Floats) -> Floats:
-    """Return an image of half the size: the means of blocks of 2 x 2 pixels."""
+    """Return an image of half the size; each pixel is the mean of a block of 2 x 2 pixels."""
     return (image[::2, ::2] + image[1::2, ::2] + image[::2, 1::2] + image[1::2, 1::2]) / 4
 
 

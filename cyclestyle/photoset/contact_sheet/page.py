@@ -50,7 +50,8 @@ def page(cards: Iterable[Card], *, title: str, facts: Sequence[str], labels: Seq
     Args:
         cards: one card for each photo, in the order of the page; failed photos are listed at the end of the page.
         title: text of the window title and of the first heading.
-        facts: items of the line below the heading, such as model, direction, strength and time; they follow the counts.
+        facts: items of the line below the heading, such as model, direction, strength and time; these items follow the
+            counts of photos.
         labels: one label for each translation of a photo, such as `25 %`; empty if each photo has a single translation.
     """
     translated: list[Card] = []

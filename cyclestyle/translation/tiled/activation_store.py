@@ -27,7 +27,7 @@ class ActivationStore(Protocol):
 
 
 class ActivationStores:
-    """Context manager that creates the stores for one image; their files are deleted at the end of the `with` block.
+    """Context manager that creates the stores for one image; store files are deleted at the end of the `with` block.
 
     Args:
         memory: maximum total size in bytes of the stores in memory; stores that do not fit are files.
@@ -90,7 +90,7 @@ class InFile:
     The file is read and written instead of mapped, because mapped pages count as memory of the process.
 
     Raises:
-        DiskError: the disk has no room for the file; `write` raises it as well.
+        DiskError: the disk has no room for the file; `write` raises this error as well.
     """
 
     returns_views = False
@@ -131,12 +131,12 @@ class InFile:
 
 
 def _as_strip(rows: Tensor) -> Tensor:
-    """Return a view (1, C, h, W) of rows (h, W, C)."""
+    """Return rows (count, W, C) as a view (1, C, count, W)."""
     return rows.permute(2, 0, 1)[None]
 
 
 def _as_rows(strip: Tensor) -> Tensor:
-    """Return a view (h, W, C) of a strip (1, C, h, W)."""
+    """Return a strip (1, C, count, W) as a view (count, W, C)."""
     return strip[0].permute(1, 2, 0)
 
 

@@ -22,7 +22,7 @@ class TilingPlan(Protocol):
     full_pass_values: Mapping[torch.dtype, float]  # measured peak of a full pass in values / (px x channels), by dtype
 
     def translate(self, image: RowSource, passes: Pass) -> RowSource:
-        """Return a source of the generator's output for `image`; the caller computes its rows in one last pass."""
+        """Return a row source of the generator's output for `image`; the caller computes the rows in one last pass."""
 
 
 class ResNetTiling:

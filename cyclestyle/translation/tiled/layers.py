@@ -19,7 +19,7 @@ class Cost(NamedTuple):
 
 
 class RowSource(Protocol):
-    """An activation of the whole image, available one strip (1, channels, count, width) of rows at a time."""
+    """An activation of the whole image, available in strips of rows, which are tensors (1, channels, count, width)."""
 
     channels: int
     height: int  # number of rows of the whole image at this layer; `width` likewise
@@ -41,7 +41,7 @@ class NormStatistics(NamedTuple):
 
 
 class StatisticsSource(Protocol):
-    """Provides the statistics of a whole activation that an instance-norm layer needs."""
+    """Provides statistics of whole activations to instance-norm layers."""
 
     def statistics(self, source: RowSource, layer: nn.InstanceNorm2d) -> NormStatistics: ...
 
@@ -53,7 +53,7 @@ class PaddedImage:
         image: (1, C, H, W) on any device; an image on the device `meta` has a size but no values.
         device: device of the returned rows.
         multiple: the padded height and width are multiples of this number of px, see `pad_to_multiple`.
-        minimum: smallest height and width without padding, in px, see `pad_to_multiple`.
+        minimum: the padded height and width are at least this number of px, see `pad_to_multiple`.
     """
 
     owned = True
@@ -148,7 +148,7 @@ class Convolution:
 
 
 class TransposedConvolution:
-    """A transposed convolution: an output row depends only on the few input rows that the kernel spreads to it."""
+    """A transposed convolution; each output row is a sum over the few input rows from which the kernel reaches it."""
 
     owned = True
 
@@ -265,7 +265,7 @@ class Add:
 
 
 class Concat:
-    """Concatenation of two sources of the same height and width along the channels."""
+    """Concatenation, along the channels, of two sources of the same height and width."""
 
     owned = True
 
@@ -284,7 +284,8 @@ class Concat:
 def apply(layers: nn.Module, source: RowSource, norm_source: StatisticsSource) -> RowSource:
     """Apply a layer, or a sequence of layers, to `source` in evaluation mode, in which dropout does nothing.
 
-    An instance-norm layer takes its statistics from `norm_source`, which may compute all rows of `source` for them.
+    An instance-norm layer takes its statistics from `norm_source`, which may compute all rows of `source` to measure
+    the statistics.
 
     Raises:
         KeyError: the type of a layer is not supported.

@@ -40,7 +40,7 @@ class Pass(Protocol):
     """Operations on activations of the whole image; tiling plans are composed of these operations."""
 
     def statistics(self, source: RowSource, layer: nn.InstanceNorm2d) -> NormStatistics:
-        """Return the statistics of `source` for the norm `layer`; if none are stored, measure them in a pass."""
+        """Return the statistics of `source` for the norm `layer`; if `source` stores none, measure them in a pass."""
 
     def store(self, source: RowSource) -> StoredActivation:
         """Compute all rows of `source`, write them to a new store, and measure their statistics."""
@@ -48,8 +48,8 @@ class Pass(Protocol):
     def overwrite(self, stored: StoredActivation, source: RowSource, *, measured: bool) -> None:
         """Compute all rows of `source` and write them to the store of `stored`; measure statistics if `measured`.
 
-        To compute a strip, `source` may read from `stored` that strip, rows below it, and rows up to one strip above
-        it.
+        To compute a strip, `source` may read the same strip of `stored`, rows below this strip, and rows at most one
+        strip above it.
         """
 
 
@@ -184,8 +184,9 @@ class CostEstimate:
 def strip_bounds(source: RowSource, rows: int, height: int, between: slice | None) -> list[tuple[int, int]]:
     """Return the first row and the end row (exclusive) of each strip of `source`.
 
-    With `between`, only the rows in this slice are divided into strips. All strips have nearly the same height: about
-    `rows` if `source` is as high as the image, whose height is `height`, and proportionally less if it is lower.
+    With `between`, only the rows in this slice are divided into strips. All strips have nearly the same height. This
+    height is about `rows` if `source` is as high as the image, and proportionally less if `source` is lower; `height`
+    is the height of the image.
     """
     start, stop = (between.start, between.stop) if between else (0, source.height)
     strip_rows = max(rows * source.height // height, 1)
@@ -221,6 +222,6 @@ class RunningMoments:
         self.count = total
 
     def statistics(self, device: torch.device) -> NormStatistics:
-        """Return the statistics of all strips added so far, on `device`, in the precision in which a norm computes."""
+        """Return the statistics of all strips added so far, on `device`, in the precision of a norm layer."""
         variance = self.squares / self.count
         return NormStatistics(self.mean.to(self.dtype).to(device), variance.to(self.dtype).to(device))

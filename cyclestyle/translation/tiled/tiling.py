@@ -133,7 +133,7 @@ def parse_memory(text: str) -> int:
 def _divide_memory(
     generator: nn.Module, height: int, width: int, dtype: torch.dtype, rows: int | None, memory: int
 ) -> tuple[int, int]:
-    """Choose the height of strips in px, unless `rows` sets it, and the bytes of stores that are kept in memory.
+    """Return the height of strips in px (`rows`, unless it is None) and the bytes of stores to keep in memory.
 
     Raises:
         CommandError: `memory` is too small for a single strip.
