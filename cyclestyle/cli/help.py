@@ -89,7 +89,7 @@ def options(group: Path) -> list[str]:
 
 
 def describe_option(group: Path, option: str, default: str | None = None) -> str:
-    """Describe an option: the first comment line of its YAML file, and its keys that are not in option `default`."""
+    """Describe an option of a config group: its first comment line, and its keys that the default option lacks."""
     first = header(group / f"{option}.yaml")[0]
     if default in (None, option):
         return first

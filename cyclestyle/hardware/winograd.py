@@ -68,7 +68,7 @@ class WinogradConv2d(nn.Conv2d):
 
 
 def use_winograd(module: nn.Module) -> None:
-    """Replace the convolutions of all residual blocks in a module, in place; parameters keep their names."""
+    """Replace the convolutions of all residual blocks by `WinogradConv2d`, in place; parameters keep their names."""
     for block in module.modules():
         if isinstance(block, ResidualBlock):
             for half in (block.first, block.second):
@@ -152,7 +152,7 @@ def _inverse_input(values: Tensor, x: Tensor) -> None:
 
 
 def _apply_b(values: Tensor, even: Tensor, odd: Tensor, *, dim: int) -> None:
-    """Add B times `values` (4, ...) to the windows along `dim`.
+    """Multiply `values` (4, ...) by the matrix B, and add the result to the overlapping windows along `dim`.
 
     Args:
         even, odd: pixels at even and at odd positions along `dim`; changed in place.

@@ -141,7 +141,7 @@ def _invert_when_decoded(image: ImageFile.ImageFile) -> None:
 
 
 def _channels(image: Image.Image) -> tuple[PixelArray, PixelArray | None]:
-    """Return two arrays: the colours of an image, and its alpha; instead of alpha, None for an opaque image.
+    """Return the colours of an image and its alpha, as arrays; alpha is None if the image is opaque.
 
     Grey, RGB and CMYK colours are returned as stored. CIELAB colours are converted to sRGB, and other colours to RGB.
     """

@@ -96,7 +96,7 @@ class BrokenModelError(Exception):
 
 
 class Actor:
-    """Object in a process of the cluster that holds the model and translates photos."""
+    """Ray actor: one process of the cluster, which holds the model and translates photos."""
 
     def __init__(self, make: Make, settings: Settings, todo: Sequence[Job]) -> None:
         self.pipeline, self.settings, self.todo = make(), settings, todo

@@ -346,7 +346,7 @@ def test_any_model_header_gives_model_or_checkpoint_error(header: str) -> None:
         assert isinstance(result.generator, dict)
 
 
-def test_model_is_found_in_run_checkpoint_or_file(tmp_path: Path) -> None:
+def test_model_is_found_in_run_or_checkpoint_or_file(tmp_path: Path) -> None:
     run = tmp_path / "runs" / "mine"
     path = save(run / "checkpoints", 2)
     newest = save(run / "checkpoints", 4)

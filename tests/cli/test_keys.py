@@ -22,12 +22,12 @@ def test_every_key_of_the_table_is_a_config_key() -> None:
     assert KEYS.keys() - only_in_folders <= known_keys()
 
 
-def test_present_names_of_renamed_keys_exist() -> None:
+def test_new_names_of_renamed_keys_exist() -> None:
     assert {renamed.key for renamed in RENAMED.values()} <= known_keys()
     assert not RENAMED.keys() & known_keys()
 
 
-def test_present_names_of_renamed_targets_exist() -> None:
+def test_new_names_of_renamed_targets_exist() -> None:
     for target in RENAMED_TARGETS.values():
         assert callable(pkgutil.resolve_name(target))
 

@@ -199,7 +199,7 @@ def test_images_enlarged_by_data_resize_are_not_small(tmp_path: Path, resize: st
     assert data.bad == {"a": {}, "b": {}}
 
 
-def test_small_images_are_detected_by_upright_size(tmp_path: Path) -> None:
+def test_small_images_are_detected_after_exif_rotation(tmp_path: Path) -> None:
     two_domains(tmp_path)
     exif = Image.Exif()
     exif[0x0112] = 6

@@ -90,7 +90,7 @@ class _Canvas:
         self.angle[window] = np.where(alpha > 0.5, angle, self.angle[window])
 
     def below(self, line: Floats | float, rows: slice) -> Floats:
-        """Return, for each pixel in `rows`, the fraction that lies below `line`, a height y for each x."""
+        """Return the fraction of each pixel in `rows` that lies below a line, given by its height y at each x."""
         return np.asarray(np.clip((self.y[rows] - line) * self.size + 0.5, 0, 1) + 0 * self.x)
 
     def lit(self, relief: Floats, light: Light) -> Floats:

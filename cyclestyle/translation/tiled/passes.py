@@ -184,9 +184,12 @@ class CostEstimate:
 def strip_bounds(source: RowSource, rows: int, height: int, between: slice | None) -> list[tuple[int, int]]:
     """Return the first row and the end row (exclusive) of each strip of `source`.
 
-    With `between`, only the rows in this slice are divided into strips. All strips have nearly the same height. This
-    height is about `rows` if `source` is as high as the image, and proportionally less if `source` is lower; `height`
-    is the height of the image.
+    All strips have nearly the same height.
+
+    Args:
+        rows: approximate height of a strip where activations are as high as the image; proportionally less elsewhere.
+        height: height of the image.
+        between: slice of rows of `source` to divide; by default all rows.
     """
     start, stop = (between.start, between.stop) if between else (0, source.height)
     strip_rows = max(rows * source.height // height, 1)
