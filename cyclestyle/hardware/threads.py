@@ -67,7 +67,17 @@ def choose(threads: int | Literal["auto"], *, key: str, since: Look | None) -> C
     count = usable_threads()
     if since is None or _set_by_environment() or _ranks() > 1:  # ranks would mistake one another for other processes
         return Choice(count)
-    others, cores = used_by_others(since, look_later(since)), len(cores_allowed())
+    return with_suggestion(count, others=used_by_others(since, look_later(since)), cores=len(cores_allowed()), key=key)
+
+
+def with_suggestion(count: int, *, others: float, cores: int, key: str) -> Choice:
+    """Choice of `count` threads; its note suggests fewer if other processes use too many of the cores.
+
+    Args:
+        others: number of cores that other processes use.
+        cores: number of cores that this process may use.
+        key: config key that sets the number of threads.
+    """
     better = left_by_others(others, cores)
     if better >= count:
         return Choice(count)

@@ -86,18 +86,19 @@ def test_auto_threads_use_available_cores(
     [(0.1, ""), (0.4, ""), (1.0, "other processes use 1.0 of 2 cores: threads=1 is faster beside them"),
      (2.0, "other processes use 2.0 of 2 cores: threads=1 is faster beside them")],
 )  # fmt: skip
-def test_busy_machine_changes_note_but_not_thread_count(
-    others: float, expected: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_busy_machine_changes_note_but_not_thread_count(others: float, expected: str) -> None:
+    assert threads.with_suggestion(2, others=others, cores=2, key="threads") == Choice(2, expected)
+
+
+@needs_proc
+def test_thread_count_of_new_job_is_the_same_on_a_busy_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(threads, "cores_allowed", lambda: {0, 1})
-    monkeypatch.setattr(threads, "quota", lambda: None)
-    monkeypatch.setattr(threads, "usual_threads", lambda: 2)
-    start = Look(at_s=time.perf_counter() - 10, busy_s=0, own_s=0, waited_s=0)
-    now = Look(at_s=start.at_s + 10, busy_s=10 * others + 5, own_s=5, waited_s=0)
-    monkeypatch.setattr(threads, "look", lambda: now)
-    assert threads.choose("auto", key="threads", since=start) == Choice(2, expected)
+    quiet = threads.choose("auto", key="threads", since=None)
+    start = threads.look()
+    with spinning(3, core=min(os.sched_getaffinity(0))):
+        busy = threads.choose("auto", key="threads", since=start)
+    assert busy.threads == quiet.threads == threads.usable_threads()
 
 
 @pytest.mark.parametrize(
