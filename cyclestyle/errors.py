@@ -32,7 +32,7 @@ class CheckpointError(CyclestyleError):
 
 
 class DamagedError(CheckpointError):
-    """The files of a checkpoint differ from its manifest; an older checkpoint of the run may be intact."""
+    """The files of a checkpoint differ from its manifest of sizes and checksums; an older checkpoint may be intact."""
 
 
 class DivergedError(CyclestyleError):

@@ -32,8 +32,9 @@ def export(
     """Write one file for each direction, and print the name and size of each file and notes about it.
 
     Args:
-        checkpoint: a run folder, a checkpoint folder, a safetensors file, or a `.pth` file of the 2017 implementation.
-        format: `safetensors`, `onnx`, or `reference`, which writes `.pth` files for the 2017 implementation.
+        checkpoint: a run folder, a checkpoint folder, a safetensors file, or a `.pth` file of the original CycleGAN
+            implementation (Zhu et al. 2017).
+        format: `safetensors`, `onnx`, or `reference`, which writes `.pth` files for the original implementation.
         output: output folder. None selects the subfolder `exported` of the run or checkpoint folder. If `checkpoint` is
             a single file outside of a run, None selects the folder that contains this file.
         direction: direction to export, such as `photo2monet`; None exports all directions.

@@ -12,7 +12,7 @@ LINE_EVERY_S = 5.0  # minimum seconds between two lines, see `Counter._line_is_d
 
 
 class Progress(Protocol):
-    """Interface for progress reports: one more image is finished, or a fraction of the current image is finished."""
+    """Receiver of progress: `advance` adds one finished image, `partial` sets the finished part of the current one."""
 
     def advance(self) -> None: ...
     def partial(self, fraction: float) -> None: ...
@@ -93,9 +93,10 @@ class Counter:
         return timedelta(seconds=round(self.elapsed_s / position * (self.total - position)))
 
     def _line_is_due(self) -> bool:
-        """Return whether to print a line now: after each tenth of the images, or if none was printed for 60 s.
+        """Return whether to print a line now: after each tenth of the images, or if no line was printed for 60 s.
 
-        While an image is partly finished, 20 s apply instead of 60 s. No line is due when all images are finished.
+        While an image is partly finished, 20 s apply instead of 60 s. At least `LINE_EVERY_S` seconds lie between two
+        lines. No line is due when all images are finished.
         """
         since = time.perf_counter() - self._printed
         if self.done == self.total or since < LINE_EVERY_S:

@@ -67,11 +67,11 @@ class StopRequest:
         self._file = file
 
     def on_second_interrupt(self, callback: Callable[[], object]) -> None:
-        """Set `callback` to be called on a second Ctrl-C, just before the process ends; it must be quick."""
+        """Set `callback` to be called on a second Ctrl-C, just before the process ends; `callback` must be quick."""
         self._abort_callback = callback
 
     def clear(self) -> None:
-        """Delete the watched file after the run has ended, so that the file does not stop the next start of the run."""
+        """Delete the watched file; call this when the run has ended, so that the file does not stop the next start."""
         if self._file is not None:
             self._file.unlink(missing_ok=True)
 

@@ -191,7 +191,11 @@ def check(*, quality: int, resize: int | None, max_pixels: int) -> None:
 
 
 def check_processes(world: "World", *, engine: str, input: str, threads: int | str) -> None:  # noqa: A002
-    """Raise a CommandError if a setting is not supported by `engine`, or not supported with several processes."""
+    """Raise a CommandError if `engine`, `input`, `threads` and the number of processes do not fit together.
+
+    Several processes require the engine `local` and an `input` other than `-`. A number of threads also requires the
+    engine `local`.
+    """
     if world.size > 1 and engine != "local":
         raise CommandError(f"engine={engine} distributes the photos itself: start it without torchrun")
     if engine != "local" and threads != "auto":
@@ -205,11 +209,11 @@ def close(
 ) -> None:
     """Write the report and the contact sheet of a photo set, and print the summary.
 
-    If the plan has no journal, only the summary is printed.
+    For a single photo whose output is a file name, only print the summary.
 
     Args:
         facts: lines about the model, shown on the contact sheet.
-        labels: names of the variants of each translation, shown on the contact sheet.
+        labels: one label for each strength, such as "50%", shown on the contact sheet; empty for a single strength.
     """
     from cyclestyle.photoset import runner
     from cyclestyle.photoset.contact_sheet import cards

@@ -78,12 +78,12 @@ def late():
     }  # fmt: skip
 
 
-def test_every_room_has_a_level() -> None:
+def test_every_subpackage_has_an_import_level() -> None:
     assert {room(file) for file in MODULES} - {"__init__"} == set.union(*LEVELS)
 
 
 @pytest.mark.parametrize("file", MODULES, ids=name_of)
-def test_rooms_import_only_lower_levels(file: Path) -> None:
+def test_subpackages_import_only_lower_levels(file: Path) -> None:
     if room(file) == "__init__":
         assert rooms_imported(file) == set()
         return
@@ -106,7 +106,7 @@ def test_only_command_modules_and_cli_import_hydra(file: Path) -> None:
         assert room(file) in ENTRIES | {"cli"}
 
 
-def test_components_are_instantiated_in_one_place() -> None:
+def test_only_compose_module_calls_hydra_instantiate() -> None:
     for file in MODULES:
         if room(file) in ENTRIES:
             assert "hydra" not in libraries(file)
@@ -121,7 +121,7 @@ def test_cli_imports_no_torch() -> None:
             assert not libraries(file) & {"torch", "torchvision", "numpy", "PIL"}
 
 
-def test_objective_imports_only_torch() -> None:
+def test_cyclegan_objective_imports_only_torch() -> None:
     file = PACKAGE / "objectives" / "cyclegan.py"
     assert rooms_imported(file) == set()
     assert libraries(file) <= {"torch", "typing", "collections", "contextlib", "functools"}

@@ -218,7 +218,9 @@ def test_networks_of_original_implementation_load_exported_pth_files(
         (UNET7 | {"levels": 3}, "8 and 7 levels, this one has 3"),
     ],
 )
-def test_unsupported_network_writes_no_pth_file(tmp_path: Path, architecture: dict[str, Any], reason: str) -> None:
+def test_pth_export_of_unsupported_network_fails_and_writes_nothing(
+    tmp_path: Path, architecture: dict[str, Any], reason: str
+) -> None:
     model = write_model(tmp_path / "model", architecture=architecture)
     with pytest.raises(CheckpointError, match=f"^{model}: .*{reason}.*$"):
         export(model, output=tmp_path / "out", format="reference")
@@ -400,7 +402,7 @@ def test_onnx_export_rejects_graph_with_different_outputs(by: float, fails: bool
 # Output files
 
 
-def test_default_output_folder_is_exported_subfolder_or_folder_of_single_file(
+def test_default_output_is_subfolder_exported_or_folder_of_standalone_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = write_model(tmp_path / "alone")

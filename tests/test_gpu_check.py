@@ -175,7 +175,7 @@ def test_states_differing_in_one_bit_are_unequal() -> None:
     assert gpu_numbers.unequal(one, other) == (1, compared)
 
 
-def test_nonfinite_losses_are_counted_and_scales_described() -> None:
+def test_nonfinite_steps_and_loss_scale_changes_are_reported() -> None:
     trainer: Trainer = our_trainer("fp32", channels=2)
     trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)  # overflows in float32
     course = gpu_numbers.course(trainer, [random_batch(32, step) for step in range(3)])
@@ -272,7 +272,7 @@ def test_finished_parts_are_skipped_until_code_or_device_change(tmp_path: Path) 
     assert ran(tmp_path)[4:] == ["passes", "passes"]
 
 
-def test_page_keeps_results_of_earlier_calls(tmp_path: Path) -> None:
+def test_result_page_keeps_results_of_earlier_calls(tmp_path: Path) -> None:
     programs = {"first": PASSES, "second": PASSES}
     run(tmp_path, programs)
     (record,) = run(tmp_path, programs, only=["second"], again=True)
@@ -360,7 +360,7 @@ def test_missing_gpu_gives_one_line_error(
     assert not (tmp_path / "out").exists()
 
 
-def test_data_without_both_folders_is_rejected(
+def test_data_folder_without_both_domains_is_rejected(
     command: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as exit_info:

@@ -466,7 +466,7 @@ def test_stopped_run_exits_0_if_torchrun_would_restart_it(smoke: Command, monkey
         assert (status("runs/smoke")["state"], status("runs/smoke")["code"]) == ("stopped", 75)
 
 
-def test_stopped_and_resumed_two_ranks_equal_one_process(
+def test_stopped_and_resumed_two_rank_run_equals_one_process_run(
     smoke: Command, started: Callable[..., subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # At the default learning rate, such small networks amplify rounding errors tenfold at every step.
@@ -509,7 +509,7 @@ def test_stopped_and_resumed_two_ranks_equal_one_process(
             assert values[key] == pytest.approx(expected[key], rel=1e-3, abs=1e-4), (expected["step"], key)
 
 
-def test_relaunched_run_keeps_exit_code_and_one_line_error(
+def test_run_of_two_processes_keeps_exit_code_and_one_line_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -546,7 +546,7 @@ def test_cuda_graphs_on_cpu_or_with_profiler_give_one_line_error(
 
 
 @pytest.mark.parametrize("recompute", ["false", "true"])
-def test_split_and_joint_runs_have_equal_losses(smoke: Command, recompute: str) -> None:
+def test_split_and_joint_backward_passes_have_equal_losses(smoke: Command, recompute: str) -> None:
     assert_equal_losses(smoke, "trainer.backward=split", "trainer.backward=joint", f"trainer.recompute={recompute}")
 
 
@@ -677,7 +677,7 @@ def test_run_resumes_from_checkpoint_without_number_of_threads(
     assert newest("runs/smoke").training["threads"] == torch.get_num_threads() == 1
 
 
-def test_cpu_run_checks_processor_after_each_step(tmp_path: Path) -> None:
+def test_cpu_run_checks_for_busy_cores_after_each_step(tmp_path: Path) -> None:
     cfg = OmegaConf.create({"logger": {}, "trainer": {"profile": False}})
     trainer: Any = SimpleNamespace(world=World(), hardware=Hardware("cpu"), step=0, total=2)
     checks: list[int] = []

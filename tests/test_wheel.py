@@ -66,7 +66,7 @@ def run(folder: Path, *command: object) -> str:
     return process.stdout
 
 
-def test_wheel_holds_all_configs_and_modules_only(wheel: Path) -> None:
+def test_wheel_holds_exactly_the_package_files(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     configs = {f"cyclestyle/{file.relative_to(REPOSITORY)}" for file in (REPOSITORY / "configs").rglob("*.yaml")}

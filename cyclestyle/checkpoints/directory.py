@@ -5,8 +5,8 @@ checkpoints/
   step_00012000/
     networks.safetensors   weights (generators.ab.*, generators.ba.*, discriminators.*, ema.ab.*, ema.ba.*);
                            architectures and domain names in its header
-    training.pt            optimizers, scaler, sample index, recipe, file names
-    rank0.pt, ...          state of one rank: its share of the image pools, its running means
+    training.pt            optimizers, gradient scaler, step, config, names and sizes of the training files
+    rank0.pt, ...          state of one rank: its share of the image pools, its running means of losses and scores
     manifest.json          sha256 and size of each file; written last
   latest                   text file with the name of the newest folder, for people and scripts
 ```
@@ -201,7 +201,7 @@ def read(path: Path) -> Checkpoint:
     """Read a checkpoint folder and verify it against its manifest.
 
     Raises:
-        DamagedError: a file is missing or differs from its checksum.
+        DamagedError: a file is missing, or its content does not match its checksum.
         CheckpointError: a newer version of this program wrote the checkpoint, or the content of a file is malformed.
     """
     checksums = read_checksums(path)

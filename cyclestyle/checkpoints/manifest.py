@@ -54,7 +54,7 @@ def verify(path: Path, checksums: Mapping[str, str], *, only: Iterable[str] | No
 def _unreadable(path: Path, error: OSError) -> DiskError:
     """Create the error for a checkpoint file that the disk fails to read.
 
-    It is no DamagedError: after such an error `Checkpoints.load` would rename the checkpoint, which may be undamaged.
+    The error is no DamagedError, since `Checkpoints.load` renames damaged checkpoints and this one may be undamaged.
     """
     return DiskError(f"cannot read {path}: {(error.strerror or '').lower()}; try again when the disk can be read")
 

@@ -28,7 +28,7 @@ class Model(NamedTuple):
     export: dict[str, Any] | None = None  # description of an exported direction, for people; None in a checkpoint
 
     def weights_under(self, prefix: str) -> dict[str, Tensor]:
-        """Return the weights whose names start with `prefix`, such as `"ema.ab."`; keys lack the prefix."""
+        """Return the weights whose names start with `prefix`, such as `"ema.ab."`; the keys omit the prefix."""
         return {key.removeprefix(prefix): value for key, value in self.tensors.items() if key.startswith(prefix)}
 
 

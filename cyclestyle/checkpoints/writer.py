@@ -1,4 +1,4 @@
-"""Saving of checkpoints: while training waits, or in a second thread while training continues."""
+"""Saving of checkpoints, either while training waits or in a second thread while training continues."""
 
 import threading
 from collections.abc import Callable, Mapping
@@ -23,7 +23,7 @@ class Snapshot(NamedTuple):
     rank_state: Mapping[str, Any]  # state of this rank alone; no later step modifies its tensors
 
     def copied(self, *, shared: bool = True) -> "Snapshot":
-        """Return a copy on the CPU. Later steps do not modify it, so training may continue while it is written.
+        """Return a copy on the CPU. Later steps do not modify the copy, so training may continue while it is written.
 
         Args:
             shared: whether to include the model and the training state, which only rank 0 writes.
@@ -125,7 +125,11 @@ class CheckpointWriter:
 
 
 def _copied(state: Any, *, unshared: bool = False) -> Any:
-    """Copy the tensors in a nested state to the CPU; if `unshared` is true, do not copy tensors that are on the CPU."""
+    """Copy the tensors in a nested state to the CPU.
+
+    Args:
+        unshared: True if nothing modifies the tensors later; those on the CPU are then not copied.
+    """
     if isinstance(state, Tensor):
         return state.detach().cpu() if unshared or state.device.type != "cpu" else state.detach().clone()
     if isinstance(state, Mapping):

@@ -1,1 +1,1 @@
-"""Command line and configs: parsing arguments, printing help, composing and checking configs, building components."""
+"""Command line and configs: arguments, help texts, composing and checking configs, building configured objects."""

@@ -60,7 +60,7 @@ def split(argument: str) -> Argument:
 
 
 def literal(argument: Argument) -> str | None:
-    """Return the value of a path or text argument as typed, or None if the value is `null`; in a path, expand `~`."""
+    """Return the value of a path or text argument as typed, but with `~` expanded in a path; None for `null`."""
     if argument.text == "null":
         return None
     if argument.key in PATHS:
@@ -93,7 +93,7 @@ def unknown_key_error(kind: str, word: str, choices: Iterable[str], *, otherwise
     is empty. If `word` is the former name of a renamed key, the message gives the present name instead.
 
     Args:
-        kind: what `word` should name, for the message: `key`, or the name of a config group.
+        kind: noun before `word` in the message: `key`, or the name of a config group, such as `generator`.
         otherwise: text to show if no choice is close, in place of a list of all choices.
     """
     if (renamed := RENAMED.get(word)) is not None:

@@ -1,4 +1,4 @@
-"""Compose configs, check them, and build their components.
+"""Compose configs, check them, and build the objects that they describe.
 
 Only `cyclestyle.cli` and the command modules (train, translate, evaluate, export) use Hydra. This module does not
 import PyTorch, so that `--help` is quick.
@@ -30,7 +30,7 @@ from cyclestyle.errors import CommandError
 
 @dataclass
 class Train:
-    """Top-level keys of configs/train.yaml; experiment files must not contain others."""
+    """Top-level keys of configs/train.yaml; experiment files must not contain other top-level keys."""
 
     name: str = MISSING
     seed: int = MISSING
@@ -191,7 +191,14 @@ def group_override(argument: Argument) -> str:
 
 
 def set_key(cfg: DictConfig, argument: Argument, command: str) -> None:
-    """Set one key of `cfg`; whether the component accepts this key and value is verified later, by `check`."""
+    """Set one key of `cfg` to the value in `argument`.
+
+    `check` verifies later that the class or function that receives the key accepts it and its value.
+
+    Raises:
+        CommandError: the key is unknown or holds other keys, or the value is malformed or, for a top-level key, of the
+            wrong type.
+    """
     key, text = argument
     known = dict(walk(OmegaConf.to_container(cfg)))
     parent = known.get(key.rpartition(".")[0])
@@ -264,8 +271,10 @@ def check(cfg: DictConfig) -> None:
 def check_node(path: str, node: object) -> None:
     """Check the node at the dotted key `path`.
 
-    There are three kinds of node: a component (with a `_target_`), a node whose keys functions in `CONSUMERS` receive,
-    and a node of named components, such as `logger`.
+    There are three kinds of node:
+    * a component, whose `_target_` is the class or function that receives the other keys of the node;
+    * a node without `_target_` that is listed in `CONSUMERS`, with the classes and functions that receive its keys;
+    * a node that maps names to components, such as `logger`.
     """
     if not isinstance(node, dict):
         raise CommandError(f"{path}={node} is no component: a component is a node with a _target_")
@@ -286,10 +295,10 @@ def consumers(name: str) -> list[Callable[..., Any]]:
 
 
 def build(node: DictConfig, **kwargs: Any) -> Any:
-    """Call the `_target_` of `node` with the node's other keys and with `kwargs`; return the component.
+    """Call the `_target_` of `node` with the node's other keys and `kwargs` as arguments; return the result.
 
-    Hydra only finds the target. If it received the arguments, it would resolve ${...} in paths, and copy
-    networks and parameters.
+    Hydra is used only to find the target. If Hydra also received the arguments, it would resolve ${...} in paths, and
+    copy networks and parameters.
 
     Raises:
         CommandError: a key of the node is also in `kwargs`.

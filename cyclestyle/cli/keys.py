@@ -98,9 +98,9 @@ RENAMED_TARGETS = {
 
 
 def with_present_names(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Copy a config that an earlier version saved; replace former names of keys, values and targets by present ones.
+    """Return a copy of a config saved by an earlier version, with present names of keys, values and targets.
 
-    The given config and the copy are nested dicts.
+    The given config and the copy are nested dicts. Keys of a data class that is not part of this package are kept.
     """
     config = _rename(recipe, "")
     data = config.get("data")

@@ -16,7 +16,7 @@ from cyclestyle.errors import CommandError
 
 
 class SweepJob(NamedTuple):
-    """One run among those that `--multirun` starts."""
+    """One of the training runs that `--multirun` starts."""
 
     line: list[str]  # equivalent arguments without --multirun
     cfg: DictConfig
@@ -26,7 +26,7 @@ def jobs(command: str, arguments: Sequence[str]) -> list[SweepJob]:
     """Create a job with its own run folder for every combination of values in `arguments`; check each config.
 
     Raises:
-        CommandError: the command does not train, torchrun started it, or a config is invalid.
+        CommandError: the command does not train, torchrun started several processes, or a config is invalid.
     """
     if "run_dir" not in get_type_hints(SCHEMAS[command]):
         raise CommandError(f"{command} has no --multirun: it trains nothing")
@@ -56,7 +56,7 @@ def sweep_values(argument: Argument) -> Iterator[str]:
 
 
 def run_jobs(command: str, run: Callable[[DictConfig], int | None], todo: Sequence[SweepJob]) -> int:
-    """Run the jobs in `todo` one after the other; stop after the first nonzero exit code, and return this code."""
+    """Run the jobs in `todo` one after the other until one fails; return its exit code, or 0 if all succeed."""
     for number, (line, cfg) in enumerate(todo, 1):
         print(f"cyclestyle {command}: job {number} of {len(todo)}: {shlex.join(line)}", flush=True)
         sys.argv[1:] = line  # torchrun repeats this command line, which must then start a single run

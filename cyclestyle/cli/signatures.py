@@ -14,7 +14,7 @@ from cyclestyle.errors import CommandError
 
 
 def bind(path: str, values: Mapping[str, Any], targets: Sequence[Callable[..., Any]]) -> None:
-    """Check that every key in `values` is a parameter of a target, and that each value matches the annotation.
+    """Check that each key in `values` is a parameter of one of the `targets`, and its value matches the annotation.
 
     A parameter whose key is missing is not an error: it has a default, or the program passes it. If the last target
     has a parameter `**rest`, any key is accepted. An earlier target with `**rest` passes the keys that it does not

@@ -1,4 +1,4 @@
-"""Training data: pairs of unrelated images from two folders; a pair depends on the seed and its sample index alone."""
+"""Training data: pairs of unrelated images from two folders; the n-th pair of a run depends on n and the seed alone."""
 
 from cyclestyle.data.crop import Crop
 from cyclestyle.data.dataset import Batch, Pair, UnpairedDataset

@@ -24,7 +24,7 @@ class Crop:
         flip: mirror images horizontally with probability 1/2.
 
     Raises:
-        CommandError: a size below 1, or a crop larger than the resized image.
+        CommandError: a size is below 1, or `crop_size` exceeds `load_size` if `resize` is `stretch` or `short`.
     """
 
     def __init__(self, *, resize: Resize, load_size: int, crop_size: int, flip: bool) -> None:
@@ -38,7 +38,7 @@ class Crop:
         self.resize, self.load_size, self.crop_size, self.flip = resize, load_size, crop_size, flip
 
     def fits(self, width: int, height: int) -> bool:
-        """Return whether an image of `width` x `height` px, resized by the rule `resize`, is as large as the crop."""
+        """Return whether an image of `width` x `height` px, once resized, is at least as large as the crop."""
         return min(self._resized_to(width, height)) >= self.crop_size
 
     def random(self, image: Image.Image, random: np.random.Generator) -> Tensor:
@@ -50,7 +50,7 @@ class Crop:
         return self._cut(image, left, top, mirrored=mirrored)
 
     def centre(self, image: Image.Image) -> Tensor:
-        """Return the central crop of `image`, uint8 (3, crop_size, crop_size), never flipped; used for probe images."""
+        """Return the central crop of `image`, uint8 (3, crop_size, crop_size), never flipped."""
         image = self._resized(image)
         return self._cut(image, (image.width - self.crop_size) // 2, (image.height - self.crop_size) // 2)
 
@@ -71,6 +71,6 @@ class Crop:
 
 
 def _scaled(width: int, height: int, *, short: int) -> tuple[int, int]:
-    """Return `width` and `height`, both scaled by the same factor, which makes the smaller of them `short` px."""
+    """Return `width` and `height`, scaled by the same factor so that the smaller of them is `short` px."""
     factor = short / min(width, height)
     return max(short, round(width * factor)), max(short, round(height * factor))

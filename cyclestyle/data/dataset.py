@@ -27,7 +27,7 @@ MAX_TRIES = 100  # files tried for one image; if all of them are unreadable, the
 
 
 class Pair(NamedTuple):
-    """One training example: an image of each domain, uint8 (3, H, W), and the sample index of the pair (`draw`)."""
+    """One training example: an image of each domain, uint8 (3, H, W); `draw` is the number of the pair in the run."""
 
     a: Tensor
     b: Tensor
@@ -47,9 +47,13 @@ class Batch(NamedTuple):
 class UnpairedDataset:
     """Pairs of training images from two lists of files.
 
+    Item n is the n-th pair of a run, counted from 0 over all steps and ranks; n is called the sample index.
+
     Files of domain a are used in rounds: each round uses every file once, in a new random order. Files of domain b are
-    drawn uniformly at random. Both rules follow the 2017 implementation. An unreadable file is replaced by a random
-    file of the same domain. The replacement depends on the seed and the sample index alone; no other pair changes.
+    drawn uniformly at random. Both rules follow the CycleGAN authors' implementation of 2017.
+
+    An unreadable file is replaced by a random file of the same domain. The replacement depends on the seed and the
+    sample index alone; no other pair changes.
 
     Args:
         a, b: image files of the two domains.
@@ -85,9 +89,9 @@ class UnpairedDataset:
         return max(len(self.a), len(self.b))
 
     def files(self, draw: int) -> tuple[Path, Path]:
-        """Return the files of domains a and b for sample index `draw`, before any unreadable file is replaced.
+        """Return the two files chosen for sample index `draw`, first of domain a, then of domain b; open neither.
 
-        Files at an index in `bad_a` or `bad_b` are already replaced.
+        Files at the indices `bad_a` and `bad_b` are already replaced; other unreadable files are not.
         """
         return next(self._candidates_a(draw)), next(self._candidates_b(draw))
 
@@ -111,7 +115,8 @@ class UnpairedDataset:
         """Yield the file `files[slot]`, then an endless series of random files of the same domain to replace it.
 
         Files at an index in `bad` are never yielded; if `slot` is in `bad`, the first yielded file is a replacement.
-        The replacements depend on the seed, `purpose` and the sample index `draw`, not on the reason for replacing.
+        The replacements are drawn by a random generator for the seed, the label `purpose` and the sample index `draw`.
+        They are the same whether `slot` is in `bad` or `files[slot]` turns out to be unreadable.
         """
         if slot not in bad:
             yield files[slot]

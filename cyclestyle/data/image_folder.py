@@ -35,9 +35,10 @@ class ImageFolder:
 
     Attributes:
         files: paths of all images.
-        damaged: dictionary from the name of each unreadable file, relative to the folder, to the reason.
-        small: dictionary from the name of each image that is smaller than the crop to the reason.
-        excluded: dictionary from the name of each readable image that is not used because of its size to the reason.
+        damaged: unreadable files: a dictionary from file names, relative to the folder, to error texts.
+        small: images that are smaller than the crop after resizing: a dictionary from file names to texts with sizes.
+        excluded: readable images that are not used, as they are too large or small: a dictionary from file names to
+            reasons.
         notes: remarks on the folder for the user.
 
     `classify` fills `damaged`, `small` and `excluded`, and adds to `notes`.
@@ -70,7 +71,7 @@ class ImageFolder:
 
     @property
     def skipped_indices(self) -> frozenset[int]:
-        """Indices of all unused files in the list `files`."""
+        """Indices into the list `files`, one for each unused file."""
         candidates, skipped = self.listing.candidates, self.skipped
         return frozenset(slot for slot, candidate in enumerate(candidates) if str(candidate.name) in skipped)
 
@@ -147,7 +148,7 @@ class ImageFolder:
 
 
 def with_details(first: str, lines: Sequence[str]) -> str:
-    """Return `first` with `lines` indented below it; of more than five lines, show four and the number of the rest."""
+    """Return `first` with `lines` indented below it; more than five are cut to four and the number of the others."""
     below = lines if len(lines) <= 5 else [*lines[:4], f"and {len(lines) - 4:,} more"]
     return "\n  ".join([first, *below])
 

@@ -105,7 +105,7 @@ def with_type_name(error: Exception) -> str:
 
 
 def _examined(jobs: Sequence[_Job], max_pixels: int) -> Generator[tuple[_Job, FileCheck], None, None]:
-    """Yield each job with its result as soon as the job is completed; jobs for images above `LARGE` px come last."""
+    """Inspect one file for each job; yield jobs with results in order of completion, images above `LARGE` px last."""
     large: list[_Job] = []
     for job, check in _side_by_side(jobs, threads=_num_threads(), max_pixels=min(LARGE, max_pixels)):
         if _is_conclusive(check, max_pixels):
@@ -164,7 +164,7 @@ def _cached(folder: Path, candidates: Sequence[Candidate], max_pixels: int) -> F
 
 
 def _as_file_check(candidate: Candidate, row: object) -> FileCheck | None:
-    """Return the result in the cache entry `row`; None unless it has the candidate's size and time of modification."""
+    """Convert the cache entry `row` to a result; return None if it is missing, invalid or outdated."""
     match row:
         case [candidate.size, candidate.modified_ns, str(reason)]:
             return FileCheck(None, reason)

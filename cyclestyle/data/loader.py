@@ -36,18 +36,19 @@ def batches(
     pin: bool,
     stopping: Callable[[], bool] = lambda: False,
 ) -> Generator[Batch, None, None]:
-    """Yield one batch for each step from `start` (inclusive) to `stop` (exclusive): the pairs for the rank `rank`.
+    """Yield the pairs of the rank `rank`, one batch for each step from `start` (inclusive) to `stop` (exclusive).
 
     All ranks together get the global batch of the step. The global batch of step t has `batch_size` pairs, with sample
-    indices from t * batch_size to (t + 1) * batch_size - 1. The pair at position s in it belongs to rank s mod `ranks`.
+    indices from t * batch_size to (t + 1) * batch_size - 1. Its pair at index s, from 0, belongs to rank s mod `ranks`.
 
     Args:
-        workers: number of processes that prefetch batches until the generator is closed; with 0, this process reads.
+        workers: number of processes that prefetch batches until the generator is closed; with 0, the calling process
+            reads the images.
         pin: yield batches in page-locked memory, for faster copies to a GPU.
         stopping: function that is polled during the wait for a batch; if it returns True, no further batch is yielded.
 
     Raises:
-        DataError: an image of the requested batch is unreadable, or a worker failed or was killed.
+        DataError: an image of the requested batch is unreadable and was not replaced, or a worker failed or was killed.
     """
     share = _Share(dataset, batch_size, rank, ranks)
     steps = range(start, stop)
@@ -65,7 +66,7 @@ def batches(
 
 
 def warn_once(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """Yield `batches` unchanged; warn once for each file that was replaced because it has become unreadable."""
+    """Yield `batches` unchanged; warn once about each unreadable file that was replaced by another."""
     warned: set[str] = set()
     for batch in batches:
         for line in batch.replaced:
@@ -76,7 +77,7 @@ def warn_once(batches: Iterable[Batch]) -> Iterator[Batch]:
 
 
 class _Share(NamedTuple):
-    """Reader for the share of one rank in each global batch."""
+    """Reader of one rank's pairs from each global batch; `batch_size` counts the pairs of all ranks."""
 
     dataset: UnpairedDataset
     batch_size: int
@@ -95,7 +96,7 @@ class _Share(NamedTuple):
 
 
 class _Head(NamedTuple):
-    """Header that a worker sends before the pixels of a batch: shapes of `a` and `b`, and all other fields."""
+    """Header that a worker sends before the pixels of a batch: shapes of `a` and `b`, and the batch's other fields."""
 
     shapes: tuple[torch.Size, torch.Size]
     draws: list[int]
@@ -103,7 +104,9 @@ class _Head(NamedTuple):
 
 
 class _Workers:
-    """Context manager: worker processes that prefetch batches; of n workers, worker i reads those of `steps[i::n]`.
+    """Context manager that runs `count` worker processes, which prefetch the batches of `steps`.
+
+    Worker i, counted from 0, reads the batches of the steps `steps[i::count]`.
 
     Each worker sends its batches in order through its own pipe, and one thread per worker receives them in the parent
     process. The pipe closes when its worker exits for any reason. Shared memory is not used, as it is scarce in
@@ -163,7 +166,7 @@ class _Worker:
     """One worker process, and the thread that receives its batches.
 
     Attributes:
-        received: queue of batches in order. After a failure, its last entry is the error; after the pipe closed, None.
+        received: queue of batches in order. An exception in the queue reports a failure; None reports a closed pipe.
     """
 
     def __init__(self, share: _Share, steps: range, *, pin: bool) -> None:
@@ -243,7 +246,10 @@ def _work(share: _Share, steps: range, pipe: "Connection[object, object]", train
 
 
 def _exit_message(pid: int | None, code: int | None) -> str:
-    """Return the error text for worker `pid` that exited early with exit code `code` (-n: killed by signal n)."""
+    """Return the error text for the worker with process id `pid`, which stopped sending batches too early.
+
+    `code` is its exit code: -n if signal n killed it, None if it has not exited.
+    """
     if code is None:
         return f"data worker {pid} sends no more data: {REMEDY}"
     if code >= 0:
@@ -255,7 +261,7 @@ def _exit_message(pid: int | None, code: int | None) -> str:
 
 @contextmanager
 def _stop_signals_blocked() -> Iterator[None]:
-    """Context manager: block stop signals in the `with` block; a worker started there inherits this state."""
+    """Context manager: block the stop signals in the `with` block; they are also blocked in a worker started there."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -267,9 +273,10 @@ def _stop_signals_blocked() -> Iterator[None]:
 
 
 def _ignore_stop_signals(trainer: int) -> None:
-    """Make a worker ignore stop signals, except a SIGTERM from the process with id `trainer`.
+    """Make this worker process ignore stop signals; a SIGTERM from the process with id `trainer` still ends it.
 
-    Stop signals can reach the whole process group, and the trainer still needs batches to finish its step.
+    Stop signals can reach the whole process group, but the trainer still needs batches to finish its step. On systems
+    that do not report the sender of a signal, any SIGTERM ends the worker. The worker also ends when the trainer exits.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "SIGUSR1"):
@@ -291,7 +298,7 @@ def _exit_on_sigterm_from(trainer: int) -> None:
 
 
 def _exit_with_trainer() -> None:
-    """Wait until the trainer has exited, then end this worker process, even if its other threads are busy."""
+    """Wait until the trainer (the parent process) exits; then end this worker, even if its other threads are busy."""
     trainer = multiprocessing.parent_process()
     assert trainer is not None
     trainer.join()

@@ -19,15 +19,17 @@ from cyclestyle.images import decoding
 class UnpairedFolders:
     """Training images and probe images of two domains; the order of the files depends on their names alone.
 
+    Probe images are fixed images that are translated at regular intervals during training.
+
     The constructor lists the folders and opens no file; `inspect` then decodes each file. Without `inspect`, damaged
     files are detected and replaced when training reads them.
 
     Args:
         root: folder with the subfolders `trainA`, `trainB` and, optionally, `testA`, `testB`.
         a, b: the two training folders, searched recursively; they override `trainA` and `trainB` in `root`.
-        test_a, test_b: folders with the probe images, which override `testA` and `testB` in `root`; without a test
+        test_a, test_b: folders with the probe images; they override `testA` and `testB` in `root`. Without a test
             folder, training images of the domain are used as probe images.
-        domain_a, domain_b: names of the domains; joined, they name a direction, such as `photo2monet`.
+        domain_a, domain_b: names of the domains; joined by `2`, they name a direction, such as `photo2monet`.
         resize, load_size, crop_size, flip: see `Crop`.
         bad_files: with `skip`, up to 1 % of the files in a folder, rounded down, may be unreadable (none in a folder of
             fewer than 100 files); they are left out, and files that become unreadable later are replaced. With `error`,
@@ -42,10 +44,9 @@ class UnpairedFolders:
 
     Attributes:
         train_a, train_b: all training files, unusable ones included.
-        files: for each of the keys "a" and "b", a dictionary from file names, relative to the training folder and in
-            the order of `train_a` or `train_b`, to file sizes in bytes.
-        bad: for each of the keys "a" and "b", a dictionary from the name of each unused training file to the reason;
-            filled by `inspect`.
+        files: sizes of all training files in bytes. `files["a"]` and `files["b"]` are dictionaries, keyed by file name
+            relative to the training folder, in the order of `train_a` and `train_b`.
+        bad: reasons why training files are not used, keyed in the same way; filled by `inspect`.
 
     Raises:
         CommandError: invalid or contradictory settings.
@@ -136,7 +137,7 @@ class UnpairedFolders:
         ]
 
     def draws(self, seed: int) -> UnpairedDataset:
-        """Return the data set of training pairs for a run with seed `seed`; item n is the pair with sample index n."""
+        """Return the data set of training pairs for a run with seed `seed`; item n is the n-th pair of the run."""
         return UnpairedDataset(
             self.train_a,
             self.train_b,
@@ -150,7 +151,7 @@ class UnpairedFolders:
         )
 
     def probes(self, count: int) -> tuple[Tensor, Tensor]:
-        """Return probe images of domains a and b, each uint8 (n, 3, crop_size, crop_size) with n of at most `count`.
+        """Return up to `count` probe images for each domain: two tensors, a and b, uint8 (N, 3, crop_size, crop_size).
 
         Every call returns the same images.
 
@@ -254,7 +255,7 @@ def _training_images(folder: Path, domain: str, homepage: str | None) -> ImageFo
 
 
 def _test_images(test_folder: str | None, root: str | None, name: str, key: str, domain: str) -> ImageFolder | None:
-    """Return the images in `test_folder`; if it is None, those in the folder `name` of `root`, if there is one."""
+    """Return the images in `test_folder` or, by default, in `root`/`name`; None if this default does not exist."""
     if test_folder is None and (root is None or not (Path(root) / name).is_dir()):
         return None
     folder = Path(root or "") / name if test_folder is None else Path(test_folder)

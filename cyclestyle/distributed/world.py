@@ -21,7 +21,7 @@ FAILURE_WAIT_S = 2.0  # longest wait for the other ranks to report a failure or 
 
 
 class FailedElsewhereError(Exception):
-    """Raised on a rank that did not fail itself, because another rank has failed; the other rank reports the reason."""
+    """Error on a rank that has not failed itself, raised when another rank fails; the other rank reports the reason."""
 
 
 class World:
@@ -31,7 +31,7 @@ class World:
         rank: number of this process in the run.
         size: number of processes.
         local_rank: number of this process on its host.
-        store: key-value store that all ranks share; None if `size` is 1.
+        store: key-value store that all ranks share; None for a single rank, and in the result of `duplicate`.
         timeout_s: longest wait for another rank during training, in seconds.
     """
 
@@ -79,11 +79,11 @@ class World:
 
     @contextmanager
     def accumulating(self, *, more_to_come: bool) -> Iterator[None]:
-        """Context manager around one backward pass of several whose gradients are summed.
+        """Context manager for one of several backward passes whose gradients are summed.
 
         Args:
-            more_to_come: whether another backward pass follows. True adds the gradients to those of earlier passes, on
-                this rank only; False also averages the sums over all ranks.
+            more_to_come: whether another backward pass follows. If true, the gradients are added to those of earlier
+                passes, on this rank only. If false, this is the last pass, and the sums are averaged over all ranks.
         """
         self._heartbeat()
         for wrapped in self._wrapped:
@@ -215,7 +215,7 @@ class World:
         return True
 
     def first_failure(self) -> tuple[int, str] | None:
-        """Return exit code and reason of the first rank that failed; None if it does not post them within 10 s."""
+        """Return exit code and reason posted by the first rank that failed; None if nothing is posted within 10 s."""
         if self._store is None:
             return None
         try:
@@ -280,7 +280,7 @@ def launched() -> bool:
 
 @contextmanager
 def session(device_type: str, *, timeout_s: float = 600.0) -> Iterator[World]:
-    """Context manager: yield the world of all processes started by torchrun; without torchrun, of this process alone.
+    """Context manager: yield a World of all processes that torchrun started, or of this process alone without torchrun.
 
     Args:
         device_type: `cpu`, `cuda` or `mps`.

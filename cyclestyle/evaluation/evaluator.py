@@ -49,7 +49,7 @@ class Colours(NamedTuple):
 
 
 class Report(NamedTuple):
-    """All scores of a set of translations; None for scores without reference images."""
+    """All scores of a set of translations; a score is None if its reference images were not given."""
 
     num_images: int
     truth: PairedScores | None
@@ -88,7 +88,10 @@ def evaluate(
 
 
 def table(report: Report, *, truth: Path | None, target: Path | None) -> str:
-    """Format `report` as a text table, with one block of rows per reference: ground truth, target domain, photo."""
+    """Format `report` as a text table with one block of rows per reference: ground truth, target domain, photo.
+
+    `truth` and `target` are the folders of the reference images, for the titles of the blocks.
+    """
     blocks: list[tuple[str, list[str], list[tuple[str, list[str]]]]] = []
     if report.truth is not None and truth is not None:
         rows = zip(("photo unchanged", "best global colour map", "this model"), report.truth, strict=True)

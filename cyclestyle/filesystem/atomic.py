@@ -108,7 +108,7 @@ def megabytes(count: int) -> str:
 
 
 class _Stream:
-    """Wrapper around a binary stream that stores the first OSError raised while writing to it.
+    """Wrapper around a binary stream; the wrapper stores the first OSError raised while writing to the stream.
 
     `torch.save` writes to any object with a `write` method. If this method raises an OSError, `torch.save` raises
     another error instead.

@@ -11,7 +11,7 @@ from cyclestyle.errors import DataError
 
 
 class Candidate(NamedTuple):
-    """Path with an image extension in a listed folder; the path is not a folder, and it may be unreadable."""
+    """Path of an image file found by `listing`, judged by its extension; may be unreadable, such as a broken link."""
 
     name: Path  # relative to the listed folder
     size: int  # bytes
@@ -132,7 +132,11 @@ def _status(entry: "os.DirEntry[str]") -> os.stat_result | str:
 
 
 def _once_each(matches: list[tuple[Path, os.stat_result | str]]) -> tuple[list[Candidate], list[Path]]:
-    """Return one candidate per file, under its first path in `matches`, and the other paths of the same files."""
+    """Return one candidate for each file, under its first path in `matches`; also return the other paths of all files.
+
+    Args:
+        matches: pairs of a path and its `stat` result; in place of the result, the reason if `stat` failed.
+    """
     candidates: list[Candidate] = []
     repeated: list[Path] = []
     seen: set[tuple[int, int]] = set()

@@ -1,7 +1,7 @@
 """CUDA graphs: the kernels of a function are captured once and then launched together.
 
-Each launch of a kernel takes the processor some microseconds. A step of CycleGAN launches more than a thousand kernels.
-At batch 1 many kernels finish before the next is launched, so a fast GPU waits for the processor.
+Each launch of a kernel takes the CPU some microseconds. A step of CycleGAN launches more than a thousand kernels. At
+batch size 1 many kernels finish before the next is launched, so a fast GPU waits for the CPU.
 """
 
 import functools
@@ -29,8 +29,8 @@ class GraphCapture(Protocol):
         """Capture the operations of a function without executing them.
 
         Returns:
-            (function that replays the operations, output tensors of the operations). The next replay of any captured
-            function may overwrite the tensors.
+            (function that replays the operations, result of `run`). Each replay writes to the tensors in this result;
+            the next replay of any captured function may overwrite them.
 
         Raises:
             RuntimeError: an operation cannot be captured.
@@ -114,7 +114,7 @@ class GraphedCalls:
         return {key: output.clone() for key, output in graph.outputs.items()}  # the next replay may overwrite outputs
 
     def forget(self) -> None:
-        """Clear all graphs and start again with warm-up calls; needed when tensors that graphs use are replaced."""
+        """Drop all graphs and start again with warm-up calls; needed if tensors that the graphs use are replaced."""
         self._graphs.clear()
         self._rehearsals.clear()
 
@@ -151,9 +151,9 @@ def choose_capture(
 
     Args:
         requested: value of `trainer.cuda_graphs`; `auto` captures steps if no obstacle applies and `pays` is True.
-        capture: capture for this device; None if the device supports none.
-        obstacles: text that names an obstacle, for the error -> whether this obstacle applies.
-        pays: whether capturing makes steps faster.
+        capture: object that captures on this device; None if the device does not support capture.
+        obstacles: keys are reasons against capture, worded for the error text; values are whether the reason applies.
+        pays: whether replaying captured steps is faster than running them eagerly.
 
     Raises:
         CommandError: `requested` is True, but an obstacle applies.
@@ -165,7 +165,7 @@ def choose_capture(
 
 
 def _root_cause(error: BaseException) -> str:
-    """Return the first line of an error's root cause, since cleaning up after a failure may raise other errors."""
+    """Return the first line of the message of the error that came first; cleaning up after it may raise others."""
     while error.__context__ is not None:
         error = error.__context__
     return str(error).partition("\n")[0]

@@ -1,4 +1,4 @@
-"""Choice of device and precision, and wrappers that run networks on this device in this precision."""
+"""Choice of device and precision, and wrappers that run networks on the chosen device in the chosen precision."""
 
 import copy
 import ctypes
@@ -119,7 +119,7 @@ class Hardware:
     def prepare_inference(self, module: nn.Module) -> Callable[..., Any]:
         """Return a function that calls a trained module for inference, like `wrap`; it casts the weights only once.
 
-        The function uses a copy of the module with weights in this precision and layout; the module is unchanged.
+        The function uses a copy of the module, with weights in this precision; the module itself is unchanged.
         """
         low = copy.deepcopy(module)
         low.to(dtype=self.dtype, memory_format=self.layout)  # type: ignore[call-overload]
@@ -197,7 +197,7 @@ def _compilers() -> list[str]:
 
 
 def _native_bf16() -> set[str]:
-    """Names of this CPU's features that multiply bf16; a CPU without any emulates bf16, slower than float32."""
+    """Names of the instruction sets of this CPU that multiply bf16; without them, bf16 is slower than float32."""
     if not hasattr(torch.cpu, "get_capabilities"):  # torch before 2.11
         older = {
             "avx512_bf16": torch.cpu._is_avx512_bf16_supported(),
@@ -213,10 +213,14 @@ def _float(value: Tensor | None) -> Tensor | None:
 
 
 def process_count(devices: int | Literal["auto"], device: Literal["auto", "cpu", "cuda", "mps"]) -> int:
-    """Number of training processes, one per device, for the value `devices` of `trainer.devices`.
+    """Number of training processes, one per device.
+
+    Args:
+        devices: value of `trainer.devices`; `auto` uses all devices.
+        device: value of `trainer.device`.
 
     Raises:
-        CommandError: `devices` is below 1, or exceeds the number of devices of this machine.
+        CommandError: `devices` is below 1, or exceeds the number of GPUs and training runs on GPUs.
     """
 
     available = device_count(device)

@@ -11,7 +11,7 @@ from cyclestyle.filesystem.atomic import megabytes
 
 
 class Remedies(NamedTuple):
-    """Advice for users, as parts of an error text."""
+    """Advice for users, to be appended to an error text."""
 
     smaller: str  # advice when memory runs out
     again: str  # advice when a device fails

@@ -53,12 +53,13 @@ def check(threads: int | Literal["auto"], *, key: str) -> None:
 
 
 def choose(threads: int | Literal["auto"], *, key: str, since: Look | None) -> Choice:
-    """Number of threads for a new job, with a suggestion if other processes occupy the cores.
+    """Number of threads for a new training run or translation; its note suggests fewer if other processes use cores.
 
     The number does not depend on other processes. If it did, two runs of one command could differ in rounding, and a
-    run started during another short job would keep too few threads after that job has ended.
+    run started beside a short-lived process would keep too few threads after the end of that process.
 
     Args:
+        threads: requested number; `auto` takes `usable_threads()`.
         key: config key that sets the number of threads; the suggestion names this key.
         since: sample taken at the start of the command; None if other processes do not matter, as on a GPU.
     """
@@ -71,7 +72,7 @@ def choose(threads: int | Literal["auto"], *, key: str, since: Look | None) -> C
 
 
 def with_suggestion(count: int, *, others: float, cores: int, key: str) -> Choice:
-    """Choice of `count` threads; its note suggests fewer if other processes use too many of the cores.
+    """Choice of `count` threads; its note suggests fewer if other processes leave fewer than `count` cores free.
 
     Args:
         others: number of cores that other processes use.
@@ -103,7 +104,7 @@ def resolve(usual: int, *, fixed: bool, cores: int, quota: float | None, ranks: 
         fixed: whether the user or torchrun set this default by environment variables.
         cores: number of cores that this process may use.
         quota: the container's limit of processor time, in cores; None without a limit.
-        ranks: number of processes of the job on this machine.
+        ranks: number of processes that this command runs on this machine under torchrun; 1 without torchrun.
     """
     if fixed:
         return usual
@@ -111,22 +112,27 @@ def resolve(usual: int, *, fixed: bool, cores: int, quota: float | None, ranks: 
 
 
 def within(cores: int, quota: float | None) -> int:
-    """Number of cores that this process may use simultaneously under a quota; at least 1."""
+    """Number of cores that this process may use at once; at least 1.
+
+    Args:
+        cores: number of cores on which this process may run.
+        quota: limit on the processor time of this process, in cores; None without a limit.
+    """
     return cores if quota is None else max(1, min(cores, int(quota)))
 
 
 def threads_of_each(processes: int) -> int:
-    """Number of threads per process if several processes share the cores of this process; at least 1."""
+    """Number of threads for each of `processes` processes that share the cores of this process; at least 1."""
     return max(1, within(len(cores_allowed()), quota()) // processes)
 
 
 def resume(threads: int | Literal["auto"], *, saved: int, available: int) -> Choice:
-    """Number of threads for a resumed job, with a note if this number changed since the start of the job.
+    """Number of threads for a resumed training run, with a note if it differs from `saved`.
 
     Args:
         threads: requested number; `auto` takes the smaller one of `saved` and `available`.
-        saved: number at the start of the job, from the job's checkpoint.
-        available: number of threads that `auto` would give a new job.
+        saved: number in the checkpoint.
+        available: number that `auto` would give a new run.
     """
     count = min(saved, available) if threads == "auto" else threads
     if count == saved:
@@ -213,7 +219,7 @@ def look_later(before: Look) -> Look:
 
 
 def used_by_others(before: Look, now: Look) -> float:
-    """Mean number of cores that other processes used between two samples; 0 if the system does not count this."""
+    """Mean number of cores that other processes used between two samples; 0 if the system does not report it."""
     busy = now.busy_s - before.busy_s
     return max(0.0, busy - (now.own_s - before.own_s)) / (now.at_s - before.at_s)
 
@@ -240,7 +246,7 @@ def quota(root: Path = Path("/sys/fs/cgroup"), membership: str = "/proc/self/cgr
     """Limit on this process's processor time, as in a container, as a number of cores; None without a limit.
 
     Args:
-        root: folder of control groups.
+        root: folder where the system mounts the control groups (cgroups).
         membership: file that names this process's control group.
     """
     group = next((line.removeprefix("0::/") for line in _lines(membership) if line.startswith("0::/")), "")
@@ -261,7 +267,7 @@ def _set_by_environment() -> bool:
 
 
 def _ranks() -> int:
-    """Number of processes of this job on this machine."""
+    """Number of processes that torchrun started on this machine for this command; 1 without torchrun."""
     return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 

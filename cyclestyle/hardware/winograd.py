@@ -116,7 +116,7 @@ def _gradients(e: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _transform_input(x: Tensor) -> Tensor:
-    """Return B^T d B for all windows d of x (N, H + 2, W + 2, C), as (16, N * H/2 * W/2, C)."""
+    """Return B^T d B for all 4x4 windows d of x (N, H + 2, W + 2, C), as (16, N * H/2 * W/2, C)."""
     count, height, width, channels = x.shape
     height, width = height // 2 - 1, width // 2 - 1
     rows = x.new_empty(4, 2, count, height, width + 1, channels)
@@ -142,7 +142,11 @@ def _apply_bt(even: Tensor, odd: Tensor, output: Tensor, *, dim: int) -> None:
 
 
 def _inverse_input(values: Tensor, x: Tensor) -> None:
-    """For each m in values (16, N * H/2 * W/2, C), add B m B^T to its window of x (N, H + 2, W + 2, C)."""
+    """Transform 4x4 matrices m to B m B^T and add each to its window of x (N, H + 2, W + 2, C), in place.
+
+    Args:
+        values: the matrices, (16, N * H/2 * W/2, C); the first dimension holds the entries of each matrix.
+    """
     count, height, width, channels = x.shape
     height, width = height // 2 - 1, width // 2 - 1
     rows = x.new_zeros(2, 4, count, height + 1, width, channels)

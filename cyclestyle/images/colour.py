@@ -38,8 +38,8 @@ def srgb() -> bytes:
 def to_srgb(colours: PixelArray, profile: bytes) -> tuple[PixelArray, str]:
     """Convert colours to sRGB with relative colorimetric intent and black point compensation.
 
-    If the profile is empty, unreadable or for another kind of colours, it is not used: grey and RGB colours are treated
-    as sRGB, and CMYK inks are subtracted from white. An RGB profile is also used for grey colours.
+    A profile that is empty, unreadable or made for another kind of colours is not used. Grey and RGB colours are then
+    treated as sRGB, and CMYK inks are subtracted from white. An RGB profile is also used for grey colours.
 
     Args:
         colours: uint8 or uint16 (H, W) grey, (H, W, 3) RGB or (H, W, 4) CMYK. In CMYK, larger values mean more ink.

@@ -1,4 +1,4 @@
-"""Content of a decoded image file, before its colours are converted to sRGB and its orientation is undone."""
+"""Content of a decoded image file, before its colours are converted to sRGB and the image is turned upright."""
 
 from typing import Any, NamedTuple
 

@@ -50,7 +50,7 @@ class ImageError(DataError):
 
 
 class ImageInfo(NamedTuple):
-    """Width and height of an image, and results of checking its file."""
+    """Size of an image, and whether its file is animated and was decoded; returned by `probe`."""
 
     width: int  # px, of the upright image
     height: int  # px, of the upright image
@@ -59,7 +59,7 @@ class ImageInfo(NamedTuple):
 
 
 def find(root: Path) -> list[Path]:
-    """Return the paths of all image files below `root`, relative to `root` and in name order.
+    """Return the paths of all files with an image extension below `root`, relative to `root` and in name order.
 
     If links make a file or folder reachable through several paths, it is listed once, under the path that comes first
     in name order. Files and folders whose names start with a dot are skipped, and so are pipes, devices and broken
@@ -91,7 +91,7 @@ def read(path: Path, *, background: str = "white", max_pixels: int = MAX_PIXELS)
 
 
 def probe(path: Path, *, max_pixels: int = MAX_PIXELS) -> ImageInfo:
-    """Check an image file by decoding it completely, and return its size.
+    """Check an image file by decoding it completely; return its size, and whether it is animated.
 
     If the image has more than `max_pixels` pixels, only its header is read.
 
@@ -107,7 +107,7 @@ def probe(path: Path, *, max_pixels: int = MAX_PIXELS) -> ImageInfo:
 
 
 def too_large(width: int, height: int, max_pixels: int) -> str:
-    """Return the error message for an image of `width` x `height` px, which exceeds the limit `max_pixels`."""
+    """Return the error message for an image of `width` x `height` px, whose area exceeds `max_pixels`."""
     return f"{width:,} x {height:,} pixels are more than {max_pixels:,}"
 
 
@@ -130,7 +130,7 @@ def to_rgb(image: Image.Image, *, background: str = "white") -> Image.Image:
     transparent pixels.
 
     Raises:
-        ValueError: the image has floating-point colours, for which no value is defined as white.
+        ValueError: the image has floating-point colours, which are unsupported: no value is defined as white.
     """
     if image.mode == "F":
         raise ValueError("floating-point colours are not supported")  # Pillow would turn most of them black
@@ -205,8 +205,8 @@ def identify(path: Path, stream: IO[bytes], *, formats: Collection[str] = FORMAT
 def decode(image: ImageFile.ImageFile) -> None:
     """Decode all pixels of an opened image.
 
-    Damaged data can raise any type of exception. In the `with` block of `open_bytes`, the exception becomes an
-    `ImageError`.
+    Damaged data can raise any type of exception. Call this function in the `with` block of `open_bytes` or
+    `open_image`, which turn such exceptions into `ImageError`s.
     """
     if image.format == "PNG":
         assert image.fp is not None
@@ -216,7 +216,7 @@ def decode(image: ImageFile.ImageFile) -> None:
 
 
 def apply_orientation(image: ImageFile.ImageFile) -> Image.Image:
-    """Decode an image, and make it upright in place: rotate or mirror it according to its EXIF orientation."""
+    """Decode an image, rotate or mirror it in place according to its EXIF orientation, and return it."""
     decode(image)
     ImageOps.exif_transpose(image, in_place=True)
     return image

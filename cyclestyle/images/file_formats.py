@@ -54,7 +54,9 @@ def is_written(ending: str) -> bool:
 
 
 def target_name(name: Path, format: Format) -> Path:  # noqa: A002
-    """Return the output file name for the input file `name`; only its extension counts, and the file is not read.
+    """Return `name`, the name of an input file, with an extension of the output format.
+
+    The extension is kept if it fits. The input file is not read; its format is inferred from its extension.
 
     Args:
         format: output format. `keep` selects the format that belongs to the extension of `name`, but replaces GIF by

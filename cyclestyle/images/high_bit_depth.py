@@ -41,7 +41,10 @@ class Png(NamedTuple):
     bits: int  # number of bits per channel
 
     def read(self, path: Path, stream: IO[bytes]) -> DecodedImage:
-        """Decode the PNG file that has this header; it must have 16 bits per channel. Errors contain `path`."""
+        """Decode the PNG file with this header from `stream`; it must have 16 bits per channel.
+
+        `path` is used only in error messages.
+        """
         import imagecodecs
 
         stream.seek(0)
@@ -67,7 +70,7 @@ class Png(NamedTuple):
 
 
 class Tiff(NamedTuple):
-    """Header of a TIFF file: the tags in its first directory; `read` decodes the file."""
+    """Header of a TIFF file: the tags in its first image file directory; `read` decodes the file."""
 
     tags: Mapping[int, Any]
     bits: int  # number of bits per channel
@@ -83,7 +86,10 @@ class Tiff(NamedTuple):
         return int(self.tags[_HEIGHT])
 
     def read(self, path: Path, stream: IO[bytes]) -> DecodedImage:
-        """Decode the TIFF file that has this header; it must have 16 bits per channel. Errors contain `path`."""
+        """Decode the TIFF file with this header from `stream`; it must have 16 bits per channel.
+
+        `path` is used only in error messages.
+        """
         kind = self.tags.get(_PHOTOMETRIC, -1)
         if kind not in _COLOURS:
             raise ImageError(path, "16-bit colours that are neither grey, RGB nor CMYK are not supported")
@@ -159,7 +165,7 @@ def _tiff_bits(path: Path, tags: Mapping[int, Any]) -> int:
 
 
 def is_negative_plane(tags: Mapping[int, Any]) -> bool:
-    """Return whether `tags` describe a TIFF with separate planes and one grey channel, in which 0 is white.
+    """Return whether `tags` describe a TIFF with separate planes, whose only channel is grey with 0 as white.
 
     If the pixels of such a file are uncompressed, Pillow does not invert them, so the caller must.
     """

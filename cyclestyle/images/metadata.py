@@ -1,4 +1,4 @@
-"""Reading of a photo's EXIF, XMP and resolution, and selection and correction of them for the output file."""
+"""Metadata of a photo (EXIF, XMP, resolution): reading, selection and correction for the output file."""
 
 import math
 import re
@@ -49,7 +49,10 @@ def orientation_of(exif: Image.Exif) -> int:
 def select_metadata(
     exif: Image.Exif, xmp: bytes | str, dpi: tuple[Any, Any] | None
 ) -> tuple[Metadata, tuple[str, ...]]:
-    """Select the metadata to preserve, with the orientation set to upright; also return notes for the photo's owner."""
+    """Select the metadata to copy to the output file, and set the orientation in them to upright.
+
+    Also return a note, to show to the photo's owner, if the EXIF data are damaged and therefore left out.
+    """
     if isinstance(xmp, str):
         xmp = xmp.encode()
     xmp = re.sub(_PREVIEWS, b"", re.sub(_ORIENTATION, rb"\g<1>1", xmp))

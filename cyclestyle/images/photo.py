@@ -11,7 +11,10 @@ PixelArray = npt.NDArray[Any]  # uint8 or uint16; values use the full range of t
 
 @dataclass(frozen=True)
 class Metadata:
-    """Metadata of a photo for its output file; all fields are empty if `reading.read` is called with metadata=False."""
+    """Metadata to copy from a photo to its output file.
+
+    All fields are empty if `reading.read` was called with `metadata=False`.
+    """
 
     exif: bytes = b""  # `Exif\\0\\0` and a TIFF structure: orientation 1, no thumbnail
     xmp: bytes = b""  # XML in UTF-8
@@ -29,7 +32,7 @@ class Photo:
 
 
 def largest(samples: PixelArray) -> int:
-    """Return the largest value that the dtype of `samples` can hold, 255 or 65535; it means white or opaque."""
+    """Return the largest value of the dtype of `samples`, 255 or 65535: white in colours, opaque in alpha."""
     return int(np.iinfo(samples.dtype).max)
 
 

@@ -105,7 +105,7 @@ def _is_heif(stream: IO[bytes]) -> bool:
 
 
 def _decode_8bit(path: Path, image: ImageFile.ImageFile, *, bits: int) -> DecodedImage:
-    """Decode an image that Pillow represents with at most 8 bits per channel.
+    """Decode an image with Pillow, which reduces it to 8 bits per channel if it has more.
 
     Args:
         path: path of the file, for error messages.
@@ -127,10 +127,10 @@ def _decode_8bit(path: Path, image: ImageFile.ImageFile, *, bits: int) -> Decode
 
 
 def _invert_when_decoded(image: ImageFile.ImageFile) -> None:
-    """Make Pillow invert the pixels of `image` when it decodes them, if they are stored uncompressed.
+    """Set up `image` so that Pillow inverts its pixels while decoding them; do nothing if they are compressed.
 
-    Without this call, Pillow would not invert uncompressed pixels of a file for which
-    `high_bit_depth.is_negative_plane` returns True.
+    This is needed for files for which `high_bit_depth.is_negative_plane` returns True. By default, Pillow inverts their
+    pixels only if they are compressed.
     """
     image.tile = [
         tile._replace(args=(f"{image.mode};I", *tile.args[1:]))

@@ -1,4 +1,4 @@
-"""Encoding of thumbnails for the contact sheet.
+"""Encoding of thumbnails for the contact sheet, an HTML page that shows each photo beside its translation.
 
 This module does not import PyTorch, since worker processes use it.
 """
@@ -26,7 +26,7 @@ def thumbnail(pixels: PixelArray, alpha: PixelArray | None = None, *, profile: b
     Args:
         pixels: RGB colours (H, W, 3), uint8 or uint16.
         alpha: (H, W) with the dtype of `pixels`, where 0 is transparent; None for an opaque image.
-        profile: ICC profile to embed if it has at most `MAX_PROFILE_BYTES`; None for colours in sRGB.
+        profile: ICC profile of the colours; None for sRGB. Only profiles of at most `MAX_PROFILE_BYTES` are embedded.
     """
     height, width, _ = pixels.shape
     image = Image.fromarray(_to_uint8(pixels))

@@ -78,7 +78,7 @@ def _describe(directory: ImageFileDirectory_v2, channels: PixelArray) -> None:
 
 
 def _strip(channels: PixelArray) -> bytes:
-    """Compress one strip of rows: deflate the differences of neighbouring pixels, which take fewer bytes."""
+    """Compress a group of rows: deflate the differences of horizontal neighbours, which takes fewer bytes."""
     rows = channels.astype(channels.dtype.newbyteorder("<"))
     rows[:, 1:] -= channels[:, :-1]
     return zlib.compress(rows.tobytes(), DEFLATE_LEVEL)

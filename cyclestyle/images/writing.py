@@ -113,7 +113,7 @@ def _verify(written: Path, path: Path, count: int, size: tuple[int, int]) -> Non
 def _fit_to_format(photo: Photo, kind: _Format, name: str) -> tuple[PixelArray, list[str]]:
     """Convert a photo to an array that the format `kind` can hold: (H, W, 3), or (H, W, 4) with alpha.
 
-    Also return notes about alpha or bits that the conversion discards; the notes call the format `name`.
+    Also return notes about alpha or bits that the conversion discards. `name` is the name of the format in the notes.
     """
     channels, alpha, notes = photo.pixels, photo.alpha, []
     if alpha is not None and kind.alpha:
@@ -138,7 +138,7 @@ def _fitting_metadata(
 ) -> tuple[Metadata, list[str]]:
     """Select the metadata that the format `kind` can hold, and set the image size in them to `width` x `height` px.
 
-    Also return notes about discarded metadata; the notes call the format `name`.
+    Also return notes about discarded metadata. `name` is the name of the format in the notes.
     """
     notes = []
     exif = with_size(metadata.exif, width, height).tobytes() if metadata.exif else b""

@@ -84,10 +84,10 @@ def colour_distance(x: ColourStatistics, y: ColourStatistics) -> float:
 
 
 def global_colour_map(source: ColourStatistics, target: ColourStatistics) -> ColourMap:
-    """Return the map under which images with the statistics `source` get the statistics `target`.
+    """Return the colour map that gives images with the statistics `source` the statistics `target`.
 
     Args:
-        source, target: statistics of RGB values from 0 to 255, in two sets of images.
+        source, target: colour statistics of two sets of images, computed from RGB values from 0 to 255.
     """
     gain = torch.where(source.spread > 0, target.spread / source.spread, torch.ones(3, dtype=torch.float64))
     return ColourMap(gain, target.mean - gain * source.mean)

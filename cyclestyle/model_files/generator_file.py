@@ -57,11 +57,12 @@ class GeneratorFiles(NamedTuple):
     def select(self, direction: str | None) -> GeneratorFile:
         """Return the generator for `direction`, such as `photo2monet`, `a2b` or `b2a`.
 
-        Names made of the domain names take precedence over `a2b` and `b2a`: if the domains are called b and a, `b2a`
-        means the first direction.
+        `a2b` translates from the first domain to the second, and `b2a` back. Names made of the domain names take
+        precedence: if the first domain is called b and the second a, `b2a` translates from the first to the second.
 
         Raises:
-            CommandError: the model does not have this direction, or has two directions and `direction` is None.
+            CommandError: the model has two directions and `direction` is None, or the model is not known to have this
+                direction.
         """
         if len(self.by_side) == 1:
             return self._only(direction)

@@ -1,4 +1,4 @@
-"""Export of generators to ONNX files, comparison of the outputs with PyTorch's, and running through onnxruntime.
+"""Export of generators to ONNX files, comparison of their outputs with PyTorch's, and inference with onnxruntime.
 
 The graph in an ONNX file accepts images whose height and width are multiples of `multiple` and at least `minimum` px; a
 header in the file states `multiple` and `minimum`. Images of other sizes must be padded before the graph runs, and its
@@ -56,16 +56,17 @@ class Difference(NamedTuple):
 
 
 class Exported(NamedTuple):
-    """Content of an ONNX file, and for each compared shape, the difference between its outputs and PyTorch's."""
+    """Content of an ONNX file, and the differences of its outputs from PyTorch's, one for each tested image shape."""
 
     content: bytes
     differences: list[Difference]
 
 
 def export(generator: nn.Module, source: GeneratorFile) -> Exported:
-    """Export a generator, which must be on the CPU, as an ONNX file for any batch size, height and width.
+    """Convert a generator, which must be on the CPU, to an ONNX file, and compare its outputs with PyTorch's.
 
-    The outputs of the ONNX file are compared with those of PyTorch.
+    The file accepts any batch size, and all heights and widths that are multiples of `generator.multiple` and at least
+    `generator.minimum` px. `source` describes the generator for the file's header.
 
     Raises:
         CommandError: the required packages are not installed.
@@ -94,7 +95,7 @@ def export(generator: nn.Module, source: GeneratorFile) -> Exported:
 
 
 class OnnxGenerator:
-    """Generator that onnxruntime runs; called with images, it returns their translations.
+    """Generator that runs in onnxruntime; called with images, it returns their translations.
 
     Images and translations are CPU tensors (N, 3, H, W) in float32 with values in [-1, 1], of any height and width.
 
@@ -175,7 +176,7 @@ class OnnxGenerator:
 
 
 def _graph(generator: Unpadded) -> "onnx.ModelProto":
-    """Export a network to an ONNX model, and remove the notes that PyTorch adds, since they contain local paths."""
+    """Export a network to an ONNX model, and remove the metadata that PyTorch adds, since it contains local paths."""
     try:
         import onnxscript  # noqa: F401  required by the exporter, whose own error takes several lines
     except ImportError:
@@ -234,7 +235,7 @@ def _quiet() -> Iterator[None]:
 def _header(generator: Unpadded, source: GeneratorFile) -> dict[str, Any]:
     """Build the header of an ONNX file, a JSON object.
 
-    It describes the graph for other programs, and the model for this program.
+    The header describes the graph for other programs, and the generator for this program.
     """
     return {
         "version": VERSION,
@@ -311,7 +312,7 @@ class _Header(NamedTuple):
 
 
 def _read_header(session: "onnxruntime.InferenceSession", path: Path) -> _Header:
-    """Read the header of the ONNX file that `session` runs; `_header` has built this header.
+    """Read and check the header, built by `_header`, of the ONNX file that `session` runs.
 
     The `GeneratorFile` in the result has no tensors, since the weights stay in the graph.
     """

@@ -1,4 +1,7 @@
-"""Conversion of weights between our networks and the reference, the 2017 PyTorch implementation of CycleGAN."""
+"""Conversion of weights between our networks and the reference, the 2017 PyTorch implementation of CycleGAN.
+
+Reference files are files of weights that the reference has saved or can load.
+"""
 
 import itertools
 from collections.abc import Callable, Mapping
@@ -27,14 +30,16 @@ _DEPTHS = {"resnet": "blocks", "unet": "levels"}
 
 
 class DetectedArchitecture(NamedTuple):
-    """Result of `detect_architecture`: architecture and weights of a generator in a reference file."""
+    """Architecture and weights of a generator from a reference file, as `detect_architecture` returns them."""
 
     architecture: Architecture
     weights: dict[str, Tensor]  # unchanged tensors, under the parameter names of our networks
 
 
 def detect_architecture(state_dict: Mapping[str, Tensor]) -> DetectedArchitecture:
-    """Detect the architecture of a generator from its tensors in a reference file; rename the tensors to our names.
+    """Detect the architecture of a generator from its tensors in a reference file, and rename the tensors.
+
+    The new names are the parameter names of our network with this architecture.
 
     The architecture follows from the names and shapes of the tensors. The prefix `module.` is removed if all names have
     it. Running statistics of instance norms, found in old files, are ignored. Dropout in a ResNet is detected from the
@@ -88,7 +93,7 @@ def reference_options(network: nn.Module) -> str:
 
     Raises:
         CheckpointError: the reference cannot build such a generator. Its ResNets have 9 or 6 blocks, its U-Nets have 8
-            or 7 levels, and none of them has resized upsampling.
+            or 7 levels, and none of them has `upsample="resize"` or `detail`.
     """
     reference_names(network)
     assert isinstance(network, ResNetGenerator | UNetGenerator), "discriminators have other options"
@@ -114,7 +119,7 @@ def reference_names(network: nn.Module) -> dict[str, str]:
 
     Raises:
         CheckpointError: the reference does not have this network or saves it with other layers. This concerns networks
-            with resized upsampling, U-Nets with detail, patch discriminators without norm, and the pixel and texture
+            with `upsample="resize"`, U-Nets with `detail`, patch discriminators without norm, and the pixel and texture
             discriminators.
     """
     if isinstance(network, PatchDiscriminator) and network.architecture["norm"]:

@@ -25,7 +25,7 @@ def run_folder(model: Path) -> Path | None:
 
 
 def training_summary(run: Path, *, step: int) -> dict[str, Any]:
-    """Return a summary of a training run: name of the run, steps, recipe and last logged losses.
+    """Return a summary of a training run: its name, number of steps, main config values and last logged losses.
 
     JSON can represent all values in the summary. Missing values are left out.
 
@@ -76,7 +76,7 @@ def _plain(value: object) -> str | float | bool | None:
 
 
 def _losses(path: Path, step: int) -> dict[str, float]:
-    """Return losses from one line of a log file: the last line that has losses and a step of at most `step`."""
+    """Return the losses in the last log line that has losses and a step of at most `step`; empty if there is none."""
     last: dict[str, float] = {}
     try:
         with path.open(encoding="utf-8", errors="replace") as stream:

@@ -1,4 +1,4 @@
-"""Loggers of a training run: console, TensorBoard, metrics file, profiler, and a check for busy processors."""
+"""Loggers of a training run: console, TensorBoard, metrics file, profiler, and a check for busy CPU cores."""
 
 from cyclestyle.monitor.console import Console
 from cyclestyle.monitor.fault_tolerant import FaultTolerantLogger

@@ -11,7 +11,7 @@ from cyclestyle.monitor.logger import Samples
 
 
 class Console:
-    """Shows losses, speed and remaining time: as a live progress bar on a terminal, elsewhere as one line per log.
+    """Shows losses, speed and remaining time: as a live progress bar on a terminal, else as a line per `metrics` call.
 
     Args:
         folder: run folder; unused, but every logger receives the same arguments.

@@ -10,7 +10,7 @@ class FaultTolerantLogger:
     """Passes all calls to a logger; catches the logger's disk errors and warns about the first one only.
 
     Args:
-        make: function that creates the logger; called again at the next log if it raises OSError.
+        make: function that creates the logger; after an OSError, the next `metrics` or `pictures` call calls it again.
         name: name of the logger in the warning.
         warn: function that receives the text of the warning.
     """

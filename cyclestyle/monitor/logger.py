@@ -7,7 +7,10 @@ from torch import Tensor
 
 
 class Samples(NamedTuple):
-    """Probe images of one domain, and the generators' outputs for these images; each field is uint8 (N, 3, H, W)."""
+    """Probe images (fixed images that show progress) of one domain, and the generators' outputs for these images.
+
+    Each field is uint8 (N, 3, H, W).
+    """
 
     real: Tensor
     translated: Tensor

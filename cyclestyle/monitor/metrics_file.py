@@ -11,7 +11,9 @@ from cyclestyle.monitor.sample_grid import column_titles, grid
 
 
 class MetricsFile:
-    """Writes a line of JSON to `metrics.jsonl` at each log, and a PNG per direction to `samples/` at each sampling.
+    """Writes metrics to `metrics.jsonl`, one line per `metrics` call, and samples as PNG files to `samples/`.
+
+    Each `pictures` call writes two PNG files, one per translation direction.
 
     Args:
         folder: run folder.
@@ -50,7 +52,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _step(line: str) -> float:
-    """Step number in a line of metrics.jsonl; infinity if the line is incomplete because of a kill or a full disk."""
+    """Step number in a line of metrics.jsonl; infinity if the line is incomplete (killed process, full disk)."""
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):

@@ -21,7 +21,7 @@ _UNITS_PER_S = 1e6  # times in a trace are in microseconds
 
 
 class ProfileWindow(NamedTuple):
-    """Numbers of steps before and during the recording; a process records only once."""
+    """Window of recorded steps, counted from the start of the process; a process records only once."""
 
     wait: int = 5  # steps without profiler, in which networks are compiled and convolution algorithms are chosen
     warmup: int = 3  # steps with profiler whose events are discarded

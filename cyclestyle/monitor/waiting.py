@@ -1,4 +1,4 @@
-"""Logger that writes nothing; it checks whether other processes keep the training threads waiting."""
+"""Logger that writes nothing; it checks whether the training threads wait for cores that other processes use."""
 
 from collections.abc import Callable
 
@@ -8,10 +8,10 @@ from cyclestyle.monitor.logger import Samples
 class Waiting:
     """Calls the function `watch` after each training step.
 
-    Logs and samples would be too rare for this check: on a slow machine they may be an hour or more apart.
+    Calls of `metrics` and `pictures` are too rare for this check: on a slow machine they may be an hour or more apart.
 
     Args:
-        watch: function that checks, at intervals, whether the processors are busy, and warns the user if they are.
+        watch: function that checks at intervals whether other processes use the cores, and warns the user if they do.
     """
 
     def __init__(self, watch: Callable[[], object]) -> None:

@@ -17,9 +17,9 @@ class Padded(NamedTuple):
 def pad_to_multiple(x: Tensor, multiple: int, *, minimum: int) -> Padded:
     """Pad (N, C, H, W) until H and W are multiples of `multiple` and at least `minimum`, which is a multiple too.
 
-    The added pixels are split evenly between opposite sides; an odd pixel is added at the right or bottom. Along an
-    axis that is long enough, they are filled by reflection, else by repeating the edge pixels. An image that needs no
-    padding is returned without a copy.
+    The added pixels are split evenly between opposite sides; an odd pixel is added at the right or bottom. They are
+    filled by reflection, or by repeating the edge pixels along an axis that is too short for reflection. An image that
+    needs no padding is returned without a copy.
     """
     height, width = x.shape[-2:]
     top, bottom = _margins(height, multiple, minimum)
@@ -75,9 +75,10 @@ def _margins(size: int, multiple: int, minimum: int) -> tuple[int, int]:
 
 
 def _positions(size: int, before: int, after: int, *, device: torch.device) -> Tensor:
-    """Return, for each position along a padded axis, the index of the source pixel along the axis of `size` px.
+    """Return, for each position along a padded axis, the index of the pixel to copy there.
 
-    The source is the mirrored pixel, or the edge pixel if the axis is too short for reflection.
+    The axis has `size` px before padding; `before` and `after` px are added at its ends. An added pixel is a
+    copy of the mirrored pixel, or of the edge pixel if the axis is too short for reflection.
     """
     positions = torch.arange(-before, size + after, device=device)
     if max(before, after) < size:

@@ -17,8 +17,8 @@ class PatchDiscriminator(nn.Module):
 
     channels    width of the first convolution; later widths double, up to eight times this one (1 to 1024)
     layers      number of convolutions of stride 2; 1, 2 or 3 give patches of 16, 34 or 70 px (1 to 8)
-    norm        whether instance norm follows each convolution but the first and last (true or false); it hides the
-                strength of a texture
+    norm        whether instance norm follows each convolution but the first and last (true or false); instance norm
+                hides the strength of a texture
 
     Raises CommandError for an argument outside its range. Images need at least `minimum_size` px per side.
     """

@@ -51,7 +51,7 @@ class PixelDiscriminator(nn.Module):
 
     @property
     def receptive_field(self) -> int:
-        """Side in px of the patch that decides one score: 1, if the statistics of instance norm are ignored."""
+        """Side in px of the image patch that decides one score: 1, ignoring the statistics of instance norm."""
         return receptive_field(self)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -26,9 +26,9 @@ MAX_PARAMETERS = 2**29  # 2 GiB in float32, 47 times the default generator
 def build(architecture: Mapping[str, object]) -> nn.Module:
     """Build the network that `architecture` describes: its `name` in the registry, and constructor arguments.
 
-    Arguments missing from `architecture` take their defaults. For any value that a damaged or hostile model file can
-    contain, a CheckpointError and no other exception is raised. A network with too many parameters is rejected before
-    memory is allocated for it.
+    Arguments missing from `architecture` take their defaults. `architecture` may come from a damaged or hostile model
+    file: a CheckpointError, and no other exception, is raised if it is invalid. A network with more than
+    `MAX_PARAMETERS` parameters is rejected before memory is allocated for it.
     """
     table = GENERATORS | DISCRIMINATORS
     name = architecture.get("name")
@@ -58,9 +58,10 @@ def build(architecture: Mapping[str, object]) -> nn.Module:
 
 
 def with_defaults(architecture: Mapping[str, object]) -> dict[str, str | int | float | bool]:
-    """Return `architecture` completed by the default of each missing argument, as old model files lack newer arguments.
+    """Return `architecture` with the default of each missing argument added.
 
-    Raises CheckpointError under the same conditions as `build`.
+    Old model files lack arguments that were introduced later. Raises CheckpointError under the same conditions as
+    `build`.
     """
     with torch.device("meta"):
         network = build(architecture)
@@ -69,7 +70,10 @@ def with_defaults(architecture: Mapping[str, object]) -> dict[str, str | int | f
 
 
 def _is_plain(value: object) -> bool:
-    """Return whether `value` is a short text or a number of at most 30 digits; `repr` fails on very long integers."""
+    """Return whether `value` is a text of at most 40 characters, a float, or an integer of at most 30 digits.
+
+    Longer integers are excluded because `repr` fails on very long ones.
+    """
     if isinstance(value, str):
         return len(value) <= 40
     return isinstance(value, float) or (isinstance(value, int) and abs(value) < 10**30)

@@ -17,9 +17,11 @@ UPSAMPLES = ("transposed", "resize")
 class ResNetGenerator(nn.Module):
     """ResNet generator: (N, in_channels, H, W) -> (N, out_channels, H, W), both in [-1, 1], for any size from 1 px.
 
-    The stages `stem`, `down`, `trunk`, `up` and `head`, in this order, form the whole network (`unpadded`). Its input
-    sides must be multiples of `multiple` px and at least `minimum` px; `forward` pads other sizes by reflection and
-    crops the output. Arguments, with their ranges in brackets:
+    The method `unpadded` applies the modules `stem`, `down`, `trunk`, `up` and `head`, in this order, to images whose
+    sides are multiples of `multiple` px and at least `minimum` px. `forward` pads other sizes by reflection and crops
+    the output.
+
+    Arguments, with their ranges in brackets:
 
     channels    number of channels after the stem and before the head; the trunk has four times as many (1 to 1024)
     blocks      number of residual blocks; the paper uses 9 for 256 px and larger, 6 for 128 px (0 to 64)
@@ -91,7 +93,7 @@ class ResNetGenerator(nn.Module):
         return self.unpadded(x)[crop]
 
     def unpadded(self, x: Tensor) -> Tensor:
-        """Translate images that need no padding; no branch depends on the image size, so that export is possible."""
+        """Translate images whose size needs no padding; can be exported to ONNX, as no branch depends on the size."""
         x = self.down(self.stem(x))
         if self.recompute and torch.is_grad_enabled():
             for block in self.trunk:
@@ -103,7 +105,7 @@ class ResNetGenerator(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Residual block: x + second(dropout(first(x))). The shape of x is (N, channels, H, W); H and W are at least 2."""
+    """Residual block: x + second(dropout(first(x))), for x of shape (N, channels, H, W) with H and W of at least 2."""
 
     def __init__(self, channels: int, *, dropout: float = 0.0) -> None:
         super().__init__()

@@ -16,9 +16,11 @@ class UNetGenerator(nn.Module):
     """U-Net generator: (N, in_channels, H, W) -> (N, out_channels, H, W), both in [-1, 1], for any size from 1 px.
 
     Each module of `down` halves the image size. Each module of `up` doubles it, from the innermost level outwards, and
-    `head` doubles it once more. These modules and, if `detail` is not 0, `fine` form the whole network (`unpadded`).
-    Its input sides must be multiples of 2**levels px, which is the value of both `multiple` and `minimum`; `forward`
-    pads other sizes by reflection and crops the output.
+    `head` doubles it once more. If `detail` is not 0, the module `fine` follows.
+
+    The method `unpadded` applies these modules to images whose sides are multiples of 2**levels px, the value of the
+    attributes `multiple` and `minimum`. `forward` pads other sizes by reflection and crops the output.
+
     Arguments, with their ranges in brackets:
 
     channels    number of channels of the outermost level; it doubles with each inner level, up to eightfold (1 to 1024)
@@ -27,9 +29,10 @@ class UNetGenerator(nn.Module):
                 implementation uses 0.5
     upsample    "transposed" convolutions as in the paper, or "resize": nearest-neighbour resizing and a convolution,
                 which avoids a grid of dots after short training (Odena et al. 2016)
-    detail      number of channels between two further convolutions at full size, which get the input image as well and
-                whose output is added to it before the final tanh. Fine detail is thus preserved from the first step,
-                and brush strokes can develop from it (0 to 1024; 0: no such convolutions, as in the paper)
+    detail      number of channels inside the module `fine` (0 to 1024; 0: no such module, as in the paper). It has two
+                convolutions at full size. Its inputs are the output of `head` and the input image; its output is added
+                to `inverse_tanh` of the input image before the final tanh. Fine detail is thus preserved from the first
+                step, and brush strokes can develop from it.
 
     Raises CommandError for an argument outside its range, and for `detail` > 0 if in_channels and out_channels differ.
     """
@@ -121,7 +124,7 @@ class UNetGenerator(nn.Module):
         return self.unpadded(x)[crop]
 
     def unpadded(self, x: Tensor) -> Tensor:
-        """Translate images that need no padding; no branch depends on the image size, so that export is possible."""
+        """Translate images whose size needs no padding; can be exported to ONNX, as no branch depends on the size."""
         image, skips = x, []
         for down in self.down:
             x = down(x)

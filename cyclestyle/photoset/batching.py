@@ -87,13 +87,13 @@ def batches(
 ) -> Iterator[list[_Item]]:
     """Yield batches of images that have equal size and dtype.
 
-    A batch may have fewer than `batch_size` images if too many images are waiting for other images of the same size.
+    Images wait until enough images of the same size and dtype have been read. If too many images are waiting, the
+    largest group of equal images is yielded early, as a smaller batch. The last groups are yielded at the end.
 
     Args:
         items: images, whose sizes may differ.
         batch_size: maximum number of images in a batch.
-        max_batch: called with the height and width of the images; returns another maximum for the number of images in
-            their batch.
+        max_batch: called with a height and width; returns a second limit for the batch size of images of this size.
         first_batch_size: maximum number of images in the first batch; a low maximum gives an early result. None means
             `batch_size`.
     """
@@ -119,7 +119,10 @@ def check_batch_size(batch_size: int) -> None:
 
 
 def _is_crowded(groups: Iterable[list[_Item]], batch_size: int) -> bool:
-    """Return whether all groups together hold too many images for `batch_size`, or too many pixels."""
+    """Return whether all groups together hold too many images, and the largest group must be yielded.
+
+    The limits are `4 * batch_size` images and `MAX_WAITING_PIXELS` pixels.
+    """
     groups = list(groups)
     return sum(map(len, groups)) >= 4 * batch_size or sum(map(_pixel_count, groups)) > MAX_WAITING_PIXELS
 

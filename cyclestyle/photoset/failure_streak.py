@@ -30,7 +30,7 @@ class FailureStreak:
             raise self._failures[0][2]
 
     def clear(self) -> list[tuple[Job, str]]:
-        """End the streak because a photo was translated; return its failures as pairs (job, reason)."""
+        """End the streak after a photo was translated; return the failures in the streak as pairs (job, reason)."""
         self._works = True
         failures, self._failures = self._failures, []
         return [(job, reason) for job, reason, _ in failures]

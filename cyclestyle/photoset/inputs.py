@@ -53,8 +53,10 @@ def find(
         spec: a photo; a folder, searched with all its subfolders; a pattern such as `photos/**/*.jpg`; a .txt file with
             a path on each line, see `path_lists.entries`; or `-`, for such a list on standard input, where zero bytes
             (from `find -print0`) may separate the paths instead of line ends. A path in a list may be a folder.
-        output: output folder; if folders are searched, the photos found in the output folder are skipped.
-        known_outputs: called with a folder; returns the names of known translations in that folder, which are skipped.
+        output: output folder; if `spec` is a folder or a pattern, all files in the output folder are skipped, unless
+            the output folder contains the input.
+        known_outputs: called with a folder; returns the paths, relative to that folder, of the translations that
+            earlier commands wrote there. These files are skipped too.
         stream: stream from which a list is read instead of standard input.
 
     Raises:
@@ -128,7 +130,7 @@ def _source(path: Path, name: Path) -> InputFile:
 
 
 def _matching(pattern: Path) -> list[InputFile]:
-    """Return the photos that match a pattern, with names relative to the pattern's last folder before a wildcard."""
+    """Return the photos that match a pattern; their names are relative to `a/b` if the pattern is `a/b/**/*.jpg`."""
     root = Path(*_until_magic(pattern.parts))
     rest = pattern.parts[len(root.parts) :]
     if not root.is_dir():
@@ -209,7 +211,7 @@ def _unique(candidates: Iterable[InputFile]) -> list[InputFile]:
 
 
 def identity_of(path: Path) -> tuple[int, int] | None:
-    """Return device and inode, which identify a file for all paths to it; None if no file exists at `path`."""
+    """Return the device and inode numbers of a file, equal for all paths to the file; None if no file exists."""
     try:
         status = path.stat()
     except OSError:
@@ -222,9 +224,17 @@ def _without_translations(
 ) -> Iterator[InputFile]:
     """Yield the candidates that are not translations of earlier commands.
 
-    If the input is a folder or a pattern, every file in the output folder counts as a translation, and so do the known
-    translations in other folders below the input. A list names photos one by one, so only known translations in the
-    output folder are skipped; a command such as `find` may have listed these translations together with the photos.
+    Known translations are the files that `known_outputs` names for a folder. If the input is a folder or a pattern, all
+    files in the output folder are left out, and so are the known translations in other folders below the input. If the
+    input is a list, only the known translations in the output folder are left out: a command such as `find` may have
+    listed them together with the photos.
+
+    Args:
+        candidates: photos found in the input.
+        root: path that the user gave as input; if it lies in the output folder, the output folder is ignored.
+        output: output folder.
+        is_list: whether the input is a list of paths.
+        known_outputs: see `find`.
     """
     inside = None if output is None or root.resolve().is_relative_to(output.resolve()) else output.resolve()
     known: dict[Path, frozenset[str]] = {}
@@ -250,7 +260,7 @@ def _within(path: Path, folder: Path) -> str:
 
 
 def _nothing_found(spec: str, path: Path, *, skipped_own_outputs: int) -> str:
-    """Return the error message for an input with no photos except `skipped_own_outputs` earlier translations."""
+    """Return the error message for an input without photos; `skipped_own_outputs` is its number of old translations."""
     if skipped_own_outputs:
         return (
             f"all {skipped_own_outputs:,} pictures of {printable(path)} are translations that an earlier command made"

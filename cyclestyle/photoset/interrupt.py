@@ -24,8 +24,8 @@ class InterruptHandler:
     The photos finished before the signal are in the journal. A second signal ends the process without a message.
 
     Raises:
-        InterruptedSetError: on rank 0, when a stop signal has ended the `with` block; other ranks exit silently with
-            the same exit code.
+        InterruptedSetError: a stop signal has ended the `with` block on rank 0. Other ranks raise SystemExit instead,
+            with the exit code of this error.
     """
 
     def __init__(self) -> None:
@@ -58,7 +58,7 @@ class InterruptHandler:
 
 
 class _Interrupted(BaseException):
-    """Exception whose message is the name of the first stop signal.
+    """Exception that ends the `with` block of `InterruptHandler`; its message is the name of the stop signal.
 
     The class derives from BaseException, since libraries may catch every Exception.
     """

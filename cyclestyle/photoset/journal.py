@@ -36,7 +36,7 @@ Status = Literal["translated", "up to date", "kept", "failed"]
 
 
 class JournalEntry(NamedTuple):
-    """State of one photo and its translations; a later entry with the same key replaces an earlier entry."""
+    """Record of one photo and its translations; the last entry with a `Job.key` replaces all earlier ones."""
 
     source: str  # absolute path of the photo
     stamp: Stamp  # stamp of the photo when it was read
@@ -190,7 +190,13 @@ def stamp(path: Path) -> Stamp | None:
 
 
 def started_entry(source: InputFile, settings: str, targets: Iterable[str]) -> JournalEntry:
-    """Return the entry that is recorded before the translations of the photo `source` are written."""
+    """Return the entry that is recorded before the translations of the photo `source` are written.
+
+    Args:
+        source: the photo.
+        settings: fingerprint of all settings that affect a translation's pixels.
+        targets: names of the translations, relative to the output folder.
+    """
     pending: dict[str, Stamp | None] = dict.fromkeys(targets)
     return JournalEntry(os.path.abspath(source.path), (source.size, source.modified_ns), settings, pending)  # noqa: PTH100
 

@@ -119,7 +119,7 @@ def _names(text: str) -> Iterator[str]:
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """Return device and inode, which identify a file or folder for all paths to it; None if nothing exists there."""
+    """Return the device and inode numbers of a file or folder, equal for all paths to it; None if nothing exists."""
     try:
         status = path.stat()
     except (OSError, ValueError):

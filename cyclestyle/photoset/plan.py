@@ -24,7 +24,10 @@ Existing = Literal["skip", "overwrite", "error"]
 
 
 class Job(NamedTuple):
-    """One photo and the target files of its translations, one file for each strength."""
+    """One photo and the target files of its translations, one file for each strength.
+
+    A strength is the weight of the model's output in a translation.
+    """
 
     source: InputFile
     targets: tuple[Path, ...]  # relative to the output folder
@@ -32,7 +35,7 @@ class Job(NamedTuple):
 
     @property
     def key(self) -> str:
-        """Key of the job's journal entry, made from all targets; translations of several strengths share one entry."""
+        """Key of the job's journal entry: the names of all targets, since one entry covers all translations."""
         return "\0".join(target.as_posix() for target in self.targets)
 
 
@@ -70,7 +73,8 @@ def make_jobs(spec: str, output: Path, *, format: Format = "keep", folders: Sequ
         folders: folders below the output folder, one for each translation of a photo.
 
     Raises:
-        CommandError: a translation would overwrite an input, or `output` does not fit the input or the format.
+        CommandError: a translation would overwrite an input; or `output` does not fit the input or the format; or
+            `format` is `heic` and no HEIC library is installed.
         DataError: no photos were found.
     """
     if format == "heic" and not file_formats.is_written(".heic"):
@@ -166,18 +170,19 @@ def clean_output_folder(folder: Path, jobs: Iterable[Job]) -> None:
 
 
 def target_names(names: Sequence[Path], format: Format) -> list[tuple[Path, tuple[str, ...]]]:  # noqa: A002
-    """Choose a unique name for each translation: the photo's name with the new ending, or another name and a note.
+    """Choose a unique name for each translation: the photo's name with the new ending, or else another name.
 
-    A change of format can make two names equal, and so can a file system that ignores case. A photo whose own name is
-    the contested name keeps it; each other translation gets its photo's full name plus the new ending (`a.jpg.png`), or
-    a number before the ending (`a-2.png`). No file gets the name of a folder that other translations need.
+    A change of format can make two names equal, and so can a file system that ignores case. If several translations
+    compete for a name, a photo that already has this name keeps it; otherwise the first photo gets it. Each other
+    translation gets its photo's full name plus the new ending (`a.jpg.png`), or a number before the ending (`a-2.png`).
+    No file gets the name of a folder that other translations need.
 
     Args:
         names: paths of the photos, relative to the input.
         format: format of the translations.
 
     Returns:
-        Name and notes of each photo's translation, in the order of `names`.
+        For each photo, in the order of `names`: the name of its translation, and notes for the user.
     """
     natural = [file_formats.target_name(name, format) for name in names]
     folders = {_folded(parent) for name in natural for parent in name.parents}
@@ -202,7 +207,7 @@ def heic_as_jpeg(jobs: Iterable[Job]) -> int:
 
 
 def _notes(name: Path, chosen: Path, natural: Path, format: Format) -> Iterator[str]:  # noqa: A002
-    """Yield notes for the user about the format and name of a photo's translation."""
+    """Yield notes for the user if a HEIC photo becomes a JPEG, or if the name `natural` was taken."""
     if file_formats.becomes_jpeg(name, format):
         yield file_formats.HEIC_AS_JPEG
     if chosen != natural:
@@ -210,7 +215,7 @@ def _notes(name: Path, chosen: Path, natural: Path, format: Format) -> Iterator[
 
 
 def _alternatives(name: Path, natural: Path) -> Iterator[Path]:
-    """Yield names for a translation whose natural name is taken: a.jpg.png, a-2.png, a-3.png and so on."""
+    """Yield other names for the translation of `name` (a.jpg) if `natural` (a.png) is taken: a.jpg.png, a-2.png, ..."""
     if natural.suffix != name.suffix:
         yield name.with_name(name.name + natural.suffix)
     for number in itertools.count(2):
@@ -243,7 +248,7 @@ def _check_agreement(todo: Sequence[Job], world: World) -> None:
 
 
 def _folded(path: Path) -> str:
-    """Return a path in one standard form of case and Unicode, since some file systems ignore these differences."""
+    """Return a path with normalized Unicode (NFC) and folded case, since some file systems ignore such differences."""
     return unicodedata.normalize("NFC", os.fspath(path)).casefold()
 
 
@@ -269,7 +274,7 @@ def _is_current(job: Job, entry: JournalEntry, settings: str, output: Path) -> b
 
 
 class _OutputOwnership:
-    """Decides from the journal which files in an output folder a job may replace."""
+    """Check, based on the journal, whether a job may replace a file in the output folder."""
 
     def __init__(self, requested: Jobs, journal: Journal | None) -> None:
         self.folder = requested.folder
@@ -294,7 +299,11 @@ class _OutputOwnership:
         return f"{printable(path)} was made from {printable(Path(others[0]))}"
 
     def _is_needed_by(self, source: str, name: str, job: Job) -> bool:
-        """Return whether `source` is another photo than that of `job`, still exists, and needs the target `name`."""
+        """Return whether the photo at the path `source` needs the file `name`, so that `job` must not replace it.
+
+        The photo needs the file if it is not the photo of `job`, still exists, and has `name` among its targets in this
+        command. A photo outside this command needs all its files.
+        """
         if source == _absolute(job) or not Path(source).exists():
             return False
         return name in self._targets_of.get(source, {name})

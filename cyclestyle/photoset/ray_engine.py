@@ -39,7 +39,7 @@ def run_plan(plan: Plan, make: Make, settings: Settings, *, workers: int | Liter
             cluster has no GPUs.
 
     Raises:
-        CommandError: Ray is not installed.
+        CommandError: Ray is not installed, or no cluster answers at `RAY_ADDRESS`.
         DiskError: the output cannot be written; all files written so far are complete.
         ResourceError: a device was lost.
         BrokenModelError: the model fails on too many photos in a row, or on all photos.
@@ -102,9 +102,10 @@ class Actor:
         self.pipeline, self.settings, self.todo = make(), settings, todo
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Translate the photo of the job `todo[row["number"]]`; return a row with its journal entry or an error.
+        """Translate the photo of the job `todo[row["number"]]`.
 
-        Errors are not raised, since Ray would repeat the call after a raised error.
+        Return a row with the photo's journal entry or with an error message. Errors are not raised, since Ray would
+        repeat the call after a raised error.
         """
         number = int(row["number"])
         empty = {"number": number, "entry": None, "disk": "", "device": "", "trace": "", "reason": ""}
@@ -198,10 +199,8 @@ def library() -> Any:
 def _silenced_stderr() -> Iterator[None]:
     """Context manager: discard stderr in the `with` block; Ray's C++ processes stay silent after the block too.
 
-    Ray's exceptions are still raised.
-
-    Otherwise, the C++ processes would warn about how Ray Data itself passes arguments to actors, and would report at
-    their start that their log level was changed.
+    Without this context manager, the C++ processes would warn about how Ray Data itself passes arguments to actors, and
+    would report at their start that their log level was changed. Ray's exceptions are still raised.
     """
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     sys.stderr.flush()

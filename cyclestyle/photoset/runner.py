@@ -36,7 +36,11 @@ SHOWN = 5  # maximum number of failures in the summary; the report lists all fai
 
 
 class Pipeline(Protocol):
-    """Translates a batch of images, uint8 or uint16 (N, 3, H, W), to a list of results of the same dtype and shape."""
+    """Interface of a model with its settings, see `TranslationPipeline`.
+
+    A call translates a batch of images, uint8 or uint16 (N, 3, H, W), and returns one tensor of the same dtype and
+    shape for each strength. `max_batch` returns the maximum number of images of a height and width in a batch.
+    """
 
     def __call__(self, pixels: Tensor, *, advance: Callable[[float], object] | None = None) -> list[Tensor]: ...
     def max_batch(self, height: int, width: int) -> int: ...
@@ -51,7 +55,7 @@ class LoadedPhoto(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """Options for reading and writing photos, and the fingerprint of the settings, which the journal stores."""
+    """Options for reading and writing photos, and a fingerprint that is stored in the journal."""
 
     reading: Reading
     writing: Writing
@@ -59,7 +63,7 @@ class Settings(NamedTuple):
 
 
 class JobResult(NamedTuple):
-    """Outcome of one run of a command."""
+    """Report rows of all photos of a command, and the elapsed time."""
 
     lines: list[ReportRow]  # one row for each photo, in order
     elapsed_s: float
@@ -419,7 +423,10 @@ class _Work:
         self._clear_streak()
 
     def abort(self) -> None:
-        """Start no further writing; record the photos already written, so that the next command skips them."""
+        """Cancel the writing tasks that have not started, and wait for the others.
+
+        The photos written by then are recorded, so that the next command skips them.
+        """
         for job, photo, entry, task in self._writing:
             if task.future.cancel() or task.future.exception() is not None:
                 continue
@@ -432,7 +439,7 @@ class _Work:
             self._note(job, failed_entry(job, self.journal, reason))
 
     def _max_waiting(self) -> int:
-        """Return the maximum number of photos in each of two queues: before the model, and before writing.
+        """Return the maximum number of photos that wait for the model, and also of those that wait to be written.
 
         The maximum is lower for large photos.
         """

@@ -45,7 +45,10 @@ class Workers:
 
     @classmethod
     def suited(cls, count: int | Literal["auto"], photos: int) -> "Workers":
-        """Create a pool of `count` processes; `auto` means threads if `photos` is small, and processes otherwise."""
+        """Create a pool of `count` processes, or of threads if `count` is 0.
+
+        `auto` means threads if the number `photos` is below `FEW_PHOTOS`, and up to `MAX_WORKERS` processes otherwise.
+        """
         if count == "auto":
             return cls(min(MAX_WORKERS, os.cpu_count() or 1) if photos >= FEW_PHOTOS else 0)
         return cls(count)

@@ -183,7 +183,10 @@ def _flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _changed_files(then: Files, now: Files, bad: Mapping[str, Mapping[str, str]]) -> list[str]:
-    """Return one line for each side whose file names, order or sizes changed; sizes of files in `bad` are ignored."""
+    """Compare the training files `then` and `now`; return one line of text for each side (`a` or `b`) that has changed.
+
+    Names, order and sizes of the files are compared, but not the sizes of unreadable files, which `bad` lists.
+    """
     changed = []
     for side in ("a", "b"):
         before, after = then[side], now[side]

@@ -1,4 +1,4 @@
-"""Blending of a photo with its translation, also with strengths above 1, which extrapolate beyond the translation.
+"""Blending of a photo with its translation; a strength above 1 extrapolates beyond the translation.
 
 Colours are blended in Oklab: Ottosson, A perceptual color space for image processing, 2020.
 """
@@ -32,7 +32,7 @@ _BISECTIONS = 14  # halvings of a chroma interval at most 0.4 wide: precise to f
 
 
 def check(strength: float, keep: str) -> None:
-    """Raise a CommandError if `strength` is not from 0 to `MAX_STRENGTH`, or `keep` is not a value of `Keep`."""
+    """Raise a CommandError if `strength` lies outside 0 to `MAX_STRENGTH`, or `keep` is not a value of `Keep`."""
     if not 0 <= strength <= MAX_STRENGTH:  # NaN fails this comparison too
         raise CommandError(
             f"strength={strength:g} is out of range: 0 is the photo, 1 the translation, {MAX_STRENGTH} the maximum"
@@ -46,22 +46,25 @@ def blend(photo: Tensor, translation: Tensor, *, strength: float = 1.0, keep: Ke
 
     All images are floating-point tensors (..., 3, H, W), sRGB in [-1, 1].
 
-    Up to strength 1, colours move along straight lines in Oklab, where equal steps look equal. On seven pairs of
-    photographs and synthetic scenes, the CIEDE2000 distances of the four steps of 0.25 in strength differed by 5 to
-    21 % of their mean. With blending in the stored channels or in CIE Lab, the distances differed by 6 to 22 %, and CIE
-    Lab turns blue to purple on the way to white. With blending in linear light, the distances differed by 18 to 38 %:
-    bright strokes appear in the first step, dark strokes in the last.
+    Up to strength 1, colours move along straight lines in Oklab, where equal steps look equal. A test on seven pairs of
+    photographs and synthetic scenes raised the strength from 0 to 1 in four steps of 0.25, and measured the colour
+    difference (CIEDE2000) of each step. The four differences varied by 5 to 21 % of their mean. With blending in sRGB
+    or in CIE Lab, they varied by 6 to 22 %, and CIE Lab turns blue to purple on the way to white. With blending in
+    linear light, they varied by 18 to 38 %: bright strokes appear in the first step, dark strokes in the last.
 
     Above strength 1, straight lines soon leave the gamut: highlights become flat, and areas that the model turned grey
     get the photo's complementary colour. Therefore any quantity that the model reduced (lightness, distance to white,
-    chroma along the photo's hue) is reduced again by the same ratio: the quantity approaches zero and never becomes
-    negative. This curve meets the straight line at strength 1. Colours outside sRGB keep their lightness and hue, and
-    their chroma is reduced; clipping the channels instead would flatten the relief of strokes and change the hue.
+    chroma along the photo's hue) is reduced further, by the same ratio raised to the power `strength - 1`. The quantity
+    approaches zero and does not change sign. This curve meets the straight line at strength 1.
+
+    Colours outside sRGB keep their lightness and hue, and their chroma is reduced. Clipping the channels instead would
+    flatten the relief of strokes and change the hue.
 
     `keep="colour"` combines the photo's colours with the translation's lightness; `keep="luminance"` combines the
-    translation's colours with the photo's lightness. Where the new lightness is lower, chroma is scaled by the same
-    factor as lightness, for equal chromaticity (equal a/L and b/L): unscaled chroma tinted shadows. Where the new
-    lightness is higher, chroma is unchanged: scaled chroma turned the noise of shadows into coloured blotches.
+    translation's colours with the photo's lightness. Where this makes a pixel darker than the image that its colour
+    comes from, chroma is scaled by the same factor as lightness, so that chromaticity (a/L and b/L) stays equal: with
+    unscaled chroma, shadows were tinted. Where a pixel becomes lighter, chroma is unchanged: with scaled chroma, noise
+    in shadows became coloured blotches.
 
     Args:
         strength: 0 to 1.5; 0 gives the photo, 1 the translation, and more than 1 extrapolates. At 0, the result is
@@ -104,9 +107,10 @@ def _mix(photo: Tensor, translation: Tensor, strength: float, keep: Keep) -> Ten
 
 
 def _adapt_colour(colour: Tensor, light: Tensor, other: Tensor) -> Tensor:
-    """Scale the Oklab channels a and b by `other / light`, limited to 1 so that chroma never rises.
+    """Adapt the Oklab channels a and b to a new lightness: scale them by `other / light`, but by no more than 1.
 
-    `colour` is (..., 2, H, W); the lightnesses `light` (old) and `other` (new) are (..., 1, H, W).
+    `colour` holds a and b, (..., 2, H, W). `light` is the lightness of the same image, and `other` the new lightness;
+    both are (..., 1, H, W).
     """
     return colour * (other / light.clamp(min=_TINY)).clamp(max=1)
 
@@ -121,7 +125,8 @@ def _mix_lightness(start: Tensor, end: Tensor, strength: float) -> Tensor:
 def _mix_colour(start: Tensor, end: Tensor, strength: float) -> Tensor:
     """Blend the Oklab channels a and b, (..., 2, H, W), of the photo (`start`) and the translation (`end`).
 
-    Above strength 1, the photo's colour is reduced further, but never becomes its complementary colour.
+    Above strength 1, chroma along the photo's hue that the translation reduced is reduced further towards zero. It
+    becomes the complementary colour only if it is complementary in the translation already.
     """
     straight = start.lerp(end, strength)
     if strength <= 1:
@@ -137,14 +142,14 @@ def _extrapolate_down(start: Tensor, end: Tensor, strength: float) -> Tensor:
     """Return `end * (end / start) ** (strength - 1)`: continue the decrease from `start` to `end` beyond strength 1.
 
     `start` is the value at strength 0, `end` the value at strength 1. Both are 0 or more, and so is the result. The
-    ratio is limited to [0, 1].
+    ratio `end / start` is limited to [0, 1].
     """
     ratio = (end / start.clamp(min=_TINY)).clamp(0, 1)
     return end * ratio ** (strength - 1)
 
 
 def _to_oklab(pixels: Tensor) -> Tensor:
-    """Convert sRGB (..., 3, H, W) in [-1, 1] to Oklab (L in [0, 1], a, b), in float32 or a more precise type."""
+    """Convert sRGB (..., 3, H, W) in [-1, 1] to Oklab (L in [0, 1], a, b), as float32, or float64 if `pixels` is."""
     encoded = (pixels.to(torch.promote_types(pixels.dtype, torch.float32)) + 1) / 2
     curve = ((encoded.clamp(min=0) + 0.055) / 1.055) ** 2.4
     linear = torch.where(encoded <= 0.04045, encoded / 12.92, curve)  # IEC 61966-2-1
@@ -164,7 +169,7 @@ def _to_srgb(oklab: Tensor) -> Tensor:
 
 
 def _reduce_chroma(oklab: Tensor) -> Tensor:
-    """Reduce the chroma of Oklab pixels (3, H, W) as little as sRGB requires; return linear light (3, H, W)."""
+    """Reduce the chroma of Oklab pixels (3, H, W) as little as sRGB requires; return linear-light RGB (3, H, W)."""
     light, colour = _split_lightness(oklab)
     low, high = torch.zeros_like(light), torch.ones_like(light)
     for _ in range(_BISECTIONS):

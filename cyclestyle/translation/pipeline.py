@@ -25,19 +25,20 @@ Tile = int | Literal["auto", "off"]
 
 
 class TranslationPipeline:
-    """A model, and the settings for blending its output with the photo and for limiting memory.
+    """Pipeline that translates photos with a model, within a memory limit, and blends each photo with its translation.
 
     Args:
         translator: one direction of a model.
         strength: 0 to 1.5; 0 gives the photo, 1 the model's output, and more than 1 extrapolates, see `blending.blend`.
-            Each of several strengths gives one result.
+            A sequence of strengths gives one result per strength.
         keep: property of the photo that is preserved: `none`, `colour` or `luminance`.
-        tile: `auto` tiles images that would need more than `memory` in a full pass, `off` tiles no image, and a number
-            tiles every image, in strips of that height in px.
+        tile: `auto` tiles an image if running the network on the whole image at once would need more than `memory`,
+            `off` tiles no image, and a number tiles every image, in strips of that height in px.
         memory: bytes available for the computation, as a number or as text such as `4GB`; the memory that PyTorch
             itself needs is not counted.
-        folder: folder for activations of tiled images that do not fit into `memory`.
-        high_precision: translator for 16-bit images, for which the 8 significant bits of bf16 are too few; by default,
+        folder: folder for files of activations, if those of a tiled image do not fit into `memory`; by default, the
+            system's temporary folder.
+        high_precision: translator for 16-bit images, which need more than the 8 significant bits of bf16; by default,
             `translator` is used.
 
     Raises:
@@ -101,7 +102,7 @@ class TranslationPipeline:
 
     @property
     def facts(self) -> list[str]:
-        """Description for the contact sheet: direction, model and training step, and settings that are not defaults."""
+        """Items for the contact sheet: direction, model path with training step, and non-default blending settings."""
         step = "" if self.translator.step is None else f", step {self.translator.step:,}"
         return [self.translator.direction, f"{self.translator.path}{step}", *self._settings]
 
@@ -117,10 +118,10 @@ class TranslationPipeline:
         return settings if self.keep == "none" else [*settings, f"the photo's {self.keep} kept"]
 
     def __call__(self, pixels: Tensor, *, advance: Callable[[float], object] | None = None) -> list[Tensor]:
-        """Translate a batch of images; return one result for each strength.
+        """Translate a batch of images; return a list with one translated batch for each strength.
 
         Args:
-            pixels: uint8 or uint16 (N, 3, H, W); each result has the same dtype and shape.
+            pixels: uint8 or uint16 (N, 3, H, W); each translated batch has the same dtype and shape.
             advance: called with the completed share of the work, 0 to 1, while a tiled image is translated.
 
         Raises:
@@ -135,7 +136,7 @@ class TranslationPipeline:
         ]
 
     def max_batch(self, height: int, width: int) -> int:
-        """Return the maximum number of images of this height and width that may form one batch."""
+        """Return the maximum batch size for images of this height and width; 1 if such images are tiled."""
         if self._needs_tiling(height, width):
             return 1
         return max(1, min(MAX_PIXELS_IN_BATCH // (height * width), self.memory // self._full_pass_bytes(height, width)))
@@ -183,7 +184,10 @@ class TranslationPipeline:
             )
 
     def _full_pass_bytes(self, height: int, width: int) -> int:
-        """Estimate the bytes for a full pass over a 16-bit image, whose precision needs the most memory."""
+        """Estimate the bytes needed to run the network on a whole image at once.
+
+        The estimate uses the precision for 16-bit images, which is usually the higher one.
+        """
         if self._tileable is None:
             return UNKNOWN_NETWORK_BYTES * height * width
         return tiling.full_pass_bytes(self._tileable, height, width, self.high_precision.hardware.dtype)

@@ -1,4 +1,4 @@
-"""Translator: one direction of a trained model, for images of any size."""
+"""Translator, which runs one direction of a trained model on images of any size."""
 
 import copy
 from functools import cached_property
@@ -20,7 +20,7 @@ Backend = Literal["torch", "onnx"]
 
 
 class Generator(Protocol):
-    """A generator that one of the backends runs.
+    """Interface of a generator network that runs in PyTorch or in ONNX Runtime.
 
     Its input and output are float32 (N, 3, H, W) in [-1, 1] on the CPU, with any H and W.
     """
@@ -66,7 +66,7 @@ class Translator:
     """Translates images from one domain to the other without changing their size.
 
     Args:
-        runner: the generator, on the backend that runs it.
+        runner: the generator network, in PyTorch or in ONNX Runtime.
         direction: the generator's direction, such as `photo2monet`.
         directions: all directions of the model.
         weights: `ema` for the moving average of the weights, `raw` for the weights of the last step.
@@ -101,7 +101,7 @@ class Translator:
         compile: bool = False,  # noqa: A002
         world: World | None = None,
     ) -> "Translator":
-        """Load a translator from a model file, which contains everything that is needed.
+        """Load a translator from a trained model; no config is needed.
 
         Args:
             path: a run folder, a checkpoint folder, a safetensors file, a generator of the 2017 implementation
@@ -112,7 +112,7 @@ class Translator:
                 always the weights of the last step.
             backend: library that runs the generator; `auto` means `onnx` for an `.onnx` file, else `torch`.
             compile: run the network through `torch.compile`.
-            world: the ranks, which divide the machine's devices among themselves.
+            world: the processes of a distributed run, which share out the devices of a machine; None for one process.
 
         Raises:
             CommandError: unknown direction, unavailable device or precision, or a backend that cannot run this file.
@@ -174,7 +174,7 @@ class Translator:
         """SHA-256, in hexadecimal, of everything that decides the translations.
 
         It covers the architecture and the weights, but not the file format or the domain names. For an `.onnx` file,
-        whose network another library than PyTorch runs, it is the SHA-256 of the file.
+        it is the SHA-256 of the file.
         """
         return self.runner.fingerprint
 

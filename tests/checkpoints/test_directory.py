@@ -47,7 +47,7 @@ def trained(trainer: Trainer, count: int) -> Trainer:
     return trainer
 
 
-def test_checkpoint_round_trip(tmp_path: Path) -> None:
+def test_loaded_checkpoint_equals_saved_state(tmp_path: Path) -> None:
     trainer = trained(tiny_trainer(batch_size=2, pool=6, ema=0.9), 3)
     saved = snapshot_model(trainer, ("größe 🎨", "photo"))
     state, rank_state = trainer.state_dict(), trainer.rank_state_dict()
@@ -273,7 +273,7 @@ def test_malformed_model_header_is_rejected(tmp_path: Path, wrong: dict[str, Any
             read_model(file)
 
 
-def test_code_in_training_file_is_not_run(tmp_path: Path) -> None:
+def test_pickled_code_in_training_state_is_not_executed(tmp_path: Path) -> None:
     path = save(tmp_path)
     marker = tmp_path / "ran"
 

@@ -34,7 +34,7 @@ def test_malformed_argument_error_names_argument(typed: str, message: str) -> No
     assert message in str(caught.value)
 
 
-def test_home_is_expanded_in_paths_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tilde_is_expanded_in_path_arguments_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/ada")
     assert arguments.literal(arguments.split("input=~/photos/")) == "/home/ada/photos/"
     assert arguments.literal(arguments.split("input=~")) == "/home/ada"

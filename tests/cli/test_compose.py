@@ -85,7 +85,7 @@ def test_experiment_is_chosen_with_or_without_leading_plus(typed: str) -> None:
 
 
 @pytest.mark.parametrize("typed", ["trainer.steps=7", "+trainer.steps=7", "++trainer.steps=7"])
-def test_typed_key_overrides_experiment(typed: str) -> None:
+def test_command_line_key_overrides_experiment(typed: str) -> None:
     assert config.compose("train", [typed, "experiment=demo"]).trainer.steps == 7
 
 
@@ -191,7 +191,7 @@ def test_invalid_folder_name_is_rejected(name: str) -> None:
     assert composing(f"name={name}").startswith(f"name={name} is no name for a folder")
 
 
-def test_component_gets_typed_paths_and_extra_arguments() -> None:
+def test_build_passes_paths_as_typed_and_extra_arguments() -> None:
     text = AWKWARD["backslash and reference"]
     cfg = config.compose("train", [f"data.root={text}"])
     network = object()
@@ -269,7 +269,7 @@ def test_dangling_interpolation_is_an_error() -> None:
     assert "nothing" in composing("ema.decay=${nothing}")
 
 
-def test_typed_interpolation_is_resolved() -> None:
+def test_interpolation_on_command_line_is_resolved() -> None:
     cfg = config.compose("train", ["schedule.decay_epochs=${schedule.constant_epochs}", "schedule.constant_epochs=7"])
     assert cfg.schedule.decay_epochs == 7
 
@@ -416,7 +416,7 @@ def test_every_group_option_matches_signatures(chosen: tuple[str, ...]) -> None:
         ("logger.console.colour=3", "no key logger.console.colour: "),
     ],
 )
-def test_keys_and_values_are_checked_by_component(typed: str, message: str) -> None:
+def test_nested_keys_and_values_are_checked_against_signatures(typed: str, message: str) -> None:
     assert checking(typed).startswith(message)
 
 
@@ -428,7 +428,7 @@ def test_keys_and_values_are_checked_by_component(typed: str, message: str) -> N
         ("export", ["checkpoint=x"]),
     ],
 )
-def test_keys_of_commands_without_config_nodes_are_checked_by_signature(command: str, typed: list[str]) -> None:
+def test_keys_of_commands_other_than_train_are_checked_against_signatures(command: str, typed: list[str]) -> None:
     config.check(config.compose(command, typed))
     assert checking(*typed, "weights=best", command=command) == "weights=best: expected ema or raw"
 
@@ -439,7 +439,7 @@ def test_key_absent_from_yaml_is_accepted_if_it_is_a_parameter() -> None:
     assert cfg.optimizer.weight_decay == 0.01
 
 
-def test_drawn_scenes_accept_only_keys_of_unpaired_folders() -> None:
+def test_keys_of_drawn_scenes_are_checked_against_unpaired_folders() -> None:
     config.check(config.compose("train", ["data=scenes", "data.flip=false"]))
     assert checking("data=scenes", "data.filp=false") == "no key data.filp: did you mean data.flip?"
 
@@ -510,7 +510,7 @@ def test_help_exits_0_without_running(launch: Launch, flag: str) -> None:
     assert out.startswith("Usage: ")
 
 
-def test_launch_runs_config_and_returns_its_exit_code(launch: Launch) -> None:
+def test_launch_calls_run_with_config_and_exits_with_its_code(launch: Launch) -> None:
     ran: list[DictConfig] = []
     assert launch("experiment=smoke", "seed=7", run=lambda cfg: ran.append(cfg))[0] == 0
     assert (ran[0].name, ran[0].seed) == ("smoke", 7)
@@ -546,7 +546,7 @@ def test_unexpected_error_keeps_traceback(monkeypatch: pytest.MonkeyPatch) -> No
         dispatch.launch("train", run)
 
 
-def test_cfg_job_prints_resolved_config(launch: Launch) -> None:
+def test_cfg_job_flag_prints_resolved_config(launch: Launch) -> None:
     code, out, _ = launch("--cfg", "job", "experiment=demo", "data.root=a ${b} ü", run=lambda cfg: pytest.fail("ran"))
     assert code == 0
     assert "run_dir: runs/demo\n" in out

@@ -17,7 +17,7 @@ def known_keys() -> set[str]:
     return {key for command in COMMANDS for key, _ in compose.walk(compose.to_plain(compose.compose(command, [])))}
 
 
-def test_every_key_of_the_table_is_a_config_key() -> None:
+def test_every_key_with_special_role_is_a_config_key() -> None:
     only_in_folders = {"data.a", "data.b", "data.test_a", "data.test_b", "data.homepage"}
     assert KEYS.keys() - only_in_folders <= known_keys()
 
@@ -32,7 +32,7 @@ def test_new_names_of_renamed_targets_exist() -> None:
         assert callable(pkgutil.resolve_name(target))
 
 
-def test_saved_config_gets_present_names() -> None:
+def test_former_names_in_saved_config_are_replaced() -> None:
     saved = {
         "adversarial": {"_target_": "cyclestyle.losses.Hinge"},
         "checkpoint": {"background": True, "keep": 3},
@@ -50,7 +50,7 @@ def test_saved_config_gets_present_names() -> None:
     assert with_present_names(odd) == {"trainer": {"backward": ["lean"]}, "adversarial": {"_target_": ["x"]}}
 
 
-def test_keys_of_own_data_component_are_not_renamed() -> None:
+def test_keys_of_custom_data_class_are_not_renamed() -> None:
     saved = {"data": {"_target_": "mine.Data", "background": "black", "small": 3}}
     assert with_present_names(saved) == saved
 

@@ -194,7 +194,7 @@ def test_small_images_are_rejected_if_small_images_is_error(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("resize", ["stretch", "short"])
-def test_images_enlarged_by_data_resize_are_not_small(tmp_path: Path, resize: str) -> None:
+def test_images_enlarged_by_resize_do_not_count_as_small(tmp_path: Path, resize: str) -> None:
     data = inspected(with_small_images(tmp_path), small_images="error", resize=resize)
     assert data.bad == {"a": {}, "b": {}}
 

@@ -83,7 +83,7 @@ def test_domain_a_is_reshuffled_every_round(draws: UnpairedDataset) -> None:
     assert len(set(rounds)) == 6  # all permutations of 3 files
 
 
-def test_domain_b_is_uniform_and_independent_of_a(draws: UnpairedDataset) -> None:
+def test_files_of_b_are_drawn_uniformly_and_independently_of_a(draws: UnpairedDataset) -> None:
     count = 3000
     seen = Counter(draws.files(n) for n in range(count))
     mean = count / 15
@@ -116,7 +116,7 @@ def test_batches_are_independent_of_worker_count(draws: UnpairedDataset, workers
     assert same(fetched(draws, workers=workers), fetched(draws))
 
 
-def test_batch_positions_are_interleaved_over_ranks(draws: UnpairedDataset) -> None:
+def test_pairs_of_global_batch_are_interleaved_over_ranks(draws: UnpairedDataset) -> None:
     whole = fetched(draws)
     shares = [fetched(draws, rank=rank, ranks=2) for rank in range(2)]
     assert [batch.draws for batch in whole[:2]] == [[0, 1, 2, 3], [4, 5, 6, 7]]
@@ -132,7 +132,7 @@ def test_batches_are_independent_of_first_step(draws: UnpairedDataset) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_damaged_image_gives_one_line_error(draws: UnpairedDataset, workers: int) -> None:
+def test_domain_without_readable_image_gives_one_line_error(draws: UnpairedDataset, workers: int) -> None:
     for file in draws.a:
         file.write_bytes(file.read_bytes()[:-30])
     with pytest.raises(DataError) as caught:
@@ -188,7 +188,7 @@ def test_known_bad_file_is_not_opened(draws: UnpairedDataset) -> None:
     assert not any(batch.replaced for batch in fetched(skipping))
 
 
-def test_replacements_are_uniform(draws: UnpairedDataset) -> None:
+def test_replacement_files_are_drawn_uniformly(draws: UnpairedDataset) -> None:
     skipping = UnpairedDataset(draws.a, draws.b, crop=draws.crop, seed=SEED, bad_b=frozenset({2}))
     seen = Counter(skipping.files(n)[1] for n in range(10_000) if draws.files(n)[1] == draws.b[2])
     mean = seen.total() / 4
@@ -234,7 +234,7 @@ class PickyCrop(Crop):
         (None, "AttributeError: 'NoneType' object has no attribute 'dtype'"),
     ],
 )
-def test_any_error_while_reading_replaces_only_that_image(
+def test_any_read_error_replaces_only_the_affected_image(
     draws: UnpairedDataset, workers: int, result: object, reason: str
 ) -> None:
     skipping = UnpairedDataset(draws.a, draws.b, crop=draws.crop, seed=SEED, bad_a=frozenset({1}))
@@ -329,7 +329,7 @@ def test_wait_for_batch_ends_on_stop_request(draws: UnpairedDataset) -> None:
 
 @ON_LINUX
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-def test_worker_killed_or_paused_in_a_batch_does_not_hang(draws: UnpairedDataset, number: signal.Signals) -> None:
+def test_loader_does_not_hang_if_worker_is_killed_or_paused(draws: UnpairedDataset, number: signal.Signals) -> None:
     others, stop_requested = set(children()), threading.Event()
     large = Crop(resize="stretch", load_size=512, crop_size=512, flip=False)  # 1.5 MB per step: more than a pipe holds
     steps = batches(
@@ -397,7 +397,7 @@ def test_failed_worker_start_is_a_data_error(draws: UnpairedDataset) -> None:
 
 
 @ON_LINUX
-def test_workers_exit_even_if_error_object_is_alive(draws: UnpairedDataset) -> None:
+def test_workers_exit_while_exception_is_still_referenced(draws: UnpairedDataset) -> None:
     others = set(children())
     for file in draws.a:
         file.write_bytes(b"damaged")

@@ -130,7 +130,7 @@ def test_only_test_folders_are_paired(tmp_path: Path) -> None:
     assert np.median(unpaired.max(axis=1)) < np.median(np.diag(paired)) - 0.2
 
 
-def test_scenes_are_unique_and_test_scenes_ignore_train_count(tmp_path: Path) -> None:
+def test_scenes_are_unique_and_test_set_is_independent_of_train_count(tmp_path: Path) -> None:
     for train in (3, 5):
         draw(tmp_path / str(train), train=train, test=2, size=32)
     few, many = (folders(tmp_path / str(train)) for train in (3, 5))

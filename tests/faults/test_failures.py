@@ -103,7 +103,7 @@ def test_nan_loss_exits_5_and_its_step_is_not_saved(start: Starts, scenes: Path,
     assert not (tmp_path / "runs/logged/checkpoints").exists()
 
 
-def test_nan_on_one_rank_stops_both_at_same_step(start_two: Callable[..., list[Start]], tmp_path: Path) -> None:
+def test_nan_on_one_rank_stops_both_ranks_at_same_step(start_two: Callable[..., list[Start]], tmp_path: Path) -> None:
     first, second = start_two(*RUN, "adversarial._target_=tests.faults.faulty_parts.NaNLoss", "adversarial.rank=1")
     assert (first.wait(), second.wait()) == (5, 5)
     output = first.printed() + second.printed()

@@ -84,7 +84,7 @@ def pooled(checkpoint: Checkpoint, side: str) -> dict[int, torch.Tensor]:
 # -------------------------------------------------------------------------------------------------- a rank dies
 
 
-def test_killed_rank_ends_job_and_keeps_checkpoint(command: Callable[..., Command], tmp_path: Path) -> None:
+def test_run_with_killed_rank_ends_and_keeps_checkpoint(command: Callable[..., Command], tmp_path: Path) -> None:
     run = tmp_path / "runs/smoke"
     job = command(*LONG, torchrun=())
     until(lambda: len(log(run)) >= 5, "five steps", alive=job)
@@ -166,7 +166,7 @@ def test_timeout_error_names_unresponsive_rank(start_two: Callable[..., list[Sta
 
 @pytest.mark.slow  # torchrun waits half a minute for an unresponsive rank
 @pytest.mark.parametrize("torchrun", [(), None])
-def test_job_with_unresponsive_rank_ends(
+def test_run_with_unresponsive_rank_ends(
     command: Callable[..., Command], tmp_path: Path, torchrun: tuple[str, ...] | None
 ) -> None:
     run = tmp_path / "runs/smoke"

@@ -122,7 +122,7 @@ HANGS = ("data._target_=tests.faults.faulty_parts.hanging_scenes", "trainer.log_
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_run_that_waits_for_stuck_worker_stops_and_saves(start: Starts, tmp_path: Path, workers: int) -> None:
+def test_run_waiting_for_stuck_worker_stops_and_saves_on_sigterm(start: Starts, tmp_path: Path, workers: int) -> None:
     run = tmp_path / "runs/smoke"
     process = start(*RUN, *HANGS, f"data.workers={workers}")
     until((tmp_path / "reading").exists, "a hanging worker", alive=process)
@@ -149,7 +149,7 @@ def test_ranks_stop_at_same_step_when_one_has_no_data(start_two: Callable[..., l
 
 
 @pytest.mark.parametrize("signalled", [0, 1])
-def test_signal_to_one_rank_stops_both_at_same_step(
+def test_signal_to_one_rank_stops_both_ranks_at_same_step(
     start_two: Callable[..., list[Start]], tmp_path: Path, signalled: int
 ) -> None:
     run = tmp_path / "runs/smoke"

@@ -453,7 +453,7 @@ def test_translation_on_full_disk_keeps_finished_photos_and_resumes(
     assert_resumes(place, uninterrupted)
 
 
-def test_file_size_limit_error_names_first_large_file(tmp_path: Path, model: Path) -> None:
+def test_error_names_first_file_above_file_size_limit(tmp_path: Path, model: Path) -> None:
     for name, size in (("a.png", 8), ("b.png", 8), ("c.png", 90), ("d.png", 8)):
         write_picture(tmp_path / "in" / name, size=(size, size))
     with pytest.raises(DiskError, match=rf"cannot write {tmp_path}/out/c\.png: file too large; all pictures written"):
@@ -477,7 +477,7 @@ def test_command_ends_if_journal_has_no_space_and_resumes(tmp_path: Path, model:
     assert len(done_in(lines_of(tmp_path / "out" / HIDDEN / "journal.jsonl"))) == len(files(tmp_path / "out")) == 20
 
 
-def test_disk_full_at_contact_sheet_fails_only_after_all_photos(tmp_path: Path, model: Path) -> None:
+def test_full_disk_at_contact_sheet_fails_only_after_all_photos_are_written(tmp_path: Path, model: Path) -> None:
     for n in range(3):
         write_picture(tmp_path / "in" / f"{n}.png", size=(20, 20), seed=n)
     with pytest.raises(DiskError, match=r"cannot write .*/out/index\.html: file too large"):
@@ -491,7 +491,7 @@ def test_disk_full_at_contact_sheet_fails_only_after_all_photos(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("name", ["thumbnails", "report.jsonl"])
-def test_error_names_file_or_folder_in_place_of_program_file(tmp_path: Path, model: Path, name: str) -> None:
+def test_path_of_wrong_type_in_output_folder_is_named_in_error(tmp_path: Path, model: Path, name: str) -> None:
     write_picture(tmp_path / "in" / "x.png")
     in_the_way = tmp_path / "out" / HIDDEN / name
     in_the_way.parent.mkdir(parents=True)
@@ -627,7 +627,7 @@ def test_no_output_is_read_if_input_folder_contains_output_folder(tmp_path: Path
 # ------------------------------------------------------------------------------------------- models and memory
 
 
-def test_photo_too_large_for_memory_fails_alone_or_is_tiled(tmp_path: Path, model: Path) -> None:
+def test_photo_too_large_for_memory_is_tiled_or_reported_as_failed(tmp_path: Path, model: Path) -> None:
     write_picture(tmp_path / "in" / "large.png", size=(400, 300))
     write_picture(tmp_path / "in" / "small.png", size=(8, 8))
     assert in_process(model, tmp_path / "in", tmp_path / "whole", memory="1GB") == 0

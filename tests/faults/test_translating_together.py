@@ -125,7 +125,7 @@ def test_stopped_ranks_print_one_message_and_are_resumed(place: Place, uninterru
     assert_resumes(place, 2, uninterrupted)
 
 
-def test_torchrun_ends_with_killed_rank_and_is_resumed(place: Place, uninterrupted: dict[str, bytes]) -> None:
+def test_torchrun_ends_if_rank_is_killed_and_is_resumed(place: Place, uninterrupted: dict[str, bytes]) -> None:
     line = [f"checkpoint={place.model}", f"input={place.photos}", f"output={place.output}", "direction=a2b",
             "device=cpu", "precision=fp32", "workers=0", "sheet=false", "batch_size=1"]  # fmt: skip
     torchrun = ["torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "cyclestyle.translate"]
@@ -203,7 +203,7 @@ def test_ray_survives_killed_actor_and_resumes(place: Place, photos: Path, unint
         assert files(place.output) == uninterrupted
 
 
-def test_missing_ray_error_names_extra(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_for_missing_ray_names_pip_extra(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     write_picture(tmp_path / "in" / "x.png")
     with pytest.raises(CommandError, match=r"engine=ray needs Ray: pip install 'cyclestyle\[ray\]'"):

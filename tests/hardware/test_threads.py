@@ -91,7 +91,7 @@ def test_busy_machine_changes_note_but_not_thread_count(others: float, expected:
 
 
 @needs_proc
-def test_thread_count_of_new_job_is_the_same_on_a_busy_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_thread_count_of_new_run_is_the_same_on_a_busy_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     quiet = threads.choose("auto", key="threads", since=None)
@@ -202,7 +202,7 @@ QUIET = Look(0, 0, 0, 0)
         (Look(10, 20, 10, 5), 1, None),  # one thread is the minimum, so there is no advice
     ],
 )
-def test_warning_when_other_processes_take_cores(now: Look, using: int, expected: str | None) -> None:
+def test_warning_appears_only_if_other_processes_delay_this_one(now: Look, using: int, expected: str | None) -> None:
     warning = threads.crowded(QUIET, now, threads=using, cores=2, key="trainer.threads")
     if expected is None:
         assert warning is None

@@ -145,7 +145,7 @@ def test_colours_of_transparent_pixels_do_not_bleed_when_shrinking(tmp_path: Pat
 
 @pytest.mark.parametrize("ending", [".jpg", ".png", ".webp", ".tif", ".avif", *({".heic"} & file_formats.ENDINGS)])
 @pytest.mark.parametrize("source", ["jpg", "png", "tif", "webp"])
-def test_metadata_are_preserved_and_corrected(tmp_path: Path, source: str, ending: str) -> None:
+def test_metadata_are_preserved_with_corrected_size_and_orientation(tmp_path: Path, source: str, ending: str) -> None:
     small = io.BytesIO()
     Image.fromarray(noise(8, 8)).save(small, "JPEG")
     exif = with_preview(camera_exif().tobytes(), small.getvalue()) if source == "jpg" else camera_exif().tobytes()

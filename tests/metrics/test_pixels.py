@@ -51,7 +51,7 @@ def test_ssim_agrees_with_scikit_image(height: int, width: int) -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 40), (10, 10), (12, 3)])
-def test_ssim_is_defined_below_window_size(height: int, width: int) -> None:
+def test_ssim_is_defined_for_images_smaller_than_window(height: int, width: int) -> None:
     x, y = tensor(random_image(height, width)), tensor(random_image(height, width, seed=1))
     assert psnr_ssim.ssim(x, x) == pytest.approx(1.0)
     assert -1 <= psnr_ssim.ssim(x, y) < 1
@@ -75,7 +75,7 @@ def test_greys_are_neutral_in_lab() -> None:
     assert lightness[0, [0, 255]].tolist() == pytest.approx([0, 100])
 
 
-def test_colour_statistics_cover_all_pixels() -> None:
+def test_colour_statistics_pool_pixels_of_all_images() -> None:
     arrays = [random_image(8, 9, high=120), random_image(30, 20, seed=1, low=90)]
     pooled = np.concatenate([rgb2lab(array).reshape(-1, 3) for array in arrays])
     mean, deviation = colour.colour_statistics(map(tensor, arrays))

@@ -12,7 +12,7 @@ from cyclestyle.networks import PatchDiscriminator, PixelDiscriminator, TextureD
 from cyclestyle.networks.texture import texture
 
 
-def test_default_patchgan_parameter_count():
+def test_default_patchgan_has_2_764_737_parameters():
     assert sum(parameter.numel() for parameter in PatchDiscriminator().parameters()) == 2_764_737
 
 
@@ -80,7 +80,7 @@ def test_patchgan_with_norm_ignores_texture_strength():
     torch.testing.assert_close(network(2 * x), network(x), rtol=0, atol=1e-6)
 
 
-def test_patchgan_widths_double_up_to_eightfold():
+def test_patchgan_channels_double_up_to_eightfold():
     with torch.device("meta"):
         convs = [m for m in PatchDiscriminator(2, 5).modules() if isinstance(m, nn.Conv2d)]
     assert [conv.out_channels for conv in convs] == [2, 4, 8, 16, 16, 16, 1]
@@ -142,7 +142,7 @@ def test_minimum_size_is_smallest_size_without_error(network):
         network(torch.rand(1, 3, size - 1, size - 1))
 
 
-def test_default_minimum_size_is_24_px():
+def test_default_patchgan_minimum_size_is_24_px():
     with torch.device("meta"):
         assert PatchDiscriminator().minimum_size == 24
 

@@ -24,7 +24,7 @@ def test_weights_are_normal_and_biases_zero():
             assert abs(parameter.std() - 0.02) < 5 * error
 
 
-def test_weights_depend_on_generator_alone():
+def test_initial_weights_depend_on_seed_only():
     torch.manual_seed(1)
     first = seeded(PatchDiscriminator(4), 7)
     torch.manual_seed(2)
@@ -34,7 +34,7 @@ def test_weights_depend_on_generator_alone():
     assert not any(torch.equal(first[key], other[key]) for key in first if key.endswith("weight"))
 
 
-def test_global_generator_is_unused_with_explicit_generator():
+def test_initialize_with_own_generator_keeps_global_random_state():
     state = torch.get_rng_state()
     initialize(nn.Conv2d(1, 1, 1, device="meta"), generator=torch.Generator())
     assert torch.equal(torch.get_rng_state(), state)

@@ -51,7 +51,7 @@ class PretendCuda(torch.Tensor):
         (PretendCuda, True, "IndexSelect"),
     ],
 )
-def test_reflection_uses_index_only_on_deterministic_cuda(kind, is_deterministic, kernel):
+def test_reflection_uses_index_select_only_on_cuda_in_deterministic_mode(kind, is_deterministic, kernel):
     x = torch.randn(1, 1, 4, 4, requires_grad=True).as_subclass(kind)
     torch.use_deterministic_algorithms(is_deterministic)
     try:
@@ -89,7 +89,7 @@ def test_reflection_under_autocast_stores_no_float32_copy():
     ids=["transposed", "resize", "detail", "texture"],
 )
 @pytest.mark.parametrize("size", [32, 21])
-def test_gradients_are_bit_exact_on_deterministic_cuda(make, size, monkeypatch):
+def test_cuda_gradients_are_bit_exact_in_deterministic_mode(make, size, monkeypatch):
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     network = make().cuda()
     x = torch.rand(2, 3, size, size, device="cuda", requires_grad=True)

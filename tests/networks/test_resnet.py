@@ -16,11 +16,11 @@ from cyclestyle.networks.padding import pad_to_multiple
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 
-def test_default_parameter_count():
+def test_default_network_has_11_378_179_parameters():
     assert sum(parameter.numel() for parameter in ResNetGenerator().parameters()) == 11_378_179
 
 
-def test_default_preserves_256_px():
+def test_default_network_preserves_size_of_256_px_image():
     with torch.device("meta"):
         assert ResNetGenerator()(torch.empty(2, 3, 256, 256)).shape == (2, 3, 256, 256)
 
@@ -52,7 +52,7 @@ def test_output_for_odd_size_equals_crop_of_padded_output():
 
 
 @pytest.mark.parametrize("upsample", ["transposed", "resize"])
-def test_output_equals_output_of_stages_in_order(upsample):
+def test_forward_equals_running_stages_in_order(upsample):
     network = ResNetGenerator(2, 2, upsample=upsample)
     x = torch.rand(1, 3, 12, 8)
     y = x
@@ -145,7 +145,7 @@ def test_dropout_is_active_in_training_only():
     assert torch.equal(network(x), network(x))
 
 
-def test_no_random_numbers_without_dropout():
+def test_forward_without_dropout_draws_no_random_numbers():
     network = ResNetGenerator(2, 2)
     state = torch.get_rng_state()
     network(torch.zeros(1, 3, 8, 8))

@@ -19,7 +19,7 @@ def test_default_parameter_count_matches_pix2pix():
     assert size == 54_413_955 - 2 * 4_928 + 5_504
 
 
-def test_default_preserves_256_px():
+def test_default_network_preserves_size_of_256_px_image():
     with torch.device("meta"):
         assert UNetGenerator()(torch.empty(1, 3, 256, 256)).shape == (1, 3, 256, 256)
 
@@ -121,7 +121,7 @@ def test_initial_network_with_detail_is_near_identity():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_detail_is_finite_for_black_and_white(dtype):
+def test_outputs_and_gradients_with_detail_are_finite_for_black_and_white_pixels(dtype):
     network = UNetGenerator(4, 2, detail=4).to(dtype)
     x = torch.tensor([-1.0, 1.0], dtype=dtype).repeat_interleave(32).repeat(1, 3, 64, 1).requires_grad_()
     y = network(x)

@@ -55,7 +55,7 @@ def adams(objective: CycleGAN) -> list[torch.optim.Optimizer]:
 @pytest.mark.parametrize(
     ("in_parts", "recompute"), [(False, False), (True, False), (True, True)], ids=["joint", "split", "recomputed"]
 )
-def test_original_losses_and_weights_are_reproduced(
+def test_losses_and_weights_match_original_implementation(
     in_parts: bool, recompute: bool, layout: torch.memory_format
 ) -> None:
     golden = np.load(GOLDEN)
@@ -108,7 +108,7 @@ def test_original_losses_and_weights_are_reproduced(
     ],
     ids=["paper", "no identity", "unequal cycles", "bce"],
 )
-def test_joint_step_equals_step_of_plain_loop(settings: dict, adversarial: object, mode: str) -> None:
+def test_joint_step_matches_textbook_implementation(settings: dict, adversarial: object, mode: str) -> None:
     objective = tiny_objective(double=True, adversarial=adversarial, **settings)
     copies = copy.deepcopy((objective.generators, objective.discriminators))
     textbook = Textbook(
@@ -192,7 +192,7 @@ def gradients(objective: CycleGAN, parts: tuple) -> tuple[dict[str, float], dict
 
 @pytest.mark.parametrize("recompute", [False, True], ids=["stored", "recomputed"])
 @pytest.mark.parametrize("weights", WEIGHTS, ids=str)
-def test_split_parts_sum_to_joint_losses_and_gradients(weights: dict[str, float], recompute: bool) -> None:
+def test_loss_parts_sum_to_joint_losses_and_gradients(weights: dict[str, float], recompute: bool) -> None:
     objective = tiny_objective(double=True, **weights)
     joint_losses, joint_gradients = gradients(objective, (objective.generator_losses,))
     for generator in (objective.generators.ab, objective.generators.ba):
@@ -207,13 +207,13 @@ def test_split_parts_sum_to_joint_losses_and_gradients(weights: dict[str, float]
 
 
 @pytest.mark.parametrize("weights", WEIGHTS, ids=str)
-def test_last_part_uses_every_generator_parameter(weights: dict[str, float]) -> None:
+def test_last_loss_part_uses_every_generator_parameter(weights: dict[str, float]) -> None:
     objective = tiny_objective(double=True, **weights)
     _, last_gradients = gradients(objective, objective.generator_parts[-1:])
     assert all(gradient is not None for gradient in last_gradients.values())
 
 
-def test_one_part_stores_half_the_activations_of_joint_losses() -> None:
+def test_each_loss_part_stores_half_the_activations_of_joint_losses() -> None:
     objective = tiny_objective()
     a, b = torch.rand(1, 3, 64, 64), torch.rand(1, 3, 64, 64)
 
@@ -243,7 +243,7 @@ def test_one_part_stores_half_the_activations_of_joint_losses() -> None:
     assert max(recomputed) < 0.9 * max(parts)  # only the 2 residual blocks are recomputed, a small share here
 
 
-def test_losses_add_no_gradients_to_other_networks() -> None:
+def test_generator_and_discriminator_losses_add_no_gradients_to_each_other() -> None:
     objective = tiny_objective()
     a, b = torch.rand(1, 3, 32, 32), torch.rand(1, 3, 32, 32)
     losses, outputs = objective.generator_losses(a, b)

@@ -50,7 +50,7 @@ def test_full_pool_returns_older_images_half_the_time() -> None:
 
 
 @pytest.mark.parametrize(("batch_size", "ranks"), [(4, 2), (6, 3), (4, 4)])
-def test_images_are_independent_of_number_of_ranks(batch_size: int, ranks: int) -> None:
+def test_pool_images_are_independent_of_number_of_ranks(batch_size: int, ranks: int) -> None:
     def new_pool() -> ImagePool:
         return ImagePool(9, batch_size=batch_size, seed=1, purpose="pool a")
 
@@ -84,7 +84,7 @@ def test_pool_is_cleared_if_image_size_changes() -> None:
     assert [image.shape[-1] for image in pool.stored[0]] == [4]
 
 
-def test_negative_size_is_rejected() -> None:
+def test_negative_pool_size_is_rejected() -> None:
     with pytest.raises(CommandError, match=r"pool\.size=-1"):
         ImagePool(-1, batch_size=1, seed=0, purpose="pool a")
 

@@ -41,7 +41,7 @@ def test_large_images_have_smaller_batches() -> None:
 
 
 @pytest.mark.parametrize(("side", "batch_size", "limit"), [(16, 8, 32), (1000, 64, 34)])
-def test_few_images_wait_when_all_sizes_differ(side: int, batch_size: int, limit: int) -> None:
+def test_number_of_waiting_images_is_limited_if_all_sizes_differ(side: int, batch_size: int, limit: int) -> None:
     held = highest = 0
 
     def photos() -> Iterator[batching.QueuedPhoto]:

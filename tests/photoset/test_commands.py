@@ -87,7 +87,9 @@ def test_command_modules_do_not_import_torch(name: str) -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_translate_reports_heic_as_jpeg_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_translate_prints_number_of_heic_photos_that_become_jpeg(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     heif = pytest.importorskip("pillow_heif", reason="HEIC needs the extra `heic`")
     heif.register_heif_opener()
     write_model(tmp_path / "model")

@@ -93,7 +93,7 @@ def test_page_links_work_for_relative_output(photos: Path, tmp_path: Path, monke
     assert "<h1>out</h1>" in html
 
 
-def test_card_shows_full_files_if_thumbnails_are_missing(photos: Path, output: Path) -> None:
+def test_card_shows_full_size_images_if_thumbnails_are_missing(photos: Path, output: Path) -> None:
     outcome = translated(photos, output)
     before, after = thumbnail_names(["a.png"])
     (thumbnails(output) / before).unlink()
@@ -172,7 +172,7 @@ def test_card_has_one_translation_per_strength(photos: Path, output: Path) -> No
     ("seconds", "duration"),
     [(0.2, "in 0 s"), (59.6, "in 1 min 0 s"), (754, "in 12 min 34 s"), (3 * 3600 + 5 * 60 + 40, "in 3 h 5 min")],
 )
-def test_facts_end_with_the_duration(photos: Path, output: Path, seconds: float, duration: str) -> None:
+def test_page_header_ends_with_duration(photos: Path, output: Path, seconds: float, duration: str) -> None:
     outcome = translated(photos, output)._replace(elapsed_s=seconds)
     assert facts(html_of(outcome, output, facts=("photo2monet", "runs/x"))) == [
         "2 photos",

@@ -143,7 +143,7 @@ def test_unprintable_characters_in_names_are_escaped() -> None:
     assert [row[0] for row in data(html)["cards"]] == ["Müller 😀 <b>.jpg", "a\\nb.jpg", "caf\\xe9.jpg"]
 
 
-def test_url_quotes_the_bytes_of_a_path() -> None:
+def test_url_percent_encodes_path_bytes() -> None:
     assert url("a b/ü#?%.jpg") == "a%20b/%C3%BC%23%3F%25.jpg"
     assert url(os.fsdecode(b"caf\xe9.jpg")) == "caf%E9.jpg"
     assert url("javascript:x.jpg") == "javascript%3Ax.jpg"
@@ -151,7 +151,7 @@ def test_url_quotes_the_bytes_of_a_path() -> None:
     assert url("/photos/a b.jpg") == "file:///photos/a%20b.jpg"
 
 
-def test_header_and_failures_show_the_outcome() -> None:
+def test_page_shows_photo_count_facts_and_failures() -> None:
     cards = [card("a.jpg"), card("bad & worse.jpg", failed="damaged <picture>"), *set_of(1233)]
     html = html_of(cards, title="Photos as Monet", facts=["photo2monet", "12 min"])
     to_failures = '<a href="#failures">1 failed</a>'
@@ -228,7 +228,7 @@ def test_earlier_page_is_recognized_despite_a_long_title(tmp_path: Path) -> None
         ((1, 900), (1, 320)),
     ],
 )
-def test_thumbnail_sizes_are_limited_and_never_enlarged(size: tuple[int, int], expected: tuple[int, int]) -> None:
+def test_thumbnails_are_shrunk_but_never_enlarged(size: tuple[int, int], expected: tuple[int, int]) -> None:
     pixels = np.full((size[1], size[0], 3), 90, dtype=np.uint8)
     with Image.open(io.BytesIO(thumbnail(pixels))) as image:
         assert (image.format, image.mode, image.size) == ("WEBP", "RGB", expected)

@@ -92,12 +92,12 @@ def test_unreadable_files_have_a_reason(folder: Path) -> None:
     assert reasons == {"pipe.png": "not a regular file but a pipe", "dead.png": "a link to nothing"}
 
 
-def test_unreadable_heic_is_reported(folder: Path) -> None:
+def test_unreadable_heic_file_is_found(folder: Path) -> None:
     (folder / "IMG_1.HEIC").write_bytes(b"whatever")
     assert "IMG_1.HEIC" in find_names(folder)
 
 
-def test_output_and_known_translations_are_skipped(folder: Path) -> None:
+def test_files_in_output_folder_and_known_translations_are_skipped(folder: Path) -> None:
     write_picture(folder / "out" / "x.png")
     write_picture(folder / "earlier" / "sub" / "y.png")
     write_picture(folder / "earlier" / "mine.png")
@@ -147,7 +147,7 @@ def test_pattern_search_with_circular_links_terminates(folder: Path) -> None:
     assert find_names(folder / "**" / "*.png") == ["a.png"]
 
 
-def test_path_list_with_bom_crlf_and_unknown_user(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_path_list_with_bom_and_crlf_keeps_tilde_of_unknown_user(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     write_picture(folder / "~x.png")
     Path("list.txt").write_bytes(b"\xef\xbb\xbfa.png\r\n~x.png\r\n")
@@ -229,7 +229,7 @@ def test_utf_16_path_list_without_byte_order_mark_is_rejected(
         (b"# a.png\n", r"lists no pictures"),
     ],
 )
-def test_undecodable_path_list_gives_one_line_error(
+def test_invalid_path_list_gives_one_line_error(
     folder: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, reason: str
 ) -> None:
     monkeypatch.chdir(folder)
@@ -303,7 +303,7 @@ def test_parent_folder_check_uses_the_folder_of_the_path_list(folder: Path, monk
     assert find_names("list.txt") == ["a.png", "b.jpg", "sub/c.JPG", "sub/deep/d.webp"]
 
 
-def test_path_list_in_linked_folder_is_checked_against_link_and_target(
+def test_path_list_in_linked_folder_may_not_name_parents_of_link_or_target(
     folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     elsewhere = tmp_path_factory.mktemp("elsewhere")

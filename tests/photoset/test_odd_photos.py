@@ -137,7 +137,7 @@ WHOLE = np.zeros((9, 12, 3), np.uint8)
         (AssertionError(), "unexpected AssertionError$"),
     ],
 )
-def test_faulty_array_or_error_from_worker_fails_photo_before_batching(
+def test_invalid_pixels_or_error_from_worker_fail_only_that_photo(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, photo: Photo | Exception, reason: str
 ) -> None:
     for n in range(5):

@@ -23,7 +23,7 @@ def names(*photos: str, format: str = "keep") -> list[str]:  # noqa: A002
     return [str(name) for name, _ in target_names([Path(photo) for photo in photos], format)]
 
 
-def test_names_are_kept_if_format_is_kept() -> None:
+def test_translations_have_names_of_photos_if_format_is_kept() -> None:
     assert names("a.jpg", "sub/a.jpg", "a.png", "a.JPEG") == ["a.jpg", "sub/a.jpg", "a.png", "a.JPEG"]
 
 
@@ -123,7 +123,9 @@ def test_heic_translations_of_earlier_versions_are_kept(tmp_path: Path) -> None:
     assert counts(run(tmp_path / "in", tmp_path / "out")) == (0, 1, 0, 0)
 
 
-def test_format_heic_without_library_is_rejected_before_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_format_heic_without_library_is_rejected_before_output_is_created(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_picture(tmp_path / "in" / "x.png")
     monkeypatch.setattr(file_formats, "_NOT_WRITTEN", {"GIF", "HEIC"})
     with pytest.raises(CommandError, match=r"format=heic needs another library: pip install 'cyclestyle\[heic\]'"):
@@ -206,7 +208,7 @@ def test_several_strengths_and_one_strength_share_an_output_folder(tmp_path: Pat
 
 
 @pytest.mark.parametrize("origin", ["a stranger's", "retouched", "of another picture"])
-def test_files_of_other_origin_are_kept(tmp_path: Path, origin: str) -> None:
+def test_foreign_or_edited_target_files_are_kept(tmp_path: Path, origin: str) -> None:
     pixels = write_picture(tmp_path / "in" / "x.png")
     if origin == "a stranger's":
         (tmp_path / "out").mkdir()
@@ -229,7 +231,7 @@ def test_files_of_other_origin_are_kept(tmp_path: Path, origin: str) -> None:
     assert np.array_equal(pixels_of(tmp_path / "out" / "x.png"), 255 - pixels)
 
 
-def test_failed_photo_still_owns_its_earlier_translation(tmp_path: Path) -> None:
+def test_photo_that_failed_may_replace_its_earlier_translation_but_no_user_file(tmp_path: Path) -> None:
     source, output = tmp_path / "in" / "x.png", tmp_path / "out" / "x.png"
     for first in ("nothing made", "made"):
         if first == "made":
@@ -251,7 +253,7 @@ def test_failed_photo_still_owns_its_earlier_translation(tmp_path: Path) -> None
     assert counts(run(tmp_path / "in", tmp_path / "out")) == (1, 0, 0, 0)  # the file is unchanged since its translation
 
 
-def test_overlapping_sets_of_strengths_may_replace_each_other(tmp_path: Path) -> None:
+def test_commands_with_overlapping_strengths_may_replace_shared_targets(tmp_path: Path) -> None:
     write_picture(tmp_path / "in" / "x.png")
     jobs = {order: make_jobs(str(tmp_path / "in"), tmp_path / "out", folders=order) for order in ("ab", "ba", "bc")}
     for order in ("ab", "ba", "bc", "ab"):
@@ -261,7 +263,7 @@ def test_overlapping_sets_of_strengths_may_replace_each_other(tmp_path: Path) ->
         plan.journal.release()
 
 
-def test_renamed_input_folder_is_up_to_date(tmp_path: Path) -> None:
+def test_translations_stay_up_to_date_if_input_folder_is_renamed(tmp_path: Path) -> None:
     write_picture(tmp_path / "in" / "x.png")
     run(tmp_path / "in", tmp_path / "out")
     (tmp_path / "in").rename(tmp_path / "photos")
@@ -269,7 +271,7 @@ def test_renamed_input_folder_is_up_to_date(tmp_path: Path) -> None:
     assert counts(run(tmp_path / "photos", tmp_path / "out", settings="others")) == (1, 0, 0, 0)
 
 
-def test_photo_added_later_gets_its_natural_name(tmp_path: Path) -> None:
+def test_added_photo_takes_its_own_name_from_an_earlier_translation(tmp_path: Path) -> None:
     first = write_picture(tmp_path / "in" / "a.bmp", seed=1)
     run(tmp_path / "in", tmp_path / "out", format="png")
     assert tree(tmp_path / "out") == {"a.png"}
@@ -279,7 +281,7 @@ def test_photo_added_later_gets_its_natural_name(tmp_path: Path) -> None:
     assert np.array_equal(pixels_of(tmp_path / "out" / "a.png"), 255 - second)
 
 
-def test_journal_beside_originals_does_not_hide_them(tmp_path: Path) -> None:
+def test_photos_in_an_earlier_output_folder_are_found_without_its_translations(tmp_path: Path) -> None:
     for name in ("a.jpg", "b.jpg", "c.bmp"):
         write_picture(tmp_path / "photos" / name)
     run(f"{tmp_path}/photos/*.jpg", tmp_path / "photos", format="png")
@@ -290,7 +292,7 @@ def test_journal_beside_originals_does_not_hide_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("case", ["a folder in the way", "a file for a folder", "a name too long"])
-def test_unwritable_target_does_not_stop_others(tmp_path: Path, case: str) -> None:
+def test_unwritable_target_does_not_stop_other_photos(tmp_path: Path, case: str) -> None:
     write_picture(tmp_path / "in" / "good.png")
     name = {"a folder in the way": "x.png", "a file for a folder": "s/x.png", "a name too long": f"{251 * 'n'}.tif"}[
         case
@@ -371,7 +373,7 @@ def test_second_command_for_the_same_output_is_rejected(tmp_path: Path) -> None:
     holder.release()
 
 
-def test_journal_entry_round_trip(tmp_path: Path) -> None:
+def test_journal_entry_with_non_utf8_file_name_round_trips(tmp_path: Path) -> None:
     odd = os.fsdecode(b"latin \xff\n.png")
     write_picture(tmp_path / "in" / odd)
     run(tmp_path / "in", tmp_path / "out")

@@ -41,7 +41,7 @@ NAMES = [
 ]
 
 
-def test_tree_names_sizes_and_formats_are_preserved(tmp_path: Path) -> None:
+def test_output_preserves_folders_names_sizes_and_formats(tmp_path: Path) -> None:
     source, output = tmp_path / "in", tmp_path / "deep" / "out"
     sizes = {}
     for number, ending in enumerate(FORMATS):

@@ -76,7 +76,7 @@ def test_run_with_same_recipe_and_files_resumes(folder: RunFolder, recipe: dict[
         "trainer.accumulate", "trainer.backward", "trainer.recompute", "trainer.profile", "trainer.cuda_graphs",
     ],
 )  # fmt: skip
-def test_run_resumes_after_change_of_a_key_that_may_change(folder: RunFolder, recipe: dict[str, Any], key: str) -> None:
+def test_run_resumes_after_change_of_permitted_key(folder: RunFolder, recipe: dict[str, Any], key: str) -> None:
     other = changed(recipe, {key: "something else"})
     assert other != recipe
     assert resume(folder, other).checkpoint.step == 4

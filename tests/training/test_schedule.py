@@ -7,7 +7,7 @@ from cyclestyle.training.schedule import LinearDecay
 from tests.factories import tiny_trainer
 
 
-def test_factor_is_constant_then_decays_to_1_over_101() -> None:
+def test_learning_rate_factor_is_constant_then_decays_to_1_over_101() -> None:
     schedule = LinearDecay(100, 100)
     assert [schedule.factor(epoch) for epoch in (0, 50, 99)] == [1, 1, 1]
     assert schedule.factor(100) == pytest.approx(100 / 101)
@@ -15,12 +15,12 @@ def test_factor_is_constant_then_decays_to_1_over_101() -> None:
     assert schedule.factor(199) == pytest.approx(1 / 101)
 
 
-def test_factor_stays_constant_after_last_epoch() -> None:
+def test_learning_rate_factor_stays_constant_after_last_epoch() -> None:
     assert LinearDecay(100, 100).factor(5000) == pytest.approx(1 / 101)
     assert LinearDecay(3, 1).factor(4) == pytest.approx(1 / 2)
 
 
-def test_factor_without_decay_is_constant() -> None:
+def test_learning_rate_factor_without_decay_is_constant() -> None:
     assert {LinearDecay(10, 0).factor(epoch) for epoch in range(50)} == {1.0}
 
 

@@ -45,7 +45,7 @@ def assert_close(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tens
         )
 
 
-def test_train_step_equals_baseline_step() -> None:
+def test_train_step_losses_match_textbook_implementation() -> None:
     trainer = tiny_trainer(batch_size=2)
     generators, discriminators = copy.deepcopy((trainer.objective.generators, trainer.objective.discriminators))
     textbook = Textbook(generators.ab, generators.ba, discriminators.b, discriminators.a)
@@ -119,7 +119,7 @@ def test_memory_is_trimmed_between_directions_for_large_images(backward: str, si
 
 
 @pytest.mark.parametrize(("backward", "accumulate"), [("split", 1), ("joint", 1), ("split", 2)])
-def test_two_ranks_equal_one_at_every_step(backward: str, accumulate: int, tmp_path: Path) -> None:
+def test_two_ranks_match_one_rank_at_every_step(backward: str, accumulate: int, tmp_path: Path) -> None:
     ranks = train_together(tmp_path, steps=STEPS, batch_size=BATCH, backward=backward, accumulate=accumulate)
 
     whole = tiny_trainer(batch_size=BATCH, pool=9, ema=0.9, backward="joint")

@@ -116,7 +116,7 @@ def test_tiled_result_equals_full_pass_for_random_sizes(
     assert difference(translate_tiled(generator, image, rows=rows), full_pass(generator, image)) <= 1e-4
 
 
-def test_network_in_training_can_be_tiled() -> None:
+def test_network_with_winograd_convolutions_can_be_tiled() -> None:
     network = ResNetGenerator(8, 2).eval().requires_grad_(False)
     image = random_image(48, 40)
     expected = full_pass(network, image)
@@ -203,7 +203,7 @@ def test_running_moments_match_numpy() -> None:
     np.testing.assert_allclose(variance, exact.var((1, 2)), rtol=1e-5)
 
 
-def test_tiled_statistics_match_norm_inputs_of_full_pass(generator: nn.Module) -> None:
+def test_tiled_norm_statistics_equal_full_pass_statistics(generator: nn.Module) -> None:
     image = random_image(52, 37)
     observed: dict[nn.Module, NormStatistics] = {}
     translate_tiled(generator, image, rows=5, observe=observed.__setitem__)
@@ -225,7 +225,7 @@ def test_tiled_statistics_match_norm_inputs_of_full_pass(generator: nn.Module) -
 # Stored activations
 
 
-def test_file_and_memory_stores_are_bit_identical(
+def test_activations_in_files_and_in_memory_give_identical_results(
     generator: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kinds: set[type] = set()
@@ -239,7 +239,7 @@ def test_file_and_memory_stores_are_bit_identical(
     assert torch.equal(in_memory, in_files)
 
 
-def test_bf16_activations_are_stored_in_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bf16_activations_stay_bf16_in_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     generator, image, hardware = build("resnet"), random_image(50, 41), Hardware("cpu", precision="bf16")
     in_memory = translate_tiled(generator, image, rows=6, hardware=hardware)
     dtypes: list[torch.dtype] = []
@@ -250,7 +250,7 @@ def test_bf16_activations_are_stored_in_files(tmp_path: Path, monkeypatch: pytes
     assert torch.equal(in_memory, in_files)
 
 
-def test_overwriting_a_store_equals_writing_a_new_store(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_overwriting_stored_activations_does_not_change_results(monkeypatch: pytest.MonkeyPatch) -> None:
     generator, image = build("resnet with more blocks"), random_image(40, 44)
     in_place = translate_tiled(generator, image, rows=4)  # strips of one row in the trunk
 
@@ -274,7 +274,7 @@ def test_pointwise_layer_does_not_change_stored_activations() -> None:
 
 
 @pytest.mark.parametrize(("name", "last"), [("resnet", 1), ("unet with seven levels", 2)])
-def test_unused_stores_are_freed(name: str, last: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unused_activations_are_freed(name: str, last: int, monkeypatch: pytest.MonkeyPatch) -> None:
     alive: list[int] = []
     stores = record_stores(monkeypatch)
     translate_tiled(
@@ -287,7 +287,7 @@ def test_unused_stores_are_freed(name: str, last: int, monkeypatch: pytest.Monke
     assert max(alive) > last
 
 
-def test_no_files_are_left_in_the_folder(tmp_path: Path) -> None:
+def test_no_activation_files_are_left_after_success(tmp_path: Path) -> None:
     generator, image = build("unet"), random_image(40, 40)
     gc.collect()  # close files of other tests before counting
     before = open_files()
@@ -304,7 +304,7 @@ def test_no_files_are_left_in_the_folder(tmp_path: Path) -> None:
     assert open_files() == before
 
 
-def test_no_files_are_left_after_an_error(tmp_path: Path) -> None:
+def test_no_activation_files_are_left_after_an_error(tmp_path: Path) -> None:
     generator, image = build("resnet"), random_image(40, 40)
     gc.collect()  # close files of other tests before counting
     before = open_files()
@@ -346,7 +346,7 @@ def test_disk_that_fills_up_while_storing_is_a_disk_error(tmp_path: Path) -> Non
     assert not list(tmp_path.iterdir())
 
 
-def test_missing_folder_for_stores_is_a_disk_error(tmp_path: Path) -> None:
+def test_missing_folder_for_activations_is_a_disk_error(tmp_path: Path) -> None:
     generator, image = build("resnet"), random_image(40, 40)
     with pytest.raises(DiskError, match="cannot keep activations"):
         translate_tiled(generator, image, rows=8, memory=min_memory(generator, image, 8), folder=tmp_path / "none")
@@ -377,7 +377,7 @@ def test_strips_shrink_before_files_are_used() -> None:
         assert tiling._estimate(generator, 4000, 6000, torch.float32, rows).strip_bytes <= memory
 
 
-def test_24_megapixels_need_less_than_4_gb() -> None:
+def test_tiled_24_megapixel_image_needs_less_than_4_gb() -> None:
     generator = ResNetGenerator()
     small, large, huge = (tiled_bytes(generator, 1000 * n, 1500 * n, torch.float32, 64) for n in (2, 4, 8))
     assert large < 4e9 < full_pass_bytes(generator, 4000, 6000, torch.float32) / 5
@@ -387,7 +387,7 @@ def test_24_megapixels_need_less_than_4_gb() -> None:
 
 @pytest.mark.parametrize("upsample", ["transposed", "resize"])
 @pytest.mark.parametrize("detail", [16, 64])
-def test_full_pass_peak_is_near_the_estimate(upsample: str, detail: int) -> None:
+def test_full_pass_peak_memory_is_near_estimate(upsample: str, detail: int) -> None:
     architecture = {"name": "unet", "channels": 32, "levels": 4, "upsample": upsample, "detail": detail}
     program = f"""
 import torch
@@ -405,7 +405,7 @@ print(resident_peak() - before, full_pass_bytes(generator, 1024, 1024, torch.flo
 
 
 @pytest.mark.parametrize("name", ["resnet", "unet", "unet with detail"])
-def test_tiled_peak_is_below_the_estimate(name: str, tmp_path: Path) -> None:
+def test_tiled_peak_memory_is_below_estimate(name: str, tmp_path: Path) -> None:
     """Peak memory is measured relative to the memory of the process before the translation."""
     generator: Any = {
         "resnet": ResNetGenerator(32, 1),

@@ -159,7 +159,7 @@ def test_weights_of_other_architecture_are_rejected(
 
 
 @pytest.mark.parametrize("architecture", [{"name": "patch"}, {"name": "os.system"}, {}, RESNET | {"in_channels": 1}])
-def test_other_networks_than_rgb_generators_are_rejected(tmp_path: Path, architecture: dict) -> None:
+def test_networks_other_than_rgb_generators_are_rejected(tmp_path: Path, architecture: dict) -> None:
     path = write_model(tmp_path)
     write_other_header(path, read_model(path), architecture)
     with pytest.raises(CheckpointError, match=r"its generator (is called|does not translate RGB)"):
@@ -242,7 +242,7 @@ def test_pth_file_with_half_precision_weights_is_accepted(tmp_path: Path) -> Non
 # Values and fingerprints
 
 
-def test_batch_output_is_quantized_values_output(tmp_path: Path) -> None:
+def test_batch_method_returns_quantized_output_of_values_method(tmp_path: Path) -> None:
     translator = load(write_model(tmp_path))
     pixels = tensors.pil_to_uint8(Image.fromarray(noise(19, 14)))[None]
     values = translator.values(pixels.float() / 127.5 - 1)

@@ -11,7 +11,10 @@ HAIRS = 8  # number of strands across a brush, each with its own amount of paint
 
 
 class Strokes(NamedTuple):
-    """`count` brush strokes, in the order of painting; lengths are in units of the image's side, arrays (count,)."""
+    """`count` brush strokes, in the order of painting; arrays have the shape (count,) unless noted.
+
+    Coordinates, lengths and widths are in units of the image's side.
+    """
 
     x: Floats
     y: Floats
@@ -52,7 +55,7 @@ def plan(rng: np.random.Generator, landscape: Landscape) -> tuple[Strokes, Strok
 
 
 def _scatter(rng: np.random.Generator, side: int) -> Floats:
-    """Return points (x, y) in random order: one in each of `side` x `side` grid cells, which avoids gaps and rows."""
+    """Return one random point (x, y) in each of `side` x `side` cells of the unit square, in random order."""
     cell = rng.permutation(side * side)
     corner = np.stack([cell % side, cell // side], axis=1)
     return ((corner + rng.random((side * side, 2))) / side).astype(np.float32)
@@ -146,7 +149,7 @@ _PIGMENTS = np.array(  # pairs: colour in the photo, colour in the painting
 
 
 def palette(colour: Floats) -> Floats:
-    """Return the colours of the painting for the colours (..., 3) of a photo, interpolated between pigments."""
+    """Convert colours (..., 3) of a photo to colours of its painting, by interpolation between `_PIGMENTS`."""
     total, shift = np.full(colour.shape[:-1], 1e-6, dtype=np.float32), np.zeros_like(colour)
     for seen, mixed in _PIGMENTS:
         weight = np.exp(((colour - seen) ** 2).sum(axis=-1) * np.float32(-0.5 / 0.10**2))

@@ -77,7 +77,7 @@ class _Canvas:
         self.angle = np.zeros((size, size), dtype=np.float32)
 
     def span(self, first: float, last: float) -> slice:
-        """Return the indices of pixels, on either axis, touched by the interval [first, last] in units of the side."""
+        """Return the slice of pixels, on either axis, touched by [first, last], an interval in units of the side."""
         start, stop = (min(max(int(at * self.size), 0), self.size) for at in (first, last + 1 / self.size))
         return slice(start, max(start, stop))
 
@@ -90,7 +90,7 @@ class _Canvas:
         self.angle[window] = np.where(alpha > 0.5, angle, self.angle[window])
 
     def below(self, line: Floats | float, rows: slice) -> Floats:
-        """Return the fraction of each pixel in `rows` that lies below a line, given by its height y at each x."""
+        """Return the fraction of each pixel in `rows` that lies below a line; `line` is its y coordinate at each x."""
         return np.asarray(np.clip((self.y[rows] - line) * self.size + 0.5, 0, 1) + 0 * self.x)
 
     def lit(self, relief: Floats, light: Light) -> Floats:
@@ -233,7 +233,7 @@ _KINDS = (  # albedo, width over height, taper (1: a cone), probability
 
 
 def _trees(rng: np.random.Generator, canvas: _Canvas, light: Light, top: float, count: int) -> None:
-    """Draw `count` trees with their feet below `top`: far, small ones first, and most of them near the sides."""
+    """Draw `count` trees with their feet below y = `top`: far, small ones first, no foot in the middle fifth."""
     grove = pick(rng, _KINDS)  # most trees are of one kind
     for near in np.sort(rng.uniform(0, 1, count) ** 1.5):
         kind = grove if rng.random() < 0.7 else pick(rng, _KINDS)

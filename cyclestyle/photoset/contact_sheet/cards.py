@@ -1,4 +1,4 @@
-"""Contact sheet for one run of a command: a page with one card per photo."""
+"""Contact sheet for the photos of one `translate` command: a page with one card per photo."""
 
 import os
 from collections.abc import Sequence
@@ -15,13 +15,14 @@ from cyclestyle.photoset.runner import JobResult, thumbnail_names
 def write_contact_sheet(
     folder: Path, outcome: JobResult, *, thumbnails: Path, facts: Sequence[str], labels: Sequence[str] = ()
 ) -> Path:
-    """Write the contact sheet for one run of a command to the output folder.
+    """Write the contact sheet for one `translate` command to the output folder.
 
     Args:
         folder: output folder.
-        outcome: outcome of each photo; kept files are counted but get no card.
+        outcome: outcome of each photo. Existing output files that the command did not overwrite (status `kept`) are
+            counted but get no card.
         thumbnails: folder that contains the thumbnails.
-        facts: items of the line below the heading, such as the model and its direction.
+        facts: items to show in the line below the heading, such as the model and its direction.
         labels: one label for each translation of a photo; empty if each photo has a single translation.
 
     Returns:
@@ -63,7 +64,7 @@ def _card(row: ReportRow, folder: Path, thumbnails: Path, labels: Sequence[str])
 
 
 def _relative_if_exists(path: Path, folder: Path) -> str:
-    """Return `path` relative to `folder`; empty if the file does not exist."""
+    """Return `path` relative to `folder`, or an empty string if the file does not exist."""
     return path.relative_to(folder).as_posix() if path.exists() else ""
 
 

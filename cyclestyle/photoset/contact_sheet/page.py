@@ -29,7 +29,7 @@ _KEYS = {
 
 
 class Card(NamedTuple):
-    """One photo of the set; its paths are relative to the folder of the page, and not quoted for URLs."""
+    """One photo of the set; paths are relative to the folder of the page, and not yet percent-encoded for URLs."""
 
     name: str  # name to show; unprintable characters are escaped
     size: tuple[int, int]  # width and height of the upright photo, px; their ratio reserves its place on the page
@@ -42,17 +42,17 @@ class Card(NamedTuple):
 
 
 def page(cards: Iterable[Card], *, title: str, facts: Sequence[str], labels: Sequence[str] = ()) -> str:
-    """Return the HTML of a contact sheet, which loads no other files than images.
+    """Return the HTML of a contact sheet; images are the only other files that the page loads.
 
-    Each photo is stored as a row of JSON, and the browser fills only the cards near the visible part of the page: a
-    page of 5,000 photos is 5,000 empty boxes and a few dozen images.
+    The HTML stores each photo as a row of JSON. The page's script adds images only to the cards near the visible part
+    of the page: a page of 5,000 photos consists of 5,000 empty boxes and a few dozen images.
 
     Args:
         cards: one card for each photo, in the order of the page; failed photos are listed at the end of the page.
         title: text of the window title and of the first heading.
-        facts: items of the line below the heading, such as model, direction, strength and time; these items follow the
-            counts of photos.
-        labels: one label for each translation of a photo, such as `25 %`; empty if each photo has a single translation.
+        facts: items to show in the line below the heading, after the counts of photos; such as model, direction,
+            strength and time.
+        labels: one label for each translation of a photo, such as `25%`; empty if each photo has a single translation.
     """
     translated: list[Card] = []
     failed: list[Card] = []
@@ -81,7 +81,7 @@ def page(cards: Iterable[Card], *, title: str, facts: Sequence[str], labels: Seq
 
 
 def is_own_page(path: Path) -> bool:
-    """Return whether a page may be written to `path`: nothing exists there, or it is an earlier contact sheet.
+    """Return whether a page may be written to `path`: the file does not exist, or is an earlier contact sheet.
 
     Raises:
         OSError: the existing file cannot be read.
@@ -107,20 +107,24 @@ def write(path: Path, html: str) -> None:
 
 
 def url(path: str) -> str:
-    """Convert a path, which may contain any bytes, to a URL for use in a page; a relative path stays relative."""
+    """Percent-encode a path, which may contain any bytes, for links in a page.
+
+    A relative path becomes a relative URL, an absolute path a `file://` URL.
+    """
     posix = PurePath(path).as_posix()
     return ("file://" if posix.startswith("/") else "") + quote(os.fsencode(posix))
 
 
 def _asset(name: str) -> str:
-    """Return the text of a file in the folder of this module; in `page.html`, names after $ are placeholders."""
+    """Return the text of the file `name` in the folder of this module."""
     return resources.files("cyclestyle.photoset.contact_sheet").joinpath(name).read_text(encoding="utf-8")
 
 
 def _data(cards: Sequence[Card], labels: Sequence[str]) -> str:
-    """Return the JSON that the page's script reads, with one row for each card.
+    """Return the JSON that the page's script reads: a table with one row for each card.
 
-    The start and end that all paths in a column have in common are stored once, not in each row.
+    Each thumbnail and each image file of a card has its own column of paths. The prefix and the suffix that all paths
+    in a column share are stored once, not in each row.
     """
     thumbnails = [(card.before, *card.after) for card in cards]
     files = [(card.original, *card.results) for card in cards]
@@ -146,7 +150,10 @@ class _Column(NamedTuple):
 
 
 def _shortened(paths: Sequence[str | None]) -> _Column:
-    """Convert paths to URLs, and split off the start and end that all of them have in common; None stays None."""
+    """Convert the paths of a column to URLs, and split off the prefix and the suffix that all URLs share.
+
+    None and empty paths become None.
+    """
     references = [url(path) if path else None for path in paths]
     start = _common_prefix([reference for reference in references if reference is not None])
     suffixes = [None if reference is None else reference.removeprefix(start) for reference in references]
@@ -164,7 +171,7 @@ def _link(card: Card) -> str:
 
 
 def _failures(cards: Sequence[Card]) -> str:
-    """Return the HTML list of failed photos, which is the last part of the page; empty without failures."""
+    """Return the last part of the page, a list of the failed photos `cards`; an empty string if there are none."""
     if not cards:
         return ""
     lines = "\n".join(f"<li><b>{_text(printable(Path(card.name)))}</b> {_text(card.failed)}</li>" for card in cards)

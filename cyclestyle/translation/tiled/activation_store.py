@@ -27,12 +27,12 @@ class ActivationStore(Protocol):
 
 
 class ActivationStores:
-    """Context manager that creates the stores for one image; store files are deleted at the end of the `with` block.
+    """Context manager whose `make` creates the stores for one image; their files are deleted at the end of the block.
 
     Args:
-        memory: maximum total size in bytes of the stores in memory; stores that do not fit are files.
+        memory: maximum total size of the stores in memory, in bytes; stores that do not fit are temporary files.
         folder: folder for the temporary files.
-        device: `cpu`, or `meta` for stores that hold no values and only count bytes.
+        device: device of the stores in memory: `cpu`, or `meta` for a dry run with stores that hold no values.
     """
 
     def __init__(self, memory: float, folder: Path, *, device: str = "cpu") -> None:
@@ -49,10 +49,13 @@ class ActivationStores:
         self._open.close()
 
     def make(self, channels: int, height: int, width: int, dtype: torch.dtype) -> ActivationStore:
-        """Create a store for an activation; its memory or file is freed when the store is garbage-collected.
+        """Create a store for an activation (1, channels, height, width).
+
+        The memory or the file of the store is freed when the store is garbage-collected.
 
         Raises:
-            DiskError: the store does not fit into `memory`, and the disk has no room for its file.
+            DiskError: the store does not fit into the free part of `memory`, and its file cannot be created or is
+                larger than the free space on the disk.
         """
         size = channels * height * width * dtype.itemsize
         if self.held + size <= self.memory:
@@ -87,10 +90,11 @@ class InMemory:
 class InFile:
     """A store that holds its activation in an unnamed temporary file, which disappears even if the process is killed.
 
-    The file is read and written instead of mapped, because mapped pages count as memory of the process.
+    The file is not memory-mapped, because mapped pages count as memory of the process.
 
     Raises:
-        DiskError: the disk has no room for the file; `write` raises this error as well.
+        DiskError: the file cannot be created, or is larger than the free space on the disk. `write` raises this error
+            if it fails.
     """
 
     returns_views = False

@@ -14,7 +14,7 @@ from cyclestyle.translation.tiled.passes import Pass, StoredActivation
 
 
 class TilingPlan(Protocol):
-    """Runs generators of one architecture strip by strip."""
+    """Strip-by-strip execution of one generator; each architecture has its own implementation."""
 
     channels: int  # channels of the outermost layer
     multiple: int  # px; the padded height and width are multiples of this, see `pad_to_multiple`
@@ -22,13 +22,16 @@ class TilingPlan(Protocol):
     full_pass_values: Mapping[torch.dtype, float]  # measured peak of a full pass in values / (px x channels), by dtype
 
     def translate(self, image: RowSource, passes: Pass) -> RowSource:
-        """Return a row source of the generator's output for `image`; the caller computes the rows in one last pass."""
+        """Return the generator's output for `image` as a row source; the caller computes its rows in one last pass.
+
+        `passes` runs all earlier passes over the image.
+        """
 
 
 class ResNetTiling:
-    """Tiling plan of the ResNet: two activations of the trunk are stored, and all others are recomputed in each pass.
+    """Tiling plan of the ResNet: two activations are stored, and all others are recomputed in each pass.
 
-    The activations of the trunk have a quarter of the image's height and width.
+    The stored activations have a quarter of the image's height and width, like all activations of the residual blocks.
     """
 
     multiple, minimum = 4, 8
@@ -50,9 +53,10 @@ class ResNetTiling:
         return apply(generator.head, apply(generator.up, x, passes), passes)
 
     def _trunk(self, stored: StoredActivation, x: RowSource, passes: Pass) -> RowSource:
-        """Run all residual blocks; `x` is the input of the first block and is computed from `stored`.
+        """Run all residual blocks on `x`, which is computed from `stored`; return the output of the last block.
 
-        The output of each block overwrites `stored`. The second store, `scratch`, is freed on return.
+        The output of each block overwrites `stored`. A second store holds activations within a block; it is freed on
+        return.
         """
         scratch = None
         for block in self.generator.trunk:
@@ -113,5 +117,5 @@ TILING_PLANS: dict[type[nn.Module], Callable[[Any], TilingPlan]] = {
 
 
 def _sequences(modules: Iterable[nn.Module]) -> list[nn.Sequential]:
-    """Return those modules that are sequences of layers; the filter narrows their type for the type checker."""
+    """Return `modules`, all of type `nn.Sequential`, as a list; the filter is only needed by the type checker."""
     return [module for module in modules if isinstance(module, nn.Sequential)]

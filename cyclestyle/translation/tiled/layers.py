@@ -19,7 +19,7 @@ class Cost(NamedTuple):
 
 
 class RowSource(Protocol):
-    """An activation of the whole image, available in strips of rows, which are tensors (1, channels, count, width)."""
+    """An activation of the whole image that returns its rows on request, as a tensor (1, channels, count, width)."""
 
     channels: int
     height: int  # number of rows of the whole image at this layer; `width` likewise
@@ -41,7 +41,7 @@ class NormStatistics(NamedTuple):
 
 
 class StatisticsSource(Protocol):
-    """Provides statistics of whole activations to instance-norm layers."""
+    """Provider of the statistics of whole activations that instance-norm layers need."""
 
     def statistics(self, source: RowSource, layer: nn.InstanceNorm2d) -> NormStatistics: ...
 
@@ -81,7 +81,7 @@ class PaddedImage:
 
 
 class ReflectPad:
-    """Reflection padding by `margin` on all sides.
+    """Reflection padding by `margin` px on all sides.
 
     Callers must request at least 2 * margin + 1 rows, as the convolution after the padding does.
     """
@@ -118,7 +118,7 @@ class ReflectPad:
 
 
 class Convolution:
-    """A convolution; if the layer has padding, the image is surrounded with zeros."""
+    """A convolution; if the layer has padding, zeros surround the whole image, not each strip."""
 
     owned = True
 
@@ -282,10 +282,10 @@ class Concat:
 
 
 def apply(layers: nn.Module, source: RowSource, norm_source: StatisticsSource) -> RowSource:
-    """Apply a layer, or a sequence of layers, to `source` in evaluation mode, in which dropout does nothing.
+    """Return the output of a layer, or of a sequence of layers, for the input `source`.
 
-    An instance-norm layer takes its statistics from `norm_source`, which may compute all rows of `source` to measure
-    the statistics.
+    Layers are applied in evaluation mode, in which dropout does nothing. Instance-norm layers get their statistics from
+    `norm_source`, which may compute all rows of the layer's input to measure them.
 
     Raises:
         KeyError: the type of a layer is not supported.
@@ -343,7 +343,7 @@ def _sequential_cost(first: Cost, held: int, second: Cost) -> Cost:
 
 
 def _single_size(sizes: Any) -> int:
-    """Return a size of a layer in px, such as its stride, which must be the same vertically and horizontally."""
+    """Return the common value of a pair (vertical, horizontal), such as a stride; both values must be equal."""
     size, other = sizes
     assert size == other
     return int(size)

@@ -17,7 +17,12 @@ _CHUNK = 2**20  # count of numbers measured at a time: this many numbers take li
 
 
 class StoredActivation:
-    """An activation of the whole image that is kept in a store.
+    """Row source that reads an activation of the whole image from a store.
+
+    Args:
+        store: store that holds the activation.
+        like: row source with the same number of channels, height and width.
+        device: device of the returned rows.
 
     Attributes:
         statistics: statistics of the values that the store holds; None if they were not measured.
@@ -37,7 +42,10 @@ class StoredActivation:
 
 
 class Pass(Protocol):
-    """Operations on activations of the whole image; tiling plans are composed of these operations."""
+    """Operations on activations of the whole image; tiling plans are composed of these operations.
+
+    `Passes` performs the operations, `CostEstimate` only estimates their cost.
+    """
 
     def statistics(self, source: RowSource, layer: nn.InstanceNorm2d) -> NormStatistics:
         """Return the statistics of `source` for the norm `layer`; if `source` stores none, measure them in a pass."""
@@ -60,7 +68,7 @@ class Passes:
         stores: creates the stores.
         device: device that computes the strips.
         rows: height of a strip, in px of the image.
-        height: height of the image, in px.
+        height: height of the padded image, in px.
         advance: called after every strip with the number of multiplications for that strip.
         observe: called with every norm layer and the statistics of its input.
     """
@@ -125,10 +133,11 @@ class Passes:
     def for_each_strip(
         self, source: RowSource, on_strip: Callable[[int, Tensor], object], between: slice | None = None
     ) -> None:
-        """Compute `source` strip by strip; call `on_strip` with the index of each strip's first row, and the strip.
+        """Compute `source` strip by strip, and call `on_strip(top, strip)` for each strip.
 
-        With `between`, only the rows in this slice are computed. A callback is used instead of an iterator, since a
-        loop would keep each strip in memory while the next strip is computed.
+        `top` is the index of the strip's first row. With `between`, only the rows in this slice are computed. A
+        callback is used instead of an iterator, since a loop would keep each strip in memory while the next strip is
+        computed.
         """
         for top, bottom in strip_bounds(source, self.rows, self.height, between):
             on_strip(top, source.rows(top, bottom))
@@ -142,7 +151,7 @@ class CostEstimate:
         stores: creates the stores, which are on the device `meta`.
         dtype: precision of the strips and stores.
         rows: height of a strip, in px of the image.
-        height: height of the image, in px.
+        height: height of the padded image, in px.
     """
 
     def __init__(self, stores: ActivationStores, *, dtype: torch.dtype, rows: int, height: int) -> None:
@@ -167,7 +176,7 @@ class CostEstimate:
         self.count(source, held=1)
 
     def count(self, source: RowSource, between: slice | None = None, *, held: int = 0) -> None:
-        """Add the cost of a pass over `source`; with `between`, of a pass over only the rows in this slice.
+        """Add the cost of a pass over the rows of `source`, or over only the rows in the slice `between`.
 
         The pass keeps `held` strips of its result in memory while the next strip is computed.
         """
@@ -187,8 +196,9 @@ def strip_bounds(source: RowSource, rows: int, height: int, between: slice | Non
     All strips have nearly the same height.
 
     Args:
-        rows: approximate height of a strip where activations are as high as the image; proportionally less elsewhere.
-        height: height of the image.
+        rows: approximate height of a strip in px of the image. If `source` has a lower resolution than the image, its
+            strips have proportionally fewer rows.
+        height: height of the padded image, in px.
         between: slice of rows of `source` to divide; by default all rows.
     """
     start, stop = (between.start, between.stop) if between else (0, source.height)
@@ -208,7 +218,7 @@ class RunningMoments:
         self.dtype = torch.float32
 
     def add(self, strip: Tensor) -> None:
-        """Add a strip (1, channels, h, W), whose dtype may have any precision."""
+        """Add a strip (1, channels, h, W) of any floating-point dtype."""
         self.dtype = torch.promote_types(strip.dtype, torch.float32)
         pixels = strip[0].permute(1, 2, 0).flatten(0, 1)  # (h * W, channels)
         for chunk in torch.split(pixels, max(_CHUNK // self.mean.numel(), 1)):
@@ -225,6 +235,9 @@ class RunningMoments:
         self.count = total
 
     def statistics(self, device: torch.device) -> NormStatistics:
-        """Return the statistics of all strips added so far, on `device`, in the precision of a norm layer."""
+        """Return the statistics of all strips added so far, on `device`.
+
+        Their dtype is float64 for float64 strips, else float32.
+        """
         variance = self.squares / self.count
         return NormStatistics(self.mean.to(self.dtype).to(device), variance.to(self.dtype).to(device))

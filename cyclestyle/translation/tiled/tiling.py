@@ -1,7 +1,7 @@
 """Tiling: images that are too large for memory are translated in strips, with statistics of the whole image.
 
-The result equals a full pass up to rounding. A strip cannot be translated by itself, since instance norm depends on the
-whole image. See docs/tiling.md.
+The result equals that of a full pass, which computes the whole image at once, up to rounding. A strip cannot be
+translated by itself, since instance norm depends on the whole image. See docs/tiling.md.
 """
 
 import re
@@ -46,7 +46,9 @@ def run_tiled(
     advance: Callable[[float], object] | None = None,
     observe: Callable[[nn.InstanceNorm2d, NormStatistics], object] | None = None,
 ) -> Tensor:
-    """Translate an image strip by strip in evaluation mode; the result equals a full pass up to rounding.
+    """Translate an image strip by strip in evaluation mode.
+
+    Up to rounding, the result equals that of a forward pass over the whole image.
 
     Args:
         generator: a generator that `can_tile` accepts, on the device of `hardware`.
@@ -105,7 +107,10 @@ def run_tiled(
 
 
 def full_pass_bytes(generator: nn.Module, height: int, width: int, dtype: torch.dtype) -> int:
-    """Estimate, from measured peaks, the bytes that a full pass adds to the memory of the process."""
+    """Estimate the bytes that a forward pass over the whole image adds to the memory of the process.
+
+    The estimate is based on measured peaks.
+    """
     plan = _plan_for(generator)
     padded = _padded(plan, height, width)
     values = plan.full_pass_values.get(dtype, plan.full_pass_values[torch.float32])
@@ -133,7 +138,9 @@ def parse_memory(text: str) -> int:
 def _divide_memory(
     generator: nn.Module, height: int, width: int, dtype: torch.dtype, rows: int | None, memory: int
 ) -> tuple[int, int]:
-    """Return the height of strips in px (`rows`, unless it is None) and the bytes of stores to keep in memory.
+    """Return the height of strips in px, and the maximum total size of the stores in memory, in bytes.
+
+    The height is `rows`; if `rows` is None, the height is chosen to fit `memory`.
 
     Raises:
         CommandError: `memory` is too small for a single strip.
