@@ -123,7 +123,7 @@ def test_part_training_stops_on_request_and_shows_translations(rehearse: Callabl
 
 
 @pytest.mark.slow
-def test_dry_run_of_all_parts_passes_and_is_not_repeated(tmp_path: Path) -> None:
+def test_dry_run_passes_and_second_run_skips_finished_parts(tmp_path: Path) -> None:
     command = [sys.executable, "scripts/gpu_check.py", "--rehearse", "--out", str(tmp_path / "out")]
     first = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert first.returncode == 0, first.stdout + first.stderr

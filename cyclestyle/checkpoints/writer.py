@@ -103,8 +103,8 @@ class CheckpointWriter:
         """Wait for the previous save, if there was one, and report its success or failure.
 
         Args:
-            last: whether that save is the last of the run; if it failed, True raises an error instead of printing a
-                warning.
+            last: if true, a failed save raises an error; if false, it prints a warning, and raises an error only after
+                `ATTEMPTS` failures in a row.
         """
         self.finish()
         self._writer = None

@@ -192,7 +192,7 @@ def gradients(objective: CycleGAN, parts: tuple) -> tuple[dict[str, float], dict
 
 @pytest.mark.parametrize("recompute", [False, True], ids=["stored", "recomputed"])
 @pytest.mark.parametrize("weights", WEIGHTS, ids=str)
-def test_loss_parts_sum_to_joint_losses_and_gradients(weights: dict[str, float], recompute: bool) -> None:
+def test_sum_over_parts_equals_joint_losses_and_gradients(weights: dict[str, float], recompute: bool) -> None:
     objective = tiny_objective(double=True, **weights)
     joint_losses, joint_gradients = gradients(objective, (objective.generator_losses,))
     for generator in (objective.generators.ab, objective.generators.ba):

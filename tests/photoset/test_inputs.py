@@ -92,7 +92,7 @@ def test_unreadable_files_have_a_reason(folder: Path) -> None:
     assert reasons == {"pipe.png": "not a regular file but a pipe", "dead.png": "a link to nothing"}
 
 
-def test_unreadable_heic_file_is_found(folder: Path) -> None:
+def test_unreadable_heic_file_is_listed_as_input(folder: Path) -> None:
     (folder / "IMG_1.HEIC").write_bytes(b"whatever")
     assert "IMG_1.HEIC" in find_names(folder)
 

@@ -96,7 +96,7 @@ class _Canvas:
     def lit(self, relief: Floats, light: Light) -> Floats:
         """Return how much `relief` faces the sun at each pixel; negative values face away from it.
 
-        `relief` holds heights in units of the side.
+        `relief` holds the height of the ground at each pixel, as a fraction of the image's side.
         """
         dy, dx = np.gradient(relief, axis=0), np.gradient(relief, axis=1)
         return np.asarray((0.5 * dy - light.toward * dx) * self.size)

@@ -326,9 +326,9 @@ def _count_values(source: RowSource, count: int) -> int:
 
 
 def _cost_from(layer: RowSource, count: int, source: RowSource, needed: int) -> Cost:
-    """Return the cost of `count` rows of `layer`, computed from `needed` rows of `source`.
+    """Return the cost of computing the `needed` rows of `source`, the input of `layer`, and of holding its output.
 
-    The operations of `layer` itself are not included.
+    The output has `count` rows. Its memory is part of the cost; the multiplications of `layer` are not.
     """
     operations, values = source.cost(min(needed, source.height))
     return Cost(operations, max(values, _count_values(source, needed) + _count_values(layer, count)))
