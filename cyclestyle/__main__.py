@@ -1,16 +1,21 @@
-"""`python -m cyclestyle`: print a list of the commands."""
+"""`python -m cyclestyle`: print a list of the commands, or the version."""
 
 import sys
 
-print(
-    """cyclestyle trains CycleGANs on two folders of images and translates photo sets with them.
+import cyclestyle
+
+OVERVIEW = """cyclestyle trains CycleGANs on two folders of images and translates photo sets with them.
 
   python -m cyclestyle.train +experiment=demo     train a model; the demo draws its own images
   python -m cyclestyle.translate checkpoint=...   translate a folder of photos
   python -m cyclestyle.evaluate checkpoint=...    score the translations
   python -m cyclestyle.export checkpoint=...      convert a model for cyclestyle or other programs
 
-Each command lists its keys with --help.""",
-    file=sys.stderr,
-)
-sys.exit(2)
+Each command lists its keys with --help."""
+
+if sys.argv[1:] == ["--version"]:
+    print(f"cyclestyle {cyclestyle.__version__}")
+    sys.exit(0)
+is_help = sys.argv[1:] in (["--help"], ["-h"])
+print(OVERVIEW, file=sys.stdout if is_help else sys.stderr)
+sys.exit(0 if is_help else 2)

@@ -1,5 +1,6 @@
 """Export each direction of a model as one file: `python -m cyclestyle.export checkpoint=... format=onnx`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -17,7 +18,8 @@ def main() -> None:
 
 
 def run(cfg: "DictConfig") -> int:
-    return export(**compose.arguments_for(cfg, export))
+    export(**compose.arguments_for(cfg, export))
+    return 0
 
 
 def export(
@@ -28,7 +30,8 @@ def export(
     direction: str | None = None,
     weights: Literal["ema", "raw"] = "ema",
     existing: Literal["error", "overwrite"] = "error",
-) -> int:
+    plugins: Sequence[str] = (),
+) -> list[Path]:
     """Write one file for each direction, and print the name and size of each file and notes about it.
 
     Args:
@@ -41,12 +44,13 @@ def export(
         weights: `ema` exports the moving average of the weights if the model has one; `raw` exports the weights of the
             last step.
         existing: `error` raises an error if an output file exists; `overwrite` replaces existing output files.
+        plugins: names of modules with networks of your own, see `networks.registry.load_plugins`.
 
     Returns:
-        The exit code 0.
+        Paths of the files, one for each direction.
 
     Raises:
-        CommandError: `direction` is unknown, or an output file exists already.
+        CommandError: `direction` is unknown, an output file exists already, or a module in `plugins` cannot be loaded.
         CheckpointError: the model is missing or damaged, or the format does not support it; no file has been written.
         DiskError: a file cannot be written; no incomplete file remains.
     """
@@ -54,7 +58,9 @@ def export(
     from cyclestyle.filesystem.atomic import megabytes
     from cyclestyle.filesystem.listing import printable
     from cyclestyle.model_files import export_formats, generator_file
+    from cyclestyle.networks import registry
 
+    registry.load_plugins(plugins)
     sources = with_training_summary(generator_file.read(Path(checkpoint), weights=weights))
     folder = destination(Path(checkpoint), sources.path) if output is None else Path(output)
     targets = [folder / name for name in export_formats.names(sources, format=format, direction=direction)]
@@ -64,7 +70,7 @@ def export(
     for file, target in zip(export_formats.files(sources, format=format, direction=direction), targets, strict=True):
         write(file, target)
         print("\n  ".join([f"{printable(target)}: {megabytes(len(file.content))}", *file.notes]), flush=True)
-    return 0
+    return targets
 
 
 def with_training_summary(sources: "GeneratorFiles") -> "GeneratorFiles":
@@ -92,7 +98,8 @@ def destination(checkpoint: Path, model: Path) -> Path:
 
     if checkpoint.is_file() and provenance.run_folder(model) is None:
         return checkpoint.parent
-    return (provenance.run_folder(model) or checkpoint) / "exported"
+    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent  # `best` and `latest` are no folders
+    return (provenance.run_folder(model) or folder) / "exported"
 
 
 def check_free(targets: list[Path], model: Path, *, may_replace: bool) -> None:

@@ -1,12 +1,15 @@
 """Stop signals: on any of these signals, a run finishes its current step, saves a checkpoint and exits."""
 
+import contextlib
 import os
 import signal
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 STOPPED = 75  # exit code of a stopped run that can be resumed
 INTERRUPTED = 130  # exit code after a second Ctrl-C
@@ -26,35 +29,36 @@ def terminate_with_parent() -> None:
 
 
 class StopRequest:
-    """Context manager for the main thread: record a request to stop the run, made by a signal or by a file.
+    """Context manager: record a request to stop the run, made by a signal or by a file.
 
-    The signal handler only sets a flag, which the trainer checks before each step. A second Ctrl-C ends the process
-    immediately.
+    The signal handler only sets a flag, which the trainer checks before each step. Only the main thread can handle
+    signals: in another thread, the file is the only way to stop the run.
 
     Args:
         echo_s: time after the first Ctrl-C, in seconds, during which another Ctrl-C is ignored; under torchrun, each
             Ctrl-C arrives twice: from the terminal and from torchrun.
+        ends_process: whether a second Ctrl-C ends the process immediately; if false, it raises a KeyboardInterrupt.
 
     Attributes:
         reason: name of the signal or file that requested the stop; None if there was no request.
+        received: the first signal that requested a stop; None if there was none.
     """
 
-    def __init__(self, *, echo_s: float = 0.0) -> None:
+    def __init__(self, *, echo_s: float = 0.0, ends_process: bool = True) -> None:
         self.reason: str | None = None
-        self._echo_s = echo_s
+        self.received: signal.Signals | None = None
+        self._echo_s, self._ends_process = echo_s, ends_process
         self._interrupted: float | None = None  # time of the first Ctrl-C
         self._file: Path | None = None
         self._abort_callback: Callable[[], object] | None = None
-        self._previous: dict[signal.Signals, object] = {}
+        self._exit_stack = contextlib.ExitStack()
 
     def __enter__(self) -> "StopRequest":
-        for number in STOP_SIGNALS:
-            self._previous[number] = signal.signal(number, self._remember)
+        self._exit_stack.enter_context(handled(self._on_signal))
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+        self._exit_stack.close()
 
     def __call__(self) -> bool:
         """Return whether a stop was requested."""
@@ -75,7 +79,23 @@ class StopRequest:
         if self._file is not None:
             self._file.unlink(missing_ok=True)
 
-    def _remember(self, number: int, _: FrameType | None) -> None:
+    def record(self, number: int) -> None:
+        """Record signal `number` as a request to stop."""
+        if self.received is None:
+            self.received = signal.Signals(number)
+        if self.reason is None:
+            self.reason = signal.Signals(number).name
+
+    def abort(self) -> NoReturn:
+        """End the process with exit code 130, without Python's shutdown; raise KeyboardInterrupt if it must not end.
+
+        During Python's shutdown, another Ctrl-C would print a traceback.
+        """
+        if self._ends_process:
+            os._exit(INTERRUPTED)
+        raise KeyboardInterrupt
+
+    def _on_signal(self, number: int, _: FrameType | None) -> None:
         if number == signal.SIGINT and self._interrupted is None:
             self._interrupted = time.monotonic()
         elif number == signal.SIGINT and time.monotonic() - (self._interrupted or 0.0) > self._echo_s:
@@ -83,6 +103,20 @@ class StopRequest:
                 if self._abort_callback is not None:
                     self._abort_callback()
             finally:
-                os._exit(INTERRUPTED)
-        if self.reason is None:
-            self.reason = signal.Signals(number).name
+                self.abort()
+        self.record(number)
+
+
+@contextlib.contextmanager
+def handled(handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
+    """Context manager: let `handler` handle the stop signals; in a thread other than the main thread, do nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {number: signal.signal(number, handler) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, former in previous.items():
+            if former is not None:  # None: a handler that was not installed from Python cannot be restored
+                signal.signal(number, former)

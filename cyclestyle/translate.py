@@ -59,12 +59,13 @@ def translate(
     backend: Literal["auto", "torch", "onnx"] = "auto",
     engine: Literal["local", "ray"] = "local",
     weights: Literal["ema", "raw"] = "ema",
+    plugins: Sequence[str] = (),
     since: Look | None = None,
 ) -> int:
     """Translate a photo or a set of photos, and print a summary.
 
     Args:
-        checkpoint, direction, device, precision, weights, backend, compile: see `Translator.load`.
+        checkpoint, direction, device, precision, weights, backend, compile, plugins: see `Translator.load`.
         input: see `inputs.find`.
         output: output folder; for a single photo, a file name with the suffix of an image format is accepted too.
         strength, keep, tile, memory: see `TranslationPipeline`.
@@ -129,6 +130,7 @@ def translate(
             tile=tile,
             memory=memory,
             folder=jobs.hidden or jobs.folder,
+            plugins=plugins,
         )
         pipeline = load_pipeline(world=world)
         settings = runner.Settings(

@@ -188,15 +188,15 @@ def training() -> tuple[Callable[[], object], int]:
     """Return a function that runs the demo's training step, and the number of images in a step."""
     import torch
 
-    from cyclestyle import train
+    from cyclestyle import assembly
     from cyclestyle.cli import compose
     from cyclestyle.data.dataset import Batch
     from cyclestyle.hardware.device import Hardware
 
     cfg = compose.compose("train", ["experiment=demo", "trainer.device=cpu"])
     hardware = Hardware("cpu", one_size=True)
-    objective = train.build_objective(cfg, hardware)
-    trainer = train.build_trainer(cfg, objective, Set(), hardware)  # type: ignore[arg-type]
+    objective = assembly.build_objective(cfg, hardware)
+    trainer = assembly.build_trainer(cfg, objective, hardware, samples_per_epoch=300)  # as many as the demo has
     size, crop = int(cfg.trainer.batch_size), int(cfg.data.crop_size)
     random = torch.Generator().manual_seed(0)
     a, b = (torch.randint(0, 256, (size, 3, crop, crop), dtype=torch.uint8, generator=random) for _ in "ab")
@@ -206,13 +206,6 @@ def training() -> tuple[Callable[[], object], int]:
         torch.stack(list(losses.values())).tolist()
 
     return step, 2 * size
-
-
-class Set:
-    """Placeholder for the demo's data set: it has the same number of sample indices, but no images."""
-
-    def draws(self, seed: int) -> Sequence[int]:
-        return range(300)
 
 
 def translating() -> tuple[Callable[[], object], int]:

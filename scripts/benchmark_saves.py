@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from measuring import circumstances, our_trainer, random_batch, write_section
@@ -26,6 +26,7 @@ from torch import Tensor
 from cyclestyle.checkpoints.directory import Checkpoints
 from cyclestyle.checkpoints.writer import CheckpointWriter, Snapshot
 from cyclestyle.distributed.world import World
+from cyclestyle.objectives.cyclegan import CycleGAN
 from cyclestyle.training.state import snapshot_model
 
 GOAL = 1.5  # longest delay by a save in the background, as a multiple of the time to clone the state
@@ -78,7 +79,8 @@ one that warms up. "Held up" is the time between two steps; `checkpoint.asynchro
 def measured(folder: Path, runs: int) -> tuple[dict[str, list[float]], int]:
     """Return seconds for each table row in every round, and the size of the saved state in bytes."""
     trainer = our_trainer("auto")
-    for pool in trainer.pools:
+    pools = cast(CycleGAN, trainer.objective).pools
+    for pool in pools:
         pool.stored = {0: [torch.rand(3, SIZE, SIZE) * 2 - 1 for _ in range(pool.slots)]}
     asynchronous, synchronous = (
         CheckpointWriter(Checkpoints(folder / name, keep=2), world=World(), asynchronous=name == "background")
@@ -94,7 +96,7 @@ def measured(folder: Path, runs: int) -> tuple[dict[str, list[float]], int]:
 
     def state() -> list[Tensor]:
         model, training, _ = snapshot()
-        return [*tensors(model.tensors), *tensors(training), *(t for p in trainer.pools for t in p.stored[0])]
+        return [*tensors(model.tensors), *tensors(training), *(t for p in pools for t in p.stored[0])]
 
     times: dict[str, list[float]] = {}
     for run in track(range(runs + 1), description="saving"):

@@ -28,7 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 from cyclestyle.data.dataset import Batch
 from cyclestyle.distributed.world import World, launched, session
 from cyclestyle.networks import PatchDiscriminator, ResNetGenerator, initialize
-from cyclestyle.objectives.cyclegan import Discriminators, Generators
+from cyclestyle.objectives.pairs import Discriminators, Generators
 
 GIGABIT = 1e9 / 8  # bytes
 

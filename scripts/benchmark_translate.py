@@ -203,14 +203,14 @@ def write_model(path: Path, *, channels: int, blocks: int) -> None:
         f"generators.{side}.{key}": value for side in ("ab", "ba") for key, value in generator.state_dict().items()
     }
     tensors = {key: value.clone() for key, value in tensors.items()}
-    model = Model(tensors, dict(generator.architecture), {"name": "patch"}, ("photo", "painting"), 1, path)
+    model = Model(tensors, {"ab": dict(generator.architecture)}, {}, ("photo", "painting"), 1, path)
     write_networks(model, path)
 
 
 def loaded(path: Path) -> torch.nn.Module:
     """Load the generator of a model file as a plain module in eval mode."""
     model = directory.read_model(path)
-    generator = registry.build(model.generator)
+    generator = registry.build(model.generators["ab"])
     generator.load_state_dict(model.weights_under("generators.ab."))
     return generator.eval()
 

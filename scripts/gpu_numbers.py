@@ -22,7 +22,7 @@ from cyclestyle.data.scenes.drawing import draw
 from cyclestyle.distributed.world import World
 from cyclestyle.errors import DivergedError
 from cyclestyle.hardware.device import Hardware
-from cyclestyle.images import decoding, tensors
+from cyclestyle.images import reading, tensors
 from cyclestyle.training.trainer import Trainer
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -58,11 +58,8 @@ def first_step(trainer: Trainer, batch: Batch) -> FirstStep:
             if parameter.grad is not None
         }
 
-    objective, optimizers = trainer.objective, trainer.optimizers
-    optimizers.generators.register_step_pre_hook(functools.partial(store, "generators", objective.generators))
-    optimizers.discriminators.register_step_pre_hook(
-        functools.partial(store, "discriminators", objective.discriminators)
-    )
+    for name, module in trainer.objective.modules.items():
+        trainer.updater.optimizers[name].register_step_pre_hook(functools.partial(store, name, module))
     return FirstStep(to_numbers(trainer.train_step(batch)), gradients)
 
 
@@ -119,12 +116,12 @@ def precisions(report: Report, scale: Scale) -> None:
         for loss, mean in exact_run.means.items():
             others = [abs(run.means[loss] / mean - 1) for run in shaken]
             share = 0.05 if loss.startswith(("loss/cycle", "loss/identity")) else 0.1
-            bound = max(share * (2 if trainer.scaler.is_enabled() else 1), *others)
+            bound = max(share * (2 if trainer.updater.scaler.is_enabled() else 1), *others)
             difference = abs(low.means[loss] / mean - 1)
             report.check(f"{name}, mean of {loss} over {scale.steps} steps, apart from fp32", difference, bound)
             lines.append((loss, f"{mean:.3f}", f"{difference:.2%}", f"{min(others):.2%} to {max(others):.2%}"))
         report.text(table(f"loss | fp32 | {name} | fp32, from weights that were off", lines))
-        if trainer.scaler.is_enabled():
+        if trainer.updater.scaler.is_enabled():
             report.check(f"{name}, the scale at the end", low.scales[-1], 1, at_least=True)
             report.text(f"The scale in {name}: {changes(low.scales)}.")
 
@@ -134,7 +131,7 @@ def low_precisions(scale: Scale) -> dict[str, Trainer]:
     if scale.device == "cuda":
         return {name: our_trainer(name, device="cuda", channels=scale.channels) for name in ("bf16", "fp16")}
     scaled = our_trainer("fp32", channels=scale.channels)
-    scaled.scaler = torch.amp.GradScaler("cpu")
+    scaled.updater.scaler = torch.amp.GradScaler("cpu")
     return {"bf16": our_trainer("bf16", channels=scale.channels), "fp32, scaled": scaled}
 
 
@@ -152,10 +149,10 @@ def course(trainer: Trainer, batches: Sequence[Batch]) -> Course:
     scales: list[float] = []
     for batch in batches:
         losses.append(to_numbers(trainer.train_step(batch)))
-        scales.append(trainer.scaler.get_scale())
+        scales.append(trainer.updater.scaler.get_scale())
     finite = sum(all(map(math.isfinite, step.values())) for step in losses)
     try:
-        trainer.check_finite()
+        trainer.updater.check_finite(trainer.step)
     except DivergedError as error:
         print(error, flush=True)
         finite -= 1
@@ -179,7 +176,7 @@ def scene_batches(size: int, count: int) -> Iterator[Batch]:
         draw(root, train=count, test=0, size=size)
         for index in range(count):
             a, b = (
-                tensors.pil_to_uint8(decoding.read(root / folder / f"{index:04}.png"))[None]
+                tensors.pil_to_uint8(reading.read_8_bit(root / folder / f"{index:04}.png"))[None]
                 for folder in ("trainA", "trainB")
             )
             yield Batch(a, b, [index])
@@ -232,7 +229,7 @@ def save_and_load(before: Trainer, after: Trainer, folder: Path) -> None:
 
 def state(trainer: Trainer) -> dict[str, Any]:
     """The whole state of a trainer as nested dicts and lists, including its networks' weights."""
-    networks = trainer.objective.generators, trainer.objective.discriminators
+    networks = trainer.objective.modules.values()
     return {
         "networks": [module.state_dict() for module in networks],
         "shared": trainer.state_dict(),

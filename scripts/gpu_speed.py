@@ -10,6 +10,7 @@ from gpu_numbers import loss_difference, to_numbers
 from gpu_report import Report
 from gpu_scale import Device, Scale
 from measuring import interleaved, our_trainer, random_batch, table
+from torch.utils._pytree import tree_leaves
 
 from cyclestyle.hardware.cuda_graphs import REHEARSALS, GraphCapture, Output
 from cyclestyle.hardware.device import Hardware
@@ -102,11 +103,8 @@ class RepeatedCapture:
         def replay() -> None:
             nonlocal is_first
             if not is_first:
-                repeated = run()
-                assert isinstance(output, dict)
-                assert isinstance(repeated, dict)
-                for name, value in repeated.items():
-                    output[name].copy_(value)
+                for former, repeated in zip(tree_leaves(output), tree_leaves(run()), strict=True):
+                    former.copy_(repeated)
             is_first = False
 
         return replay, output

@@ -18,17 +18,20 @@ from torch import nn
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from cyclestyle.assembly.trainer import graphed  # noqa: E402
 from cyclestyle.data.dataset import Batch  # noqa: E402
 from cyclestyle.distributed.world import World  # noqa: E402
 from cyclestyle.hardware.device import Hardware  # noqa: E402
 from cyclestyle.images.tensors import to_float  # noqa: E402
 from cyclestyle.networks import PatchDiscriminator, ResNetGenerator, initialize  # noqa: E402
 from cyclestyle.objectives.adversarial import LeastSquares  # noqa: E402
-from cyclestyle.objectives.cyclegan import CycleGAN, Discriminators, Generators  # noqa: E402
+from cyclestyle.objectives.cyclegan import CycleGAN, Pools  # noqa: E402
 from cyclestyle.objectives.image_pool import ImagePool  # noqa: E402
+from cyclestyle.objectives.pairs import Discriminators, Generators  # noqa: E402
 from cyclestyle.training.optimization import Optimizers  # noqa: E402
 from cyclestyle.training.schedule import LinearDecay  # noqa: E402
-from cyclestyle.training.trainer import Pools, Trainer  # noqa: E402
+from cyclestyle.training.trainer import Trainer  # noqa: E402
+from cyclestyle.training.updater import Updater  # noqa: E402
 from tests.reference_networks import ReferenceResNet  # noqa: E402
 from tests.textbook import Textbook  # noqa: E402
 
@@ -166,24 +169,31 @@ def our_trainer(
         hardware.to_device(module, training=True)
     for generator in (generators.ab, generators.ba):
         generator.recompute = recompute  # type: ignore[assignment]
-    optimizers = Optimizers(
-        *(
-            torch.optim.Adam(list(module.parameters()), 2e-4, betas=(0.5, 0.999), fused=True)
-            for module in (generators, discriminators)
-        )
+    objective = CycleGAN(
+        generators,
+        discriminators,
+        adversarial=LeastSquares(),
+        pools=Pools(*(ImagePool(pool, batch_size=batch, seed=0, purpose=f"pool {side}") for side in "ab")),
+        backward=backward,
+        prepare=hardware.wrap,
     )
+    optimizers = Optimizers(
+        **{
+            name: torch.optim.Adam(list(parameters), 2e-4, betas=(0.5, 0.999), fused=True)
+            for name, parameters in objective.parameters.items()
+        }
+    )
+    updater = Updater(optimizers, hardware)
     return Trainer(
-        CycleGAN(generators, discriminators, adversarial=LeastSquares(), prepare=hardware.wrap),
-        optimizers,
+        objective,
+        updater,
         schedule=LinearDecay(),
         samples_per_epoch=1000,
-        pools=Pools(*(ImagePool(pool, batch_size=batch, seed=0, purpose=f"pool {side}") for side in "ab")),
         average=None,
         hardware=hardware,
         seed=0,
         batch_size=batch,
-        backward=backward,
-        cuda_graphs=cuda_graphs,
+        update=graphed(updater, objective, batch_size=batch, cuda_graphs=cuda_graphs),
     )
 
 
@@ -191,7 +201,7 @@ def shake(trainer: Trainer, seed: int) -> Trainer:
     """Perturb the generators' weights by up to 2^-9 of their size, the rounding error of bf16; return the trainer."""
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in trainer.objective.generators.parameters():
+        for parameter in trainer.objective.modules["generators"].parameters():
             noise = 2 * torch.rand(parameter.shape, generator=random) - 1
             parameter.mul_(1 + noise.to(parameter.device) / 2**9)
     return trainer

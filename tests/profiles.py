@@ -11,6 +11,8 @@ SRGB = np.array(
     [[0.4360747, 0.3850649, 0.1430804], [0.2225045, 0.7168786, 0.0606169], [0.0139322, 0.0971045, 0.7141733]]
 )
 WIDE = np.array([[0.5151, 0.2920, 0.1571], [0.2412, 0.6922, 0.0666], [-0.0011, 0.0419, 0.7841]])  # near Display P3
+P3 = np.array([[0.51512, 0.29198, 0.15710], [0.24120, 0.69225, 0.06657], [-0.00105, 0.04189, 0.78407]])
+ADOBE = np.array([[0.60974, 0.20528, 0.14919], [0.31111, 0.62567, 0.06322], [0.01947, 0.06087, 0.74457]])
 GAMMA = 563 / 256
 
 
@@ -27,6 +29,26 @@ def srgb_decoded(values: np.ndarray) -> np.ndarray:
 def wide_as_srgb(values: np.ndarray) -> np.ndarray:
     """Convert (..., 3) values in [0, 1] under the profile `wide` to sRGB values in [0, 1]."""
     return srgb_encoded(values**GAMMA @ WIDE.T @ np.linalg.inv(SRGB).T)
+
+
+def adobe_as_srgb(values: np.ndarray) -> np.ndarray:
+    """Convert (..., 3) values in [0, 1] under the profile `adobe` to sRGB values in [0, 1]."""
+    return srgb_encoded(values**GAMMA @ ADOBE.T @ np.linalg.inv(SRGB).T)
+
+
+def p3_as_srgb(values: np.ndarray) -> np.ndarray:
+    """Convert (..., 3) values in [0, 1] under the profile `p3` to sRGB values in [0, 1]."""
+    return srgb_encoded(srgb_decoded(values) @ P3.T @ np.linalg.inv(SRGB).T)
+
+
+def srgb_as_adobe(values: np.ndarray) -> np.ndarray:
+    """Convert (..., 3) sRGB values in [0, 1] to values in [0, 1] under the profile `adobe`."""
+    return (srgb_decoded(values) @ SRGB.T @ np.linalg.inv(ADOBE).T).clip(0, 1) ** (1 / GAMMA)
+
+
+def srgb_as_p3(values: np.ndarray) -> np.ndarray:
+    """Convert (..., 3) sRGB values in [0, 1] to values in [0, 1] under the profile `p3`."""
+    return srgb_encoded(srgb_decoded(values) @ SRGB.T @ np.linalg.inv(P3).T)
 
 
 def lab(xyz: np.ndarray) -> np.ndarray:
@@ -47,17 +69,22 @@ def lab_as_srgb(values: np.ndarray) -> np.ndarray:
 
 def wide() -> bytes:
     """Wide-gamut RGB profile, which consists of a matrix and a curve."""
-    tags = {f"{name}TRC".encode(): _curve(GAMMA) for name in "rgb"}
-    tags |= {f"{name}XYZ".encode(): _xyz(WIDE[:, number]) for number, name in enumerate("rgb")}
-    return _profile(b"mntr", b"RGB ", b"XYZ ", tags)
+    return _matrix_profile(WIDE, _curve(GAMMA))
+
+
+def adobe() -> bytes:
+    """RGB profile with the primaries and the gamma of Adobe RGB (1998)."""
+    return _matrix_profile(ADOBE, _curve(GAMMA))
+
+
+def p3() -> bytes:
+    """RGB profile with the primaries of Display P3 and the curve of sRGB."""
+    return _matrix_profile(P3, _srgb_curve(1.0))
 
 
 def nearly_srgb() -> bytes:
     """RGB profile that equals sRGB with 0.6 % less light: the brightest colours differ by 1 of 255."""
-    light = (srgb_decoded(np.linspace(0, 1, 1024)) * 0.994 * 65535).round().astype(">u2")
-    tags = {f"{name}TRC".encode(): struct.pack(">4s4xI", b"curv", 1024) + light.tobytes() for name in "rgb"}
-    tags |= {f"{name}XYZ".encode(): _xyz(SRGB[:, number]) for number, name in enumerate("rgb")}
-    return _profile(b"mntr", b"RGB ", b"XYZ ", tags)
+    return _matrix_profile(SRGB, _srgb_curve(0.994))
 
 
 def linear_grey() -> bytes:
@@ -82,6 +109,12 @@ def inks() -> bytes:
     return _profile(b"scnr", b"CMYK", b"Lab ", {b"A2B0": table})
 
 
+def _matrix_profile(matrix: np.ndarray, curve: bytes) -> bytes:
+    tags = {f"{name}TRC".encode(): curve for name in "rgb"}
+    tags |= {f"{name}XYZ".encode(): _xyz(matrix[:, number]) for number, name in enumerate("rgb")}
+    return _profile(b"mntr", b"RGB ", b"XYZ ", tags)
+
+
 def _profile(kind: bytes, space: bytes, connection: bytes, tags: dict[bytes, bytes]) -> bytes:
     tags = {b"wtpt": _xyz(D50), **tags}
     offset, table, body = 128 + 4 + 12 * len(tags), struct.pack(">I", len(tags)), b""
@@ -100,3 +133,9 @@ def _xyz(values: np.ndarray) -> bytes:
 
 def _curve(gamma: float) -> bytes:
     return struct.pack(">4s4xIH", b"curv", 1, round(gamma * 256))
+
+
+def _srgb_curve(light: float) -> bytes:
+    """Curve of sRGB, scaled so that the largest value has the given amount of light."""
+    values = (srgb_decoded(np.linspace(0, 1, 1024)) * light * 65535).round().astype(">u2")
+    return struct.pack(">4s4xI", b"curv", 1024) + values.tobytes()

@@ -74,7 +74,7 @@ def header(path: Path) -> dict[str, Any]:
 
 
 def test_safetensors_export_round_trip(trained: Path, tmp_path: Path) -> None:
-    assert export(trained, output=tmp_path) == 0
+    assert export(trained, output=tmp_path) == [tmp_path / f"{direction}.safetensors" for direction in BOTH]
     assert names(tmp_path) == {"photo2monet.safetensors", "monet2photo.safetensors"}
     for direction in BOTH:
         alone, whole = load(tmp_path / f"{direction}.safetensors"), load(trained, direction)
@@ -84,12 +84,23 @@ def test_safetensors_export_round_trip(trained: Path, tmp_path: Path) -> None:
         assert torch.equal(alone.values(x), whole.values(x))
 
 
+def test_directions_of_different_architectures_are_exported(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "model", architecture=TINY, back={"name": "unet", "channels": 4, "levels": 2})
+    export(path, output=tmp_path / "out")
+
+    for direction, network in (("photo2monet", "resnet"), ("monet2photo", "unet")):
+        alone = load(tmp_path / "out" / f"{direction}.safetensors")
+        assert alone.generator.architecture["name"] == network
+        assert alone.fingerprint == load(path, direction).fingerprint
+
+
 def test_header_of_exported_file_describes_model_and_training(trained: Path, tmp_path: Path) -> None:
     export(trained, output=tmp_path, direction="a2b")
     assert names(tmp_path) == {"photo2monet.safetensors"}
     fields = header(tmp_path / "photo2monet.safetensors")
     assert fields["domains"] == ["photo", "monet"]
-    assert fields["generator"] == registry.build(RESNET6).architecture
+    assert fields["generators"] == {"ab": registry.build(RESNET6).architecture}
+    assert fields["discriminators"] == {}
     exported = fields["export"]
     assert (exported["direction"], exported["weights"], exported["step"]) == ("photo2monet", "ema", 4)
 
@@ -108,6 +119,21 @@ def test_export_of_older_checkpoint_has_losses_of_that_step(trained: Path, tmp_p
     line = json.loads((trained / "metrics.jsonl").read_text().splitlines()[1])
     assert (line["step"], training["steps"]) == (2, 2)
     assert training["losses"]["cycle_a"] == line["loss/cycle_a"]
+
+
+def test_training_summary_has_losses_beside_lines_of_tasks(trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained, tmp_path / "run")
+    lines = [
+        {"step": 2, "loss/gan_ab": 1.0, "loss/cycle_a": 2.0, "speed/images_per_s": 3.0},
+        {"step": 2, "kid": 0.04},
+        {"step": 2, "loss/validation": 5.0},
+        {"step": 3, "kid_loss/x": 0.03},
+        {"step": 5, "loss/gan_ab": 9.0},
+    ]
+    (tmp_path / "run" / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    export(tmp_path / "run", output=tmp_path / "out", direction="a2b")
+    training = header(tmp_path / "out" / "photo2monet.safetensors")["export"]["training"]
+    assert training["losses"] == {"gan_ab": 1.0, "cycle_a": 2.0, "validation": 5.0}
 
 
 @pytest.mark.parametrize(
@@ -142,7 +168,7 @@ def test_translate_and_evaluate_accept_exported_files(
     with Image.open(tmp_path / "in" / "x.png") as image:
         expected = load(trained, "photo2monet")(image)
     assert np.array_equal(pixels_of(tmp_path / "out" / "x.png"), np.asarray(expected))
-    assert evaluate(file, tmp_path / "in", truth=tmp_path / "in", device="cpu") == 0
+    assert evaluate(file, tmp_path / "in", truth=tmp_path / "in", device="cpu").num_images == 1
     assert "PSNR" in capsys.readouterr().out
 
 

@@ -177,7 +177,7 @@ def test_states_differing_in_one_bit_are_unequal() -> None:
 
 def test_nonfinite_steps_and_loss_scale_changes_are_reported() -> None:
     trainer: Trainer = our_trainer("fp32", channels=2)
-    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)  # overflows in float32
+    trainer.updater.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)  # overflows in float32
     course = gpu_numbers.course(trainer, [random_batch(32, step) for step in range(3)])
     assert course.finite_steps == 3
     assert course.scales == [2.0**126, 2.0**125, 2.0**124]

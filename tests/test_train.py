@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,16 +19,15 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from cyclestyle import train
+from cyclestyle import assembly, train
 from cyclestyle.checkpoints.directory import Checkpoint, Checkpoints, read_model
 from cyclestyle.checkpoints.model import write_model
 from cyclestyle.data import UnpairedFolders
 from cyclestyle.data.scenes.drawing import draw
-from cyclestyle.distributed.world import World
 from cyclestyle.hardware import threads
-from cyclestyle.hardware.device import Hardware
 from cyclestyle.run.folder import RunFolder
 from tests.checkpoints.test_directory import equal
+from tests.factories import tiny_trainer
 from tests.pictures import two_domains
 
 REPOSITORY = Path(__file__).parent.parent
@@ -67,6 +65,13 @@ def run(*arguments: str) -> int:
             train.main()
     assert isinstance(exiting.value.code, int)
     return exiting.value.code
+
+
+def run_program(*arguments: str, folder: Path) -> "subprocess.CompletedProcess[str]":
+    """Run `python -m cyclestyle.train` in another process, which can start itself again for several devices."""
+    command = [sys.executable, "-m", "cyclestyle.train", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=DEADLINE_S)
 
 
 def newest(folder: str | Path) -> Checkpoint:
@@ -119,7 +124,7 @@ def test_run_writes_only_its_folder_and_repeated_command_writes_nothing(
     assert [path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_dir()] != []
     assert {path.name for path in tmp_path.iterdir()} == {"runs"}
     assert {path.name.partition(".")[0] for path in folder.iterdir()} == {
-        "config", "status", "metrics", "events", "samples", "checkpoints", "lock",
+        "config", "status", "starts", "metrics", "events", "samples", "checkpoints", "lock",
     }  # fmt: skip
     config = OmegaConf.load(folder / "config.yaml")
     assert config.trainer.device == "cpu"
@@ -144,7 +149,7 @@ def test_run_writes_only_its_folder_and_repeated_command_writes_nothing(
     ]
     model = read_model(folder)
     assert model.domains == ("photo", "painting")
-    assert model.generator["name"] == "resnet"
+    assert model.generators["ab"]["name"] == model.generators["ba"]["name"] == "resnet"
     assert {key.split(".")[0] for key in model.tensors} == {"generators", "discriminators", "ema"}
 
     written = events(folder)
@@ -261,14 +266,22 @@ def test_init_starts_at_step_0_from_weights_of_another_run(smoke: Command, capsy
 
     model = read_model(Path("runs/first"))
     older = {
-        key: value for key, value in model.discriminator.items() if key != "norm"
+        side: {key: value for key, value in architecture.items() if key != "norm"}
+        for side, architecture in model.discriminators.items()
     }  # header of a file that was written before the argument existed
-    write_model(model._replace(discriminator=older), Path("older.safetensors"))
+    write_model(model._replace(discriminators=older), Path("older.safetensors"))
     assert smoke("name=old", "init=older.safetensors", "trainer.steps=1", *quick) == 0
     capsys.readouterr()
 
     assert smoke("name=third", "init=runs/first", "generator.channels=8") == 4
     assert "init=runs/first: its generator is channels=4 where the config has 8" in capsys.readouterr().err
+    one_only = {"ab": model.generators["ab"], "ba": model.generators["ba"] | {"blocks": 2}}
+    write_model(model._replace(generators=one_only), Path("unequal.safetensors"))
+    assert smoke("name=third", "init=unequal.safetensors") == 4
+    assert "init=unequal.safetensors: its generator ba is blocks=2 where the config has 1" in capsys.readouterr().err
+    write_model(model._replace(discriminators={}), Path("exported.safetensors"))
+    assert smoke("name=third", "init=exported.safetensors") == 4
+    assert "init=exported.safetensors: it has no discriminator a: give a run folder" in capsys.readouterr().err
     assert smoke("name=third", "init=runs/gone") == 4
     assert "runs/gone" in capsys.readouterr().err
     assert not Path("runs/third/checkpoints").exists()
@@ -467,7 +480,7 @@ def test_stopped_run_exits_0_if_torchrun_would_restart_it(smoke: Command, monkey
 
 
 def test_stopped_and_resumed_two_rank_run_equals_one_process_run(
-    smoke: Command, started: Callable[..., subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
+    smoke: Command, started: Callable[..., subprocess.Popen[str]], scenes: Path, tmp_path: Path
 ) -> None:
     # At the default learning rate, such small networks amplify rounding errors tenfold at every step.
     exact = (*LONG, "trainer.precision=fp32", "optimizer.lr=0.000001", "ema.decay=0.9")
@@ -483,10 +496,9 @@ def test_stopped_and_resumed_two_rank_run_equals_one_process_run(
     assert len(newest("runs/smoke").ranks) == 2
 
     total = status("runs/smoke")["step"] + 3
-    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
-    assert (
-        smoke(*exact, "trainer.devices=2", f"trainer.steps={total}") == 0
-    )  # different from the processes that were stopped
+    command = ("+experiment=smoke", f"data.root={scenes}", "trainer.device=cpu", *exact, "trainer.devices=2")
+    resumed = run_program(*command, f"trainer.steps={total}", folder=tmp_path)  # in other processes than before
+    assert resumed.returncode == 0, resumed.stderr
     assert smoke(*exact, f"trainer.steps={total}", "name=one") == 0
 
     two, one = newest("runs/smoke"), newest("runs/one")
@@ -509,14 +521,11 @@ def test_stopped_and_resumed_two_rank_run_equals_one_process_run(
             assert values[key] == pytest.approx(expected[key], rel=1e-3, abs=1e-4), (expected["step"], key)
 
 
-def test_run_of_two_processes_keeps_exit_code_and_one_line_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+def test_run_of_two_processes_keeps_exit_code_and_one_line_error(tmp_path: Path) -> None:
     arguments = [f"data.root={tmp_path}/none", "trainer.device=cpu", "trainer.devices=2", "trainer.batch_size=2"]
-    assert run(*arguments) == 3
-    (line,) = capfd.readouterr().err.splitlines()
+    failed = run_program(*arguments, folder=tmp_path)
+    assert failed.returncode == 3
+    (line,) = failed.stderr.splitlines()
     assert f"no folder {tmp_path}/none/trainA" in line
 
 
@@ -533,7 +542,7 @@ def test_recompute_without_residual_blocks_is_rejected(
     ("setting", "reason"),
     [
         ("trainer.profile=false", "needs one of NVIDIA's GPUs, and this is CPU, fp32: leave it out"),
-        ("trainer.profile=true", "does not go with trainer.profile=true: leave one of them out"),
+        ("trainer.profile=true", "does not go with trainer.profile=true: leave it out"),
     ],
 )
 def test_cuda_graphs_on_cpu_or_with_profiler_give_one_line_error(
@@ -679,9 +688,10 @@ def test_run_resumes_from_checkpoint_without_number_of_threads(
 
 def test_cpu_run_checks_for_busy_cores_after_each_step(tmp_path: Path) -> None:
     cfg = OmegaConf.create({"logger": {}, "trainer": {"profile": False}})
-    trainer: Any = SimpleNamespace(world=World(), hardware=Hardware("cpu"), step=0, total=2)
+    trainer = tiny_trainer(steps=2)
     checks: list[int] = []
-    with train.opened_loggers(cfg, RunFolder(tmp_path), trainer, ("a", "b"), watch=lambda: checks.append(1)) as loggers:
+    settings: Any = {"recipe": {}, "watch": lambda: checks.append(1)}
+    with assembly.opened_loggers(cfg, trainer, RunFolder(tmp_path), ("a", "b"), **settings) as loggers:
         for step in (1, 2):
             for logger in loggers:
                 logger.on_step(step)

@@ -96,6 +96,16 @@ def test_help_lists_experiments_of_wheel(installed: Path, tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
+def test_installed_command_reads_configs_of_the_user(installed: Path, tmp_path: Path) -> None:
+    (tmp_path / "configs" / "experiment").mkdir(parents=True)
+    (tmp_path / "configs" / "experiment" / "mine.yaml").write_text("defaults:\n  - smoke\nname: mine\n")
+    first = run(tmp_path, installed / "cyclestyle-train", "experiment=mine", "--cfg", "job")
+    assert first.startswith("name: mine\n")
+    assert "train: 8\n" in first
+    (tmp_path / "my.yaml").write_text(first)
+    assert run(tmp_path, installed / "cyclestyle-train", "experiment=my.yaml", "--cfg", "job") == first
+
+
 def test_installed_command_translates_with_trained_run(installed: Path, trained: Path, tmp_path: Path) -> None:
     picture(0, 30, 21).save(tmp_path / "photo.png")
     run(

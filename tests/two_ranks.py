@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from cyclestyle.distributed.world import World, session
 from cyclestyle.training.trainer import Trainer
-from tests.factories import random_batch, tiny_trainer
+from tests.factories import random_batch, tiny_terms, tiny_trainer
 
 
 class Rank(NamedTuple):
@@ -24,17 +24,25 @@ class Rank(NamedTuple):
     losses: list[dict[str, float]]  # losses and scores of this rank's share of the batch, one entry per step
     sent: list[int]  # bytes of each all-reduce of gradients; empty unless counted
     storages: list[int]  # number of memory blocks that hold the gradients, one entry per update
-    state: dict[str, Any]  # weights, moving average and `rank_state_dict`
+    state: dict[str, Any]  # weights, moving average, parameters of terms and `rank_state_dict`
 
 
 def train_together(
-    folder: Path, *, steps: int, batch_size: int, backward: str, accumulate: int = 1, count: bool = False
+    folder: Path,
+    *,
+    steps: int,
+    batch_size: int,
+    backward: str,
+    accumulate: int = 1,
+    count: bool = False,
+    terms: bool = False,
 ) -> list[Rank]:
     """Train a `tiny_trainer` in float64 on two ranks; return the results of both ranks.
 
     Args:
         folder: empty folder for the results.
         count: whether to count the bytes of gradients sent, which uses a Python hook instead of DDP's default path.
+        terms: whether the objective has the terms of `tiny_terms`.
     """
     settings = {
         "steps": steps,
@@ -42,6 +50,7 @@ def train_together(
         "backward": backward,
         "accumulate": accumulate,
         "count": count,
+        "terms": terms,
     }
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", __file__]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
@@ -71,17 +80,25 @@ class CountingWorld(World):
         return allreduce_hook(dist.group.WORLD, bucket)
 
 
-def main(folder: Path, *, steps: int, batch_size: int, backward: str, accumulate: int, count: bool) -> None:
+def main(
+    folder: Path, *, steps: int, batch_size: int, backward: str, accumulate: int, count: bool, terms: bool
+) -> None:
     """Train on this rank and write the results to `folder`."""
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
     with session("cpu") as joined:
         world = CountingWorld(joined.rank, joined.size) if count else joined
         trainer = tiny_trainer(
-            batch_size=batch_size, accumulate=accumulate, pool=9, ema=0.9, world=world, backward=backward
+            batch_size=batch_size,
+            accumulate=accumulate,
+            pool=9,
+            ema=0.9,
+            world=world,
+            backward=backward,
+            **(tiny_terms() if terms else {}),
         )
         storages: list[int] = []
-        for optimizer in trainer.optimizers:
+        for optimizer in trainer.updater.optimizers:
             optimizer.register_step_pre_hook(lambda optimizer, *_: storages.append(memory_blocks(optimizer)))
         losses = []
         for step in range(steps):
@@ -103,13 +120,14 @@ def memory_blocks(optimizer: Optimizer) -> int:
 
 
 def state(trainer: Trainer) -> dict[str, Any]:
-    """Return the weights, the moving average and the `rank_state_dict` of this rank."""
+    """Return the weights, the moving average, the parameters of terms and the `rank_state_dict` of this rank."""
     modules = {"generators": trainer.objective.generators, "discriminators": trainer.objective.discriminators}
     return {
         "weights": {
             f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()
         },
         "average": trainer.average.module.state_dict(),
+        "terms": trainer.objective.state_dict(),
         "rank_state": trainer.rank_state_dict(),
     }
 

@@ -9,6 +9,8 @@ checkpoints/
     rank0.pt, ...          state of one rank: its share of the image pools, its running means of losses and scores
     manifest.json          sha256 and size of each file; written last
   latest                   text file with the name of the newest folder, for people and scripts
+  best                     text file with the name of the best folder, if one was marked; its second line is JSON with
+                           the name and value of the number by which the folder was chosen
 ```
 
 A save writes all files into a hidden folder, which gets its final name once the files are on the disk. An interrupted
@@ -26,8 +28,17 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import SafetensorError, safe_open
 
+from cyclestyle.checkpoints.best import Best, Mode, parse_pointer, pointer_text
 from cyclestyle.checkpoints.manifest import SHARED_FILES, fingerprint, read_checksums, verify
-from cyclestyle.checkpoints.model import GARBLED_JSON, HEADER, VERSION, Model, tensor_bytes, write_model
+from cyclestyle.checkpoints.model import (
+    GARBLED_JSON,
+    HEADER,
+    VERSION,
+    Model,
+    architectures,
+    tensor_bytes,
+    write_model,
+)
 from cyclestyle.distributed.world import FailedElsewhereError, World
 from cyclestyle.errors import CheckpointError, CommandError, DamagedError, DiskError, warn
 from cyclestyle.filesystem.atomic import (
@@ -39,6 +50,8 @@ from cyclestyle.filesystem.atomic import (
     write_text,
 )
 
+POINTERS = ("best", "latest")  # text files beside the checkpoint folders; the first line of each names one of them
+_MODEL = "networks.safetensors"
 _FOLDER = re.compile(r"step_(\d{8,})")
 
 
@@ -61,7 +74,7 @@ class Checkpoints:
         folder: parent of the checkpoint folders; created at the first save.
         keep: number of newest checkpoints to keep on disk, 2 or more, since the newest may turn out damaged.
         keep_every: number of steps; checkpoints at multiples of it are never removed. None keeps only the `keep` newest
-            checkpoints.
+            checkpoints. The best checkpoint is kept in any case.
 
     Raises:
         CommandError: `keep` is below 2 or `keep_every` below 1.
@@ -93,7 +106,7 @@ class Checkpoints:
         Raises:
             DiskError: the checkpoint cannot be written; older checkpoints are unchanged.
         """
-        final = self.folder / f"step_{model.step:08d}"
+        final = self.path_of(model.step)
         building = self.folder / f".{final.name}.tmp"  # same parent as `final`: the rename stays on one file system
         need = tensor_bytes(rank_state) + (tensor_bytes(training) + tensor_bytes(model.tensors) if world.is_main else 0)
         free: int | None = None
@@ -151,6 +164,58 @@ class Checkpoints:
             raise CheckpointError(f"{damaged[0][1]}, and there is no other checkpoint to resume from")
         return None
 
+    def best(self) -> Best | None:
+        """Return the best checkpoint; None if none was marked, its folder is gone, or the pointer file is malformed."""
+        try:
+            path, text = self.best_folder(), (self.folder / "best").read_text(encoding="utf-8")
+        except (OSError, UnicodeError):
+            return None
+        return None if path is None else parse_pointer(text, path)
+
+    def mark_best(
+        self, step: int, *, name: str, value: float, mode: Mode = "min", warn: Callable[[str], None] = warn
+    ) -> None:
+        """Mark the checkpoint of `step` as the best one, and remove the former best one unless it is kept otherwise.
+
+        If this fails, the former mark remains, and the run continues. Only rank 0 may call it, after `save`.
+
+        Args:
+            name, value: the number by which the checkpoint was chosen.
+            mode: `min` if lower values are better, `max` if higher values are.
+            warn: function called with one line of text if the checkpoint is missing or the mark cannot be written.
+        """
+        path = self.path_of(step)
+        if not (path / "manifest.json").is_file():
+            warn(f"no checkpoint of step {step} in {self.folder}: it cannot be marked as best by {name}={value:.6g}")
+            return
+        try:
+            write_text(self.folder / "best", pointer_text(Best(path, step, name, value, mode)))
+            sync_folder(self.folder)  # the new mark must be on the disk before the former best folder is removed
+        except OSError as error:
+            warn(f"cannot write {self.folder / 'best'}: {(error.strerror or '').lower()}; the former mark remains")
+            return
+        self._prune()
+
+    def best_folder(self) -> Path | None:
+        """Return the complete checkpoint folder that the pointer file `best` names; None if there is none.
+
+        Only the first line of the pointer file is read, so a pointer written by hand is valid too.
+
+        Raises:
+            OSError: the pointer file cannot be read.
+        """
+        try:
+            with (self.folder / "best").open(encoding="utf-8", errors="replace") as stream:
+                name = stream.readline(100).strip()
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            return None
+        complete = _FOLDER.fullmatch(name) and (self.folder / name / "manifest.json").is_file()
+        return self.folder / name if complete else None
+
+    def path_of(self, step: int) -> Path:
+        """Return the folder of the checkpoint at `step`, whether it exists or not."""
+        return self.folder / f"step_{step:08d}"
+
     def _publish(self, building: Path, final: Path, *, ranks: int) -> None:
         """Write the manifest into `building`, whose other files are on the disk; then rename `building` to `final`."""
         names = sorted(SHARED_FILES | {f"rank{rank}.pt" for rank in range(ranks)})
@@ -165,9 +230,17 @@ class Checkpoints:
         write_text(self.folder / "latest", final.name + "\n")
 
     def _prune(self) -> None:
-        """Remove checkpoints that neither `keep` nor `keep_every` protects, and hidden folders of earlier saves."""
+        """Remove hidden folders of earlier saves, and checkpoints that nothing protects.
+
+        `keep`, `keep_every` and the mark of the best checkpoint protect checkpoints.
+        """
         complete = self._newest_first(complete=True)
         old = [path for path in complete[self.keep :] if self.keep_every is None or step_of(path) % self.keep_every]
+        try:
+            best = self.best_folder()
+        except OSError:  # the best checkpoint is unknown, so none is removed
+            best, old = None, []
+        old = [path for path in old if path != best]
         for path in old:
             with contextlib.suppress(OSError):
                 self._set_aside(path, "old")  # renamed first: a half-removed folder must not look like a checkpoint
@@ -217,7 +290,7 @@ def read_model(path: Path, *, warn: Callable[[str], None] = warn) -> Model:
     """Read the networks of a run folder, a checkpoint folder or a safetensors file.
 
     In a checkpoint folder the model file is verified against the manifest. In a run folder the newest checkpoint with
-    an undamaged model file is used.
+    an undamaged model file is used. `RUN/best` is the run's best checkpoint, `RUN/latest` its newest one, like `RUN`.
 
     Args:
         warn: function called with one line of text if the newest checkpoint is damaged and an older one is used.
@@ -241,9 +314,8 @@ def read_model(path: Path, *, warn: Callable[[str], None] = warn) -> Model:
         )
     try:
         first, second = (str(name) for name in header["domains"])
-        architectures = dict(header["generator"]), dict(header["discriminator"])
         export = dict(header["export"]) if "export" in header else None
-        return Model(tensors, *architectures, (first, second), int(header["step"]), file, export)
+        return Model(tensors, *architectures(header), (first, second), int(header["step"]), file, export)
     except GARBLED_JSON as error:
         raise CheckpointError(
             f"{file} is not a cyclestyle model: its header has a missing or malformed entry: {error}"
@@ -251,28 +323,61 @@ def read_model(path: Path, *, warn: Callable[[str], None] = warn) -> Model:
 
 
 def _model_file(path: Path, warn: Callable[[str], None]) -> Path:
-    """Find the model file for `path`, which is a run folder, a checkpoint folder or the model file itself."""
+    """Find the model file for `path`: a run folder, a checkpoint folder, the model file, or `best` or `latest`."""
+    if path.name in POINTERS and not path.is_dir():
+        for folder in (path.parent / "checkpoints", path.parent):
+            if Checkpoints(folder)._newest_first(complete=False):
+                return _pointed_file(path, folder, warn)
     if path.is_file():
         return path
     if not path.is_dir():
         raise CheckpointError(f"no checkpoint at {path.absolute()}")
-    name = "networks.safetensors"
-    if (path / name).is_file():
-        if (path / "manifest.json").is_file():
-            verify(path, read_checksums(path), only={name})
-        return path / name
-    damaged: DamagedError | None = None
+    if (path / _MODEL).is_file():
+        return _verified(path) if (path / "manifest.json").is_file() else path / _MODEL
     for folder in (path / "checkpoints", path):
-        for checkpoint in Checkpoints(folder)._newest_first(complete=False):
-            try:
-                verify(checkpoint, read_checksums(checkpoint), only={name})
-            except DamagedError as error:
-                damaged = damaged or error
-                continue
-            if damaged:
-                warn(f"{damaged}, using {checkpoint.name} instead")
-            return checkpoint / name
-    raise damaged or CheckpointError(f"no checkpoint in {path.absolute()}: is it a run folder such as runs/monet?")
+        if (file := _newest_model_file(folder, warn)) is not None:
+            return file
+    raise CheckpointError(f"no checkpoint in {path.absolute()}: is it a run folder such as runs/monet?")
+
+
+def _pointed_file(path: Path, folder: Path, warn: Callable[[str], None]) -> Path:
+    """Find the model file for `path`, whose last part is `best` or `latest`, among the checkpoints in `folder`."""
+    if path.name == "latest":
+        return _model_file(folder, warn)
+    try:
+        best = Checkpoints(folder).best_folder()
+    except OSError as error:
+        raise DiskError(f"cannot read {folder / 'best'}: {(error.strerror or '').lower()}") from None
+    if best is None:
+        reason = "its pointer names no complete checkpoint" if (folder / "best").is_file() else "none was marked"
+        raise CheckpointError(
+            f"{path.parent} has no best checkpoint, {reason}: train with checkpoint.best=NAME of a logged number, or "
+            f"give {path.parent} for the newest checkpoint"
+        )
+    return _verified(best)
+
+
+def _newest_model_file(folder: Path, warn: Callable[[str], None]) -> Path | None:
+    """Return the model file of the newest checkpoint in `folder` where it is undamaged; None without checkpoints."""
+    damaged: DamagedError | None = None
+    for checkpoint in Checkpoints(folder)._newest_first(complete=False):
+        try:
+            file = _verified(checkpoint)
+        except DamagedError as error:
+            damaged = damaged or error
+            continue
+        if damaged:
+            warn(f"{damaged}, using {checkpoint.name} instead")
+        return file
+    if damaged:
+        raise damaged
+    return None
+
+
+def _verified(checkpoint: Path) -> Path:
+    """Return the model file in a checkpoint folder; raise a DamagedError if it does not match the manifest."""
+    verify(checkpoint, read_checksums(checkpoint), only={_MODEL})
+    return checkpoint / _MODEL
 
 
 def _load(path: Path) -> dict[str, Any]:

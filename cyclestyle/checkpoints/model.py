@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cyclestyle.filesystem.atomic import write_and_sync
 
-VERSION = 1
+VERSION = 2  # version 1 had one architecture for both generators, and one for both discriminators
 HEADER = "cyclestyle"  # metadata key in the safetensors header; its value is JSON text with the architectures
 # Exceptions raised when malformed JSON is parsed or its entries are read.
 GARBLED_JSON = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
@@ -20,8 +20,8 @@ class Model(NamedTuple):
     """Networks of a checkpoint as plain data: weights, architectures, domain names and the step."""
 
     tensors: dict[str, Tensor]  # name such as "generators.ab.stem.0.weight" -> weights; on the CPU if read from a file
-    generator: dict[str, Any]  # generator architecture: name in the registry of networks, and arguments
-    discriminator: dict[str, Any]  # discriminator architecture: name in the registry, and arguments
+    generators: dict[str, dict[str, Any]]  # "ab", "ba" -> architecture: name in the registry of networks, and arguments
+    discriminators: dict[str, dict[str, Any]]  # "a", "b" -> architecture; empty in an exported file
     domains: tuple[str, str]  # names of domains a and b
     step: int
     path: Path  # file that the model was read from; `Path()` for a model in memory
@@ -30,6 +30,23 @@ class Model(NamedTuple):
     def weights_under(self, prefix: str) -> dict[str, Tensor]:
         """Return the weights whose names start with `prefix`, such as `"ema.ab."`; the keys omit the prefix."""
         return {key.removeprefix(prefix): value for key, value in self.tensors.items() if key.startswith(prefix)}
+
+
+def architectures(header: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+    """Return the architectures of the generators and of the discriminators from the header of a model file.
+
+    A header of version 1 has one architecture for both generators, and one for both discriminators; the latter is empty
+    in an exported file. Raises one of `GARBLED_JSON` if an entry is missing or malformed.
+    """
+    if header["version"] < 2:
+        generator, discriminator = dict(header["generator"]), dict(header["discriminator"])
+        discriminators = {side: dict(discriminator) for side in ("a", "b")} if discriminator else {}
+        return {side: dict(generator) for side in ("ab", "ba")}, discriminators
+    generators, discriminators = (
+        {str(side): dict(architecture) for side, architecture in header[group].items()}
+        for group in ("generators", "discriminators")
+    )
+    return generators, discriminators
 
 
 def write_model(model: Model, path: Path) -> None:
@@ -43,8 +60,8 @@ def model_bytes(model: Model) -> bytes:
         "version": VERSION,
         "step": model.step,
         "domains": list(model.domains),
-        "generator": model.generator,
-        "discriminator": model.discriminator,
+        "generators": model.generators,
+        "discriminators": model.discriminators,
         **({} if model.export is None else {"export": model.export}),
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.tensors.items()}

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from cyclestyle.checkpoints.best import Best, Mode
 from cyclestyle.checkpoints.directory import Checkpoints
 from cyclestyle.checkpoints.model import Model
 from cyclestyle.distributed.world import World
@@ -66,6 +67,7 @@ class CheckpointWriter:
         self._path: Path | None = None
         self._error: Exception | None = None
         self._failures = 0
+        self._queued_mark: Best | None = None
 
     def save(self, take: Callable[[], Snapshot], *, last: bool = False) -> None:
         """Save the snapshot that `take` returns.
@@ -88,8 +90,25 @@ class CheckpointWriter:
         if last or not self.asynchronous:
             self._collect_result(last=last)
 
+    def best(self) -> Best | None:
+        """Return the best checkpoint, as `Checkpoints.best` does; a mark that waits for a save counts already."""
+        return self._queued_mark or self.checkpoints.best()
+
+    def mark_best(self, step: int, *, name: str, value: float, mode: Mode = "min") -> None:
+        """Mark the checkpoint of `step` as the best one, see `Checkpoints.mark_best`; only rank 0 may call it.
+
+        If a save is in progress, return immediately; the thread that marks the checkpoint waits for this save.
+        """
+        mark = Best(self.checkpoints.path_of(step), step, name, value, mode)
+        if not self.asynchronous:
+            self._mark(mark, after=None)
+            return
+        self._queued_mark = mark
+        self._writer = threading.Thread(target=self._mark, args=(mark, self._writer), name="checkpoint mark")
+        self._writer.start()
+
     def finish(self) -> None:
-        """Wait for the write in progress; must be called when training ends, also after an error."""
+        """Wait for the writes in progress; must be called when training ends, also after an error."""
         if self._writer is not None:
             self._writer.join()
 
@@ -98,6 +117,16 @@ class CheckpointWriter:
             self._path = self.checkpoints.save(*snapshot, world=self.world)
         except Exception as error:  # _collect_result re-raises the error in the training thread
             self._error = error
+
+    def _mark(self, mark: Best, after: threading.Thread | None) -> None:
+        """Mark a checkpoint as the best one, once the thread `after` has ended."""
+        if after is not None:
+            after.join()
+        try:
+            self.checkpoints.mark_best(mark.step, name=mark.name, value=mark.value, mode=mark.mode, warn=self.warn)
+        finally:
+            if self._queued_mark is mark:
+                self._queued_mark = None
 
     def _collect_result(self, *, last: bool) -> None:
         """Wait for the previous save, if there was one, and report its success or failure.

@@ -4,12 +4,15 @@ import difflib
 import os
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from cyclestyle.cli.keys import PATHS, RENAMED
 from cyclestyle.errors import CommandError, CyclestyleError
 
-FLAGS = "--help, --cfg job, --multirun"
+FLAGS = ("--help", "--cfg", "--config-dir", "--multirun", "--version", "--info", "--shell-completion")
+SHORT = {"-h": "--help", "-c": "--cfg", "-cd": "--config-dir", "-m": "--multirun", "-sc": "--shell-completion",
+         "--config-path": "--config-dir", "-cp": "--config-dir"}  # fmt: skip
 
 
 class Argument(NamedTuple):
@@ -19,44 +22,97 @@ class Argument(NamedTuple):
     text: str
 
 
-class Flags(NamedTuple):
+class Removal(NamedTuple):
+    """One `~key` or `~key=value` argument: removal of a key, if it has this value."""
+
+    key: str
+    text: str | None
+
+
+@dataclass
+class Flags:
     """Command line, split into its flags and its other arguments (`key=value`)."""
 
-    help: bool
-    print_config: bool  # --cfg job
-    multirun: bool
-    arguments: list[str]
+    arguments: list[str] = field(default_factory=list)
+    help: bool = False
+    print_config: bool = False  # --cfg job
+    multirun: bool = False
+    resolve: bool = True  # --resolve: without effect, since `--cfg job` always resolves interpolations
+    version: bool = False
+    info: bool = False
+    config_dirs: list[str] = field(default_factory=list)  # --config-dir
+    shell: str | None = None  # --shell-completion
+    complete: str | None = None  # --complete: the word to complete, from the completion script
 
 
 def split_flags(argv: Iterable[str]) -> Flags:
     """Separate the flags in `argv` from the other arguments; raise a CommandError for an unknown flag."""
-    words = iter(argv)
-    flags, rest = {"help": False, "print_config": False, "multirun": False}, []
-    for word in words:
+    words, flags = list(argv), Flags()
+    while words:
+        word = words.pop(0)
         if not word.startswith("-"):
-            rest.append(word)
-        elif word in ("--help", "-h"):
-            flags["help"] = True
-        elif word in ("--multirun", "-m"):
-            flags["multirun"] = True
-        elif word == "--cfg=job" or (word in ("--cfg", "-c") and next(words, "") == "job"):
-            flags["print_config"] = True
+            flags.arguments.append(word)
+            continue
+        name, equals, value = word.partition("=")
+        name = SHORT.get(name, name)
+        if name in ("--help", "--multirun", "--version", "--info", "--resolve") and not equals:
+            setattr(flags, name.removeprefix("--"), True)
+        elif name == "--cfg":
+            flags.print_config = True
+            has_value = equals or (words and "=" not in words[0] and not words[0].startswith("-"))
+            _check_printed(value if equals else words.pop(0) if has_value else "job")
+        elif name in ("--config-dir", "--shell-completion", "--complete"):
+            if not equals and not words:
+                raise CommandError(f"{word} needs a value: {EXAMPLES[name]}")
+            value = value if equals else words.pop(0)
+            if name == "--config-dir":
+                flags.config_dirs.append(value)
+            else:
+                setattr(flags, {"--complete": "complete"}.get(name, "shell"), value)
         else:
-            raise CommandError(f"no flag {word}: there are {FLAGS}")
-    return Flags(**flags, arguments=rest)
+            raise CommandError(f"no flag {word}: there are {', '.join(FLAGS)}")
+    return flags
+
+
+EXAMPLES = {
+    "--config-dir": "a folder such as --config-dir configs",
+    "--shell-completion": "--shell-completion bash or zsh",
+    "--complete": "the word to complete",
+}
+
+
+def _check_printed(kind: str) -> None:
+    if kind == "hydra":
+        raise CommandError(
+            "--cfg hydra: Hydra's own config has no effect here; --cfg job prints the config of the command"
+        )
+    if kind != "job":
+        raise CommandError(f"--cfg {kind}: there is --cfg job, which prints the config of the command")
 
 
 def split(argument: str) -> Argument:
     """Split `key=value`, `+key=value` or `++key=value`; raise a CommandError for anything else."""
     key, equals, text = argument.partition("=")
-    if key.startswith("~"):
-        raise CommandError(f"{argument}: keys are not deleted but set, such as logger.tensorboard=null")
     key = key.removeprefix("+").removeprefix("+").strip()
     if not equals or not key:
         raise CommandError(f"{argument}: expected key=value, such as name=mine or trainer.steps=2000")
     if not text.strip():
         raise CommandError(f"{key}= has no value: write one after the =, or leave {key} out")
     return Argument(key, text)
+
+
+def split_removal(argument: str) -> Removal | None:
+    """Split `~key` or `~key=value`; return None for an argument that removes nothing.
+
+    Raises:
+        CommandError: the key or the value is empty.
+    """
+    if not argument.startswith("~"):
+        return None
+    key, equals, text = argument[1:].partition("=")
+    if not key.strip() or (equals and not text.strip()):
+        raise CommandError(f"{argument}: expected ~key or ~key=value, such as ~logger.tensorboard")
+    return Removal(key.strip(), text if equals else None)
 
 
 def literal(argument: Argument) -> str | None:

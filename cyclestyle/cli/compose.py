@@ -4,9 +4,10 @@ Only `cyclestyle.cli` and the command modules (train, translate, evaluate, expor
 import PyTorch, so that `--help` is quick.
 """
 
-import copy
+import csv
 import inspect
-import pkgutil
+import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +18,37 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError  # type: ignore[import-untyped, unused-ignore]
 
+from cyclestyle.calls import accepted
 from cyclestyle.cli import signatures
-from cyclestyle.cli.arguments import Argument, escape_interpolation, literal, split, unknown_key_error
-from cyclestyle.cli.help import options, yaml_entries
-from cyclestyle.cli.keys import TAKEN_AS_TYPED
+from cyclestyle.cli.arguments import (
+    Argument,
+    Removal,
+    escape_interpolation,
+    literal,
+    split,
+    split_removal,
+    unknown_key_error,
+)
+from cyclestyle.cli.groups import (
+    Chosen,
+    choose,
+    load,
+    merge,
+    replace_nodes,
+    search_path,
+    whole_config,
+    written_nodes,
+)
+from cyclestyle.cli.help import yaml_entries
+from cyclestyle.cli.keys import INTERPOLATED, NEEDED, PATHS, TAKEN_AS_TYPED
+from cyclestyle.cli.nodes import PROGRAM_KEYS, VARIANTS, check_node
+from cyclestyle.cli.nodes import split_program_keys as split_program_keys
+from cyclestyle.cli.nodes import variant as variant
+from cyclestyle.cli.targets import clear_component, components_to_clear, targets_of
+from cyclestyle.cli.values import check_methods, check_numbers, rejection
 from cyclestyle.errors import CommandError
 
 
@@ -36,6 +60,7 @@ class Train:
     seed: int = MISSING
     run_dir: str = MISSING
     init: str | None = None
+    plugins: list[str] = MISSING
     data: Any = None
     generator: Any = None
     discriminator: Any = None
@@ -45,6 +70,7 @@ class Train:
     pool: Any = None
     ema: Any = None
     schedule: Any = None
+    tasks: Any = None
     trainer: Any = None
     checkpoint: Any = None
     resume: Any = None
@@ -65,6 +91,7 @@ class Evaluate:
     batch_size: int = MISSING
     backend: str = MISSING
     weights: str = MISSING
+    plugins: list[str] = MISSING
 
 
 @dataclass
@@ -95,6 +122,7 @@ class Translate:
     backend: str = MISSING
     engine: str = MISSING
     weights: str = MISSING
+    plugins: list[str] = MISSING
 
 
 @dataclass
@@ -107,35 +135,12 @@ class Export:
     direction: str | None = None
     weights: str = MISSING
     existing: str = MISSING
+    plugins: list[str] = MISSING
 
 
 SCHEMAS: dict[str, type] = {"train": Train, "translate": Translate, "evaluate": Evaluate, "export": Export}
 for _command, _schema in SCHEMAS.items():
     ConfigStore.instance().store(f"{_command}_schema", _schema)
-
-# Classes and functions that receive config keys. A name on the left is a config node without _target_, a _target_ that
-# passes keys to other functions, or a command whose config has no nodes.
-CONSUMERS: dict[str, tuple[str, ...]] = {
-    "objective": ("cyclestyle.objectives.cyclegan.CycleGAN",),
-    "pool": ("cyclestyle.objectives.image_pool.ImagePool",),
-    "ema": ("cyclestyle.training.ema.GeneratorAverage",),
-    "schedule": ("cyclestyle.training.schedule.LinearDecay",),
-    "trainer": (
-        "cyclestyle.training.trainer.Trainer",
-        "cyclestyle.train.enable_recompute",
-        "cyclestyle.train.profilers",
-        "cyclestyle.train.choose_threads",
-        "cyclestyle.hardware.device.Hardware",
-        "cyclestyle.hardware.device.process_count",
-        "cyclestyle.distributed.world.session",
-    ),
-    "checkpoint": ("cyclestyle.run.folder.RunFolder", "cyclestyle.checkpoints.writer.CheckpointWriter"),
-    "resume": ("cyclestyle.run.folder.RunFolder",),
-    "cyclestyle.data.drawn_scenes": ("cyclestyle.data.UnpairedFolders",),
-    "translate": ("cyclestyle.translate.translate",),
-    "evaluate": ("cyclestyle.evaluate.evaluate",),
-    "export": ("cyclestyle.export.export",),
-}
 
 
 def config_dir() -> Path:
@@ -145,31 +150,108 @@ def config_dir() -> Path:
     return inside if inside.is_dir() else package.parent / "configs"
 
 
-def compose(command: str, overrides: Sequence[str]) -> DictConfig:
+def config_folders(chosen: Sequence[str] = ()) -> list[Path]:
+    """Return the folders in which options of config groups are searched; `chosen` are those of `--config-dir`."""
+    return search_path(config_dir(), chosen)
+
+
+def compose(
+    command: str,
+    overrides: Sequence[str],
+    *,
+    config_dirs: Sequence[str] = (),
+    report: Callable[[str], object] = lambda line: None,
+) -> DictConfig:
     """Compose a command's config from the command's YAML files and from `overrides`, arguments such as `seed=1`.
 
-    Hydra merges the YAML files that the overrides choose. This function then sets the values of keys: it keeps paths
-    and names as typed, and parses other values by Hydra's grammar.
+    Hydra merges the YAML files that the overrides choose. This function then sets and removes keys: it keeps paths
+    as typed, and parses other values by Hydra's grammar.
+
+    Args:
+        config_dirs: folders whose options are added to those of the package, and replace those with the same name.
+        report: called with one line for each component from which keys were left out, because only the component's
+            former `_target_` accepts them.
 
     Raises:
         CommandError: an override has an unknown key or option, or a malformed value.
     """
-    arguments = [split(override) for override in overrides]
+    arguments = [split_removal(override) or split(override) for override in overrides]
     command_groups = groups(command)
-    chosen = [group_override(argument) for argument in arguments if argument.key in command_groups]
-    try:
-        with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
-            cfg = hydra.compose(command, overrides=chosen)
-    except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        raise CommandError(one_line(error)) from error
+    folders = config_folders(config_dirs)
+    chosen = [choose(a, folders) for a in arguments if isinstance(a, Argument) and a.key in command_groups]
+    # A saved run folder belongs to the saved name.
+    kept = ["run_dir"] if any(argument.key == "name" for argument in arguments) else []
+    cfg = merge_files(command, chosen, folders, kept=kept)
+    targets = {path: [target] for path, target in targets_of(cfg).items()}
+    keep_chosen_targets(cfg, command, chosen, folders)
 
     for argument in arguments:
-        if argument.key not in command_groups:
+        if isinstance(argument, Removal):
+            remove_key(cfg, argument, command)
+        elif argument.key not in command_groups:
             set_key(cfg, argument, command)
+    check_named_components(cfg, command)
+    typed = {argument.key for argument in arguments}
+    for path in components_to_clear(cfg, chosen, typed):
+        written = list(written_nodes(path, folders, config_dir() / f"{command}.yaml"))
+        clear_component(cfg, path, typed, written, former=targets.get(path, []), report=report)
+    check_name(cfg)
+    return cfg
+
+
+def merge_files(command: str, chosen: Sequence[Chosen], folders: Sequence[Path], *, kept: Sequence[str]) -> DictConfig:
+    """Merge the YAML files of the command and of the chosen options.
+
+    A whole config replaces all keys of other files, except those in `kept` and those of chosen options.
+    """
+    ConfigStore.instance().store(f"{command}_root", load(config_dir() / f"{command}.yaml"))
+    command_groups = groups(command)
+    for experiment in chosen:
+        content = whole_config(experiment.file, list(command_groups)[1:]) if experiment.group == "experiment" else None
+        if content is not None:
+            others = [option for option in chosen if option.group != "experiment"]
+            cfg = merge(command, others, folders)
+            replace_nodes(cfg, content, file=experiment.file, kept=[*kept, *(option.group for option in others)])
+            return cfg
+    return merge(command, chosen, folders)
+
+
+def keep_chosen_targets(cfg: DictConfig, command: str, chosen: Sequence[Chosen], folders: Sequence[Path]) -> None:
+    """Restore the `_target_` of each chosen group option in `cfg`, where the experiment's `_target_` replaced it."""
+    options = [option for option in chosen if option.group != "experiment"]
+    if options and len(options) < len(chosen):
+        targets = targets_of(merge(command, options, folders))
+        for option in options:
+            if option.group in targets:
+                cfg[option.group]._target_ = targets[option.group]
+
+
+def check_name(cfg: DictConfig) -> None:
+    """Raise a CommandError if the name is no name for a folder, or name or run folder depend on the time."""
+    raw = dict(walk(OmegaConf.to_container(cfg, resolve=False)))
+    for key in ("name", "run_dir"):
+        if depends_on_time(raw, key):
+            raise CommandError(
+                f"{key}={raw[key]}: ${{now:...}} differs at each start, but the same command must find its run again"
+            )
     name = to_plain(cfg).get("name", "own")
     if name in ("", ".", "..") or "/" in name:
         raise CommandError(f"name={name} is no name for a folder: leave out / and .. (run_dir= takes a path)")
-    return cfg
+
+
+def depends_on_time(raw: Mapping[str, Any], key: str, seen: Sequence[str] = ()) -> bool:
+    """Return whether the value of `key` contains `${now:...}`, itself or through interpolations of other keys.
+
+    Args:
+        raw: dotted key -> value as written, for all keys of the config.
+        seen: keys on the way to `key`, which are not followed again.
+    """
+    text = raw.get(key)
+    if not isinstance(text, str) or key in seen:
+        return False
+    if re.search(r"\$\{\s*now\s*:", text):
+        return True
+    return any(depends_on_time(raw, other, [*seen, key]) for other in re.findall(r"\$\{([\w.]+)\}", text))
 
 
 def groups(command: str) -> dict[str, str | None]:
@@ -177,17 +259,6 @@ def groups(command: str) -> dict[str, str | None]:
     entries = [entry for entry in OmegaConf.load(config_dir() / f"{command}.yaml").defaults if OmegaConf.is_dict(entry)]
     defaults = {str(group): str(option) for entry in entries for group, option in entry.items()}
     return {"experiment": None, **defaults} if defaults else {}
-
-
-def group_override(argument: Argument) -> str:
-    """Return `group=option` in Hydra's syntax; `experiment`, which is in no defaults list, needs a leading plus."""
-    group, option = argument
-    available = options(config_dir() / group)
-    if option not in available:
-        if "," in option:
-            raise CommandError(f"{group}={option} has several values: add --multirun to train once for each")
-        raise unknown_key_error(group, option, available)
-    return f"+{group}={option}" if group == "experiment" else f"{group}={option}"
 
 
 def set_key(cfg: DictConfig, argument: Argument, command: str) -> None:
@@ -201,21 +272,99 @@ def set_key(cfg: DictConfig, argument: Argument, command: str) -> None:
     """
     key, text = argument
     known = dict(walk(OmegaConf.to_container(cfg)))
-    parent = known.get(key.rpartition(".")[0])
-    if key not in known and not (isinstance(parent, dict) and "_target_" in parent):
-        names = [name for name, value in known.items() if not isinstance(value, dict)]
-        raise unknown_key_error("key", key, [*groups(command), *names], otherwise="--help lists the keys")
+    if key not in known and not may_be_added(argument, known):
+        raise no_such_key(key, known, command)
 
-    value = literal(argument) if key in TAKEN_AS_TYPED else parsed(argument)
-    if isinstance(known.get(key), dict) and not (value is None and key.startswith("logger.")):
-        raise CommandError(f"{key}={text}: {key} holds keys, set one of them: {', '.join(known[key])}")
+    value = typed_value(cfg, argument, command) if key in TAKEN_AS_TYPED else parsed(argument)
+    may_be_null = key.rpartition(".")[0] in PROGRAM_KEYS
+    if isinstance(known.get(key), dict) and not (value is None and may_be_null):
+        raise CommandError(f"{key}={text}: {key} holds keys, set one of them: {', '.join(known[key]) or f'{key}.NAME'}")
 
     expected = get_type_hints(SCHEMAS[command]).get(key, Any)
     if not signatures.matches(value, expected):
         raise signatures.type_error(key, value, [expected])
-    if isinstance(value, str) and key in TAKEN_AS_TYPED:
-        value = escape_interpolation(value)
-    OmegaConf.update(cfg, key, value, force_add=True)
+    if key in TAKEN_AS_TYPED and key not in INTERPOLATED:
+        value = escaped(value)
+    try:
+        OmegaConf.update(cfg, key, value, force_add=True)
+    except OmegaConfBaseException as error:
+        raise CommandError(f"{key}={text} cannot be read: {one_line(error)}") from error
+
+
+def typed_value(cfg: DictConfig, argument: Argument, command: str) -> Any:
+    """Return the value of a path or text argument: the text as typed, or a list of paths for `key=[a,b]`.
+
+    A text in brackets is a list of the texts between commas if the key takes lists, unless a file has this name.
+    """
+    text = literal(argument)
+    if argument.key not in PATHS or not text or text[0] + text[-1] != "[]" or os.path.lexists(text):
+        return text
+    path, _, name = argument.key.rpartition(".")
+    target = OmegaConf.select(cfg, f"{path}._target_") if path else None
+    targets = signatures.consumers(path or command)
+    if target is not None:
+        targets = [signatures.resolve_target(target, path), *signatures.consumers(target)]
+    annotations = signatures.parameters(targets)[0].get(name, [])
+    if not any(signatures.matches(["text"], annotation) for annotation in annotations):
+        return text
+    items = next(csv.reader([text[1:-1]], skipinitialspace=True), [])  # text in double quotes may contain commas
+    return [literal(Argument(argument.key, item.strip())) for item in items]
+
+
+def no_such_key(key: str, known: Mapping[str, Any], command: str) -> CommandError:
+    """Create the error for a key that is neither in the config nor may be added to it."""
+    named = [f"{path}.{name}" for path in PROGRAM_KEYS for name in known.get(path) or {}]
+    names = [*named, *(name for name, value in known.items() if not isinstance(value, dict))]
+    return unknown_key_error("key", key, [*groups(command), *names], otherwise="--help lists the keys")
+
+
+def remove_key(cfg: DictConfig, removal: Removal, command: str) -> None:
+    """Remove a key from a component, or a component from a node that maps names to components.
+
+    Raises:
+        CommandError: the key is unknown, has another value than the argument names, or cannot be removed.
+    """
+    key, text = removal
+    known = dict(walk(to_plain(cfg)))
+    if key not in known:
+        raise no_such_key(key, known, command)
+    if text is not None and (value := parsed(Argument(key, text))) != known[key]:
+        raise CommandError(f"~{key}={text}: the value of {key} is {known[key]}, not {value}")
+    if key in PROGRAM_KEYS:
+        OmegaConf.update(cfg, key, {}, merge=False)
+        return
+
+    path, _, name = key.rpartition(".")
+    node = known.get(path)
+    in_component = isinstance(node, dict) and "_target_" in node and name != "_target_" and key not in NEEDED
+    if not (in_component or path in PROGRAM_KEYS or path.rpartition(".")[0] in VARIANTS):
+        raise CommandError(f"~{key}: {key} cannot be removed, only set to another value")
+    parent = OmegaConf.select(cfg, path)
+    with open_dict(parent):
+        del parent[name]
+
+
+def check_named_components(cfg: DictConfig, command: str) -> None:
+    """Raise a CommandError if the command line added keys to a name that no component has, such as `logger.consle`."""
+    known = dict(walk(OmegaConf.to_container(cfg)))
+    for path in PROGRAM_KEYS:
+        for name, component in (known.get(path) or {}).items():
+            if isinstance(component, dict) and "_target_" not in component:
+                others = {key: value for key, value in known.items() if not f"{key}.".startswith(f"{path}.{name}.")}
+                others[path] = {other: value for other, value in known[path].items() if other != name}
+                raise no_such_key(f"{path}.{name}", others, command)
+
+
+def may_be_added(argument: Argument, known: Mapping[str, Any]) -> bool:
+    """Return whether the config may get a new key: in a component or its variant, or as a named component."""
+    parts = argument.key.split(".")
+    for length in range(1, len(parts)):
+        path = ".".join(parts[:length])
+        if path in PROGRAM_KEYS and path in known:
+            return argument.text != "null"
+        if path in VARIANTS and parts[length] in VARIANTS[path]:
+            return True
+    return "_target_" in (known.get(argument.key.rpartition(".")[0]) or {})
 
 
 def walk(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -261,37 +410,24 @@ def check(cfg: DictConfig) -> None:
         raise CommandError(f"{command} needs " + ", ".join(need for need in needs if need.partition("=")[0] in missing))
 
     node = to_plain(cfg)
-    if command in CONSUMERS:
-        signatures.bind("", node, consumers(command))
+    check_paths(node)
+    if command in signatures.CONSUMERS:
+        signatures.bind("", node, signatures.consumers(command))
     for key, value in node.items():
         if isinstance(value, dict):
             check_node(key, value)
+    check_numbers(to_plain(cfg))  # after the types
 
 
-def check_node(path: str, node: object) -> None:
-    """Check the node at the dotted key `path`.
-
-    There are three kinds of node:
-    * a component, whose `_target_` is the class or function that receives the other keys of the node;
-    * a node without `_target_` that is listed in `CONSUMERS`, with the classes and functions that receive its keys;
-    * a node that maps names to components, such as `logger`.
-    """
-    if not isinstance(node, dict):
-        raise CommandError(f"{path}={node} is no component: a component is a node with a _target_")
-    if "_target_" in node:
-        target = node.pop("_target_")
-        signatures.bind(path, node, [signatures.resolve_target(target, path), *consumers(target)])
-    elif path in CONSUMERS:
-        signatures.bind(path, node, consumers(path))
-    else:
-        for key, value in node.items():
-            if value is not None:
-                check_node(f"{path}.{key}", value)
-
-
-def consumers(name: str) -> list[Callable[..., Any]]:
-    """Return the classes and functions that `CONSUMERS` lists under `name`; empty if `name` is not in `CONSUMERS`."""
-    return [pkgutil.resolve_name(consumer) for consumer in CONSUMERS.get(name, ())]
+def check_paths(node: Mapping[str, Any]) -> None:
+    """Raise a CommandError for a path that contains `${` and does not exist, as it was meant as an interpolation."""
+    paths = [(key, item) for key, value in walk(node) for item in (value if isinstance(value, list) else [value])]
+    for key, value in paths:
+        if key in PATHS - INTERPOLATED and isinstance(value, str) and "${" in value and not os.path.exists(value):  # noqa: PTH110 - a path of any text
+            raise CommandError(
+                f"{key}={value} does not exist: paths on the command line are taken as typed; "
+                f"use a variable of the shell, or an interpolation in a YAML file"
+            )
 
 
 def build(node: DictConfig, **kwargs: Any) -> Any:
@@ -301,15 +437,29 @@ def build(node: DictConfig, **kwargs: Any) -> Any:
     copy networks and parameters.
 
     Raises:
-        CommandError: a key of the node is also in `kwargs`.
+        CommandError: a key of the node is also in `kwargs`, the constructor rejects the arguments, or the result lacks
+            a method that the program calls.
     """
     arguments = to_plain(node)
-    target = arguments.pop("_target_")
+    target, path = arguments.pop("_target_"), node._get_full_key(None) or "config"
     if duplicates := arguments.keys() & kwargs.keys():
         raise CommandError(
             f"{', '.join(sorted(duplicates))} of {target} is the program's own: take it out of the config"
         )
-    return hydra.utils.instantiate({"_target_": target, "_partial_": True})(**arguments, **kwargs)
+    call = hydra.utils.instantiate({"_target_": target, "_partial_": True})
+    try:
+        component = call(**arguments, **kwargs)
+    except (TypeError, ValueError, OverflowError) as error:
+        if (rejected := rejection(path, target, arguments, error)) is None:
+            raise
+        raise rejected from error
+    check_methods(path, target, component)
+    return component
+
+
+def build_with(node: DictConfig, offered: Mapping[str, Any]) -> Any:
+    """Build the component of `node`; its target also gets those `offered` arguments that its signature accepts."""
+    return build(node, **accepted(signatures.resolve_target(node["_target_"], str(node._key())), offered))
 
 
 def arguments_for(node: DictConfig, target: Callable[..., Any]) -> dict[str, Any]:
@@ -326,16 +476,25 @@ def to_plain(cfg: DictConfig) -> dict[str, Any]:
 
 
 def yaml(cfg: DictConfig, *, auto: Mapping[str, Any] | None = None) -> str:
-    """Format a config as YAML; replace each ${key} by the value of that key.
+    """Format a config as YAML, so that `experiment=FILE` reads it again; replace each ${key} by the value of that key.
 
     Args:
         auto: dotted key -> chosen value, for keys whose value in `cfg` is `auto`.
     """
-    to_plain(cfg)
-    resolved = copy.deepcopy(cfg)
+    values = to_plain(cfg)
     for key, value in (auto or {}).items():
-        OmegaConf.update(resolved, key, value)
-    return OmegaConf.to_yaml(resolved, resolve=True)
+        node, _, name = key.rpartition(".")
+        dict(walk(values))[node][name] = value
+    return OmegaConf.to_yaml(OmegaConf.create(escaped(values)))
+
+
+def escaped(value: Any) -> Any:
+    """Return a copy of nested dicts and lists, in which each text is escaped so that OmegaConf reads it as it is."""
+    if isinstance(value, dict):
+        return {key: escaped(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [escaped(item) for item in value]
+    return escape_interpolation(value) if isinstance(value, str) else value
 
 
 def one_line(error: Exception) -> str:

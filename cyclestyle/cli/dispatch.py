@@ -1,21 +1,30 @@
 """Run a command with the arguments in `sys.argv`, and exit with the command's exit code."""
 
+import os
 import sys
 from collections.abc import Callable
+from typing import Any, NoReturn
 
 from omegaconf import DictConfig
 
-from cyclestyle.cli.arguments import report, split_flags
-from cyclestyle.cli.compose import check, compose, config_dir, groups, yaml
+from cyclestyle.cli import info
+from cyclestyle.cli.arguments import Flags, report, split_flags
+from cyclestyle.cli.completion import candidates, script
+from cyclestyle.cli.compose import check, compose, config_dir, config_folders, groups, yaml
 from cyclestyle.cli.help import help_text, usage
 from cyclestyle.cli.multirun import jobs, run_jobs
-from cyclestyle.errors import CommandError, CyclestyleError
+from cyclestyle.errors import CommandError, CyclestyleError, warn
 
 
 def launch(command: str, run: Callable[[DictConfig], int | None]) -> None:
     """Run `command` with the arguments in `sys.argv`, and exit; the `main` of each command module calls only this."""
+    exit_with(command, lambda: dispatch(command, run))
+
+
+def exit_with(command: str, body: Callable[[], int]) -> NoReturn:
+    """Call `body` and exit with the exit code that it returns; print an error of `body`, and exit with its code."""
     try:
-        code = dispatch(command, run)
+        code = body()
     except CyclestyleError as error:
         print(report(command, error), file=sys.stderr)
         code = error.code
@@ -30,16 +39,41 @@ def dispatch(command: str, run: Callable[[DictConfig], int | None]) -> int:
         print(usage(config_dir(), command), file=sys.stderr)
         return CommandError.code
     flags = split_flags(sys.argv[1:])
-
-    if flags.help:
-        print(help_text(config_dir(), command, groups(command)))
+    if (text := answer(command, flags)) is not None:
+        print(text)
         return 0
+
+    settings: dict[str, Any] = {"config_dirs": flags.config_dirs, "report": warn if is_first_process() else ignore}
     if flags.print_config:
-        print(yaml(compose(command, flags.arguments)), end="")
+        print(yaml(compose(command, flags.arguments, **settings)), end="")
         return 0
     if flags.multirun:
-        return run_jobs(command, run, jobs(command, flags.arguments))
+        prefix = [word for folder in flags.config_dirs for word in ("--config-dir", folder)]
+        return run_jobs(command, run, jobs(command, flags.arguments, **settings), prefix=prefix)
 
-    cfg = compose(command, flags.arguments)
+    cfg = compose(command, flags.arguments, **settings)
     check(cfg)
     return run(cfg) or 0
+
+
+def answer(command: str, flags: Flags) -> str | None:
+    """Return the text that a flag asks for; None if no flag asks for a text."""
+    if flags.complete is not None:
+        folders = config_folders(flags.config_dirs)
+        return "\n".join(candidates(flags.complete, config_dir() / f"{command}.yaml", folders, groups(command)))
+    if flags.help:
+        return help_text(config_dir(), command, groups(command), folders=config_folders(flags.config_dirs))
+    if flags.shell is not None:
+        return script(flags.shell)
+    if flags.version:
+        return info.version()
+    return info.describe(config_folders(flags.config_dirs)) if flags.info else None
+
+
+def is_first_process() -> bool:
+    """Return whether this process prints messages of the whole command: no further rank, and not a relaunched one."""
+    return os.environ.get("RANK", "0") == "0" and "CYCLESTYLE_PROCESSES" not in os.environ
+
+
+def ignore(line: str) -> None:
+    """Do nothing with a line that another process of the same command prints."""

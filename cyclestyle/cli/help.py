@@ -2,7 +2,7 @@
 
 import re
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,17 +41,20 @@ def usage(directory: Path, command: str) -> str:
     return "\n".join([*header(directory / f"{command}.yaml"), "", "Everything else that can be set: --help"])
 
 
-def help_text(directory: Path, command: str, groups: Mapping[str, str | None]) -> str:
+def help_text(directory: Path, command: str, groups: Mapping[str, str | None], *, folders: Sequence[Path] = ()) -> str:
     """Full help text for `--help`: the command's keys, groups, experiments and flags, from YAML files in `directory`.
 
     Args:
         groups: the command's config groups and their default options; None for a group without a default.
+        folders: all folders in which options are searched; of two options with the same name, the first folder's
+            counts. Options from folders other than `directory` are listed with their folder.
     """
+    files = {group: option_files(folders or [directory], group) for group in groups}
     root = [entry for entry in yaml_entries(directory / f"{command}.yaml") if entry.value]
     rows = [(entry.key, entry.value, entry.comment) for entry in root]
     for group, default in groups.items():
         if default:
-            file = directory / group / f"{default}.yaml"
+            file = files[group][default]
             entries = [e for e in yaml_entries(file) if e.value and e.key.rpartition(".")[2] != "_target_"]
             rows += [(f"{group}.{entry.key}", entry.value, entry.comment) for entry in entries]
 
@@ -62,15 +65,15 @@ def help_text(directory: Path, command: str, groups: Mapping[str, str | None]) -
     if groups:
         text += ["", "Groups and their options (the first is the default); an option may have keys of its own:"]
         text += table(
-            (f"{group}={option}", describe_option(directory / group, option, default))
+            (f"{group}={name}", describe_option(files[group], name, default) + origin(files[group][name], directory))
             for group, default in groups.items()
-            for option in sorted(options(directory / group), key=lambda name: (name != default, name))
+            for name in sorted(files[group], key=lambda name: (name != default, name))
             if group != "experiment"
         )
-    if "experiment" in groups:
-        text += ["", "Experiments (experiment=demo); other keys on the command line override them:"]
+    if experiments := files.get("experiment"):
+        text += ["", "Experiments (experiment=demo, or experiment=path/to/mine.yaml); other keys override them:"]
         text += table(
-            (name, describe_option(directory / "experiment", name)) for name in options(directory / "experiment")
+            (name, describe_option(experiments, name) + origin(experiments[name], directory)) for name in experiments
         )
     text += ["", "Flags:", *table(FLAG_ROWS if "run_dir" in [key for key, _, _ in rows] else FLAG_ROWS[:-1])]
     return "\n".join(text)
@@ -78,23 +81,38 @@ def help_text(directory: Path, command: str, groups: Mapping[str, str | None]) -
 
 FLAG_ROWS = (
     ("--help, -h", "this text"),
-    ("--cfg job", "print the config that the other arguments make, and stop"),
-    ("--multirun, -m", "train once for each value of key=1,2,3, one after the other, in run_dir/0, run_dir/1, ..."),
+    ("--version", "print the version of the package"),
+    ("--info", "print versions, devices and the folders of config files"),
+    ("--cfg job", "print the config that the other arguments make, and stop; experiment=FILE reads it again"),
+    (
+        "--config-dir, -cd DIR",
+        "folder with further experiments and options, such as DIR/experiment/mine.yaml and DIR/data/mine.yaml; "
+        "the folder `configs` in the working directory needs no flag",
+    ),
+    ("--shell-completion bash", 'script for completion: eval "$(cyclestyle-train --shell-completion bash)"; or zsh'),
+    ("--multirun, -m", "train once for each value of key=1,2,3, one after the other, in run_dir/key=1, run_dir/key=2"),
 )
 
 
-def options(group: Path) -> list[str]:
-    """Sorted names of the options in the folder `group`: one YAML file per option."""
-    return sorted(file.stem for file in group.glob("*.yaml"))
+def option_files(folders: Sequence[Path], group: str) -> dict[str, Path]:
+    """Map the names of a group's options to their files; of two files with the same name, the first folder's counts."""
+    files = [file for folder in reversed(folders) for file in (folder / group).glob("*.yaml")]
+    return dict(sorted((file.stem, file) for file in files))
 
 
-def describe_option(group: Path, option: str, default: str | None = None) -> str:
+def origin(file: Path, directory: Path) -> str:
+    """Return the folder of an option's file, for `--help`; "" for files in `directory`."""
+    folder = file.parent.parent
+    return "" if folder.resolve() == directory.resolve() else f" (from {folder})"
+
+
+def describe_option(files: Mapping[str, Path], option: str, default: str | None = None) -> str:
     """Describe an option of a config group: its first comment line, and its keys that the default option lacks."""
-    first = header(group / f"{option}.yaml")[0]
+    first = next(iter(header(files[option])), "no description")
     if default in (None, option):
         return first
-    common = {entry.key for entry in yaml_entries(group / f"{default}.yaml")}
-    extra = [entry.key for entry in yaml_entries(group / f"{option}.yaml") if entry.key not in common]
+    common = {entry.key for entry in yaml_entries(files[default])}
+    extra = [entry.key for entry in yaml_entries(files[option]) if entry.key not in common]
     return first + (f" Keys: {', '.join(extra)}." if extra else "")
 
 

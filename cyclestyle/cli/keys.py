@@ -1,5 +1,6 @@
 """Config keys with a special role: value taken as typed, free to change on resume, saved in exports, or renamed."""
 
+import copy
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -19,7 +20,9 @@ KEYS: dict[str, Key] = {
     "name": Key(typed="text", may_change=True),
     "run_dir": Key(typed="path", may_change=True),
     "init": Key(typed="path", may_change=True),
+    "plugins": Key(may_change=True),
     "logger": Key(may_change=True),
+    "tasks": Key(may_change=True),
     "resume": Key(may_change=True),
     "checkpoint": Key(typed="path", may_change=True),  # a path for translate, evaluate and export
     "input": Key(typed="path"),
@@ -40,6 +43,9 @@ KEYS: dict[str, Key] = {
     "data.resize": Key(exported=True),
     "data.load_size": Key(exported=True),
     "data.crop_size": Key(exported=True),
+    "data.colour": Key(exported=True),
+    "data.channels_a": Key(exported=True),
+    "data.channels_b": Key(exported=True),
     "objective.cycle_a": Key(exported=True),
     "objective.cycle_b": Key(exported=True),
     "objective.identity": Key(exported=True),
@@ -71,8 +77,23 @@ KEYS: dict[str, Key] = {
 
 PATHS = frozenset(name for name, key in KEYS.items() if key.typed == "path")
 TAKEN_AS_TYPED = frozenset(name for name, key in KEYS.items() if key.typed)
+INTERPOLATED = frozenset({"name", "run_dir"})  # taken as typed, except that ${...} is replaced as in YAML files
+NEEDED = frozenset({"data.crop_size"})  # keys of components that the program itself reads
 MAY_CHANGE = tuple(name for name, key in KEYS.items() if key.may_change)
 EXPORTED = tuple(name for name, key in KEYS.items() if key.exported)
+
+
+def may_change(key: str) -> bool:
+    """Return whether a key, or the node that contains it, may differ on resume: it is then no part of the recipe."""
+    return any(key == allowed or key.startswith(f"{allowed}.") for allowed in MAY_CHANGE)
+
+
+def flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten nested mappings to one: dotted key, prepended by `prefix`, -> value."""
+    values: dict[str, Any] = {}
+    for key, value in node.items():
+        values |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return values
 
 
 class Renamed(NamedTuple):
@@ -89,6 +110,7 @@ RENAMED = {
     "data.background": Renamed("data.transparent_as"),
 }
 _RENAMED_DATA = {"cyclestyle.data.UnpairedFolders", "cyclestyle.data.drawn_scenes"}  # targets with renamed keys
+ADDED_DATA = {"colour": "raw", "channels_a": 3, "channels_b": 3}  # keys that earlier versions lacked: their behaviour
 RENAMED_TARGETS = {
     "cyclestyle.data.Unpaired": "cyclestyle.data.UnpairedFolders",
     "cyclestyle.losses.LeastSquares": "cyclestyle.objectives.adversarial.LeastSquares",
@@ -97,16 +119,50 @@ RENAMED_TARGETS = {
 }
 
 
+# Further keys that earlier versions lacked, with the values that hold for their runs. A config of an earlier version is
+# recognised by its objective, which has no `_target_`.
+ADDED: dict[str, Any] = {
+    "plugins": [],
+    "objective._target_": "cyclestyle.objectives.cyclegan.CycleGAN",
+    "objective.terms": {},
+    "objective.discriminator_terms": {},
+    "schedule._target_": "cyclestyle.training.schedule.LinearDecay",
+    "pool._target_": "cyclestyle.objectives.image_pool.ImagePool",
+    "ema._target_": "cyclestyle.training.ema.make_ema",
+    "ema.start": 0,
+    "ema.warm_up": True,
+    "tasks": {},
+    "trainer.clip_norm": None,
+    "checkpoint.best": None,
+    "checkpoint.mode": "min",
+}
+
+
 def with_present_names(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Return a copy of a config saved by an earlier version, with present names of keys, values and targets.
+
+    Keys that the earlier version lacked are added, with the values that hold for its runs.
 
     The given config and the copy are nested dicts. Keys of a data class that is not part of this package are kept.
     """
     config = _rename(recipe, "")
+    if isinstance(config.get("objective"), dict) and "_target_" not in config["objective"]:
+        _add_keys(config)
     data = config.get("data")
     if isinstance(data, Mapping) and data.get("_target_") not in _RENAMED_DATA:
         config["data"] = recipe["data"]  # a component of the user's own, whose keys are not ours to rename
+    elif isinstance(data, Mapping):
+        config["data"] = config["data"] | {key: value for key, value in ADDED_DATA.items() if key not in config["data"]}
     return config
+
+
+def _add_keys(config: dict[str, Any]) -> None:
+    """Add the keys in `ADDED` to the config, and to those of its nodes that exist."""
+    for key, value in ADDED.items():
+        path, _, name = key.rpartition(".")
+        node = config.get(path) if path else config
+        if isinstance(node, dict):
+            node.setdefault(name, copy.deepcopy(value))
 
 
 def _rename(node: Mapping[str, Any], prefix: str) -> dict[str, Any]:

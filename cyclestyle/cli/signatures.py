@@ -12,6 +12,34 @@ from cyclestyle.cli import arguments
 from cyclestyle.cli.keys import RENAMED_TARGETS
 from cyclestyle.errors import CommandError
 
+# Classes and functions that receive config keys. A name on the left is a config node without _target_, a _target_ that
+# passes keys to other functions, or a command whose config has no nodes.
+CONSUMERS: dict[str, tuple[str, ...]] = {
+    "trainer": (
+        "cyclestyle.training.trainer.Trainer",
+        "cyclestyle.training.updater.Updater",
+        "cyclestyle.training.periodic.usual_tasks",
+        "cyclestyle.objectives.cyclegan.CycleGAN",  # `backward`
+        "cyclestyle.assembly.objective.enable_recompute",
+        "cyclestyle.assembly.trainer.graphed",
+        "cyclestyle.assembly.periodic.profilers",
+        "cyclestyle.train.choose_threads",
+        "cyclestyle.hardware.device.Hardware",
+        "cyclestyle.hardware.device.process_count",
+        "cyclestyle.distributed.world.session",
+    ),
+    "checkpoint": (
+        "cyclestyle.checkpoints.directory.Checkpoints",
+        "cyclestyle.checkpoints.writer.CheckpointWriter",
+        "cyclestyle.checkpoints.best.BestCheckpoint",
+    ),
+    "resume": ("cyclestyle.run.folder.RunFolder",),
+    "cyclestyle.data.drawn_scenes": ("cyclestyle.data.UnpairedFolders",),
+    "translate": ("cyclestyle.translate.translate",),
+    "evaluate": ("cyclestyle.evaluate.evaluate",),
+    "export": ("cyclestyle.export.export",),
+}
+
 
 def bind(path: str, values: Mapping[str, Any], targets: Sequence[Callable[..., Any]]) -> None:
     """Check that each key in `values` is a parameter of one of the `targets`, and its value matches the annotation.
@@ -29,15 +57,7 @@ def bind(path: str, values: Mapping[str, Any], targets: Sequence[Callable[..., A
         CommandError: no target has a parameter for a key (the message suggests the closest parameter), or a value has
             the wrong type.
     """
-    expected: dict[str, list[Any]] = {}
-    takes_rest = False
-    for target in targets:
-        parameters = signature(target).parameters.values()
-        takes_rest = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
-        for parameter in parameters:
-            if parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD):
-                expected.setdefault(parameter.name, []).append(parameter.annotation)
-
+    expected, takes_rest = parameters(targets)
     prefix = f"{path}." if path else ""
     for key, value in values.items():
         if key in expected:
@@ -45,6 +65,25 @@ def bind(path: str, values: Mapping[str, Any], targets: Sequence[Callable[..., A
                 raise type_error(prefix + key, value, expected[key])
         elif not takes_rest:
             raise arguments.unknown_key_error("key", prefix + key, [prefix + name for name in expected])
+
+
+def parameters(targets: Sequence[Callable[..., Any]]) -> tuple[dict[str, list[Any]], bool]:
+    """Return the annotations of the targets' parameters by name, and whether the last target has `**rest`."""
+    annotations: dict[str, list[Any]] = {}
+    takes_rest = False
+    for target in targets:
+        kinds = signature(target).parameters.values()
+        takes_rest = any(parameter.kind is parameter.VAR_KEYWORD for parameter in kinds)
+        for parameter in kinds:
+            if parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+                annotations.setdefault(parameter.name, []).append(parameter.annotation)
+    return annotations, takes_rest
+
+
+def accepts(targets: Sequence[Callable[..., Any]], key: str) -> bool:
+    """Return whether one of the targets has a parameter `key`, or the last one accepts any keyword."""
+    annotations, takes_rest = parameters(targets)
+    return key in annotations or takes_rest
 
 
 def resolve_target(name: object, path: str) -> Callable[..., Any]:
@@ -68,6 +107,11 @@ def resolve_target(name: object, path: str) -> Callable[..., Any]:
     except ValueError:
         raise CommandError(f"{path}._target_={name} has no readable signature: wrap it in a function") from None
     return cast(Callable[..., Any], target)
+
+
+def consumers(name: object) -> list[Callable[..., Any]]:
+    """Return the classes and functions that `CONSUMERS` lists under `name`; empty if `name` is not in `CONSUMERS`."""
+    return [pkgutil.resolve_name(consumer) for consumer in CONSUMERS.get(str(name), ())]
 
 
 def signature(target: Callable[..., Any]) -> inspect.Signature:

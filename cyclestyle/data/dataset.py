@@ -19,15 +19,20 @@ from torch import Tensor
 from cyclestyle.data.crop import Crop
 from cyclestyle.data.inspection import as_image_error
 from cyclestyle.errors import DataError
-from cyclestyle.images import decoding
+from cyclestyle.images import decoding, reading
+from cyclestyle.images.decoders import Colour
 from cyclestyle.images.decoding import ImageError
+from cyclestyle.images.reading import Channels
 from cyclestyle.rng import rng_for
 
 MAX_TRIES = 100  # files tried for one image; if all of them are unreadable, the disk is probably at fault
 
 
 class Pair(NamedTuple):
-    """One training example: an image of each domain, uint8 (3, H, W); `draw` is the number of the pair in the run."""
+    """One training example: an image of each domain, uint8 (C, H, W); `draw` is the number of the pair in the run.
+
+    The number of channels, C, is 3 for colour and 1 for grey; the two domains may differ.
+    """
 
     a: Tensor
     b: Tensor
@@ -36,7 +41,10 @@ class Pair(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """N pairs: N images of each domain, uint8 (N, 3, H, W); `draws` holds the N sample indices, one for each pair."""
+    """N pairs: N images of each domain, uint8 (N, C, H, W); `draws` holds the N sample indices, one for each pair.
+
+    The number of channels, C, is 3 for colour and 1 for grey; the two domains may differ.
+    """
 
     a: Tensor
     b: Tensor
@@ -62,6 +70,8 @@ class UnpairedDataset:
         bad_a, bad_b: indices into the lists `a` and `b`; the files at these indices are never read.
         replacing: whether unreadable files are replaced; if False, an unreadable file raises a DataError.
         transparent_as: background colour that is put behind transparent images.
+        colour: use of ICC profiles, see `images.reading.open_image`.
+        channels_a, channels_b: 3 for RGB images of the domain, 1 for grey images.
         max_pixels: maximum number of pixels per image; an image with more pixels counts as unreadable.
     """
 
@@ -76,6 +86,9 @@ class UnpairedDataset:
         bad_b: frozenset[int] = frozenset(),
         replacing: bool = True,
         transparent_as: str = "white",
+        colour: Colour = "raw",
+        channels_a: Channels = 3,
+        channels_b: Channels = 3,
         max_pixels: int = decoding.MAX_PIXELS,
     ) -> None:
         assert len(bad_a) < len(a)
@@ -83,6 +96,7 @@ class UnpairedDataset:
         self.a, self.b, self.bad_a, self.bad_b = a, b, bad_a, bad_b
         self.crop, self.seed, self.replacing = crop, seed, replacing
         self.transparent_as, self.max_pixels = transparent_as, max_pixels
+        self.colour, self.channels_a, self.channels_b = colour, channels_a, channels_b
 
     def __len__(self) -> int:
         """Return the number of pairs in an epoch: the number of files in the larger domain."""
@@ -96,8 +110,8 @@ class UnpairedDataset:
         return next(self._candidates_a(draw)), next(self._candidates_b(draw))
 
     def __getitem__(self, draw: int) -> Pair:
-        a, replaced_a = self._first_readable(self._candidates_a(draw), "crop a", draw)
-        b, replaced_b = self._first_readable(self._candidates_b(draw), "crop b", draw)
+        a, replaced_a = self._first_readable(self._candidates_a(draw), "crop a", draw, self.channels_a)
+        b, replaced_b = self._first_readable(self._candidates_b(draw), "crop b", draw, self.channels_b)
         return Pair(a, b, draw, [*replaced_a, *replaced_b])
 
     def _candidates_a(self, draw: int) -> Iterator[Path]:
@@ -126,12 +140,14 @@ class UnpairedDataset:
             if slot not in bad:
                 yield files[slot]
 
-    def _first_readable(self, candidates: Iterator[Path], purpose: str, draw: int) -> tuple[Tensor, list[str]]:
+    def _first_readable(
+        self, candidates: Iterator[Path], purpose: str, draw: int, channels: Channels
+    ) -> tuple[Tensor, list[str]]:
         """Return a crop of the first readable candidate, and one error text for each unreadable candidate before it."""
         errors: dict[Path, str] = {}
         for file in itertools.islice(candidates, MAX_TRIES):
             try:
-                return self._crop_of(file, rng_for(self.seed, purpose, draw)), list(errors.values())
+                return self._crop_of(file, rng_for(self.seed, purpose, draw), channels), list(errors.values())
             except Exception as error:  # a bug in a decoder or in this package must not end the run
                 if not self.replacing:
                     raise as_image_error(file, error) from None
@@ -139,12 +155,19 @@ class UnpairedDataset:
         reason = list(errors.values())[-1]
         raise DataError(f"found no readable picture in {MAX_TRIES} random tries; the last error: {reason}")
 
-    def _crop_of(self, file: Path, random: np.random.Generator) -> Tensor:
-        image: object = decoding.read(file, background=self.transparent_as, max_pixels=self.max_pixels)
-        if not isinstance(image, Image.Image) or image.mode != "RGB":
-            raise ImageError(file, f"decoded to {getattr(image, 'mode', type(image).__name__)}, not RGB", False)
+    def _crop_of(self, file: Path, random: np.random.Generator, channels: Channels) -> Tensor:
+        image: object = reading.read_8_bit(
+            file,
+            channels=channels,
+            colour=self.colour,
+            transparent_as=self.transparent_as,
+            max_pixels=self.max_pixels,
+        )
+        mode = {1: "L", 3: "RGB"}[channels]
+        if not isinstance(image, Image.Image) or image.mode != mode:
+            raise ImageError(file, f"decoded to {getattr(image, 'mode', type(image).__name__)}, not {mode}", False)
         pixels = self.crop.random(image, random)
-        shape = (3, self.crop.crop_size, self.crop.crop_size)
+        shape = (channels, self.crop.crop_size, self.crop.crop_size)
         if pixels.dtype != torch.uint8 or pixels.shape != shape:
             actual = f"{pixels.dtype} {tuple(pixels.shape)}"
             raise ImageError(file, f"decoded to {actual}, not {torch.uint8} {shape}", False)

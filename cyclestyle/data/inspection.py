@@ -1,7 +1,8 @@
 """Inspection of image files: each file is decoded once, several files in parallel, and the results are cached.
 
-Each image folder has one cache file under `$XDG_CACHE_HOME/cyclestyle`. A cached result is used again while the name,
-size and time of modification of the image file are unchanged. Without a cache file, all images are inspected again.
+Each image folder has one cache file for each value of `colour` under `$XDG_CACHE_HOME/cyclestyle`. A cached result is
+used again while the name, size and time of modification of the image file are unchanged. Without a cache file, all
+images are inspected again.
 """
 
 import hashlib
@@ -19,7 +20,8 @@ from PIL import Image
 
 from cyclestyle.filesystem.atomic import write_text
 from cyclestyle.filesystem.listing import Candidate
-from cyclestyle.images import decoding
+from cyclestyle.images import reading
+from cyclestyle.images.decoders import Colour
 from cyclestyle.images.decoding import ImageError, ImageInfo
 
 VERSION = f"1, Pillow {PIL.__version__}"  # another version of Pillow may decode files that this one cannot
@@ -43,10 +45,16 @@ class _Job(NamedTuple):
     name: Path
 
 
+class _Rules(NamedTuple):
+    max_pixels: int
+    colour: Colour
+
+
 def inspect(
     folders: Mapping[Path, Sequence[Candidate]],
     *,
     max_pixels: int,
+    colour: Colour = "raw",
     on_progress: Callable[[int, int], None] | None = None,
     stopping: Callable[[], bool] = lambda: False,
 ) -> dict[Path, FileChecks] | None:
@@ -55,6 +63,8 @@ def inspect(
     Args:
         folders: dictionary from each folder to the files listed in it.
         max_pixels: images with more pixels are not decoded; only their header is read.
+        colour: use of ICC profiles in training, see `images.reading.open_image`; it decides how files are decoded, and
+            each of its values has its own cache file.
         on_progress: function that is called after each opened file with two numbers: files opened so far, and files to
             open in total.
         stopping: function that is polled before the first file and after each file; if it returns True, inspection
@@ -63,7 +73,8 @@ def inspect(
     Returns:
         A dictionary from each folder to its results, which are keyed by file name; None if inspection was stopped.
     """
-    checks = {folder: _cached(folder, candidates, max_pixels) for folder, candidates in folders.items()}
+    rules = _Rules(max_pixels, colour)
+    checks = {folder: _cached(folder, candidates, rules) for folder, candidates in folders.items()}
     jobs = [
         _Job(folder, candidate.name)
         for folder, candidates in folders.items()
@@ -73,7 +84,7 @@ def inspect(
     done = 0
     try:
         # Pillow's warnings concern metadata and name neither the file nor a remedy.
-        with warnings.catch_warnings(action="ignore"), closing(_examined(jobs, max_pixels)) as examined:
+        with warnings.catch_warnings(action="ignore"), closing(_examined(jobs, rules)) as examined:
             while done < len(jobs) and not stopping():
                 job, check = next(examined)
                 checks[job.folder][job.name] = check
@@ -82,7 +93,7 @@ def inspect(
                     on_progress(done, len(jobs))
     finally:
         for folder in {job.folder for job in jobs}:
-            _store_cache(folder, folders[folder], checks[folder])
+            _store_cache(folder, folders[folder], checks[folder], colour)
     return checks if done == len(jobs) else None
 
 
@@ -104,22 +115,24 @@ def with_type_name(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".removesuffix(": ")
 
 
-def _examined(jobs: Sequence[_Job], max_pixels: int) -> Generator[tuple[_Job, FileCheck], None, None]:
+def _examined(jobs: Sequence[_Job], rules: _Rules) -> Generator[tuple[_Job, FileCheck], None, None]:
     """Inspect one file for each job; yield jobs with results in order of completion, images above `LARGE` px last."""
     large: list[_Job] = []
-    for job, check in _side_by_side(jobs, threads=_num_threads(), max_pixels=min(LARGE, max_pixels)):
-        if _is_conclusive(check, max_pixels):
+    for job, check in _side_by_side(
+        jobs, threads=_num_threads(), rules=rules._replace(max_pixels=min(LARGE, rules.max_pixels))
+    ):
+        if _is_conclusive(check, rules.max_pixels):
             yield job, check
         else:
             large.append(job)
-    yield from _side_by_side(large, threads=2, max_pixels=max_pixels)
+    yield from _side_by_side(large, threads=2, rules=rules)
 
 
-def _side_by_side(jobs: Sequence[_Job], *, threads: int, max_pixels: int) -> Iterator[tuple[_Job, FileCheck]]:
+def _side_by_side(jobs: Sequence[_Job], *, threads: int, rules: _Rules) -> Iterator[tuple[_Job, FileCheck]]:
     Image.init()  # loads Pillow's plugins once; otherwise each thread would load them at the same time
     with ThreadPoolExecutor(threads) as pool:
         try:
-            running = {pool.submit(_examine, job.folder / job.name, max_pixels): job for job in jobs}
+            running = {pool.submit(_examine, job.folder / job.name, rules): job for job in jobs}
             for future in as_completed(running):
                 yield running.pop(future), future.result()
         finally:
@@ -135,9 +148,9 @@ def _num_threads() -> int:
     return min(MAX_THREADS, cores)
 
 
-def _examine(path: Path, max_pixels: int) -> FileCheck:
+def _examine(path: Path, rules: _Rules) -> FileCheck:
     try:
-        return FileCheck(decoding.probe(path, max_pixels=max_pixels))
+        return FileCheck(reading.probe(path, colour=rules.colour, max_pixels=rules.max_pixels))
     except Exception as error:
         image_error = as_image_error(path, error)
         return FileCheck(None, image_error.reason, image_error.permanent)
@@ -149,16 +162,16 @@ def _is_conclusive(check: FileCheck, max_pixels: int) -> bool:
     return facts is None or facts.decoded or facts.width * facts.height > max_pixels
 
 
-def _cached(folder: Path, candidates: Sequence[Candidate], max_pixels: int) -> FileChecks:
+def _cached(folder: Path, candidates: Sequence[Candidate], rules: _Rules) -> FileChecks:
     """Return the results known before any image file is opened: cached results, and errors found while listing."""
-    cached = _read_cache(folder)
+    cached = _read_cache(folder, rules.colour)
     checks: FileChecks = {}
     for candidate in candidates:
         if candidate.reason:
             checks[candidate.name] = FileCheck(None, candidate.reason, False)
             continue
         check = _as_file_check(candidate, cached.get(str(candidate.name)))
-        if check is not None and _is_conclusive(check, max_pixels):
+        if check is not None and _is_conclusive(check, rules.max_pixels):
             checks[candidate.name] = check
     return checks
 
@@ -174,16 +187,16 @@ def _as_file_check(candidate: Candidate, row: object) -> FileCheck | None:
             return None
 
 
-def _read_cache(folder: Path) -> dict[str, object]:
+def _read_cache(folder: Path, colour: Colour) -> dict[str, object]:
     # These errors mean that the cache file is missing, damaged or in another format.
     with suppress(OSError, ValueError, TypeError, LookupError, RuntimeError):
-        content = json.loads(_cache_file(folder).read_text(encoding="utf-8"))
+        content = json.loads(_cache_file(folder, colour).read_text(encoding="utf-8"))
         if [content["version"], content["folder"]] == [VERSION, str(folder.absolute())]:
             return dict(content["files"])
     return {}
 
 
-def _store_cache(folder: Path, candidates: Sequence[Candidate], checks: FileChecks) -> None:
+def _store_cache(folder: Path, candidates: Sequence[Candidate], checks: FileChecks, colour: Colour) -> None:
     """Write the permanent results to the cache file; ignore write errors, as a lost cache only slows the next start."""
     rows = {
         str(file.name): [file.size, file.modified_ns, *(checks[file.name].facts or [checks[file.name].reason])]
@@ -191,13 +204,17 @@ def _store_cache(folder: Path, candidates: Sequence[Candidate], checks: FileChec
         if file.name in checks and checks[file.name].permanent
     }
     with suppress(OSError, RuntimeError):
-        path = _cache_file(folder)
+        path = _cache_file(folder, colour)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps({"version": VERSION, "folder": str(folder.absolute()), "files": rows}))
 
 
-def _cache_file(folder: Path) -> Path:
-    """Return the path of the cache file for `folder`; raise a RuntimeError if the user has no home folder."""
+def _cache_file(folder: Path, colour: Colour) -> Path:
+    """Return the path of the cache file for `folder`; raise a RuntimeError if the user has no home folder.
+
+    The results of `raw` are in the file that versions without `colour` used.
+    """
     configured = Path(os.environ.get("XDG_CACHE_HOME", ""))
     cache = configured if configured.is_absolute() else Path.home() / ".cache"  # XDG: relative paths are invalid
-    return cache / "cyclestyle" / f"{hashlib.sha256(os.fsencode(folder.absolute())).hexdigest()[:32]}.json"
+    ending = ".json" if colour == "raw" else f".{colour}.json"
+    return cache / "cyclestyle" / f"{hashlib.sha256(os.fsencode(folder.absolute())).hexdigest()[:32]}{ending}"

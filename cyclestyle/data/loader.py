@@ -236,13 +236,15 @@ def _work(share: _Share, steps: range, pipe: "Connection[object, object]", train
                 for pixels in (batch.a, batch.b):
                     pipe.send_bytes(pixels.view(-1).numpy().data)
         except BrokenPipeError:  # the trainer has exited
-            return
+            pass
         except DataError as error:
             pipe.send(str(error))
         except Exception as error:
             reason = with_type_name(error)
             text = f"data worker {os.getpid()} failed at step {step + 1} ({reason}): data.workers=0 shows where"
             pipe.send(one_line(text))
+    # Python's shutdown fails in a process that was forked in a thread of a pool: it joins all threads of the pool.
+    os._exit(0)
 
 
 def _exit_message(pid: int | None, code: int | None) -> str:

@@ -13,7 +13,9 @@ from cyclestyle.data.inspection import inspect
 from cyclestyle.data.scenes.drawing import draw
 from cyclestyle.errors import CommandError, DataError
 from cyclestyle.filesystem.listing import list_contents, nearest_existing, printable
-from cyclestyle.images import decoding
+from cyclestyle.images import decoding, reading
+from cyclestyle.images.decoders import Colour
+from cyclestyle.images.reading import Channels
 
 
 class UnpairedFolders:
@@ -39,6 +41,9 @@ class UnpairedFolders:
         max_pixels: maximum number of pixels of an image; larger images are left out without being decoded, and do not
             count as unreadable.
         transparent_as: background colour for transparent images; see `images.decoding.colour`.
+        colour: `managed` converts the colours of images that have an ICC profile to sRGB, as translation does; `raw`
+            ignores profiles, as earlier versions did. Images without a profile are the same in both.
+        channels_a, channels_b: 3 for RGB images of the domain, 1 for grey images.
         workers: number of processes per rank that prefetch batches.
         homepage: address of the data set's download page, shown in the error text if a training folder is missing.
 
@@ -71,6 +76,9 @@ class UnpairedFolders:
         small_images: SmallImages = "resize",
         max_pixels: int = 100_000_000,
         transparent_as: str = "white",
+        colour: Colour = "raw",
+        channels_a: Channels = 3,
+        channels_b: Channels = 3,
         workers: int = 2,
         homepage: str | None = None,
     ) -> None:
@@ -79,6 +87,7 @@ class UnpairedFolders:
         self.crop = Crop(resize=resize, load_size=load_size, crop_size=crop_size, flip=flip)
         self.rules = FileRules(self.crop, bad_files, small_images, max_pixels)
         self.transparent_as, self.workers = transparent_as, workers
+        self.colour, self.channels_a, self.channels_b = colour, channels_a, channels_b
 
         folder_a, folder_b = _folder(a, root, "trainA", "data.a"), _folder(b, root, "trainB", "data.b")
         _check_apart(folder_a, folder_b)
@@ -115,6 +124,7 @@ class UnpairedFolders:
         checks = inspect(
             {images.folder: images.listing.candidates for images in all_folders},
             max_pixels=self.rules.max_pixels,
+            colour=self.colour,
             on_progress=on_progress,
             stopping=stopping,
         )
@@ -147,23 +157,35 @@ class UnpairedFolders:
             bad_b=self._b.skipped_indices,
             replacing=self.rules.bad_files == "skip",
             transparent_as=self.transparent_as,
+            colour=self.colour,
+            channels_a=self.channels_a,
+            channels_b=self.channels_b,
             max_pixels=self.rules.max_pixels,
         )
 
     def probes(self, count: int) -> tuple[Tensor, Tensor]:
-        """Return up to `count` probe images for each domain: two tensors, a and b, uint8 (N, 3, crop_size, crop_size).
+        """Return up to `count` probe images for each domain: two tensors, a and b, uint8 (N, C, crop_size, crop_size).
 
-        Every call returns the same images.
+        C is `channels_a` or `channels_b`. Every call returns the same images.
 
         Raises:
             DataError: a probe image is unreadable.
         """
-        return self._centres(self._test_a, self._a, count), self._centres(self._test_b, self._b, count)
+        return (
+            self._centres(self._test_a, self._a, count, self.channels_a),
+            self._centres(self._test_b, self._b, count, self.channels_b),
+        )
 
-    def _centres(self, test: ImageFolder | None, train: ImageFolder, count: int) -> Tensor:
+    def _centres(self, test: ImageFolder | None, train: ImageFolder, count: int, channels: Channels) -> Tensor:
         files = (test.usable if test else []) or train.usable
         images = [
-            decoding.read(file, background=self.transparent_as, max_pixels=self.rules.max_pixels)
+            reading.read_8_bit(
+                file,
+                channels=channels,
+                colour=self.colour,
+                transparent_as=self.transparent_as,
+                max_pixels=self.rules.max_pixels,
+            )
             for file in _evenly_spaced(files, count)
         ]
         return torch.stack([self.crop.centre(image) for image in images])

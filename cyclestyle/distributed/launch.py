@@ -1,5 +1,7 @@
-"""Relaunch of the train command as several processes under torchrun, and the exit code of a relaunched run."""
+"""Relaunch of this program as several processes under torchrun, and the exit code of a relaunched run."""
 
+import hashlib
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -9,29 +11,38 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from cyclestyle.signals import INTERRUPTED, STOP_SIGNALS, STOPPED
+from cyclestyle.errors import CommandError
+from cyclestyle.signals import STOPPED, StopRequest, handled
 
 FOLDER = "CYCLESTYLE_PROCESSES"  # environment variable: folder where processes write their ids and exit codes
+CONFIG = "CYCLESTYLE_CONFIG"  # environment variable: digest of the config of the training that was relaunched
 ECHO_S = 0.5  # seconds after a Ctrl-C during which a second one is ignored: the key may be held down
 
 
-def relaunch(processes: int, *, threads: int, stop: Callable[[], bool], abandoned: Callable[[], object]) -> int:
-    """Run the current command again, as several processes under torchrun; return the exit code of the run.
+def relaunch(
+    processes: int, *, threads: int, stop: StopRequest, abandoned: Callable[[], object], config: str = ""
+) -> int:
+    """Run this program again, as several processes under torchrun; return the exit code of the run.
 
     Args:
         processes: number of processes.
         threads: number of threads per process; ignored if the environment sets OMP_NUM_THREADS.
-        stop: function that returns whether a stop was requested; called before and after the processes are started.
-        abandoned: function called after a second Ctrl-C, once all processes are killed; this process then exits.
+        stop: request to stop; checked before and after the processes are started.
+        abandoned: function called after a second Ctrl-C, once all processes are killed; `stop.abort` is called next.
+        config: text of the config of this training, by which `is_relaunched` recognizes the training in the processes.
+
+    Raises:
+        CommandError: this program cannot be run again (see `program`), or its processes ended without training.
     """
     if stop():
         return STOPPED
+    program_arguments = program(processes)
     environment = dict(os.environ)
     environment.setdefault("OMP_NUM_THREADS", str(threads))
     with tempfile.TemporaryDirectory(prefix="cyclestyle-") as name:
         folder = Path(name)
-        environment[FOLDER] = name
-        arguments = ["--standalone", f"--nproc_per_node={processes}", "-m", "cyclestyle.train", *sys.argv[1:]]
+        environment |= {FOLDER: name, CONFIG: _digest(config)}
+        arguments = ["--standalone", f"--nproc_per_node={processes}", *program_arguments]
         # Without a new session, Ctrl-C on a terminal would reach the processes twice: directly and through torchrun.
         command = [sys.executable, "-m", "cyclestyle.distributed.quiet_torchrun", *arguments]
         child = subprocess.Popen(command, env=environment, start_new_session=True)
@@ -48,19 +59,44 @@ def relaunch(processes: int, *, threads: int, stop: Callable[[], bool], abandone
             if number == signal.SIGINT:
                 interrupted = interrupted or time.monotonic()
             received.append(number)
+            stop.record(number)
 
-        handlers = {number: signal.signal(number, forward) for number in STOP_SIGNALS}
-        try:
+        with handled(forward):
             if stop():  # requested while the processes were starting
                 forward(signal.SIGTERM, None)
             code = child.wait()
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
         if not killed:
-            return _run_code(folder, code, stop_requested=bool(received))
+            return _run_code(folder, code, processes, stop_requested=bool(received))
     abandoned()
-    os._exit(INTERRUPTED)  # skips Python's shutdown, where another Ctrl-C would print a traceback
+    return stop.abort()
+
+
+def program(processes: int) -> list[str]:
+    """Return the arguments for torchrun that run this program again: `-m MODULE` or a file, and the arguments.
+
+    Args:
+        processes: number of processes, for the error text.
+
+    Raises:
+        CommandError: this program comes from no file, as in a notebook, or runs in a process of multiprocessing.
+    """
+    main = sys.modules["__main__"]
+    file, spec = getattr(main, "__file__", None), getattr(main, "__spec__", None)
+    remedy = "set trainer.devices=1, or train from a script or with python -m cyclestyle.train"
+    if multiprocessing.parent_process() is not None:
+        raise CommandError(f"a child process cannot start {processes} training processes: {remedy}")
+    if spec is not None and spec.name != "__main__":  # python -m MODULE; the name __main__ is that of a folder
+        return ["-m", spec.name.removesuffix(".__main__"), *sys.argv[1:]]
+    if file is None or not Path(file).is_file():
+        raise CommandError(
+            f"a notebook, python -c or standard input cannot be started again as {processes} processes: {remedy}"
+        )
+    return [str(Path(file).absolute()), *sys.argv[1:]]
+
+
+def is_relaunched(config: str | None = None) -> bool:
+    """Return whether `relaunch` started this process, and for the training with `config` if it is given."""
+    return FOLDER in os.environ and (config is None or os.environ.get(CONFIG) == _digest(config))
 
 
 def write_pid() -> None:
@@ -109,15 +145,29 @@ def _kill_all(torchrun: "subprocess.Popen[bytes]", folder: Path) -> None:
             continue
 
 
-def _run_code(folder: Path, torchrun_code: int, *, stop_requested: bool) -> int:
+def _run_code(folder: Path, torchrun_code: int, processes: int, *, stop_requested: bool) -> int:
     """Return the exit code of the first process that failed, or 0 if none failed; torchrun does not report this code.
 
     If torchrun failed but no process wrote a code other than 0, return 75 if a stop was requested before any process
     began, else 1.
+
+    Raises:
+        CommandError: torchrun succeeded, but not all processes wrote a code.
     """
     files = sorted(folder.glob("*.code"), key=lambda file: file.stat().st_mtime_ns)
     failures = [code for code in (int(file.read_text()) for file in files) if code]
-    if failures or not torchrun_code:
-        return failures[0] if failures else 0
+    if failures:
+        return failures[0]
+    if not torchrun_code:
+        if len(files) < processes:
+            raise CommandError(
+                f"{processes - len(files)} of {processes} processes ended without training: a program with "
+                f"trainer.devices={processes} runs again in each process, and must start the same training there"
+            )
+        return 0
     begun = any(folder.glob("*.pid"))
     return STOPPED if stop_requested and not begun else 1
+
+
+def _digest(config: str) -> str:
+    return hashlib.sha256(config.encode()).hexdigest()

@@ -1,7 +1,8 @@
 """Run torchrun without its long failure report, since a process that fails prints an error itself.
 
-`trainer.devices=2` runs
-`python -m cyclestyle.distributed.quiet_torchrun --standalone --nproc_per_node=2 -m cyclestyle.train ...`.
+`python -m cyclestyle.train trainer.devices=2` runs
+`python -m cyclestyle.distributed.quiet_torchrun --standalone --nproc_per_node=2 -m cyclestyle.train ...`; with
+`trainer.devices=2`, a script of the user's own runs the same with its path in place of `-m cyclestyle.train`.
 """
 
 import logging

@@ -2,10 +2,12 @@
 
 import contextlib
 import datetime
+import functools
+import itertools
 import os
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +20,8 @@ from cyclestyle.errors import CommandError, LostProcessError
 
 SETUP_TIMEOUT_S = 24 * 3600.0  # one rank may inspect or draw images for hours while the others wait
 FAILURE_WAIT_S = 2.0  # longest wait for the other ranks to report a failure or timeout as well, in seconds
+
+_sessions = itertools.count()  # numbers of this process's sessions, which are the same on all ranks
 
 
 class FailedElsewhereError(Exception):
@@ -101,6 +105,22 @@ class World:
             dist.all_reduce(values)
             values /= self.size
         return values
+
+    def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Average the gradients of `parameters` over all ranks, except those that a wrapper of `synchronize` averages.
+
+        A missing gradient counts as zero if there are several ranks.
+        """
+        if self.size == 1:
+            return
+        wrapped = {id(p) for module in self._wrapped for p in module.parameters()}
+        own = [p for p in parameters if id(p) not in wrapped]
+        if not own:
+            return
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in own]
+        averaged = self.mean(torch.cat([gradient.flatten() for gradient in gradients]))
+        for parameter, values in zip(own, torch.split(averaged, [p.numel() for p in own]), strict=True):
+            parameter.grad = values.view_as(parameter).clone()
 
     def min(self, values: Tensor) -> Tensor:
         """Replace each value by its minimum over all ranks, in place; return `values`."""
@@ -328,18 +348,23 @@ def session(device_type: str, *, timeout_s: float = 600.0) -> Iterator[World]:
 
 
 def _store() -> Any:
-    """Connect to the key-value store that all ranks share.
+    """Return the key-value store that all ranks share, with a prefix for the keys of one session.
 
-    All keys get a prefix, which changes when `torchrun --max-restarts` restarts the processes: the new processes must
-    not read values that the dead ones posted.
+    The prefix changes when `torchrun --max-restarts` restarts the processes, and with each session of a process: new
+    processes and sessions must not read values that earlier ones posted.
     """
+    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return dist.PrefixStore(f"restart {restart} session {next(_sessions)}", _connection())  # type: ignore[attr-defined]
+
+
+@functools.cache
+def _connection() -> Any:
+    """Connect to the store of all ranks; the connection, and the store on rank 0, live as long as the process."""
     hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    store = dist.TCPStore(  # type: ignore[attr-defined]
+    return dist.TCPStore(  # type: ignore[attr-defined]
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),
         int(os.environ["WORLD_SIZE"]),
         is_master=not hosted and os.environ["RANK"] == "0",
         timeout=datetime.timedelta(minutes=5),
     )
-    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return dist.PrefixStore(f"restart {restart}", store)  # type: ignore[attr-defined]

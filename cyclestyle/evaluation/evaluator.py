@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cyclestyle.errors import DataError
 from cyclestyle.filesystem.listing import printable
-from cyclestyle.images import decoding, tensors
+from cyclestyle.images import reading, tensors
 from cyclestyle.metrics import colour, psnr_ssim
 from cyclestyle.metrics.colour import ColourMap, PixelStatistics
 from cyclestyle.photoset import batching, inputs
@@ -179,7 +179,7 @@ def _raise(_: Path, error: DataError) -> None:
 
 
 def _read(path: Path) -> Tensor:
-    return tensors.pil_to_uint8(decoding.read(path))
+    return tensors.pil_to_uint8(reading.read_8_bit(path))
 
 
 def _mean_std(values: Sequence[float]) -> MeanStd:

@@ -6,14 +6,13 @@ batch size 1 many kernels finish before the next is launched, so a fast GPU wait
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from cyclestyle.errors import CommandError, warn
 
-Tensors = dict[str, Tensor]
 Output = TypeVar("Output")
 
 REHEARSALS = 3  # warm-up calls before the capture: libraries choose kernels, the optimizer allocates its moments
@@ -69,75 +68,73 @@ class CudaGraphCapture:
 
 
 class CapturedGraph(NamedTuple):
-    """Replay of a captured function, and the tensors that hold the function's arguments and results."""
+    """Replay of a captured call, and the tensors that hold its arguments and results."""
 
     replay: Callable[[], None]
     inputs: tuple[Tensor, ...]  # read by each replay
-    outputs: Tensors  # written by each replay
+    outputs: Any  # result of the call; its tensors are written by each replay
 
 
 class GraphedCalls:
-    """Calls each function eagerly three times; captures it as a CUDA graph at the fourth call, then replays the graph.
+    """Wraps a function: its first three calls run eagerly, the fourth is captured as a CUDA graph and then replayed.
 
-    A function may read and change device tensors whose addresses do not change. A value that differs between calls must
-    be an argument of the function or the content of such a tensor, since a replay runs no Python code. If a capture
-    fails, the user is warned, and from then on all functions are called eagerly.
+    Calls with another name are captured separately. The function may read and change device tensors whose addresses do
+    not change. A value that differs between calls must be a tensor argument of the function or the content of such a
+    tensor, since a replay runs no Python code. If a capture fails, the user is warned, and from then on all calls are
+    eager.
+
+    Args:
+        capture: captures the operations of a call.
+        function: function of a name, any value that is the same at every call with this name, and tensors whose shapes
+            are the same. It returns tensors in nested tuples and dicts, and must not raise an error in normal
+            operation.
     """
 
-    def __init__(self, capture: GraphCapture) -> None:
-        self._capture = capture
+    def __init__(self, capture: GraphCapture, function: Callable[..., Output]) -> None:
+        self._capture, self._function = capture, function
         self._gave_up = False
         self._rehearsals: dict[str, int] = {}
         self._graphs: dict[str, CapturedGraph] = {}
 
-    def __call__(self, name: str, function: Callable[..., Tensors | None], *inputs: Tensor) -> Tensors | None:
-        """Return the result of `function(*inputs)`, in tensors that later calls do not overwrite.
-
-        Args:
-            name: name of the function, the same at every call.
-            function: function that returns a dict of tensors, or None if it skipped an update. It must not return
-                None while it is captured.
-            inputs: tensors of the same shapes at every call.
-        """
+    def __call__(self, name: str, parts: Any, *tensors: Tensor) -> Any:
+        """Return the result of `function(name, parts, *tensors)`, in tensors that later calls do not overwrite."""
+        call = functools.partial(self._function, name, parts)
         if self._gave_up:
-            return function(*inputs)
+            return call(*tensors)
         if self._rehearsals.get(name, 0) < REHEARSALS:
             self._rehearsals[name] = self._rehearsals.get(name, 0) + 1
-            return self._capture.rehearse(functools.partial(function, *inputs))
-        graph = self._graphs.get(name) or self._record(name, function, inputs)
+            return self._capture.rehearse(functools.partial(call, *tensors))
+        graph = self._graphs.get(name) or self._record(name, call, tensors)
         if graph is None:
-            return function(*inputs)
-        for static, new in zip(graph.inputs, inputs, strict=True):
+            return call(*tensors)
+        for static, new in zip(graph.inputs, tensors, strict=True):
             assert static.shape == new.shape
             static.copy_(new)
         graph.replay()
-        return {key: output.clone() for key, output in graph.outputs.items()}  # the next replay may overwrite outputs
+        return _cloned(graph.outputs)  # the next replay may overwrite outputs
 
-    def forget(self) -> None:
-        """Drop all graphs and start again with warm-up calls; needed if tensors that the graphs use are replaced."""
-        self._graphs.clear()
-        self._rehearsals.clear()
-
-    def _record(
-        self, name: str, function: Callable[..., Tensors | None], inputs: tuple[Tensor, ...]
-    ) -> CapturedGraph | None:
+    def _record(self, name: str, call: Callable[..., Any], inputs: tuple[Tensor, ...]) -> CapturedGraph | None:
         static = tuple(tensor.clone() for tensor in inputs)
         try:
-            replay, outputs = self._capture.record(functools.partial(function, *static))
+            replay, outputs = self._capture.record(functools.partial(call, *static))
         except RuntimeError as error:
             self._gave_up = True
-            self.forget()
+            self._graphs.clear()
             reason = _root_cause(error)
             warn(f"trainer.cuda_graphs: a step cannot be recorded ({reason}); its kernels are launched one by one")
             return None
-        assert outputs is not None
         self._graphs[name] = CapturedGraph(replay, static, outputs)
         return self._graphs[name]
 
 
-def call_directly(name: str, function: Callable[..., Tensors | None], *inputs: Tensor) -> Tensors | None:
-    """Return the result of `function(*inputs)`; used instead of `GraphedCalls` if nothing is captured."""
-    return function(*inputs)
+def _cloned(value: Any) -> Any:
+    """Copy nested tuples and dicts with clones of their tensors."""
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, tuple):
+        items = [_cloned(item) for item in value]
+        return value._make(items) if hasattr(value, "_make") else tuple(items)
+    return {key: _cloned(item) for key, item in value.items()}
 
 
 def choose_capture(

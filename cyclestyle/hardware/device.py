@@ -5,7 +5,7 @@ import ctypes
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -135,15 +135,15 @@ class Hardware:
         """Return a function that runs `call` in this precision and casts its result to float32.
 
         Args:
-            call: function of image batches that returns a tensor or a named tuple of tensors and None values.
+            call: function of image batches that returns a tensor, or tensors in nested tuples and mappings.
         """
         if self.dtype == torch.float32:
             return call
 
-        def cast(*images: Tensor, **flags: bool) -> Any:
+        def cast(*images: Tensor, **options: Any) -> Any:
             with torch.autocast(self.device.type, self.dtype):
-                output = call(*images, **flags)
-            return output.float() if isinstance(output, Tensor) else output._make(_float(value) for value in output)
+                output = call(*images, **options)
+            return _to_float32(output)
 
         return cast
 
@@ -208,8 +208,16 @@ def _native_bf16() -> set[str]:
     return {name for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16") if capabilities.get(name, False)}
 
 
-def _float(value: Tensor | None) -> Tensor | None:
-    return None if value is None else value.float()
+def _to_float32(value: Any) -> Any:
+    """Convert all tensors in nested tuples and mappings to float32; leave other values as they are."""
+    if isinstance(value, Tensor):
+        return value.float()
+    if isinstance(value, tuple):
+        items = [_to_float32(item) for item in value]
+        return value._make(items) if hasattr(value, "_make") else tuple(items)
+    if isinstance(value, Mapping):
+        return {key: _to_float32(item) for key, item in value.items()}
+    return value
 
 
 def process_count(devices: int | Literal["auto"], device: Literal["auto", "cpu", "cuda", "mps"]) -> int:

@@ -7,7 +7,7 @@ another that is not running: two threads are then many times slower than one.
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, MutableMapping
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -40,7 +40,7 @@ class Choice(NamedTuple):
         return _threads(self.threads)
 
 
-def spin_briefly(environment: "os._Environ[str] | dict[str, str]" = os.environ) -> None:
+def spin_briefly(environment: MutableMapping[str, str] = os.environ) -> None:
     """Let waiting OpenMP threads sleep sooner; call this before PyTorch is imported and reads GOMP_SPINCOUNT."""
     if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & environment.keys():
         environment["GOMP_SPINCOUNT"] = str(SPINS)
@@ -72,7 +72,7 @@ def choose(threads: int | Literal["auto"], *, key: str, since: Look | None) -> C
 
 
 def with_suggestion(count: int, *, others: float, cores: int, key: str) -> Choice:
-    """Choice of `count` threads; its note suggests fewer if other processes leave fewer than `count` cores free.
+    """Return a `Choice` of `count` threads, with a note that suggests fewer if fewer than `count` cores are free.
 
     Args:
         others: number of cores that other processes use.

@@ -156,10 +156,12 @@ def _inverse_input(values: Tensor, x: Tensor) -> None:
 
 
 def _apply_b(values: Tensor, even: Tensor, odd: Tensor, *, dim: int) -> None:
-    """Multiply `values` (4, ...) by the matrix B, and add the result to the overlapping windows along `dim`.
+    """Multiply `values` (4, ...) by the 4x4 matrix B of F(2, 3), and add each product to a window of 4 px along `dim`.
+
+    Neighbouring windows overlap by 2 px.
 
     Args:
-        even, odd: pixels at even and at odd positions along `dim`; changed in place.
+        even, odd: pixels at even and at odd positions along `dim`; the products are added to them in place.
     """
     count = even.shape[dim] - 1
     first, second, third, fourth = (x.narrow(dim, start, count) for start in (0, 1) for x in (even, odd))

@@ -1,6 +1,7 @@
 """Conversion of grey, RGB, CMYK and CIELAB colours to sRGB, with or without an embedded ICC profile."""
 
 import io
+import struct
 from collections.abc import Callable
 from functools import cache, lru_cache
 from typing import NamedTuple
@@ -35,6 +36,27 @@ def srgb() -> bytes:
     return bytes(profile)
 
 
+@cache
+def srgb_grey() -> bytes:
+    """Return an ICC profile for grey output files, made of the white point and the tone curve of the sRGB profile."""
+    source = srgb()
+    (count,) = struct.unpack_from(">I", source, 128)
+    tags = {}
+    for number in range(count):
+        name, start, length = struct.unpack_from(">4sII", source, 132 + 12 * number)
+        tags[name] = source[start : start + length]
+    chosen = {name: tags[name] for name in (b"desc", b"cprt", b"wtpt", b"chad") if name in tags}
+    chosen[b"kTRC"] = tags[b"rTRC"]
+
+    table, data = struct.pack(">I", len(chosen)), b""
+    start = 128 + 4 + 12 * len(chosen)
+    for name, content in chosen.items():
+        table += struct.pack(">4sII", name, start + len(data), len(content))
+        data += content + bytes(-len(content) % 4)  # tags begin at multiples of 4 bytes
+    header = struct.pack(">I", start + len(data)) + source[4:16] + b"GRAY" + source[20:84] + bytes(16) + source[100:128]
+    return header + table + data  # the 16 bytes are the checksum of the profile; 0 means none
+
+
 def to_srgb(colours: PixelArray, profile: bytes) -> tuple[PixelArray, str]:
     """Convert colours to sRGB with relative colorimetric intent and black point compensation.
 
@@ -49,21 +71,18 @@ def to_srgb(colours: PixelArray, profile: bytes) -> tuple[PixelArray, str]:
         sRGB array (H, W, 3) of the same dtype, and a note to show to the photo's owner if `profile` is
         given but cannot be used; else the note is empty.
     """
-    if not profile:
-        return _without_profile(colours), ""
-    conversion = _conversion(profile)
+    conversion, note = _select(_mode(colours), profile)
+    return (_without_profile(colours) if conversion is None else _apply(colours, conversion)), note
+
+
+def image_to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
+    """Convert an 8-bit image of mode L, RGB or CMYK to an sRGB image; `to_srgb` documents the use of `profile`."""
+    conversion, _ = _select(image.mode, profile)
     if conversion is None:
-        return _without_profile(colours), "its colour profile cannot be read: taken for sRGB"
-    if conversion.mode == "RGB" and _mode(colours) == "L":
-        colours = _without_profile(colours)
-    if conversion.mode != _mode(colours):
-        return _without_profile(colours), "its colour profile is for another kind of colours: taken for sRGB"
-    if conversion.is_srgb:
-        return _without_profile(colours), ""
-    if conversion.mode == "L":  # a lookup table of all grey values
-        greys = np.arange(largest(colours) + 1, dtype=colours.dtype)[None]
-        return _converted(greys, conversion)[0][colours], ""
-    return _converted(colours, conversion), ""
+        return image.convert("RGB")
+    if conversion.mode == "L":
+        return Image.fromarray(_apply(np.asarray(image), conversion))
+    return _transformed(image if image.mode == conversion.mode else image.convert("RGB"), conversion)
 
 
 def lab_to_srgb(image: Image.Image) -> Image.Image:
@@ -77,6 +96,31 @@ def lab_to_srgb(image: Image.Image) -> Image.Image:
 def _from_lab() -> ImageCms.ImageCmsTransform:
     lab, target = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
     return ImageCms.buildTransform(lab, target, "LAB", "RGB", renderingIntent=_INTENT, flags=_EXACT)
+
+
+def _select(mode: str, profile: bytes) -> tuple[Conversion | None, str]:
+    """Return the conversion for colours of `mode`, and a note to show to the photo's owner if `profile` is unusable.
+
+    The conversion is None if colours are converted without a profile; sRGB colours also need none.
+    """
+    if not profile:
+        return None, ""
+    conversion = _conversion(profile)
+    if conversion is None:
+        return None, "its colour profile cannot be read: taken for sRGB"
+    if conversion.mode != mode and (conversion.mode, mode) != ("RGB", "L"):
+        return None, "its colour profile is for another kind of colours: taken for sRGB"
+    return (None if conversion.is_srgb else conversion), ""
+
+
+def _apply(colours: PixelArray, conversion: Conversion) -> PixelArray:
+    if conversion.mode == "RGB" and _mode(colours) == "L":
+        colours = _without_profile(colours)
+    if conversion.mode == "L":  # a lookup table of all grey values
+        greys = np.arange(largest(colours) + 1, dtype=colours.dtype)[None]
+        table: PixelArray = _converted(greys, conversion)[0]
+        return table[colours]
+    return _converted(colours, conversion)
 
 
 def _mode(colours: PixelArray) -> str:
@@ -144,9 +188,13 @@ def _converted(colours: PixelArray, conversion: Conversion) -> PixelArray:
 
 
 def _convert_8bit(colours: PixelArray, conversion: Conversion) -> PixelArray:
-    converted = ImageCms.applyTransform(_to_pil(colours), conversion.transform)
+    return np.asarray(_transformed(_to_pil(colours), conversion))
+
+
+def _transformed(image: Image.Image, conversion: Conversion) -> Image.Image:
+    converted = ImageCms.applyTransform(image, conversion.transform)
     assert converted is not None
-    return np.asarray(converted)
+    return converted
 
 
 def _convert_16bit(colours: PixelArray, conversion: Conversion) -> PixelArray:

@@ -1,4 +1,4 @@
-"""Finding, decoding, checking and encoding of image files; decoded images are upright RGB `PIL.Image`s.
+"""Finding, checking, decoding by Pillow, and encoding of image files; `reading.open_image` opens them.
 
 This module does not import PyTorch.
 """
@@ -28,7 +28,7 @@ _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "TIFF": {"compression": "tiff_deflate"},
 }
 
-Image.MAX_IMAGE_PIXELS = None  # `read` and `probe` check `max_pixels`; Pillow would warn above half its limit
+Image.MAX_IMAGE_PIXELS = None  # `check_size` applies `max_pixels`; Pillow would warn above half its limit
 
 
 class ImageError(DataError):
@@ -49,8 +49,17 @@ class ImageError(DataError):
         return f"{printable(self.path)}: {self.reason}"
 
 
+class TooManyPixelsError(ImageError):
+    """Error about an image of `width` x `height` px, whose area exceeds `max_pixels`; only its header was read."""
+
+    def __init__(self, path: Path, width: int, height: int, max_pixels: int) -> None:
+        super().__init__(path, too_large(width, height, max_pixels))
+        self.args = path, width, height, max_pixels  # unpickling in another process needs all arguments
+        self.width, self.height = width, height
+
+
 class ImageInfo(NamedTuple):
-    """Size of an image, and whether its file is animated and was decoded; returned by `probe`."""
+    """Size of an image, and whether its file is animated and was decoded; returned by `reading.probe`."""
 
     width: int  # px, of the upright image
     height: int  # px, of the upright image
@@ -74,41 +83,15 @@ def find(root: Path) -> list[Path]:
     return [candidate.name for candidate in content.candidates if not candidate.reason]
 
 
-def read(path: Path, *, background: str = "white", max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode an image file to upright RGB; only the first frame of an animation is read.
-
-    Args:
-        background: colour that shows through transparent pixels, in any notation that the function `colour` accepts.
-        max_pixels: largest accepted product of width and height; a larger image is rejected without decoding.
-
-    Raises:
-        ImageError: the file is not an image, is damaged, or has too many pixels.
-    """
-    with open_image(path) as image:
-        if image.width * image.height > max_pixels:
-            raise ImageError(path, too_large(image.width, image.height, max_pixels))
-        return to_rgb(apply_orientation(image), background=background)
-
-
-def probe(path: Path, *, max_pixels: int = MAX_PIXELS) -> ImageInfo:
-    """Check an image file by decoding it completely; return its size, and whether it is animated.
-
-    If the image has more than `max_pixels` pixels, only its header is read.
-
-    Raises:
-        ImageError: the file is not an image or is damaged.
-    """
-    with open_image(path) as image:
-        if image.width * image.height > max_pixels:
-            return ImageInfo(image.width, image.height, animated=False, decoded=False)
-        turned = apply_orientation(image)
-        to_rgb(turned.crop((0, 0, 1, 1)))  # raises for unsupported colour modes
-        return ImageInfo(turned.width, turned.height, animated=is_animated(image), decoded=True)
-
-
 def too_large(width: int, height: int, max_pixels: int) -> str:
     """Return the error message for an image of `width` x `height` px, whose area exceeds `max_pixels`."""
     return f"{width:,} x {height:,} pixels are more than {max_pixels:,}"
+
+
+def check_size(path: Path, width: int, height: int, max_pixels: int) -> None:
+    """Raise a `TooManyPixelsError` if an image of `width` x `height` px has more than `max_pixels` pixels."""
+    if width * height > max_pixels:
+        raise TooManyPixelsError(path, width, height, max_pixels)
 
 
 def colour(text: str) -> tuple[int, int, int]:
@@ -132,16 +115,30 @@ def to_rgb(image: Image.Image, *, background: str = "white") -> Image.Image:
     Raises:
         ValueError: the image has floating-point colours, which are unsupported: no value is defined as white.
     """
+    image = to_8_bits(image)
+    if image.has_transparency_data:
+        image = over_background(image.convert("RGBA"), background)
+    return image.convert("RGB")
+
+
+def to_8_bits(image: Image.Image) -> Image.Image:
+    """Scale 16-bit grey values to 8 bits, mode L; return an image of another mode unchanged.
+
+    Raises:
+        ValueError: the image has floating-point colours, which are unsupported: no value is defined as white.
+    """
     if image.mode == "F":
         raise ValueError("floating-point colours are not supported")  # Pillow would turn most of them black
-    if image.mode.startswith("I"):  # Pillow would clip 16-bit values at 255: all white
-        grey = np.asarray(image, dtype=np.float32) / 257.0
-        image = Image.fromarray(grey.round().clip(0, 255).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        ground = Image.new("RGBA", image.size, colour(background))
-        image = Image.alpha_composite(ground, image)
-    return image.convert("RGB")
+    if not image.mode.startswith("I"):
+        return image
+    grey = np.asarray(image, dtype=np.float32) / 257.0  # Pillow would clip 16-bit values at 255: all white
+    return Image.fromarray(grey.round().clip(0, 255).astype(np.uint8))
+
+
+def over_background(image: Image.Image, background: str) -> Image.Image:
+    """Composite an RGBA image over the colour `background`; return an opaque RGB image."""
+    ground = Image.new("RGBA", image.size, colour(background))
+    return Image.alpha_composite(ground, image).convert("RGB")
 
 
 def resize(image: Image.Image, width: int, height: int) -> Image.Image:
@@ -154,13 +151,6 @@ def save(image: Image.Image, path: Path) -> None:
     format_name = Image.registered_extensions()[path.suffix.lower()]
     with atomic_write(path) as stream:
         image.save(stream, format=format_name, **_SAVE_OPTIONS.get(format_name, {}))
-
-
-@contextmanager
-def open_image(path: Path) -> Iterator[ImageFile.ImageFile]:
-    """Context manager: open an image and read its header; errors here or in the `with` block become `ImageError`s."""
-    with open_bytes(path) as stream, identify(path, stream) as image:
-        yield image
 
 
 @contextmanager
@@ -205,8 +195,8 @@ def identify(path: Path, stream: IO[bytes], *, formats: Collection[str] = FORMAT
 def decode(image: ImageFile.ImageFile) -> None:
     """Decode all pixels of an opened image.
 
-    Damaged data can raise any type of exception. Call this function in the `with` block of `open_bytes` or
-    `open_image`, which turn such exceptions into `ImageError`s.
+    Damaged data can raise any type of exception. Call this function in the `with` block of `open_bytes`, which turns
+    such exceptions into `ImageError`s.
     """
     if image.format == "PNG":
         assert image.fp is not None

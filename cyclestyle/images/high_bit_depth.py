@@ -148,8 +148,13 @@ def header(path: Path, stream: IO[bytes]) -> Png | Tiff | None:
 
 def check_libraries(path: Path) -> None:
     """Raise an `ImageError` about `path` unless the libraries for 16 bits per channel are installed."""
-    if not all(_is_installed(name) for name in ("tifffile", "imagecodecs")):
+    if not has_libraries():
         raise ImageError(path, "16 bits a channel need more libraries: pip install 'cyclestyle[deep]'")
+
+
+def has_libraries() -> bool:
+    """Return whether the libraries for 16 bits per channel are installed."""
+    return all(_is_installed(name) for name in ("tifffile", "imagecodecs"))
 
 
 def _tiff_bits(path: Path, tags: Mapping[int, Any]) -> int:

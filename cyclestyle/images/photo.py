@@ -25,7 +25,7 @@ class Metadata:
 class Photo:
     """Photo decoded from a user's file: upright, in sRGB."""
 
-    pixels: PixelArray  # (H, W, 3), uint8 or uint16, sRGB, upright
+    pixels: PixelArray  # (H, W, 3), or (H, W, 1) for a grey translation; uint8 or uint16, sRGB, upright
     alpha: PixelArray | None = None  # (H, W), same dtype as `pixels`; `pixels` are not premultiplied by it
     metadata: Metadata = field(default_factory=Metadata)
     notes: tuple[str, ...] = ()  # to show to the photo's owner, a few words each
@@ -34,6 +34,11 @@ class Photo:
 def largest(samples: PixelArray) -> int:
     """Return the largest value of the dtype of `samples`, 255 or 65535: white in colours, opaque in alpha."""
     return int(np.iinfo(samples.dtype).max)
+
+
+def to_8_bits(samples: PixelArray) -> PixelArray:
+    """Scale uint16 samples to uint8 with rounding; return uint8 samples unchanged."""
+    return samples if samples.dtype == np.uint8 else ((samples.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
 def fault(photo: Photo) -> str:

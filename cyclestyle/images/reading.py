@@ -1,23 +1,23 @@
-"""Decoding of photo files to upright sRGB pixels and metadata."""
+"""The one door for image files: `open_image` decodes a file for training, evaluation and translation alike."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageFile
+from PIL import Image
 
-from cyclestyle.images import colour, decoding, file_formats, high_bit_depth
+from cyclestyle.images import decoding, file_formats
+from cyclestyle.images.colour import image_to_srgb, to_srgb
 from cyclestyle.images.decoded import DecodedImage
-from cyclestyle.images.decoding import ImageError
-from cyclestyle.images.metadata import exif_of, orientation_of, select_metadata, xmp_of
-from cyclestyle.images.photo import Metadata, Photo, PixelArray, fault, largest
+from cyclestyle.images.decoders import Colour, Decoder, decode_for_training, decode_photo
+from cyclestyle.images.decoding import ImageInfo, TooManyPixelsError
+from cyclestyle.images.metadata import orientation_of, select_metadata
+from cyclestyle.images.photo import Metadata, Photo, PixelArray, fault, largest, to_8_bits
 
-_FRAME_NAMES = {"TIFF": "pages", "HEIF": "pictures"}  # word for frames in notes; "frames" for other formats
-
-_GREY = frozenset({"1", "L", "LA", "La"})
-_COLOURED = frozenset({"P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "YCbCr", "LAB", "CMYK"})
-_HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
-_WITH_ALPHA = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
+Channels = Literal[1, 3]  # grey or RGB
 
 # To undo an EXIF orientation: mirror left and right if the orientation is in `_MIRRORED`, then rotate
 # counter-clockwise by `_QUARTERS` quarter turns.
@@ -25,156 +25,155 @@ _MIRRORED = frozenset({2, 4, 5, 7})
 _QUARTERS = {1: 0, 2: 0, 3: 2, 4: 2, 5: 1, 6: 3, 7: 3, 8: 1}
 
 
-def read(
-    path: Path, *, resize: int | None = None, metadata: bool = False, max_pixels: int = decoding.MAX_PIXELS
-) -> Photo:
-    """Decode a photo file to upright sRGB; only the first frame of an animation is read.
+@dataclass(frozen=True)
+class OpenedImage:
+    """Decoded image file, whose colours `to_image` or `to_photo` converts to sRGB; both return an upright image."""
+
+    path: Path
+    decoded: DecodedImage
+
+    def to_image(self, *, transparent_as: str = "white") -> Image.Image:
+        """Return an opaque RGB image with 8 bits per channel; the colour `transparent_as` is put behind the image."""
+        colours, alpha = self.decoded.colours, self.decoded.alpha
+        if not isinstance(colours, Image.Image):
+            photo = self.to_photo()
+            image = Image.fromarray(to_8_bits(photo.pixels))
+            alpha = None if photo.alpha is None else Image.fromarray(to_8_bits(photo.alpha))
+        else:
+            image = image_to_srgb(colours, self.decoded.profile)
+        if alpha is None:
+            return image
+        assert isinstance(alpha, Image.Image)
+        image.putalpha(alpha)
+        return decoding.over_background(image, transparent_as)
+
+    def to_photo(self, *, metadata: bool = False) -> Photo:
+        """Return a photo with the bits, alpha and notes of the file; with its EXIF, XMP and resolution if `metadata`.
+
+        The decoder must be `decode_photo`.
+        """
+        decoded = self.decoded
+        assert not isinstance(decoded.colours, Image.Image)
+        assert not isinstance(decoded.alpha, Image.Image)
+        preserved, metadata_notes = (
+            select_metadata(decoded.exif, decoded.xmp, decoded.dpi) if metadata else (Metadata(), ())
+        )
+        orientation = orientation_of(decoded.exif)
+        pixels, colour_note = to_srgb(decoded.colours, decoded.profile)
+        colour_notes = [colour_note] if colour_note else []
+        notes = (*decoded.notes, *colour_notes, *metadata_notes, *_extension_notes(self.path, decoded.format))
+        alpha = None if decoded.alpha is None else _turned(decoded.alpha, orientation)
+        return Photo(_turned(pixels, orientation), alpha, preserved, notes)
+
+    def corner(self) -> "OpenedImage":
+        """Return the pixel at the top left as an image, to check cheaply that colours can be converted."""
+        colours, alpha = _corner(self.decoded.colours), self.decoded.alpha
+        alpha = None if alpha is None else _corner(alpha)
+        return OpenedImage(self.path, self.decoded._replace(colours=colours, alpha=alpha))
+
+
+@contextmanager
+def open_image(
+    path: Path,
+    *,
+    colour: Colour = "managed",
+    decoder: Decoder = decode_photo,
+    max_pixels: int = decoding.MAX_PIXELS,
+) -> Iterator[OpenedImage]:
+    """Context manager: open and decode an image file; only the first frame of an animation is decoded.
+
+    Training, samples, inspection, evaluation and translation open images by this function alone. Errors in the `with`
+    block become `ImageError`s.
 
     Args:
-        resize: maximum length of the longer side, px; larger photos are shrunk to it. None means no limit.
-        metadata: whether the result contains EXIF, XMP and resolution, to be preserved in the output file.
-        max_pixels: largest accepted product of width and height; a larger photo is rejected without decoding.
+        colour: `managed` converts colours to sRGB by the ICC profile in the file; `raw` ignores the profile.
+        decoder: function that decodes the file.
+        max_pixels: largest accepted product of width and height; a larger image is rejected without decoding.
 
     Raises:
         ImageError: the file is not an image, is damaged, has too many pixels or unsupported colours, or needs a
             library that is not installed.
     """
     with decoding.open_bytes(path) as stream:
-        source = _source(path, stream, max_pixels)
-        preserved, metadata_notes = (
-            select_metadata(source.exif, source.xmp, source.dpi) if metadata else (Metadata(), ())
-        )
-        orientation = orientation_of(source.exif)
-        pixels, colour_note = colour.to_srgb(source.colours, source.profile)
+        decoded = decoder(path, stream, colour=colour, max_pixels=max_pixels)
+        yield OpenedImage(path, decoded if colour == "managed" else decoded._replace(profile=b""))
 
-        pixels = _turned(pixels, orientation)
-        alpha = None if source.alpha is None else _turned(source.alpha, orientation)
+
+def read(
+    path: Path, *, resize: int | None = None, metadata: bool = False, max_pixels: int = decoding.MAX_PIXELS
+) -> Photo:
+    """Decode a photo file to upright sRGB, for translation.
+
+    Args:
+        resize: maximum length of the longer side, px; larger photos are shrunk to it. None means no limit.
+        metadata: whether the result contains EXIF, XMP and resolution, to be preserved in the output file.
+        max_pixels: see `open_image`.
+
+    Raises:
+        ImageError: see `open_image`.
+    """
+    with open_image(path, max_pixels=max_pixels) as opened:
+        photo = opened.to_photo(metadata=metadata)
+        pixels, alpha = photo.pixels, photo.alpha
         if resize is not None and max(pixels.shape[:2]) > resize:
             pixels, alpha = _shrunk(pixels, alpha, resize)
-        colour_notes = [colour_note] if colour_note else []
-        notes = (*source.notes, *colour_notes, *metadata_notes, *_extension_notes(path, source.format))
         alpha = None if alpha is None else _contiguous_writable(alpha)
-        photo = Photo(_contiguous_writable(pixels), alpha, preserved, notes)
+        photo = Photo(_contiguous_writable(pixels), alpha, photo.metadata, photo.notes)
         if reason := fault(photo):
             raise ValueError(reason)
         return photo
 
 
-def _source(path: Path, stream: IO[bytes], max_pixels: int) -> DecodedImage:
-    header = high_bit_depth.header(path, stream)
-    if header is not None:
-        _check_size(path, header.width, header.height, max_pixels)
-        if header.bits == 16:
-            high_bit_depth.check_libraries(path)
-            return _checked(header.read(path, stream), header.width, header.height)
-    if not file_formats.HAS_HEIF and _is_heif(stream):
-        raise ImageError(path, "HEIC needs another library: pip install 'cyclestyle[heic]'")
-    with decoding.identify(path, stream, formats=file_formats.READ) as image:
-        _check_size(path, image.width, image.height, max_pixels)
-        width, height = image.size
-        source = _decode_8bit(path, image, bits=header.bits if header else _bits(image, stream))
-        return _checked(source, width, height)
-
-
-def _checked(source: DecodedImage, width: int, height: int) -> DecodedImage:
-    """Return `source` unchanged; raise a ValueError if its arrays have a wrong size or number of channels.
+def read_8_bit(
+    path: Path,
+    *,
+    channels: Channels = 3,
+    colour: Colour = "managed",
+    transparent_as: str = "white",
+    max_pixels: int = decoding.MAX_PIXELS,
+) -> Image.Image:
+    """Decode an image file to an upright, opaque sRGB image with 8 bits per channel, for training and evaluation.
 
     Args:
-        width: expected width, from the header of the file, px.
-        height: expected height, px.
+        channels: 3 for an RGB image; 1 for a grey image of mode L, with the luma of ITU-R 601.
+        colour: see `open_image`.
+        transparent_as: colour that shows through transparent pixels, in any notation that `decoding.colour` accepts.
+        max_pixels: see `open_image`.
+
+    Raises:
+        ImageError: see `open_image`.
     """
-    shape, channels = source.colours.shape[:2], 1 if source.colours.ndim == 2 else source.colours.shape[-1]
-    if shape != (height, width):
-        raise ValueError(f"it has {shape[1]} x {shape[0]} pixels, but its header states {width} x {height}")
-    if channels not in (1, 3, 4) or source.colours.ndim > 3:
-        raise ValueError(f"it has {channels} channels, expected 1, 3 or 4")
-    if source.alpha is not None and source.alpha.shape != shape:
-        raise ValueError(f"its alpha has the shape {source.alpha.shape}, but its colours {shape}")
-    return source
+    with open_image(path, colour=colour, decoder=decode_for_training, max_pixels=max_pixels) as opened:
+        image = opened.to_image(transparent_as=transparent_as)
+        return image if channels == 3 else image.convert("L")
 
 
-def _check_size(path: Path, width: int, height: int, max_pixels: int) -> None:
-    if width * height > max_pixels:
-        raise ImageError(path, decoding.too_large(width, height, max_pixels))
+def probe(path: Path, *, colour: Colour = "managed", max_pixels: int = decoding.MAX_PIXELS) -> ImageInfo:
+    """Check a training image by decoding it completely; return its size, and whether it is animated.
 
+    If the image has more than `max_pixels` pixels, only its header is read.
 
-def _is_heif(stream: IO[bytes]) -> bool:
-    start = stream.read(12)
-    stream.seek(0)
-    return start[4:8] == b"ftyp" and start[8:12] in _HEIF_BRANDS
-
-
-def _decode_8bit(path: Path, image: ImageFile.ImageFile, *, bits: int) -> DecodedImage:
-    """Decode an image with Pillow, which reduces it to 8 bits per channel if it has more.
-
-    Args:
-        path: path of the file, for error messages.
-        image: image opened by Pillow, not yet decoded.
-        bits: number of bits per channel in the file; above 8, the result contains a note about the reduction.
+    Raises:
+        ImageError: `read_8_bit` cannot read the file.
     """
-    if image.mode not in _GREY | _COLOURED:
-        raise ImageError(path, f"colours of the kind {image.mode} are not supported")
-    if high_bit_depth.is_negative_plane(getattr(image, "tag_v2", {})):
-        _invert_when_decoded(image)
-    decoding.decode(image)
-    exif, notes = exif_of(image.getexif)
-    profile, xmp, dpi = image.info.get("icc_profile", b""), xmp_of(image.info), image.info.get("dpi")
-    if image.mode == "L" and bits < 8 and isinstance(image.info.get("transparency"), int):
-        image.info["transparency"] *= 255 // (2**bits - 1)  # Pillow scales the pixels to 8 bits, but not this value
-    colours, alpha = _channels(image)
-    notes += (f"{bits} bits a channel became 8",) if bits > 8 else ()
-    return DecodedImage(colours, alpha, profile, exif, xmp, dpi, str(image.format), notes + _frames(image))
-
-
-def _invert_when_decoded(image: ImageFile.ImageFile) -> None:
-    """Set up `image` so that Pillow inverts its pixels while decoding them; do nothing if they are compressed.
-
-    This is needed for files for which `high_bit_depth.is_negative_plane` returns True. By default, Pillow inverts their
-    pixels only if they are compressed.
-    """
-    image.tile = [
-        tile._replace(args=(f"{image.mode};I", *tile.args[1:]))
-        if tile.codec_name == "raw" and isinstance(tile.args, tuple) and tile.args[0] == image.mode
-        else tile
-        for tile in image.tile
-    ]
-
-
-def _channels(image: Image.Image) -> tuple[PixelArray, PixelArray | None]:
-    """Return the colours of an image and its alpha, as arrays; alpha is None if the image is opaque.
-
-    Grey, RGB and CMYK colours are returned as stored. CIELAB colours are converted to sRGB, and other colours to RGB.
-    """
-    grey = image.mode in _GREY
-    if image.has_transparency_data or image.mode in _WITH_ALPHA:
-        channels = np.asarray(image.convert("LA" if grey else "RGBA"))
-        return channels[..., 0] if grey else channels[..., :3], channels[..., -1]
-    if image.mode == "LAB":
-        return np.asarray(colour.lab_to_srgb(image)), None
-    return np.asarray(image.convert("L" if grey else "CMYK" if image.mode == "CMYK" else "RGB")), None
-
-
-def _frames(image: ImageFile.ImageFile) -> tuple[str, ...]:
-    """Return one note, to show to the photo's owner, if an image has several frames; else return no notes."""
-    if not decoding.is_animated(image):
-        return ()
-    frames = _FRAME_NAMES.get(str(image.format), "frames")
-    which = "the main one" if image.format == "HEIF" else "the first"
     try:
-        return (f"{which} of {getattr(image, 'n_frames', 1)} {frames}",)
-    except Exception:  # the second frame is damaged; Pillow then raises nearly any type
-        return (f"{which} of several {frames}",)
+        with open_image(path, colour=colour, decoder=decode_for_training, max_pixels=max_pixels) as opened:
+            opened.corner().to_image()  # raises for unsupported colours
+            width, height = _upright_size(opened.decoded)
+            return ImageInfo(width, height, animated=opened.decoded.is_animated(), decoded=True)
+    except TooManyPixelsError as error:
+        return ImageInfo(error.width, error.height, animated=False, decoded=False)
 
 
-def _bits(image: ImageFile.ImageFile, stream: IO[bytes]) -> int:
-    """Return the number of bits per channel in an image file that is neither PNG nor TIFF."""
-    if image.format != "AVIF":
-        return int(image.info.get("bit_depth", 8))  # only the HEIC decoder sets `bit_depth`
-    stream.seek(0)
-    start = stream.read(2**16)
-    _, marker, configuration = start.partition(b"av1C")
-    flags = configuration[2] if marker and len(configuration) > 2 else 0
-    return (12 if flags & 0x20 else 10) if flags & 0x40 else 8
+def _corner(channels: PixelArray | Image.Image) -> PixelArray | Image.Image:
+    return channels.crop((0, 0, 1, 1)) if isinstance(channels, Image.Image) else channels[:1, :1]
+
+
+def _upright_size(decoded: DecodedImage) -> tuple[int, int]:
+    if isinstance(decoded.colours, Image.Image):
+        return decoded.colours.size
+    height, width = decoded.colours.shape[:2]
+    return (height, width) if _QUARTERS[orientation_of(decoded.exif)] % 2 else (width, height)
 
 
 def _turned(channels: PixelArray, orientation: int) -> PixelArray:

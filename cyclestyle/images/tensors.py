@@ -9,16 +9,32 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from cyclestyle.images.photo import PixelArray
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
 
 def pil_to_uint8(image: Image.Image) -> "Tensor":
-    """Convert an RGB image to a uint8 tensor (3, H, W) on the CPU."""
+    """Convert an RGB image to a uint8 tensor (3, H, W) on the CPU, or a grey image (mode L) to (1, H, W)."""
     import torch
 
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    pixels = torch.from_numpy(np.array(image))
+    return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
+
+
+def array_to_tensor(pixels: PixelArray) -> "Tensor":
+    """Convert an array (H, W, 3) to a tensor (3, H, W); the pixels are copied only if the array is read-only."""
+    import torch
+
+    return torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy()).permute(2, 0, 1)
+
+
+def tensor_to_array(pixels: "Tensor") -> PixelArray:
+    """Convert a tensor (C, H, W) on any device to a contiguous array (H, W, C)."""
+    array: PixelArray = pixels.permute(1, 2, 0).contiguous().cpu().numpy()
+    return array
 
 
 def to_float(pixels: "Tensor") -> "Tensor":
@@ -29,6 +45,25 @@ def to_float(pixels: "Tensor") -> "Tensor":
     import torch
 
     return pixels.to(torch.get_default_dtype()) / (torch.iinfo(pixels.dtype).max / 2) - 1.0
+
+
+def with_channels(images: "Tensor", channels: int) -> "Tensor":
+    """Convert images (..., C, H, W) of any dtype to `channels` channels; C and `channels` are 1 (grey) or 3 (sRGB).
+
+    Grey is the luma of ITU-R BT.601, as in Pillow's mode L: 0.299 red + 0.587 green + 0.114 blue. Grey colours keep
+    their value. Images that have `channels` channels already are returned without a copy.
+    """
+    import torch
+
+    count = images.shape[-3]
+    if count == channels:
+        return images
+    if channels == 3:
+        return images.expand(*images.shape[:-3], 3, *images.shape[-2:])
+    precise = images if images.is_floating_point() else images.to(torch.float64)
+    red, green, blue = precise.unbind(-3)
+    grey = (green + 0.299 * (red - green) + 0.114 * (blue - green)).unsqueeze(-3)
+    return grey if images.is_floating_point() else grey.round().to(images.dtype)
 
 
 def quantize(values: "Tensor", dtype: "torch.dtype") -> "Tensor":
@@ -51,5 +86,6 @@ def to_uint8(values: "Tensor") -> "Tensor":
 
 
 def uint8_to_pil(pixels: "Tensor") -> Image.Image:
-    """Convert a uint8 tensor (3, H, W) on any device to an RGB image."""
-    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().cpu().numpy())
+    """Convert a uint8 tensor on any device to an image: (3, H, W) to RGB, (1, H, W) to grey (mode L)."""
+    array = tensor_to_array(pixels)
+    return Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)

@@ -24,12 +24,12 @@ def thumbnail(pixels: PixelArray, alpha: PixelArray | None = None, *, profile: b
     """Shrink an image to fit the size `THUMBNAIL`, and encode it as WebP; an image that already fits is not resized.
 
     Args:
-        pixels: RGB colours (H, W, 3), uint8 or uint16.
+        pixels: RGB colours (H, W, 3) or grey (H, W, 1), uint8 or uint16.
         alpha: (H, W) with the dtype of `pixels`, where 0 is transparent; None for an opaque image.
         profile: ICC profile of the colours; None for sRGB. Only profiles of at most `MAX_PROFILE_BYTES` are embedded.
     """
-    height, width, _ = pixels.shape
-    image = Image.fromarray(_to_uint8(pixels))
+    height, width, count = pixels.shape
+    image = Image.fromarray(_to_uint8(pixels if count == 3 else np.repeat(pixels, 3, axis=2)))
     if alpha is not None:
         image.putalpha(Image.fromarray(_to_uint8(alpha)))
 

@@ -28,7 +28,7 @@ _X_RESOLUTION, _Y_RESOLUTION, _PLANAR, _UNIT, _PREDICTOR, _EXTRA, _XMP, _PROFILE
     700,
     34675,
 )
-_DEFLATE, _RGB, _INTERLEAVED, _DIFFERENCES, _ALPHA, _INCH = 8, 2, 1, 2, 2, 2
+_DEFLATE, _BLACK_IS_ZERO, _RGB, _INTERLEAVED, _DIFFERENCES, _ALPHA, _INCH = 8, 1, 2, 1, 2, 2, 2
 DEFLATE_LEVEL = 4  # photos take as many bytes as at level 6, and encoding is up to four times as fast
 _STRIP = 2**18  # maximum bytes in a strip before compression; a strip has at least one row
 _HEADER = b"II*\0\x08\0\0\0"  # little-endian, first directory at offset 8
@@ -38,7 +38,8 @@ def encoded(channels: PixelArray, *, profile: bytes, metadata: Metadata, exif: M
     """Encode an image as the content of a TIFF file.
 
     Args:
-        channels: uint8 or uint16, (H, W, 3) RGB or (H, W, 4) RGB and alpha; colours are not premultiplied by alpha.
+        channels: uint8 or uint16, (H, W, 1) grey or (H, W, 3) RGB, one channel more with alpha; colours are not
+            premultiplied by alpha.
         profile: ICC profile to embed.
         metadata: source of XMP and resolution; its EXIF data are ignored, since `exif` provides them.
         exif: EXIF tags and their values; the value for the tag of a nested directory is a mapping of the tags in it.
@@ -72,8 +73,8 @@ def _describe(directory: ImageFileDirectory_v2, channels: PixelArray) -> None:
     directory[_WIDTH], directory[_HEIGHT], directory[_SAMPLES] = width, height, count
     directory[_BITS] = (channels.itemsize * 8,) * count
     directory[_COMPRESSION], directory[_PREDICTOR] = _DEFLATE, _DIFFERENCES
-    directory[_PHOTOMETRIC], directory[_PLANAR] = _RGB, _INTERLEAVED
-    if count == 4:
+    directory[_PHOTOMETRIC], directory[_PLANAR] = _RGB if count >= 3 else _BLACK_IS_ZERO, _INTERLEAVED
+    if count in (2, 4):
         directory[_EXTRA] = _ALPHA
 
 

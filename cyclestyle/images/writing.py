@@ -15,7 +15,7 @@ from cyclestyle.filesystem.atomic import atomic_write
 from cyclestyle.images import colour, file_formats, high_bit_depth, tiff
 from cyclestyle.images.decoding import ImageError
 from cyclestyle.images.metadata import with_size
-from cyclestyle.images.photo import Metadata, Photo, PixelArray, largest
+from cyclestyle.images.photo import Metadata, Photo, PixelArray, largest, to_8_bits
 
 _ANY = 2**31 - 1  # bytes or px; practically no limit
 _DIRECTORIES = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)  # nested in EXIF data
@@ -26,8 +26,10 @@ class _Format(NamedTuple):
 
     encoded: Callable[
         [PixelArray, Metadata, int], bytes
-    ]  # takes channels (H, W, 3 or 4), metadata within the limits, and quality
+    ]  # takes channels (H, W, 1 to 4), metadata within the limits, and quality
     alpha: bool = True
+    grey: bool = False  # whether it has grey images, with 1 channel, or 2 with alpha
+    grey_alpha_16bit: bool = True  # whether Pillow opens grey images with alpha and 16 bits per channel
     sixteen_bit: bool = False  # whether it can hold 16 bits per channel
     longest: int = _ANY  # longest side, px
     exif: int = _ANY  # bytes
@@ -111,18 +113,21 @@ def _verify(written: Path, path: Path, count: int, size: tuple[int, int]) -> Non
 
 
 def _fit_to_format(photo: Photo, kind: _Format, name: str) -> tuple[PixelArray, list[str]]:
-    """Convert a photo to an array that the format `kind` can hold: (H, W, 3), or (H, W, 4) with alpha.
+    """Convert a photo to an array that the format `kind` can hold: (H, W, 1) or (H, W, 3), one channel more with alpha.
 
     Also return notes about alpha or bits that the conversion discards. `name` is the name of the format in the notes.
     """
     channels, alpha, notes = photo.pixels, photo.alpha, []
+    is_16bit_with_alpha = alpha is not None and channels.dtype == np.uint16
+    if channels.shape[2] == 1 and not (kind.grey and (kind.grey_alpha_16bit or not is_16bit_with_alpha)):
+        channels = np.repeat(channels, 3, axis=2)
     if alpha is not None and kind.alpha:
         channels = np.dstack([channels, alpha])
     elif alpha is not None and alpha.min() < largest(alpha):
         channels = _over_white(channels, alpha)
         notes.append(f"{name} has no transparency: laid over white")
     if channels.dtype == np.uint16 and not kind.sixteen_bit:
-        channels = ((channels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+        channels = to_8_bits(channels)
         notes.append(f"{name} has 8 bits a channel: 16 became 8")
     return channels, notes
 
@@ -163,12 +168,12 @@ def _by_pillow(pillow_name: str, **options: Any) -> Callable[[PixelArray, Metada
     """
 
     def encoded(channels: PixelArray, metadata: Metadata, quality: int) -> bytes:
-        fields: dict[str, Any] = {"quality": quality, "icc_profile": colour.srgb(), **options}
+        fields: dict[str, Any] = {"quality": quality, "icc_profile": _profile(channels), **options}
         fields |= {"exif": metadata.exif} if metadata.exif else {}
         fields |= {"xmp": metadata.xmp} if metadata.xmp else {}
         fields |= {"dpi": metadata.dpi} if metadata.dpi else {}
         stream = io.BytesIO()
-        Image.fromarray(channels).save(stream, pillow_name, **fields)
+        _to_pil(channels).save(stream, pillow_name, **fields)
         return stream.getvalue()
 
     return encoded
@@ -178,14 +183,14 @@ def _png(channels: PixelArray, metadata: Metadata, quality: int) -> bytes:
     del quality
     if channels.dtype == np.uint16:
         return _png_16bit(channels, metadata)
-    fields: dict[str, Any] = {"icc_profile": colour.srgb(), "compress_level": tiff.DEFLATE_LEVEL}
+    fields: dict[str, Any] = {"icc_profile": _profile(channels), "compress_level": tiff.DEFLATE_LEVEL}
     fields |= {"exif": metadata.exif} if metadata.exif else {}
     fields |= {"dpi": metadata.dpi} if metadata.dpi else {}
     if metadata.xmp:
         fields["pnginfo"] = PngImagePlugin.PngInfo()
         fields["pnginfo"].add_itxt("XML:com.adobe.xmp", metadata.xmp.decode("utf-8", "replace"))
     stream = io.BytesIO()
-    Image.fromarray(channels).save(stream, "PNG", **fields)
+    _to_pil(channels).save(stream, "PNG", **fields)
     return stream.getvalue()
 
 
@@ -193,8 +198,9 @@ def _png_16bit(channels: PixelArray, metadata: Metadata) -> bytes:
     """Encode a PNG with 16 bits per channel; insert the ICC and metadata chunks, which imagecodecs cannot write."""
     import imagecodecs
 
-    pixels_only = bytes(imagecodecs.png_encode(np.ascontiguousarray(channels), level=tiff.DEFLATE_LEVEL))
-    chunks = [(b"iCCP", b"sRGB\0\0" + zlib.compress(colour.srgb()))]
+    samples = np.ascontiguousarray(_without_single_axis(channels))
+    pixels_only = bytes(imagecodecs.png_encode(samples, level=tiff.DEFLATE_LEVEL))
+    chunks = [(b"iCCP", b"sRGB\0\0" + zlib.compress(_profile(channels)))]
     if metadata.dpi:
         across, down = (round(value / 0.0254) for value in metadata.dpi)
         chunks.append((b"pHYs", struct.pack(">IIB", across, down, 1)))
@@ -215,15 +221,29 @@ def _tiff(channels: PixelArray, metadata: Metadata, quality: int) -> bytes:
     exif = Image.Exif()
     exif.load(metadata.exif)
     tags = {tag: exif.get_ifd(tag) if tag in _DIRECTORIES else value for tag, value in exif.items()}
-    return tiff.encoded(channels, profile=colour.srgb(), metadata=metadata, exif=tags)
+    return tiff.encoded(channels, profile=_profile(channels), metadata=metadata, exif=tags)
+
+
+def _to_pil(channels: PixelArray) -> Image.Image:
+    return Image.fromarray(_without_single_axis(channels))
+
+
+def _without_single_axis(channels: PixelArray) -> PixelArray:
+    return channels[..., 0] if channels.shape[2] == 1 else channels
+
+
+def _profile(channels: PixelArray) -> bytes:
+    return colour.srgb() if channels.shape[2] >= 3 else colour.srgb_grey()
 
 
 _FORMATS = {
-    "PNG": _Format(_png, sixteen_bit=True),
-    "TIFF": _Format(_tiff, sixteen_bit=True),
-    "JPEG": _Format(_by_pillow("JPEG", subsampling=0), alpha=False, longest=65_500, exif=65_533, xmp=65_533 - 29),
+    "PNG": _Format(_png, grey=True, sixteen_bit=True),
+    "TIFF": _Format(_tiff, grey=True, grey_alpha_16bit=False, sixteen_bit=True),
+    "JPEG": _Format(
+        _by_pillow("JPEG", subsampling=0), alpha=False, grey=True, longest=65_500, exif=65_533, xmp=65_533 - 29
+    ),
     "WebP": _Format(_by_pillow("WEBP"), longest=16_383, dpi=False),
-    "BMP": _Format(_by_pillow("BMP"), alpha=False, exif=0, xmp=0),
+    "BMP": _Format(_by_pillow("BMP"), alpha=False, grey=True, exif=0, xmp=0),
     # One thread and no automatic tiling: otherwise the bytes would depend on the machine.
     "AVIF": _Format(
         _by_pillow("AVIF", subsampling="4:4:4", max_threads=1, autotiling=False), longest=65_536, dpi=False

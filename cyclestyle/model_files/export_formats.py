@@ -81,7 +81,7 @@ def _safetensors(generator: nn.Module, source: GeneratorFile) -> Encoded:
         "training": source.training,
     }
     step = source.step or 0
-    model = Model(tensors, source.architecture, {}, source.domains, step, source.path, header)
+    model = Model(tensors, {source.side: source.architecture}, {}, source.domains, step, source.path, header)
     return Encoded(model_bytes(model), [])
 
 
@@ -97,9 +97,8 @@ def _reference(generator: nn.Module, source: GeneratorFile) -> Encoded:
 
 
 def _onnx(generator: nn.Module, source: GeneratorFile) -> Encoded:
-    content, differences = onnx.export(generator, source)
+    content, differences, multiple, minimum = onnx.export(generator, source)
     shapes = ", ".join(f"{largest:.1e} at {' x '.join(map(str, shape))}" for shape, largest in differences)
-    multiple, minimum = generator.multiple, generator.minimum
     return Encoded(
         content,
         [

@@ -112,16 +112,16 @@ def build(source: GeneratorFile) -> nn.Module:
     """Build the network that a `GeneratorFile` describes, on the CPU, and load its weights.
 
     Raises:
-        CheckpointError: the network is unknown, does not translate RGB images, or does not fit the weights.
+        CheckpointError: the network is unknown, its images are neither grey nor RGB, or it does not fit the weights.
     """
-    architecture, path = source.architecture, source.path
-    name = architecture.get("name")
-    if name not in registry.GENERATORS:
-        known = " or ".join(registry.GENERATORS)
-        raise CheckpointError(f"{path}: its generator is called {str(name)[:40]!r}, expected {known}")
-    if any(architecture.get(key, 3) != 3 for key in ("in_channels", "out_channels")):
-        raise CheckpointError(f"{path}: its generator does not translate RGB images, the only supported kind")
-    generator = registry.build(architecture)
+    path, name = source.path, source.architecture.get("name")
+    try:
+        generator = registry.build(source.architecture, kind="generator")
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    for key, count in zip(("in_channels", "out_channels"), registry.channels_of(generator), strict=True):
+        if count not in (1, 3):
+            raise CheckpointError(f"{path}: its generator has {key}={count}: expected 1 (grey) or 3 (RGB)")
 
     differences = model.state_dict_mismatch(generator.state_dict(), source.tensors)
     if differences:
@@ -156,8 +156,10 @@ def _from_model(model: Model, weights: Weights) -> GeneratorFiles:
             raise CommandError(f"weights=raw: {model.path} holds the moving average only, leave weights= out")
         kind: Weights = "ema" if weights == "ema" and averaged else "raw"
         if tensors := averaged if kind == "ema" else last:
+            if side not in model.generators:
+                raise CheckpointError(f"{model.path}: its header has no architecture of the generator {side}")
             by_side[side] = GeneratorFile(
-                model.generator,
+                model.generators[side],
                 tensors,
                 side,
                 model.domains,

@@ -6,11 +6,12 @@ output must be cropped; `OnnxGenerator` does both.
 """
 
 import hashlib
+import io
 import json
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -20,14 +21,16 @@ from torch import Tensor, nn
 from cyclestyle.errors import CheckpointError, CommandError
 from cyclestyle.hardware.device import Hardware
 from cyclestyle.model_files.generator_file import GeneratorFile, GeneratorFiles
+from cyclestyle.networks import registry
 from cyclestyle.networks.padding import pad_to_multiple
 
 if TYPE_CHECKING:
     import onnx
     import onnxruntime
 
-VERSION = 1
+VERSION = 2  # files of RGB generators have version 1, which earlier versions of this program read too
 TOLERANCE = 1e-3  # largest accepted difference of values in [-1, 1]: an eighth of an 8-bit step
+_SMALL = 16  # px; assumed minimum of a generator without the attribute `minimum`
 _KEY = "cyclestyle"  # name of the metadata property that holds our JSON header
 _MAX_MINIMUM = 1024  # px; largest accepted `multiple` and `minimum`, enough for a U-Net with ten levels
 _MAX_BYTES = 2**31  # size limit of a protobuf
@@ -48,39 +51,72 @@ class Unpadded(Protocol):
     def unpadded(self, x: Tensor) -> Tensor: ...
 
 
+class AnySize(nn.Module):
+    """A plugin's generator without `unpadded`; its forward pass accepts images of any size from `minimum` px.
+
+    `multiple` and `minimum` are those of the generator if it has them.
+    """
+
+    def __init__(self, generator: nn.Module) -> None:
+        super().__init__()
+        self.generator = generator
+        self.multiple = int(getattr(generator, "multiple", 1))
+        self.minimum = int(getattr(generator, "minimum", -(-_SMALL // self.multiple) * self.multiple))
+        self.in_channels, self.out_channels = registry.channels_of(generator)
+
+    def unpadded(self, x: Tensor) -> Tensor:
+        translated: Tensor = self.generator(x)
+        return translated
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.unpadded(x)
+
+
 class Difference(NamedTuple):
     """Difference between the outputs of onnxruntime and of PyTorch for images of one shape."""
 
-    shape: tuple[int, ...]  # (N, 3, H, W)
+    shape: tuple[int, ...]  # (N, C, H, W)
     largest: float  # largest absolute difference of output values, which lie in [-1, 1]
 
 
 class Exported(NamedTuple):
-    """Content of an ONNX file, and the differences of its outputs from PyTorch's, one for each tested image shape."""
+    """Content of an ONNX file, the sizes that it accepts, and the differences of its outputs from PyTorch's."""
 
     content: bytes
-    differences: list[Difference]
+    differences: list[Difference]  # one for each tested image shape
+    multiple: int  # px; sides of an image must be multiples of it
+    minimum: int  # px; smallest side of an image
 
 
 def export(generator: nn.Module, source: GeneratorFile) -> Exported:
     """Convert a generator, which must be on the CPU, to an ONNX file, and compare its outputs with PyTorch's.
 
     The file accepts any batch size, and all heights and widths that are multiples of `generator.multiple` and at least
-    `generator.minimum` px. `source` describes the generator for the file's header.
+    `generator.minimum` px. For a plugin's generator without `unpadded`, see `AnySize`. `source` describes the generator
+    for the file's header.
 
     Raises:
         CommandError: the required packages are not installed.
         CheckpointError: the network cannot be exported, or its outputs in onnxruntime and PyTorch differ by more than
             `TOLERANCE`.
     """
+    is_own = type(generator) in registry.GENERATORS.values()
     if not isinstance(generator, Unpadded):
-        raise CheckpointError(
-            f"{source.path}: a {type(generator).__name__} cannot be exported as onnx: it has no unpadded(), multiple "
-            "and minimum"
-        )
+        generator = AnySize(generator)
     if 4 * sum(parameter.numel() for parameter in generator.parameters()) > _MAX_BYTES - 2**20:
         raise CheckpointError(f"{source.path}: its generator is too large for an .onnx file, whose limit is 2 GB")
-    graph = _graph(generator)
+    try:
+        graph = _graph(generator)
+    except Exception as error:  # torch's exporter raises nearly any type for a network that it does not support
+        if is_own or isinstance(error, CommandError | MemoryError):
+            raise
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # the exporter's own message is advice for its developers
+            cause = cause.__cause__
+        raise CheckpointError(
+            f"{source.path}: torch cannot export its generator as onnx ({type(cause).__name__}: "
+            f"{_first_line(cause)}): export it as safetensors"
+        ) from None
     properties = graph.metadata_props.add()
     properties.key, properties.value = _KEY, json.dumps(_header(generator, source))
     content: bytes = graph.SerializeToString()
@@ -91,13 +127,14 @@ def export(generator: nn.Module, source: GeneratorFile) -> Exported:
                 f"{source.path}: as onnx its images differ by {largest:.1e} from PyTorch's at "
                 f"{' x '.join(map(str, shape))}, more than {TOLERANCE}: export it as safetensors"
             )
-    return Exported(content, differences)
+    return Exported(content, differences, generator.multiple, generator.minimum)
 
 
 class OnnxGenerator:
     """Generator that runs in onnxruntime; called with images, it returns their translations.
 
-    Images and translations are CPU tensors (N, 3, H, W) in float32 with values in [-1, 1], of any height and width.
+    Images and translations are CPU tensors (N, C, H, W) in float32 with values in [-1, 1], of any height and width.
+    Images have `in_channels` channels, translations `out_channels`.
 
     Args:
         content: content of an ONNX file that `export` has made.
@@ -119,8 +156,9 @@ class OnnxGenerator:
         self._session = _session(content, path, device)
         header = _read_header(self._session, path)
         self.sources, self.multiple, self.minimum = header
+        self.in_channels, self.out_channels = _channels(self._session, path)
         # A graph that cannot run fails here, before any output is written.
-        self(torch.zeros(1, 3, self.minimum, self.minimum))
+        self(torch.zeros(1, self.in_channels, self.minimum, self.minimum))
 
     @classmethod
     def load(
@@ -161,15 +199,15 @@ class OnnxGenerator:
         padded, crop = pad_to_multiple(images, self.multiple, minimum=self.minimum)
         (name,) = (entry.name for entry in self._session.get_inputs())
         try:
-            (output,) = self._session.run(None, {name: padded.float().contiguous().numpy()})
+            (output,) = self._session.run(None, {name: padded.float().contiguous().cpu().numpy()})
             translated = torch.from_numpy(output)
         except Exception as error:  # onnxruntime's error types for faulty graphs have no base in common
             if "llocat" in str(error):  # onnxruntime failed to allocate memory
                 raise MemoryError(str(error)) from None
             raise CheckpointError(f"{self.path} cannot be run: {_first_line(error)}") from None
-        if translated.shape != padded.shape or translated.dtype != torch.float32:
+        if translated.shape != (len(padded), self.out_channels, *padded.shape[2:]) or translated.dtype != torch.float32:
             raise CheckpointError(f"{self.path} is not a generator: it returns {tuple(translated.shape)}")
-        return translated[crop]
+        return translated[crop].to(images.device)
 
     def __str__(self) -> str:
         return f"onnxruntime {_device(self._session).upper()}, fp32"
@@ -181,10 +219,11 @@ def _graph(generator: Unpadded) -> "onnx.ModelProto":
         import onnxscript  # noqa: F401  required by the exporter, whose own error takes several lines
     except ImportError:
         raise CommandError(f"format=onnx {_MISSING}") from None
-    count, height, width = (torch.export.Dim(name, min=1, max=largest) for name, largest in _DIMENSIONS)
     multiple, minimum = generator.multiple, generator.minimum
+    count = torch.export.Dim("batch", min=1, max=_LARGEST)
+    height, width = (torch.export.Dim(name, min=minimum // multiple, max=_LARGEST) for name in ("height", "width"))
     shapes = {"images": {0: count, 2: multiple * height, 3: multiple * width}}
-    example = torch.zeros(2, 3, 3 * minimum, 2 * minimum)
+    example = torch.zeros(2, registry.channels_of(generator).input, 3 * minimum, 2 * minimum)  # type: ignore[arg-type]
     with _quiet():
         program = torch.onnx.export(
             _Core(generator).eval(),
@@ -205,7 +244,7 @@ def _graph(generator: Unpadded) -> "onnx.ModelProto":
     return model
 
 
-_DIMENSIONS = (("batch", 2**16), ("height", 2**16), ("width", 2**16))  # height and width in units of `multiple`
+_LARGEST = 2**16  # largest number of images in a batch, and largest height and width in units of `multiple`
 
 
 class _Core(nn.Module):
@@ -221,11 +260,14 @@ class _Core(nn.Module):
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Context manager: silence the warnings and log lines of PyTorch's ONNX exporter, which concern its internals."""
+    """Context manager: silence the warnings, log lines and printed graphs of PyTorch's ONNX exporter.
+
+    They concern its internals.
+    """
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -237,9 +279,12 @@ def _header(generator: Unpadded, source: GeneratorFile) -> dict[str, Any]:
 
     The header describes the graph for other programs, and the generator for this program.
     """
+    channels = registry.channels_of(generator)  # type: ignore[arg-type]
+    is_rgb = channels == (3, 3)
+    kinds = [f"{_COLOURS.get(count, '')} (N, {count}, H, W)".strip() for count in channels]
     return {
-        "version": VERSION,
-        "input": "float32 RGB (N, 3, H, W) in [-1, 1]; the output is the same",
+        "version": 1 if is_rgb else VERSION,
+        "input": f"float32 {kinds[0]} in [-1, 1]; the output is " + ("the same" if is_rgb else f"float32 {kinds[1]}"),
         "multiple": generator.multiple,
         "minimum": generator.minimum,
         "padding": "H and W must be multiples of `multiple` and at least `minimum`: reflect the edges, crop the result",
@@ -253,15 +298,17 @@ def _header(generator: Unpadded, source: GeneratorFile) -> dict[str, Any]:
     }
 
 
+_COLOURS = {1: "grey", 3: "RGB"}
+
+
 def _differences(generator: nn.Module, exported: OnnxGenerator) -> list[Difference]:
     """Compare the outputs of PyTorch and onnxruntime for images of three shapes, none of them used for the export.
 
-    The shapes include odd sides, a batch of two images, and sides of different lengths. No shape is tiny: instance
-    norm over few values magnifies rounding errors, which differ between PyTorch and onnxruntime.
+    The shapes include odd sides, a batch of two images, and sides of different lengths; for a generator of `AnySize`,
+    which pads by a method of its own if at all, they include only sizes that need no padding. No shape is tiny:
+    instance norm over few values magnifies rounding errors, which differ between PyTorch and onnxruntime.
     """
-    assert isinstance(generator, Unpadded)
-    side, step = max(32, generator.minimum), max(48, generator.multiple)
-    shapes = [(1, 3, side // 2 + 1, side - 1), (2, 3, side, side + step), (1, 3, side + step - 1, side + 1)]
+    shapes = _test_shapes(generator)
     random = torch.Generator().manual_seed(0)
     differences = []
     for shape in shapes:
@@ -270,6 +317,19 @@ def _differences(generator: nn.Module, exported: OnnxGenerator) -> list[Differen
             expected = generator.eval()(images)
         differences.append(Difference(shape, (exported(images) - expected).abs().max().item()))
     return differences
+
+
+def _test_shapes(generator: nn.Module) -> list[tuple[int, int, int, int]]:
+    channels = registry.channels_of(generator).input
+    if isinstance(generator, AnySize):
+        step = generator.multiple
+        side = -(-max(32, generator.minimum) // step) * step
+        sizes = [(1, side, side + step), (2, side, side), (1, side + 3 * step, side)]
+    else:
+        assert isinstance(generator, Unpadded)
+        side, step = max(32, generator.minimum), max(48, generator.multiple)
+        sizes = [(1, side // 2 + 1, side - 1), (2, side, side + step), (1, side + step - 1, side + 1)]
+    return [(count, channels, height, width) for count, height, width in sizes]
 
 
 def _session(content: bytes, path: Path, device: str) -> "onnxruntime.InferenceSession":
@@ -303,6 +363,17 @@ def _session(content: bytes, path: Path, device: str) -> "onnxruntime.InferenceS
 
 def _device(session: "onnxruntime.InferenceSession") -> str:
     return "cuda" if session.get_providers()[0] == "CUDAExecutionProvider" else "cpu"
+
+
+def _channels(session: "onnxruntime.InferenceSession", path: Path) -> tuple[int, int]:
+    """Return the numbers of channels of a graph's input and output, 1 (grey) or 3 (RGB) each."""
+    counts = []
+    for entry in (*session.get_inputs()[:1], *session.get_outputs()[:1]):
+        count = entry.shape[1] if len(entry.shape) == 4 else None
+        if count not in _COLOURS:
+            raise CheckpointError(f"{path} is not a generator: {entry.name} has the shape {entry.shape}")
+        counts.append(int(count))
+    return counts[0], counts[1]
 
 
 class _Header(NamedTuple):
@@ -356,5 +427,5 @@ def _parse_integer(value: object, *, minimum: int = 1) -> int:
     return value
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]

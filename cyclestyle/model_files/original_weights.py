@@ -47,8 +47,7 @@ def detect_architecture(state_dict: Mapping[str, Tensor]) -> DetectedArchitectur
     a U-Net cannot be detected, so the dropout rate is set to 0.
 
     Raises:
-        CheckpointError: the tensors do not belong to a generator for RGB images, or the generator has batch norm or
-            lacks layers.
+        CheckpointError: the tensors do not belong to a generator, or the generator has batch norm or lacks layers.
     """
     tensors = _without_unused(state_dict)
     if norm := next((name for name, tensor in tensors.items() if name.endswith(".weight") and tensor.ndim == 1), None):
@@ -62,7 +61,6 @@ def detect_architecture(state_dict: Mapping[str, Tensor]) -> DetectedArchitectur
                 architecture = describe(tensors)
             except (KeyError, IndexError):
                 raise CheckpointError(f"it looks like a {network.__name__} with missing layers") from None
-            _check_colours(architecture)
             names = _names(network, architecture)
             return DetectedArchitecture(architecture, _renamed(tensors, names))
     kind = "a discriminator" if "model.0.weight" in tensors else "not a generator of the reference"
@@ -107,7 +105,12 @@ def reference_options(network: nn.Module) -> str:
             f"{architecture[depth]}: export it as safetensors or onnx"
         )
     dropout = "" if architecture["dropout"] else " --no_dropout"
-    return f"--netG {option} --ngf {architecture['channels']} --norm instance{dropout}"
+    colours = "".join(
+        f" {option} {architecture[key]}"
+        for key, option in (("in_channels", "--input_nc"), ("out_channels", "--output_nc"))
+        if architecture[key] != 3
+    )
+    return f"--netG {option} --ngf {architecture['channels']} --norm instance{dropout}{colours}"
 
 
 def reference_names(network: nn.Module) -> dict[str, str]:
@@ -231,14 +234,6 @@ def _describe_unet(tensors: Mapping[str, Tensor]) -> Architecture:
 def _count(tensors: Mapping[str, Tensor], name: Callable[[int], str]) -> int:
     """Return how many of the names `name(0)`, `name(1)`, ... are in `tensors` before the first that is missing."""
     return next(i for i in itertools.count() if name(i) not in tensors)
-
-
-def _check_colours(architecture: Architecture) -> None:
-    for key, option in (("in_channels", "input_nc"), ("out_channels", "output_nc")):
-        if architecture[key] != 3:
-            raise CheckpointError(
-                f"it has {option}={architecture[key]}: expected 3, since only RGB images are supported"
-            )
 
 
 def _renamed(state_dict: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:

@@ -76,17 +76,21 @@ def _plain(value: object) -> str | float | bool | None:
 
 
 def _losses(path: Path, step: int) -> dict[str, float]:
-    """Return the losses in the last log line that has losses and a step of at most `step`; empty if there is none."""
-    last: dict[str, float] = {}
+    """Return the losses of the last logged step that has losses and is at most `step`; empty if there is none.
+
+    A step may have several log lines: one of the training, and one for each task.
+    """
+    losses, last = dict[str, float](), -1.0
     try:
         with path.open(encoding="utf-8", errors="replace") as stream:
             for text in stream:
                 line = _line(text)
-                if _LOSS in text and 0 <= line.get("step", -1) <= step:
-                    last = line
+                found = {key.removeprefix(_LOSS): value for key, value in line.items() if key.startswith(_LOSS)}
+                if found and 0 <= line.get("step", -1) <= step:
+                    losses = losses | found if line["step"] == last else found
+                    last = line["step"]
     except OSError:
         return {}
-    losses = {key.removeprefix(_LOSS): value for key, value in last.items() if key.startswith(_LOSS)}
     return dict(list(losses.items())[:_MAX_LOSSES])
 
 

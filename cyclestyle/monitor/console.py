@@ -1,5 +1,6 @@
 """Logger for the console: a progress bar on a terminal, plain lines in a log file or pipe."""
 
+import re
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -9,9 +10,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from cyclestyle.monitor.logger import Samples
 
+_LOSS = "loss/"  # prefix of losses in the names of values
+_SIDE = re.compile(r"_(a|b|ab|ba)$")  # domain or direction of a loss
+
 
 class Console:
     """Shows losses, speed and remaining time: as a live progress bar on a terminal, else as a line per `metrics` call.
+
+    Values of a task, which have neither losses nor speeds, get a line of their own, on a terminal above the bar.
 
     Args:
         folder: run folder; unused, but every logger receives the same arguments.
@@ -41,13 +47,15 @@ class Console:
             self._bar.update(self._task, completed=step)
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
-        losses = _summary(values)
-        if self._bar is not None:
-            self._bar.update(self._task, completed=step, losses=losses)
-            return
-        step_s = (time.perf_counter() - self._since) / max(step - self.start, 1)
-        remaining = timedelta(seconds=round(step_s * (self.total - step)))
-        print(f"step {step}/{self.total}  {losses}  {remaining} left", flush=True)
+        line = training_line(values)
+        if line is None:
+            self._print(f"step {step}/{self.total}  {task_line(values)}")
+        elif self._bar is not None:
+            self._bar.update(self._task, completed=step, losses=line)
+        else:
+            step_s = (time.perf_counter() - self._since) / max(step - self.start, 1)
+            remaining = timedelta(seconds=round(step_s * (self.total - step)))
+            print(f"step {step}/{self.total}  {line}  {remaining} left", flush=True)
 
     def pictures(self, step: int, a: Samples, b: Samples) -> None:
         """Do nothing: the console shows no images."""
@@ -56,14 +64,36 @@ class Console:
         if self._bar is not None:
             self._bar.stop()
 
+    def _print(self, line: str) -> None:
+        """Print a line; on a terminal, above the progress bar."""
+        if self._bar is not None:
+            self._bar.console.print(line, markup=False, highlight=False)
+        else:
+            print(line, flush=True)
 
-def _summary(values: dict[str, float]) -> str:
-    """Format the sum of each kind of loss, the speed, and the share of time spent waiting for data if over 5 %."""
-    losses = [
-        f"{word} {sum(value for name, value in values.items() if name.startswith(f'loss/{kind}')):.3f}"
-        for word, kind in (("gan", "gan_"), ("cycle", "cycle_"), ("identity", "identity_"), ("disc", "discriminator_"))
-        if any(name.startswith(f"loss/{kind}") for name in values)
-    ]
-    waiting = values["speed/waiting_for_data"]
-    speed = f"{values['speed/images_per_s']:.1f} images/s"
-    return "  ".join([*losses, speed, *([f"{waiting:.0%} waiting for data"] if waiting > 0.05 else [])])
+
+def training_line(values: dict[str, float]) -> str | None:
+    """Format the values of a training step: sums of losses, speed, and share of waiting for data if it is over 5 %.
+
+    Losses whose names differ only in the domain or direction at the end are added: `loss/gan_ab` and `loss/gan_ba` are
+    shown as `gan`.
+
+    Returns:
+        The line; None if there are neither losses nor speeds, since other values belong to a task.
+    """
+    sums: dict[str, float] = {}
+    for name, value in values.items():
+        if name.startswith(_LOSS):
+            kind = _SIDE.sub("", name.removeprefix(_LOSS))
+            sums[kind] = sums.get(kind, 0.0) + value
+    parts = [f"{kind} {value:.3f}" for kind, value in sums.items()]
+    if (speed := values.get("speed/images_per_s")) is not None:
+        parts.append(f"{speed:.1f} images/s")
+    if (waiting := values.get("speed/waiting_for_data", 0.0)) > 0.05:
+        parts.append(f"{waiting:.0%} waiting for data")
+    return "  ".join(parts) or None
+
+
+def task_line(values: dict[str, float]) -> str:
+    """Format all values with their names, such as `kid 0.041  psnr 21.3`, to four significant digits."""
+    return "  ".join(f"{name} {value:.4g}" for name, value in values.items())

@@ -9,17 +9,22 @@ from torch import Tensor
 class Samples(NamedTuple):
     """Probe images (fixed images that show progress) of one domain, and the generators' outputs for these images.
 
-    Each field is uint8 (N, 3, H, W).
+    Each field is uint8 (N, C, H, W), where C is 3 for colour and 1 for grey.
     """
 
     real: Tensor
     translated: Tensor
     reconstructed: Tensor
-    identity: Tensor
+    identity: Tensor | None  # None if the two domains have different numbers of channels
 
 
 class Logger(Protocol):
-    """Receives the losses, speeds and sample images of a training run; only rank 0 has loggers."""
+    """Receives the losses, speeds and sample images of a training run; only rank 0 has loggers.
+
+    The values of one `metrics` call may have any names: losses and speeds of the steps, or numbers of one task. The
+    constructor receives those of the keyword arguments `folder`, `domains`, `start`, `total` and `config` that it
+    accepts.
+    """
 
     def on_step(self, step: int) -> None: ...
     def metrics(self, step: int, values: dict[str, float]) -> None: ...

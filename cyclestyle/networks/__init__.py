@@ -3,7 +3,7 @@
 from cyclestyle.networks.initialization import initialize
 from cyclestyle.networks.patchgan import PatchDiscriminator, receptive_field
 from cyclestyle.networks.pixelgan import PixelDiscriminator
-from cyclestyle.networks.registry import DISCRIMINATORS, GENERATORS, build, with_defaults
+from cyclestyle.networks.registry import DISCRIMINATORS, GENERATORS, build, load_plugins, with_defaults
 from cyclestyle.networks.resnet import ResNetGenerator
 from cyclestyle.networks.texture import TextureDiscriminator
 from cyclestyle.networks.unet import UNetGenerator
@@ -18,6 +18,7 @@ __all__ = [
     "UNetGenerator",
     "build",
     "initialize",
+    "load_plugins",
     "receptive_field",
     "with_defaults",
 ]

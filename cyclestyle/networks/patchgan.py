@@ -35,6 +35,7 @@ class PatchDiscriminator(nn.Module):
         if type(norm) is not bool:
             raise CommandError(f"discriminator.norm is {norm!r}: expected true or false")
 
+        self.in_channels = in_channels
         self.architecture: dict[str, str | int | float | bool] = {
             "name": "patch",
             "channels": channels,

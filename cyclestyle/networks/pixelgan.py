@@ -23,6 +23,7 @@ class PixelDiscriminator(nn.Module):
         super().__init__()
         check_counts("discriminator", channels=(channels, 1, 1024), in_channels=(in_channels, 1, 1024))
 
+        self.in_channels = in_channels
         self.architecture: dict[str, str | int | float | bool] = {
             "name": "pixel",
             "channels": channels,

@@ -62,6 +62,7 @@ class ResNetGenerator(nn.Module):
         if upsample not in UPSAMPLES:
             raise CommandError(f"generator.upsample is {upsample!r}: expected one of {', '.join(UPSAMPLES)}")
 
+        self.in_channels, self.out_channels = in_channels, out_channels
         self.architecture: dict[str, str | int | float | bool] = {
             "name": "resnet",
             "channels": channels,

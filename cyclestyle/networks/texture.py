@@ -34,6 +34,7 @@ class TextureDiscriminator(nn.Module):
         check_counts("discriminator", texture_channels=(texture_channels, 1, 1024))
         self.patch = PatchDiscriminator(channels, layers, in_channels=in_channels)
         self.texture = PatchDiscriminator(texture_channels, layers, norm=False, in_channels=1)
+        self.in_channels = in_channels
         self.architecture: dict[str, str | int | float | bool] = {
             "name": "texture",
             "channels": channels,

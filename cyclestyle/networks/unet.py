@@ -68,6 +68,7 @@ class UNetGenerator(nn.Module):
                 f"{out_channels}"
             )
 
+        self.in_channels, self.out_channels = in_channels, out_channels
         self.architecture: dict[str, str | int | float | bool] = {
             "name": "unet",
             "channels": channels,

@@ -7,96 +7,20 @@ Zhu, Park, Isola, Efros: Unpaired Image-to-Image Translation using Cycle-Consist
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import l1_loss
 
-
-class Translations(NamedTuple):
-    """Outputs of the generators for a batch, images (N, C, H, W) in [-1, 1]; None for an output not requested."""
-
-    fake_a: Tensor | None = None  # ba(b)
-    fake_b: Tensor | None = None  # ab(a)
-    reconstructed_a: Tensor | None = None  # ba(fake_b), reconstruction of a
-    reconstructed_b: Tensor | None = None  # ab(fake_a), reconstruction of b
-    identity_a: Tensor | None = None  # ba(a), compared with a
-    identity_b: Tensor | None = None  # ab(b), compared with b
-
-
-class Generators(nn.Module):
-    """Both generators as one module, because DDP allows only one call of a module per backward pass.
-
-    Args:
-        ab: generator from domain a to domain b; maps images (N, C, H, W) to the same shape.
-        ba: generator from domain b to domain a.
-    """
-
-    def __init__(self, ab: nn.Module, ba: nn.Module) -> None:
-        super().__init__()
-        self.ab, self.ba = ab, ba
-
-    def forward(
-        self,
-        a: Tensor,
-        b: Tensor,
-        *,
-        fake_a: bool = True,
-        fake_b: bool = True,
-        reconstructed_a: bool = True,
-        reconstructed_b: bool = True,
-        identity_a: bool = True,
-        identity_b: bool = True,
-    ) -> Translations:
-        """Compute the outputs whose flag is True, in as few generator calls as possible.
-
-        Each generator gets the inputs for translation and for the identity image in one call. This affects speed only,
-        not results, as instance norm computes its statistics per image. `reconstructed_a` requires `fake_b`, and
-        `reconstructed_b` requires `fake_a`.
-        """
-        translated_b, unchanged_b = _batched(self.ab, a if fake_b else None, b if identity_b else None)
-        translated_a, unchanged_a = _batched(self.ba, b if fake_a else None, a if identity_a else None)
-        return Translations(
-            fake_a=translated_a,
-            fake_b=translated_b,
-            reconstructed_a=self.ba(translated_b) if reconstructed_a else None,
-            reconstructed_b=self.ab(translated_a) if reconstructed_b else None,
-            identity_a=unchanged_a,
-            identity_b=unchanged_b,
-        )
-
-
-class Requested(NamedTuple):
-    """One flag for each field of `Translations`: whether that output is computed."""
-
-    fake_a: bool = False
-    fake_b: bool = False
-    reconstructed_a: bool = False
-    reconstructed_b: bool = False
-    identity_a: bool = False
-    identity_b: bool = False
-
-
-class Scores(NamedTuple):
-    """Score maps (N, 1, h, w) of both discriminators, trained to be high for real images; None for a missing input."""
-
-    a: Tensor | None
-    b: Tensor | None
-
-
-class Discriminators(nn.Module):
-    """Both discriminators as one module: discriminator `a` for images of domain a, discriminator `b` for domain b."""
-
-    def __init__(self, a: nn.Module, b: nn.Module) -> None:
-        super().__init__()
-        self.a, self.b = a, b
-
-    def forward(self, a: Tensor | None, b: Tensor | None) -> Scores:
-        """Score images `a` by discriminator `a`, images `b` by discriminator `b`; images can be real or translated."""
-        return Scores(None if a is None else self.a(a), None if b is None else self.b(b))
+from cyclestyle.errors import CommandError
+from cyclestyle.networks.features import layer_of
+from cyclestyle.objectives.image_pool import ImagePool
+from cyclestyle.objectives.pairs import Discriminators, Generators, Request, Scores
+from cyclestyle.objectives.step import Images, Part, PartResult, Scalars, Update
+from cyclestyle.objectives.terms import Direction, Terms, Weighted, check_weight
 
 
 class Adversarial(Protocol):
@@ -107,27 +31,50 @@ class Adversarial(Protocol):
     def generator(self, scores: Tensor) -> Tensor: ...
 
 
-Losses = dict[str, Tensor]  # log key -> weighted scalar
-Part = Callable[[Tensor, Tensor], tuple[Losses, Translations]]  # arguments: real images of a and of b
-Call = Callable[..., Any]  # a module, or a function that calls it
+class Pools(NamedTuple):
+    """Image pools of the two domains; each pool holds past translations into its domain."""
+
+    a: ImagePool
+    b: ImagePool
 
 
-def _bare(module: nn.Module, *, synchronized: bool) -> Call:
+class Prepare(Protocol):
+    """Function that wraps a module with autocast, compilation, DDP or the like.
+
+    With `synchronized=True`, the gradients of the module's parameters are averaged over all ranks. The wrapped module
+    must then be called once for each backward pass, and the last pass of an update must use all of its parameters.
+    """
+
+    def __call__(self, module: nn.Module, *, synchronized: bool) -> Callable[..., Any]: ...
+
+
+def _bare(module: nn.Module, *, synchronized: bool) -> Callable[..., Any]:
     return module
 
 
 class CycleGAN:
     """All losses of a CycleGAN, by name and with weights; a loss of weight 0 and the images for it are not computed.
 
+    The attributes `generators` and `discriminators` are the modules without the wrapper of `prepare`, for saving.
+
     Args:
-        generators: both generators; the attribute is this module without the wrapper of `prepare`, for saving.
-        discriminators: both discriminators; the attribute is this module without the wrapper of `prepare`, for saving.
+        generators: both generators.
+        discriminators: both discriminators.
         adversarial: adversarial loss (paper: least squares).
+        pools: past translations, on which the discriminators train.
         cycle_a: weight of |ba(ab(a)) - a| (paper: 10).
         cycle_b: weight of |ab(ba(b)) - b|.
         identity: weight of |ba(a) - a| and |ab(b) - b|, relative to the cycle weight of the same domain (paper: 0.5).
-        prepare: function that wraps a module with autocast, compilation, DDP or the like. If it is called with
-            `synchronized=True`, the gradients of the module's parameters are averaged over all ranks.
+        terms: further losses of the generators.
+        discriminator_terms: further losses of the discriminators.
+        backward: `split` back-propagates the losses of the two translation directions one after the other, which needs
+            half the memory; `joint` back-propagates them in one pass. Both settings give equal gradients.
+        prepare: wrapper for the calls of the networks.
+
+    Raises:
+        CommandError: a weight is negative or not finite, a term is unusable or has the name of another loss, a term
+            needs a layer that a generator lacks, or identity images are needed although the domains have unequal
+            channels.
     """
 
     def __init__(
@@ -136,91 +83,94 @@ class CycleGAN:
         discriminators: Discriminators,
         *,
         adversarial: Adversarial,
+        pools: Pools,
         cycle_a: float = 10.0,
         cycle_b: float = 10.0,
         identity: float = 0.5,
-        prepare: Callable[..., Call] = _bare,
+        terms: Sequence[Weighted] = (),
+        discriminator_terms: Sequence[Weighted] = (),
+        backward: Literal["split", "joint"] = "split",
+        prepare: Prepare = _bare,
     ) -> None:
+        for name, weight in (("cycle_a", cycle_a), ("cycle_b", cycle_b), ("identity", identity)):
+            check_weight(f"objective.{name}", weight)
         self.generators, self.discriminators = generators, discriminators
-        self.adversarial = adversarial
-        self.cycle_a, self.cycle_b = cycle_a, cycle_b
-        self.identity_a, self.identity_b = identity * cycle_a, identity * cycle_b
-
-        self._requested = Requested(
-            fake_a=True,
-            fake_b=True,
-            reconstructed_a=self.cycle_a != 0,
-            reconstructed_b=self.cycle_b != 0,
-            identity_a=self.identity_a != 0,
-            identity_b=self.identity_b != 0,
+        self.adversarial, self.pools = adversarial, pools
+        # Weights by direction: cycle losses compare images of the source domain, identity losses of the target domain.
+        self.cycle = {"ab": cycle_a, "ba": cycle_b}
+        self.identity = {"ab": identity * cycle_b, "ba": identity * cycle_a}
+        self.terms = Terms("objective.terms", terms, inputs=["direction"], reserved=["gan"])
+        self.discriminator_terms = Terms(
+            "objective.discriminator_terms",
+            discriminator_terms,
+            inputs=["discriminator", "real", "fake"],
+            reserved=["discriminator", "cycle", "identity"],
         )
+        self._sides = {"terms": self.terms, "discriminator_terms": self.discriminator_terms}
+
+        self.modules: dict[str, nn.Module] = {"generators": generators, "discriminators": discriminators}
+        self.parameters: dict[str, list[nn.Parameter]] = {
+            "generators": [*_trained(generators), *self.terms.parameters],
+            "discriminators": [*_trained(discriminators), *self.discriminator_terms.parameters],
+        }
         self._translate = prepare(generators, synchronized=True)
         self._score = prepare(discriminators, synchronized=True)
         # The generators' losses use this wrapper: they need no gradients of the discriminators' parameters.
         self._score_unsynchronized = prepare(discriminators, synchronized=False)
+        both = self._requests()
+        self.generator_parts: tuple[Part, ...] = tuple(
+            functools.partial(self.generator_losses, requests)
+            for requests in (_one_by_one(both) if backward == "split" else [both])
+        )
 
-    def generator_losses(self, a: Tensor, b: Tensor) -> tuple[Losses, Translations]:
-        """Compute the losses of the generators (Zhu et al. 2017, eq. 3 and section 5.2).
+    def step(self, images: Images, update: Update) -> Scalars:
+        """Update both generators, then both discriminators (Zhu et al. 2017, section 4)."""
+        a, b, draws = images
+        generators, fakes = update("generators", self.generator_parts, a, b)
+        fake_a = self.pools.a.exchange(fakes["fake_a"], draws)
+        fake_b = self.pools.b.exchange(fakes["fake_b"], draws)
+        discriminators, _ = update("discriminators", [self.discriminator_losses], a, b, fake_a, fake_b)
+        return generators | discriminators
+
+    def generator_losses(self, requests: Sequence[Request], a: Tensor, b: Tensor) -> PartResult:
+        """Compute the losses of the generators for some directions (Zhu et al. 2017, eq. 3 and section 5.2).
 
         Args:
+            requests: one or both directions.
             a, b: real images (N, C, H, W) in [-1, 1].
 
         Returns:
-            The losses, whose sum is the generators' objective, and the images computed for them.
+            The losses, and the translations under the names `fake_a` and `fake_b`.
         """
-        return self._generator_losses(self._requested, a, b)
+        directions: tuple[Direction, ...] = self._translate(a, b, requests=requests)
+        fakes = {f"fake_{direction.name[1]}": direction.fake for direction in directions}
+        with _frozen(self.discriminators):
+            scores: Scores = self._score_unsynchronized(fakes.get("fake_a"), fakes.get("fake_b"))
 
-    @property
-    def generator_parts(self) -> tuple[Part, ...]:
-        """The computation of `generator_losses` in two parts, one per direction, which needs half the memory.
+        gan: Scalars = {}
+        cycle: Scalars = {}
+        identity: Scalars = {}
+        others: Scalars = {}
+        for direction in directions:
+            name, source, target = direction.name, direction.name[0], direction.name[1]
+            gan[f"loss/gan_{name}"] = self.adversarial.generator(scores.b if target == "b" else scores.a)  # type: ignore[arg-type]
+            if weight := self.cycle[name]:
+                cycle[f"loss/cycle_{source}"] = weight * l1_loss(direction.reconstructed, direction.source)  # type: ignore[arg-type]
+            if weight := self.identity[name]:
+                identity[f"loss/identity_{target}"] = weight * l1_loss(direction.identity, direction.target)  # type: ignore[arg-type]
+            for term in self.terms:
+                others[f"loss/{term.name}_{name}"] = term.loss(direction)
+        # The order of the sum affects its rounding, so it stays as it was in earlier versions.
+        return PartResult(gan | cycle | dict(sorted(identity.items())) | others, images=fakes)
 
-        Each part is a function that returns its share of the losses. Call backward after each part; the gradients add
-        up. A part has three of the six generator passes: translation and reconstruction in one direction, and the
-        identity image of the translating generator. The last part uses every parameter of both generators, as DDP
-        requires. Without cycle losses there is a single part.
-        """
-        requested = self._requested
-        from_a = Requested(fake_b=True, reconstructed_a=requested.reconstructed_a, identity_b=requested.identity_b)
-        from_b = Requested(fake_a=True, reconstructed_b=requested.reconstructed_b, identity_a=requested.identity_a)
-        if requested.reconstructed_b:
-            parts = [from_a, from_b]
-        elif requested.reconstructed_a:
-            parts = [from_b, from_a]
-        else:
-            parts = [requested]
-        return tuple(functools.partial(self._generator_losses, part) for part in parts)
-
-    def _generator_losses(self, requested: Requested, a: Tensor, b: Tensor) -> tuple[Losses, Translations]:
-        """Compute the `requested` outputs of the generators; return the losses based on them, and the outputs."""
-        outputs: Translations = self._translate(a, b, **requested._asdict())
-        losses: Losses = {}
-        if outputs.fake_a is not None or outputs.fake_b is not None:
-            with _frozen(self.discriminators):
-                scores: Scores = self._score_unsynchronized(outputs.fake_a, outputs.fake_b)
-            for name, score in (("loss/gan_ab", scores.b), ("loss/gan_ba", scores.a)):
-                if score is not None:
-                    losses[name] = self.adversarial.generator(score)
-        for name, weight, output, real in (
-            ("loss/cycle_a", self.cycle_a, outputs.reconstructed_a, a),
-            ("loss/cycle_b", self.cycle_b, outputs.reconstructed_b, b),
-            ("loss/identity_a", self.identity_a, outputs.identity_a, a),
-            ("loss/identity_b", self.identity_b, outputs.identity_b, b),
-        ):
-            if output is not None:
-                losses[name] = weight * l1_loss(output, real)
-        return losses, outputs
-
-    def discriminator_losses(self, a: Tensor, b: Tensor, fake_a: Tensor, fake_b: Tensor) -> tuple[Losses, Losses]:
+    def discriminator_losses(self, a: Tensor, b: Tensor, fake_a: Tensor, fake_b: Tensor) -> PartResult:
         """Compute the losses of the discriminators, and mean scores for logging.
 
         Args:
             a, b: real images (N, C, H, W) in [-1, 1].
             fake_a, fake_b: translations from the image pools, detached from the generators.
-
-        Returns:
-            The losses, and the mean scores of real and of translated images, which carry no gradients.
         """
-        # One call for real and fake images, as DDP requires one call per backward pass.
+        # One call for real and fake images, as DDP requires one call per backward pass. Batch norm would mix them.
         scores_a, scores_b = self._score(torch.cat([a, fake_a]), torch.cat([b, fake_b]))
         (score_real_a, score_fake_a), (score_real_b, score_fake_b) = scores_a.chunk(2), scores_b.chunk(2)
 
@@ -228,30 +178,106 @@ class CycleGAN:
             "loss/discriminator_a": 0.5 * (self.adversarial.real(score_real_a) + self.adversarial.fake(score_fake_a)),
             "loss/discriminator_b": 0.5 * (self.adversarial.real(score_real_b) + self.adversarial.fake(score_fake_b)),
         }
+        for term in self.discriminator_terms:
+            losses[f"loss/{term.name}_a"] = term.loss(self.discriminators.a, a, fake_a)
+            losses[f"loss/{term.name}_b"] = term.loss(self.discriminators.b, b, fake_b)
         means = {
             "score/real_a": score_real_a.detach().mean(),
             "score/fake_a": score_fake_a.detach().mean(),
             "score/real_b": score_real_b.detach().mean(),
             "score/fake_b": score_fake_b.detach().mean(),
         }
-        return losses, means
+        return PartResult(losses, means)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the parameters of the terms, equal on all ranks; empty if no term has any."""
+        return {side: state for side, terms in self._sides.items() if (state := terms.state_dict())}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore the parameters of the terms from a result of `state_dict`.
+
+        Raises:
+            CheckpointError: the parameters of a term differ in name or shape.
+        """
+        for side, terms in self._sides.items():
+            terms.load_state_dict(state.get(side, {}))
+
+    def rank_state_dict(self) -> dict[str, Any]:
+        """Return this rank's share of the image pools, and the buffers of the terms if they have any."""
+        buffers = {side: state for side, terms in self._sides.items() if (state := terms.buffers())}
+        return {
+            "pools": {"a": self.pools.a.state_dict(), "b": self.pools.b.state_dict()},
+            **({"buffers": buffers} if buffers else {}),
+        }
+
+    def load_rank_state_dicts(
+        self, states: Sequence[Mapping[str, Any]], *, rank: int, ranks: int, device: torch.device
+    ) -> None:
+        """Restore image pools and buffers from the results of `rank_state_dict` of all ranks of the saved run.
+
+        The stored images are divided among the ranks of this run. The buffers are those of the same rank; a rank
+        that the saved run did not have takes those of rank 0.
+        """
+        for side, pool in (("a", self.pools.a), ("b", self.pools.b)):
+            stored = (item for state in states for item in state["pools"][side].items())
+            pool.load_state_dict({place: images.to(device) for place, images in stored if place % ranks == rank})
+        buffers = states[rank if rank < len(states) else 0].get("buffers", {})
+        for side, terms in self._sides.items():
+            terms.load_buffers(buffers.get(side, {}))
+
+    def _requests(self) -> list[Request]:
+        """Requests of both directions, for all images that a loss of weight above 0 needs."""
+        needs, layers = self.terms.needs, self.terms.layers
+        if unknown := needs - {"reconstructed", "identity"}:
+            raise CommandError(
+                f"objective.terms: a term needs {', '.join(sorted(unknown))}: expected reconstructed or identity"
+            )
+        requests = [
+            Request(
+                name,
+                reconstructed=bool(self.cycle[name]) or "reconstructed" in needs,
+                identity=bool(self.identity[name]) or "identity" in needs,
+                layers=layers,
+            )
+            for name in ("ab", "ba")
+        ]
+        for request in requests:
+            generator = self.generators.ab if request.name == "ab" else self.generators.ba
+            for layer in layers:
+                layer_of(generator, layer)
+            inputs, outputs = (getattr(generator, name, 3) for name in ("in_channels", "out_channels"))
+            if request.identity and inputs != outputs:
+                raise CommandError(
+                    f"objective.identity: the generator {request.name} maps {inputs} channel(s) to {outputs}, so it "
+                    f"cannot translate images of its own target domain: set objective.identity=0, and use no term that "
+                    f"needs identity images"
+                )
+        return requests
 
 
-def _batched(generator: nn.Module, *batches: Tensor | None) -> list[Tensor | None]:
-    """Call `generator` once for all `batches` together; return one output per batch, None for a batch that is None."""
-    present = [batch for batch in batches if batch is not None]
-    if not present:
-        return [None for _ in batches]
-    joined = torch.cat(present) if len(present) > 1 else present[0]
-    outputs = iter(generator(joined).split([len(batch) for batch in present]))
-    return [None if batch is None else next(outputs) for batch in batches]
+def _one_by_one(requests: Sequence[Request]) -> list[Sequence[Request]]:
+    """Divide both directions into two parts, so that each needs half the memory.
+
+    A part has three of the six generator passes: translation and reconstruction in one direction, and the identity
+    image of the translating generator. The last part must use every parameter of both generators, as DDP requires, and
+    a direction with a reconstruction does. If neither has one, both directions stay together.
+    """
+    parts = sorted(requests, key=lambda request: request.reconstructed)  # a direction with a reconstruction comes last
+    return [[request] for request in parts] if parts[-1].reconstructed else [requests]
+
+
+def _trained(module: nn.Module) -> Iterator[nn.Parameter]:
+    return (parameter for parameter in module.parameters() if parameter.requires_grad)
 
 
 @contextmanager
 def _frozen(module: nn.Module) -> Iterator[None]:
     """Context manager: freeze the parameters of `module`; gradients still flow through the module to its input."""
-    module.requires_grad_(False)
+    trained = list(_trained(module))
     try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
         yield
     finally:
-        module.requires_grad_(True)
+        for parameter in trained:
+            parameter.requires_grad_(True)

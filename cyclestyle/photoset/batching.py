@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cyclestyle.errors import CommandError, DataError
-from cyclestyle.images import decoding, tensors
+from cyclestyle.images import reading, tensors
 from cyclestyle.photoset.worker_pool import Workers
 from cyclestyle.translation.pipeline import MAX_PIXELS_IN_BATCH
 
@@ -71,9 +71,9 @@ def photos(sources: Iterable[Path], *, workers: Workers, failed: FailedPhoto) ->
 
     `failed` is called for each unreadable file, see `translated`.
     """
-    for source, reading in workers.ahead(_pixels, sources):
+    for source, task in workers.ahead(_pixels, sources):
         try:
-            yield QueuedPhoto(source, workers.finish(reading))
+            yield QueuedPhoto(source, workers.finish(task))
         except DataError as error:
             failed(source, error)
 
@@ -133,4 +133,4 @@ def _pixel_count(group: list[_Item]) -> int:
 
 
 def _pixels(source: Path) -> Tensor:
-    return tensors.pil_to_uint8(decoding.read(source))
+    return tensors.pil_to_uint8(reading.read_8_bit(source))

@@ -22,8 +22,9 @@ from cyclestyle.errors import CommandError, CyclestyleError, DataError, DiskErro
 from cyclestyle.filesystem.atomic import is_disk_error
 from cyclestyle.filesystem.listing import one_line, printable
 from cyclestyle.hardware import memory
+from cyclestyle.images import tensors
 from cyclestyle.images.decoding import ImageError
-from cyclestyle.images.photo import Photo, PixelArray, fault
+from cyclestyle.images.photo import Photo, fault
 from cyclestyle.photoset import batching, worker_tasks
 from cyclestyle.photoset.failure_streak import FailureStreak
 from cyclestyle.photoset.journal import Journal, JournalEntry, ReportRow, Status, disk_error, started_entry, writing
@@ -38,8 +39,9 @@ SHOWN = 5  # maximum number of failures in the summary; the report lists all fai
 class Pipeline(Protocol):
     """Interface of a model with its settings, see `TranslationPipeline`.
 
-    A call translates a batch of images, uint8 or uint16 (N, 3, H, W), and returns one tensor of the same dtype and
-    shape for each strength. `max_batch` returns the maximum number of images of a height and width in a batch.
+    A call translates a batch of images, uint8 or uint16 (N, 3, H, W), and returns one tensor of the same dtype and size
+    for each strength; it has 3 channels, or 1 for grey. `max_batch` returns the maximum number of images of a height
+    and width in a batch.
     """
 
     def __call__(self, pixels: Tensor, *, advance: Callable[[float], object] | None = None) -> list[Tensor]: ...
@@ -217,7 +219,7 @@ def translate_one(job: Job, pipeline: Pipeline, settings: Settings) -> JournalEn
     pending = pending_entry(job, settings)
     try:
         photo = _checked(job, worker_tasks.read(job.source.path, settings.reading))
-        pixels = _tensor(photo.pixels)[None]
+        pixels = tensors.array_to_tensor(photo.pixels)[None]
     except Exception as error:
         return pending._replace(reason=_reason(error))
     try:
@@ -227,7 +229,7 @@ def translate_one(job: Job, pipeline: Pipeline, settings: Settings) -> JournalEn
             raise
         return pending._replace(reason=_reason(error))
     try:
-        arrays = [_array(result[0]) for result in results]
+        arrays = [tensors.tensor_to_array(result[0]) for result in results]
         written = worker_tasks.write(photo, arrays, job.targets, thumbnail_names(job.targets), settings.writing)
     except Exception as error:
         return pending._replace(reason=_reason(error))
@@ -352,7 +354,7 @@ class _Work:
             job = jobs[path]
             try:
                 photo = _checked(job, self.workers.finish(reading))
-                pixels = _tensor(photo.pixels)
+                pixels = tensors.array_to_tensor(photo.pixels)
             except Exception as error:
                 self._note(job, failed_entry(job, self.journal, _reason(error)))
                 continue
@@ -389,7 +391,7 @@ class _Work:
             entry = pending_entry(job, self.settings)._replace(elapsed_s=elapsed_s)
             if self.journal is not None:
                 self.journal.add(job.key, entry)
-            arrays = [_array(result[number]) for result in results]
+            arrays = [tensors.tensor_to_array(result[number]) for result in results]
             task = self.workers.start(
                 worker_tasks.write, photo, arrays, job.targets, thumbnail_names(job.targets), self.settings.writing
             )
@@ -506,13 +508,3 @@ def _reason(error: Exception) -> str:
     if is_disk_error(error):
         raise disk_error(Path(error.filename), error) from None
     return f"cannot write {printable(Path(error.filename))}: {(error.strerror or '').lower()}"
-
-
-def _tensor(pixels: PixelArray) -> Tensor:
-    """Convert an array (H, W, 3) to a tensor (3, H, W); the pixels are copied only if the array is read-only."""
-    return torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy()).permute(2, 0, 1)
-
-
-def _array(pixels: Tensor) -> PixelArray:
-    """Convert a tensor (3, H, W) to an array (H, W, 3)."""
-    return pixels.permute(1, 2, 0).contiguous().cpu().numpy()

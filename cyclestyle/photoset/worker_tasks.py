@@ -67,7 +67,8 @@ def write(
 
     Args:
         photo: the photo; its metadata and alpha channel are written into the files.
-        translations: arrays of the shape and dtype of `photo.pixels`, one for each target.
+        translations: arrays (H, W, 3) or, for grey, (H, W, 1), with the size and dtype of `photo.pixels`; one for each
+            target.
         targets: paths of the translations, relative to the output folder.
         thumbs: names of the thumbnails; the first is for the photo, the others are for the translations.
         how: options for writing.

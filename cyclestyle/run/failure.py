@@ -18,6 +18,8 @@ from cyclestyle.run.folder import RunFolder
 class FailureReport:
     """Context manager around a whole run: if the run raises an error, record it in status.json and re-raise it.
 
+    The lock of the run folder is released at the end, so that a process that continues can train in it again.
+
     Errors are recorded only after `folder` has been set. An error that is not a bug is re-raised as a
     `CyclestyleError`. If several ranks fail, as happens after one rank has died, only the first to fail raises its
     error; the other ranks print nothing and exit with the exit code of the first.
@@ -37,8 +39,15 @@ class FailureReport:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> Literal[False]:
-        if not isinstance(error, Exception):
-            return False
+        try:
+            if isinstance(error, Exception):
+                self._record(error)
+        finally:
+            if self.folder is not None:
+                self.folder.release()
+        return False
+
+    def _record(self, error: Exception) -> None:
         known = to_user_error(error, self.world, self.advice)
         code = known.code if known is not None else 1
         reason = str(known).partition("\n")[0] if known is not None else f"{type(error).__name__}: {error}"
@@ -52,7 +61,6 @@ class FailureReport:
             raise SystemExit(code) from None
         if known is not None and known is not error:
             raise known from error
-        return False
 
 
 def to_user_error(error: Exception, world: World, advice: Remedies = TRAINING) -> CyclestyleError | None:

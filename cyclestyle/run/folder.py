@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import yaml  # type: ignore[import-untyped, unused-ignore]
+
 from cyclestyle.checkpoints.directory import Checkpoint, Checkpoints, step_of
-from cyclestyle.cli.keys import MAY_CHANGE, with_present_names
+from cyclestyle.cli.keys import flat, may_change, with_present_names
 from cyclestyle.errors import CheckpointError, CommandError, DiskError, warn
 from cyclestyle.filesystem.atomic import remove_temporary_files, write_text
 from cyclestyle.filesystem.listing import printable
@@ -78,6 +80,10 @@ class RunFolder:
         for folder in (self.path, self.path / "samples"):
             remove_temporary_files(folder)
 
+    def release(self) -> None:
+        """Release the lock."""
+        self._lock.release()
+
     def resume_point(
         self, recipe: Mapping[str, Any], files: Files, *, bad: Mapping[str, Mapping[str, str]], repair: bool = False
     ) -> ResumePoint | None:
@@ -100,7 +106,10 @@ class RunFolder:
         checkpoint = self.checkpoints.load(repair=repair, warn=warn if repair else lambda _: None)
         if checkpoint is None:
             return None
-        then, now = _flat(with_present_names(checkpoint.training["recipe"])), _flat(recipe)
+        then, now = flat(with_present_names(checkpoint.training["recipe"])), flat(recipe)
+        for key, value in flat(self._written_config()).items():
+            if then.get(key) == "auto" and now.get(key) == value:  # config.yaml as the recipe: it has the chosen value
+                then[key] = value
         changed = {key: f"{key}: {then.get(key)} -> {now.get(key)}" for key in sorted(then | now)
                    if then.get(key) != now.get(key)}  # fmt: skip
         networks = [line for key, line in changed.items() if key.startswith(("generator.", "discriminator."))]
@@ -108,16 +117,16 @@ class RunFolder:
             raise CheckpointError(
                 _lines(f"{self.path} holds networks of another architecture; choose another name=", networks)
             )
-        blocking = [line for key, line in changed.items() if not _may_change(key)]
+        blocking = [line for key, line in changed.items() if not may_change(key)]
         blocking += _changed_files(checkpoint.training["files"], files, bad)
         if blocking and not self.allow_changed:
             remedy = "choose another name=, or resume regardless with resume.allow_changed=true"
             raise CommandError(_lines(f"{self.path} was started with another recipe or data set; {remedy}", blocking))
         return ResumePoint(checkpoint, list(dict.fromkeys([*changed.values(), *blocking])))
 
-    def write_config(self, yaml: str) -> None:
+    def write_config(self, text: str) -> None:
         """Write the resolved config to config.yaml."""
-        write_text(self.path / "config.yaml", yaml)
+        write_text(self.path / "config.yaml", text)
 
     def read_step_from(self, step: Callable[[], int]) -> None:
         """Set the function that `write_status` calls for the current step.
@@ -163,23 +172,19 @@ class RunFolder:
         status = self._status()
         return f" by pid {status['pid']} on host {status['host']}" if {"pid", "host"} <= status.keys() else ""
 
+    def _written_config(self) -> dict[str, Any]:
+        """Return the content of config.yaml; an empty dict if the file cannot be read."""
+        try:
+            return dict(yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError, yaml.YAMLError):
+            return {}
+
     def _status(self) -> dict[str, Any]:
         """Return the content of status.json; an empty dict if the file cannot be read."""
         try:
             return dict(json.loads((self.path / "status.json").read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             return {}
-
-
-def _may_change(key: str) -> bool:
-    return any(key == allowed or key.startswith(allowed + ".") for allowed in MAY_CHANGE)
-
-
-def _flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in node.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _changed_files(then: Files, now: Files, bad: Mapping[str, Mapping[str, str]]) -> list[str]:

@@ -1,47 +1,59 @@
 """Moving average of the generators' weights; averaged generators give translations that vary less between steps."""
 
 import copy
-from typing import Generic, TypeVar
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from cyclestyle.errors import CommandError
-from cyclestyle.objectives.cyclegan import Generators
-
-Averaged = TypeVar("Averaged", bound=nn.Module)
 
 
-class GeneratorAverage(Generic[Averaged]):
+class Average(Protocol):
+    """Average of the weights of a module over the steps of training."""
+
+    module: nn.Module  # copy of the averaged module, with the averages as weights
+
+    def update(self, step: int) -> None:
+        """Include the current weights, after training step `step` (0-based)."""
+
+
+class GeneratorAverage:
     """Exponential moving average (EMA) of a module's parameters.
 
     Step t (0-based) gives the old average the weight min(decay, (1 + t) / (10 + t)). This weight is small at first, so
-    that the random initial parameters soon lose their influence.
+    that the random initial parameters soon lose their influence. Buffers are not averaged.
 
     Args:
         module: module whose parameters are averaged; `self.module`, a copy of the module, holds the average.
         decay: largest weight of the old average, in (0, 1).
+        start: number of steps before which the average equals the current parameters.
+        warm_up: False gives the old average the weight `decay` at every step from `start` on.
     """
 
-    def __init__(self, module: Averaged, decay: float) -> None:
-        self.module: Averaged = copy.deepcopy(module).eval().requires_grad_(False)
-        self.decay = decay
+    def __init__(self, module: nn.Module, decay: float, *, start: int = 0, warm_up: bool = True) -> None:
+        self.module = copy.deepcopy(module).eval().requires_grad_(False)
+        self.decay, self.start, self.warm_up = decay, start, warm_up
         self._averages: list[Tensor] = list(self.module.parameters())
         self._sources: list[Tensor] = list(module.parameters())
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Move the average towards the current parameters of the module, after training step `step` (0-based)."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self._averages, self._sources, 1 - decay)
+        decay = min(self.decay, (1 + step) / (10 + step)) if self.warm_up else self.decay
+        torch._foreach_lerp_(self._averages, self._sources, 1 - decay if step >= self.start else 1.0)
 
 
-def make_ema(generators: Generators, decay: float) -> GeneratorAverage[Generators] | None:
-    """Create the moving average of the generators; return None if `decay` is 0.
+def make_ema(
+    generators: nn.Module, decay: float = 0.0, *, start: int = 0, warm_up: bool = True
+) -> GeneratorAverage | None:
+    """Create the moving average of the generators, see `GeneratorAverage`; return None if `decay` is 0.
 
     Raises:
-        CommandError: `decay` is outside [0, 1).
+        CommandError: `decay` is outside [0, 1), or `start` is negative.
     """
     if not 0 <= decay < 1:
         raise CommandError(f"ema.decay={decay}: give 0 (off) or a share below 1 such as 0.999")
-    return GeneratorAverage(generators, decay) if decay else None
+    if start < 0:
+        raise CommandError(f"ema.start={start}: give a number of steps, 0 or more")
+    return GeneratorAverage(generators, decay, start=start, warm_up=warm_up) if decay else None

@@ -83,7 +83,11 @@ def report_finished(
     if trainer.world.is_main:
         folder.write_status("finished", code=0, reason="reached the last step")
         stop.clear()  # removes a stop file that appeared during the last step
-    report(f"finished at step {trainer.step}: {folder.path}\n{_next_commands(folder.path, domains)}")
+    best = folder.checkpoints.best()
+    report(f"finished at step {trainer.step}: {folder.path}")
+    if best is not None:
+        report(f"  best:       {best.name} {best.value:.6g} at step {best.step}: {folder.path / 'best'}")
+    report(_next_commands(folder.path, domains))
     return 0
 
 
@@ -122,17 +126,16 @@ def announce(
 
     objective, world = trainer.objective, trainer.world
     sizes_m = [
-        sum(p.numel() for p in module.parameters()) / 2e6 for module in (objective.generators, objective.discriminators)
+        sum(p.numel() for p in objective.modules[name].parameters()) / 2e6 for name in ("generators", "discriminators")
     ]
-    share = (
-        f" = {world.size} processes x {trainer.accumulate} x {trainer.batch_size // world.size // trainer.accumulate}"
-    )
-    is_divided = world.size * trainer.accumulate > 1
+    accumulate = trainer.updater.accumulate
+    share = f" = {world.size} processes x {accumulate} x {trainer.batch_size // world.size // accumulate}"
+    is_divided = world.size * accumulate > 1
     start = "resuming from" if resumed is not None else "from"
     report(f"{folder.path}: {start} step {trainer.step} to {trainer.total}, {data}")
     report(
         f"global batch {trainer.batch_size}{share if is_divided else ''}, {trainer.hardware}"
-        f"{', CUDA graphs' if trainer.replays else ''}"
+        f"{', CUDA graphs' if trainer.is_graphed else ''}"
         f"{f', {chosen}' if trainer.hardware.device.type == 'cpu' else ''}, "
         f"2 generators of {sizes_m[0]:.1f} M parameters, 2 discriminators of {sizes_m[1]:.1f} M"
     )

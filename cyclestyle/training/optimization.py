@@ -1,25 +1,48 @@
-"""The two optimizers of a run as one object, and the check of the batch size."""
+"""The optimizers of a run as one object, and the check of the batch size."""
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from cyclestyle.errors import CommandError
 
 
-class Optimizers(NamedTuple):
-    """Two optimizers: one for both generators, and one for both discriminators."""
+class Optimizers:
+    """One optimizer for each update of a training step, by the name of the update.
 
-    generators: Optimizer
-    discriminators: Optimizer
+    Args:
+        optimizers: optimizers, such as `generators=` and `discriminators=`, each with its initial learning rate.
+    """
 
-    def set_rate(self, rate: float) -> None:
-        """Set the learning rate of both optimizers for the next step."""
-        for optimizer in self:
-            for group in optimizer.param_groups:
+    def __init__(self, **optimizers: Optimizer) -> None:
+        self._optimizers = optimizers
+        self.base_rates = {name: float(each.param_groups[0]["lr"]) for name, each in optimizers.items()}
+
+    def __getitem__(self, name: str) -> Optimizer:
+        return self._optimizers[name]
+
+    def __iter__(self) -> Iterator[Optimizer]:
+        return iter(self._optimizers.values())
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._optimizers)
+
+    def parameters(self, name: str) -> list[nn.Parameter]:
+        """Return all parameters that optimizer `name` changes."""
+        return [p for group in self._optimizers[name].param_groups for p in group["params"]]
+
+    def rates(self, factor: float) -> dict[str, float]:
+        """Return the learning rate of each optimizer if the schedule multiplies its initial rate by `factor`."""
+        return {name: rate * factor for name, rate in self.base_rates.items()}
+
+    def set_rates(self, factor: float) -> None:
+        """Set the learning rate of each optimizer for the next step, see `rates`."""
+        for name, rate in self.rates(factor).items():
+            for group in self._optimizers[name].param_groups:
                 if isinstance(group["lr"], Tensor):
                     group["lr"].fill_(rate)  # in place, since a captured CUDA graph reads this tensor
                 else:
@@ -27,7 +50,7 @@ class Optimizers(NamedTuple):
 
     @property
     def are_capturable(self) -> bool:
-        """True if both optimizers can run inside a CUDA graph."""
+        """True if all optimizers can run inside a CUDA graph."""
         return all("capturable" in group for optimizer in self for group in optimizer.param_groups)
 
     def make_capturable(self, device: torch.device) -> None:
@@ -39,13 +62,22 @@ class Optimizers(NamedTuple):
 
     def state_dict(self) -> dict[str, Any]:
         """Return moments, keyed by optimizer name; without learning rates and betas, which come from the config."""
-        return {name: optimizer.state_dict()["state"] for name, optimizer in self._asdict().items()}
+        return {name: optimizer.state_dict()["state"] for name, optimizer in self._optimizers.items()}
 
     def load_state_dict(self, moments: Mapping[str, Any]) -> None:
-        """Load the moments of both optimizers; learning rates and betas stay unchanged."""
-        for name, optimizer in self._asdict().items():
+        """Load the moments of all optimizers; learning rates and betas stay unchanged.
+
+        Moments that fit no parameter of an optimizer, such as those of a removed term, are left out.
+        """
+        for name, optimizer in self._optimizers.items():
             groups = optimizer.state_dict()["param_groups"]
-            optimizer.load_state_dict({"state": moments[name], "param_groups": groups})
+            parameters = dict(enumerate(self.parameters(name)))
+            fitting = {
+                index: state
+                for index, state in moments[name].items()
+                if index in parameters and _fits(state, parameters[index])
+            }
+            optimizer.load_state_dict({"state": fitting, "param_groups": groups})
             _match_layout(optimizer)
 
 
@@ -64,6 +96,11 @@ def check_batch(batch_size: int, *, ranks: int, accumulate: int) -> None:
             f"trainer.batch_size={batch_size} (global) cannot be divided evenly over {ranks} process(es) x "
             f"{accumulate} accumulated micro-batch(es): make it a multiple of {ranks * accumulate}"
         )
+
+
+def _fits(state: Mapping[str, Any], parameter: Tensor) -> bool:
+    """Return whether each moment in the state of a parameter has the parameter's shape; step counts are scalars."""
+    return all(value.shape == parameter.shape for value in state.values() if isinstance(value, Tensor) and value.dim())
 
 
 def _match_layout(optimizer: Optimizer) -> None:

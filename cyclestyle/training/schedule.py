@@ -1,6 +1,18 @@
-"""The learning-rate schedule: a factor for the base learning rate that depends on the epoch alone."""
+"""Learning-rate schedules: a factor for the base learning rates that depends on the number of epochs done alone."""
+
+import math
+from typing import Protocol
 
 from cyclestyle.errors import CommandError
+
+
+class Schedule(Protocol):
+    """Learning-rate schedule of a run."""
+
+    epochs: int  # length of the whole schedule; training ends there unless the config sets another length
+
+    def factor(self, epoch: float, /) -> float:
+        """Return the factor for the base learning rates after `epoch` epochs; 0 at the start of training."""
 
 
 class LinearDecay:
@@ -18,19 +30,88 @@ class LinearDecay:
     """
 
     def __init__(self, constant_epochs: int = 100, decay_epochs: int = 100) -> None:
-        if min(constant_epochs, decay_epochs) < 0 or constant_epochs + decay_epochs < 1:
-            raise CommandError(
-                f"schedule.constant_epochs={constant_epochs}, schedule.decay_epochs={decay_epochs}: "
-                f"neither may be negative, and they must not both be 0"
-            )
+        _check_epochs(constant_epochs=constant_epochs, decay_epochs=decay_epochs)
         self.constant_epochs, self.decay_epochs = constant_epochs, decay_epochs
+        self.epochs = constant_epochs + decay_epochs
 
-    @property
-    def epochs(self) -> int:
-        """Length of the whole schedule in epochs."""
-        return self.constant_epochs + self.decay_epochs
-
-    def factor(self, epoch: int) -> float:
-        """Return the factor for the base learning rate in epoch `epoch` (0-based)."""
-        past = max(0, epoch + 1 - self.constant_epochs)
+    def factor(self, epoch: float) -> float:
+        """Return the factor for the base learning rate after `epoch` epochs; the fraction has no effect."""
+        past = max(0, int(epoch) + 1 - self.constant_epochs)
         return max(1 - past / (self.decay_epochs + 1), 1 / (self.decay_epochs + 1))
+
+
+class Cosine:
+    """Learning-rate factor: 1 for some epochs, then half a cosine wave down to `final`; it changes with every step.
+
+    Loshchilov, Hutter: SGDR: Stochastic Gradient Descent with Warm Restarts, 2017, eq. 5.
+
+    Args:
+        constant_epochs: number of epochs at the full learning rate.
+        decay_epochs: number of epochs with a decaying learning rate.
+        final: factor at the end of the decay and later, in [0, 1].
+
+    Raises:
+        CommandError: a number of epochs is negative, both are 0, or `final` is outside [0, 1].
+    """
+
+    def __init__(self, constant_epochs: int = 0, decay_epochs: int = 200, *, final: float = 0.0) -> None:
+        _check_epochs(constant_epochs=constant_epochs, decay_epochs=decay_epochs)
+        if not 0 <= final <= 1:
+            raise CommandError(f"schedule.final={final:g}: give a factor from 0 to 1")
+        self.constant_epochs, self.decay_epochs, self.final = constant_epochs, decay_epochs, final
+        self.epochs = constant_epochs + decay_epochs
+
+    def factor(self, epoch: float) -> float:
+        """Return the factor for the base learning rate after `epoch` epochs."""
+        past = min(max(epoch - self.constant_epochs, 0), self.decay_epochs)
+        share = past / self.decay_epochs if self.decay_epochs else 0.0
+        return self.final + (1 - self.final) * (1 + math.cos(math.pi * share)) / 2
+
+
+class Constant:
+    """Learning-rate factor 1 for the whole run of `epochs` epochs.
+
+    Raises:
+        CommandError: `epochs` is below 1.
+    """
+
+    def __init__(self, epochs: int = 200) -> None:
+        _check_epochs(epochs=epochs)
+        self.epochs = epochs
+
+    def factor(self, epoch: float) -> float:
+        """Return 1."""
+        return 1.0
+
+
+class Step:
+    """Learning-rate factor that is multiplied by `gamma` after every `every_epochs` epochs.
+
+    Args:
+        epochs: length of the schedule.
+        every_epochs: number of epochs with the same factor.
+        gamma: multiplier, in (0, 1].
+
+    Raises:
+        CommandError: a number of epochs is below 1, or `gamma` is outside (0, 1].
+    """
+
+    def __init__(self, epochs: int = 200, *, every_epochs: int = 50, gamma: float = 0.5) -> None:
+        _check_epochs(epochs=epochs)
+        if every_epochs < 1:
+            raise CommandError(f"schedule.every_epochs={every_epochs}: give 1 or more")
+        if not 0 < gamma <= 1:
+            raise CommandError(f"schedule.gamma={gamma:g}: give a multiplier above 0, at most 1")
+        self.epochs, self.every_epochs, self.gamma = epochs, every_epochs, gamma
+
+    def factor(self, epoch: float) -> float:
+        """Return the factor for the base learning rate after `epoch` epochs; the fraction has no effect."""
+        return self.gamma ** (int(epoch) // self.every_epochs)
+
+
+def _check_epochs(**epochs: int) -> None:
+    """Raise a CommandError unless no number of epochs is negative, and their sum is 1 or more."""
+    if min(epochs.values()) < 0 or sum(epochs.values()) < 1:
+        numbers = ", ".join(f"schedule.{name}={number}" for name, number in epochs.items())
+        rule = "neither may be negative, and they must not both be 0" if len(epochs) > 1 else "give 1 or more"
+        raise CommandError(f"{numbers}: {rule}")

@@ -2,15 +2,13 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from cyclestyle.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from cyclestyle.checkpoints.model import Model
-    from cyclestyle.objectives.cyclegan import CycleGAN
+    from cyclestyle.objectives.step import Objective
     from cyclestyle.run.folder import ResumePoint
     from cyclestyle.training.trainer import Trainer
 
@@ -30,7 +28,6 @@ def restore_or_init(
             other order.
     """
     from cyclestyle.checkpoints.directory import read_model
-    from cyclestyle.networks import registry
 
     objective = trainer.objective
     if resumed is not None:
@@ -40,12 +37,7 @@ def restore_or_init(
         restore_average(trainer, checkpoint.model)
     elif init is not None:
         model = read_model(Path(init))
-        for group, stored, configured in (
-            ("generator", model.generator, objective.generators.ab.architecture),
-            ("discriminator", model.discriminator, objective.discriminators.a.architecture),
-        ):
-            if (stored := registry.with_defaults(stored)) != configured:
-                raise CheckpointError(f"init={init}: its {group} is {_differences(stored, configured)}")  # type: ignore[arg-type]
+        check_architectures(model, objective, init=init)
         if model.domains == domains[::-1] and domains != domains[::-1]:
             raise CheckpointError(
                 f"init={init}: it was trained on {model.domains[0]} and {model.domains[1]}, here they are the other "
@@ -56,7 +48,35 @@ def restore_or_init(
             trainer.average.module.load_state_dict(model.weights_under("generators."))
 
 
-def load_networks(model: "Model", objective: "CycleGAN") -> None:
+def check_architectures(model: "Model", objective: "Objective", *, init: str) -> None:
+    """Raise a CheckpointError unless each network of `model`, read from `init`, has the architecture in `objective`."""
+    from cyclestyle.networks import registry
+
+    stored_groups = {"generator": model.generators, "discriminator": model.discriminators}
+    for group, present in architectures(objective).items():
+        for side, configured in present.items():
+            if side not in stored_groups[group]:
+                raise CheckpointError(
+                    f"init={init}: it has no {group} {side}: give a run folder or a checkpoint, exported files hold "
+                    f"one generator only"
+                )
+            stored = registry.with_defaults(stored_groups[group][side])
+            if stored != configured:
+                first, second = stored_groups[group].values()
+                name = group if first == second else f"{group} {side}"
+                raise CheckpointError(f"init={init}: its {name} is {_differences(stored, configured)}")
+
+
+def architectures(objective: "Objective") -> dict[str, dict[str, dict[str, Any]]]:
+    """Return the architectures of all networks: group (`generator`, `discriminator`) -> side (`ab`, `a`) -> values."""
+    generators, discriminators = (cast(Any, objective.modules[name]) for name in ("generators", "discriminators"))
+    return {
+        "generator": {"ab": dict(generators.ab.architecture), "ba": dict(generators.ba.architecture)},
+        "discriminator": {"a": dict(discriminators.a.architecture), "b": dict(discriminators.b.architecture)},
+    }
+
+
+def load_networks(model: "Model", objective: "Objective") -> None:
     """Load the weights of `model` into the networks of `objective`.
 
     Raises:
@@ -64,7 +84,7 @@ def load_networks(model: "Model", objective: "CycleGAN") -> None:
     """
     from cyclestyle.checkpoints.model import state_dict_mismatch
 
-    modules: dict[str, nn.Module] = {"generators.": objective.generators, "discriminators.": objective.discriminators}
+    modules = {f"{name}.": module for name, module in objective.modules.items()}
     for prefix, module in modules.items():
         if mismatches := state_dict_mismatch(module.state_dict(), model.weights_under(prefix)):
             fault = f"{model.path}: its weights {prefix}* do not fit the architecture that it names"
@@ -85,15 +105,15 @@ def snapshot_model(trainer: "Trainer", domains: tuple[str, str]) -> "Model":
     from cyclestyle.checkpoints.model import Model
 
     objective = trainer.objective
-    modules: dict[str, nn.Module] = {"generators": objective.generators, "discriminators": objective.discriminators}
+    modules = dict(objective.modules)
     if trainer.average is not None:
         modules["ema"] = trainer.average.module
     return Model(
         tensors={
             f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()
         },
-        generator=dict(objective.generators.ab.architecture),  # type: ignore[arg-type]
-        discriminator=dict(objective.discriminators.a.architecture),  # type: ignore[arg-type]
+        generators=architectures(objective)["generator"],
+        discriminators=architectures(objective)["discriminator"],
         domains=domains,
         step=trainer.step,
         path=Path(),

@@ -21,6 +21,8 @@ MAX_PIXELS_IN_BATCH = 2**21  # maximum number of pixels in a batch; 64 channels 
 VERSION = 1  # version of the results; increase it whenever the same settings give different pixels
 UNKNOWN_NETWORK_BYTES = 900  # per pixel; memory assumed for an unknown network, the same as for the default generator
 
+_COLOURS = {1: "grey", 3: "RGB"}
+
 Tile = int | Literal["auto", "off"]
 
 
@@ -42,7 +44,8 @@ class TranslationPipeline:
             `translator` is used.
 
     Raises:
-        CommandError: a value is out of range, or tiling was requested for an unsupported network.
+        CommandError: a value is out of range, tiling was requested for an unsupported network, or `strength` or `keep`
+            requires blending although the model changes the number of channels.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class TranslationPipeline:
         self.strengths = as_strengths(strength)
         for value in self.strengths:
             blending.check(value, keep)
+        self._check_channels()
         self.memory = tiling.parse_memory(str(memory))
         network = translator.generator
         self._tileable = network if network is not None and tiling.can_tile(network) else None
@@ -121,17 +125,18 @@ class TranslationPipeline:
         """Translate a batch of images; return a list with one translated batch for each strength.
 
         Args:
-            pixels: uint8 or uint16 (N, 3, H, W); each translated batch has the same dtype and shape.
+            pixels: uint8 or uint16 (N, 3, H, W); each translated batch has the same dtype and shape, but 1 channel if
+                the model's output is grey.
             advance: called with the completed share of the work, 0 to 1, while a tiled image is translated.
 
         Raises:
             DataError: an image needs more than `memory`.
         """
-        photo = tensors.to_float(pixels)
+        photo = tensors.with_channels(tensors.to_float(pixels), self.translator.in_channels)
         translator = self.translator if pixels.dtype == torch.uint8 else self.high_precision
         translation = self._translate(photo, translator, advance)
         return [
-            tensors.quantize(blending.blend(photo, translation, strength=value, keep=self.keep), pixels.dtype)
+            tensors.quantize(self._blended(photo, translation, strength=value), pixels.dtype)
             for value in self.strengths
         ]
 
@@ -155,6 +160,24 @@ class TranslationPipeline:
             "keep": self.keep,
         }
         return hashlib.sha256(json.dumps(fields | more, sort_keys=True).encode()).hexdigest()
+
+    def _blended(self, photo: Tensor, translation: Tensor, *, strength: float) -> Tensor:
+        if strength == 1 and self.keep == "none":
+            return translation
+        rgb = [tensors.with_channels(image, 3) for image in (photo, translation)]
+        blended = blending.blend(*rgb, strength=strength, keep=self.keep)
+        return blended[..., : translation.shape[-3], :, :]  # blended greys are grey: their channels are equal
+
+    def _check_channels(self) -> None:
+        """Raise a CommandError if photos and translations of different numbers of channels would be blended."""
+        channels = self.translator.in_channels, self.translator.out_channels
+        if channels[0] == channels[1]:
+            return
+        why = "this model turns {} photos into {} ones, which cannot be blended".format(*map(_COLOURS.get, channels))
+        if self.strengths != (1.0,):
+            raise CommandError(f"strength={', '.join(f'{value:g}' for value in self.strengths)}: {why}: leave it out")
+        if self.keep != "none":
+            raise CommandError(f"keep={self.keep}: {why}: leave it out")
 
     def _translate(self, photo: Tensor, translator: Translator, advance: Callable[[float], object] | None) -> Tensor:
         height, width = photo.shape[-2:]

@@ -1,20 +1,24 @@
 """Translator, which runs one direction of a trained model on images of any size."""
 
 import copy
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, overload
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
 from cyclestyle.distributed.world import World
-from cyclestyle.errors import CommandError
+from cyclestyle.errors import CommandError, DataError
 from cyclestyle.hardware.device import Hardware
 from cyclestyle.images import decoding, tensors
 from cyclestyle.model_files import generator_file
 from cyclestyle.model_files.onnx import OnnxGenerator
+from cyclestyle.networks import registry
 
 Backend = Literal["torch", "onnx"]
 
@@ -22,11 +26,14 @@ Backend = Literal["torch", "onnx"]
 class Generator(Protocol):
     """Interface of a generator network that runs in PyTorch or in ONNX Runtime.
 
-    Its input and output are float32 (N, 3, H, W) in [-1, 1] on the CPU, with any H and W.
+    Its input is float32 (N, in_channels, H, W) in [-1, 1], with any H and W; its output has `out_channels` channels and
+    is on the same device.
     """
 
     backend: Backend
     hardware: Hardware
+    in_channels: int
+    out_channels: int
 
     @property
     def module(self) -> nn.Module | None: ...
@@ -47,6 +54,7 @@ class TorchGenerator:
 
     def __init__(self, module: nn.Module, hardware: Hardware) -> None:
         self.module, self.hardware = module.eval().requires_grad_(False), hardware
+        self.in_channels, self.out_channels = registry.channels_of(module)
         hardware.to_device(module)
         self._call = hardware.prepare_inference(module)
 
@@ -55,8 +63,10 @@ class TorchGenerator:
         return generator_file.fingerprint(self.module)
 
     def __call__(self, images: Tensor) -> Tensor:
-        translated: Tensor = self._call(self.hardware.upload(images))
-        return translated.cpu()
+        # `upload` does not wait for its copy, which the CPU must not read before it is complete.
+        on_device = images if self.hardware.device.type == "cuda" else images.to(self.hardware.device)
+        translated: Tensor = self._call(self.hardware.upload(on_device))
+        return translated.to(images.device)
 
     def __str__(self) -> str:
         return str(self.hardware)
@@ -64,6 +74,20 @@ class TorchGenerator:
 
 class Translator:
     """Translates images from one domain to the other without changing their size.
+
+    A model has 1 (grey) or 3 (RGB) channels, which may differ between its input and its output. Images are converted to
+    the channels of the input, see `images.tensors.with_channels`.
+
+    Example:
+        >>> translate = Translator.load("runs/mine", direction="photo2painting")
+        >>> translate(Image.open("photo.jpg")).size  # a PIL image, and its translation
+        (48, 32)
+        >>> pixels = np.zeros((32, 48, 3), np.uint8)
+        >>> translate(pixels).shape, translate(pixels).dtype
+        ((32, 48, 3), dtype('uint8'))
+        >>> batch = torch.zeros((2, 3, 32, 48), dtype=torch.uint8)
+        >>> translate(batch).shape  # on the device of `batch`
+        torch.Size([2, 3, 32, 48])
 
     Args:
         runner: the generator network, in PyTorch or in ONNX Runtime.
@@ -100,6 +124,7 @@ class Translator:
         backend: Literal["auto", "torch", "onnx"] = "auto",
         compile: bool = False,  # noqa: A002
         world: World | None = None,
+        plugins: Sequence[str] = (),
     ) -> "Translator":
         """Load a translator from a trained model; no config is needed.
 
@@ -113,11 +138,14 @@ class Translator:
             backend: library that runs the generator; `auto` means `onnx` for an `.onnx` file, else `torch`.
             compile: run the network through `torch.compile`.
             world: the processes of a distributed run, which share out the devices of a machine; None for one process.
+            plugins: names of modules with networks of your own, see `networks.registry.load_plugins`.
 
         Raises:
-            CommandError: unknown direction, unavailable device or precision, or a backend that cannot run this file.
-            CheckpointError: the model is missing, damaged, or does not translate RGB images.
+            CommandError: unknown direction, unavailable device or precision, a backend that cannot run this file, or a
+                module in `plugins` that cannot be loaded.
+            CheckpointError: the model is missing or damaged, or its images are neither grey nor RGB.
         """
+        registry.load_plugins(plugins)
         path = Path(path)
         runner: Generator
         if _backend(path, backend) == "onnx":
@@ -170,6 +198,16 @@ class Translator:
         return self.runner.module
 
     @property
+    def in_channels(self) -> int:
+        """Number of channels of the images that the generator receives: 1 (grey) or 3 (RGB)."""
+        return self.runner.in_channels
+
+    @property
+    def out_channels(self) -> int:
+        """Number of channels of translations: 1 (grey) or 3 (RGB)."""
+        return self.runner.out_channels
+
+    @property
     def fingerprint(self) -> str:
         """SHA-256, in hexadecimal, of everything that decides the translations.
 
@@ -178,12 +216,36 @@ class Translator:
         """
         return self.runner.fingerprint
 
-    def __call__(self, image: Image.Image) -> Image.Image:
-        """Translate one image of any colour mode to RGB, without colour management."""
-        return tensors.uint8_to_pil(self.batch(tensors.pil_to_uint8(decoding.to_rgb(image))[None])[0])
+    @overload
+    def __call__(self, image: Image.Image) -> Image.Image: ...
+    @overload
+    def __call__(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]: ...
+    @overload
+    def __call__(self, image: Tensor) -> Tensor: ...
+    def __call__(self, image: Image.Image | NDArray[np.uint8] | Tensor) -> Image.Image | NDArray[np.uint8] | Tensor:
+        """Translate an image, or a batch of images of one size; return the same type as `image`.
+
+        Args:
+            image: a PIL image of any colour mode, which becomes RGB without colour management, or grey if the model's
+                input is grey; a NumPy array, uint8 (H, W, 3) or (N, H, W, 3); or a tensor on any device, uint8
+                (3, H, W) or (N, 3, H, W). A grey array or tensor has 1 channel in place of 3. `values` accepts tensors
+                of floats.
+
+        Raises:
+            DataError: an array or tensor has another shape or dtype.
+        """
+        if isinstance(image, Image.Image):
+            return tensors.uint8_to_pil(self.batch(tensors.pil_to_uint8(decoding.to_rgb(image))[None])[0])
+        if isinstance(image, np.ndarray):
+            _check(image, np.dtype(np.uint8), axis=-1, shapes="(H, W, 3) or (N, H, W, 3)")
+            pixels = torch.from_numpy(np.array(image)).movedim(-1, -3)
+            translated: NDArray[np.uint8] = self(pixels).movedim(-3, -1).contiguous().numpy()
+            return translated
+        _check(image, torch.uint8, axis=-3, shapes="(3, H, W) or (N, 3, H, W)")
+        return self.batch(image) if image.ndim == 4 else self.batch(image[None])[0]
 
     def batch(self, pixels: Tensor) -> Tensor:
-        """Translate a batch of images; input and output are uint8 (N, 3, H, W) on the CPU.
+        """Translate a batch of images; input and output are uint8 (N, 1 or 3, H, W) on the same device.
 
         Instance norm treats each image separately, so the other images of the batch affect an image's translation
         only by rounding.
@@ -192,13 +254,22 @@ class Translator:
 
     @torch.inference_mode()
     def values(self, images: Tensor) -> Tensor:
-        """Translate a batch without quantization; input and output are float32 (N, 3, H, W) in [-1, 1] on the CPU."""
-        return self.runner(images)
+        """Translate a batch without quantization; input and output are float32 (N, 1 or 3, H, W) in [-1, 1].
+
+        The output has `out_channels` channels, and is on the device of the input.
+        """
+        return self.runner(tensors.with_channels(images, self.in_channels))
 
     def __str__(self) -> str:
         step = "" if self.step is None else f" (step {self.step})"
         kind = "" if self.step is None else f", {self.weights} weights"
         return f"{self.path}{step}, {self.direction}{kind}, on {self.runner}"
+
+
+def _check(image: NDArray[np.uint8] | Tensor, dtype: object, *, axis: int, shapes: str) -> None:
+    """Raise a DataError unless `image` has this dtype, three or four axes, and 1 or 3 channels at `axis`."""
+    if image.dtype != dtype or image.ndim not in (3, 4) or image.shape[axis] not in (1, 3) or 0 in image.shape:
+        raise DataError(f"the images are {image.dtype} {tuple(image.shape)}: give uint8 {shapes}")
 
 
 def _backend(path: Path, backend: Literal["auto", "torch", "onnx"]) -> Backend:

@@ -20,16 +20,19 @@ from cyclestyle.checkpoints.model import Model
 from cyclestyle.distributed.world import World
 from cyclestyle.errors import CheckpointError, CommandError, DiskError
 from cyclestyle.hardware.device import Hardware
+from cyclestyle.training.optimization import Optimizers
 from cyclestyle.training.state import snapshot_model
 from cyclestyle.training.trainer import Trainer
-from tests.factories import random_batch, tiny_objective, tiny_trainer
+from cyclestyle.training.updater import Updater
+from tests.factories import adam, random_batch, tiny_objective, tiny_trainer
 
 FILES = ["networks.safetensors", "rank0.pt", "training.pt"]
 
 
 def model(step: int = 4, **tensors: torch.Tensor) -> Model:
     tensors = tensors or {"generators.ab.weight": torch.arange(6.0).view(2, 3)}
-    return Model(tensors, {"name": "resnet", "channels": 4}, {"name": "patch"}, ("monet", "photo"), step, Path())
+    generators = {side: {"name": "resnet", "channels": channels} for side, channels in (("ab", 4), ("ba", 8))}
+    return Model(tensors, generators, {side: {"name": "patch"} for side in "ab"}, ("monet", "photo"), step, Path())
 
 
 def save(folder: Path, step: int = 4, *, keep: int = 3, training: Any = None) -> Path:
@@ -58,8 +61,10 @@ def test_loaded_checkpoint_equals_saved_state(tmp_path: Path) -> None:
     again = read(path)
     assert again.step == 3
     assert again.model.domains == ("größe 🎨", "photo")
-    assert again.model.generator == trainer.objective.generators.ab.architecture
-    assert again.model.discriminator == trainer.objective.discriminators.a.architecture
+    objective = trainer.objective
+    generators, discriminators = objective.generators, objective.discriminators
+    assert again.model.generators == {"ab": generators.ab.architecture, "ba": generators.ba.architecture}
+    assert again.model.discriminators == {"a": discriminators.a.architecture, "b": discriminators.b.architecture}
     assert again.model.tensors.keys() == saved.tensors.keys()
     assert all(torch.equal(value, saved.tensors[name]) for name, value in again.model.tensors.items())
     assert equal(again.training, state)
@@ -82,12 +87,26 @@ def test_model_header_describes_networks(tmp_path: Path) -> None:
     with safe_open(path, framework="pt") as opened:
         header = json.loads(opened.metadata()["cyclestyle"])
     assert header == {
-        "version": 1,
+        "version": 2,
         "step": 4,
         "domains": ["monet", "photo"],
-        "generator": {"name": "resnet", "channels": 4},
-        "discriminator": {"name": "patch"},
+        "generators": {"ab": {"name": "resnet", "channels": 4}, "ba": {"name": "resnet", "channels": 8}},
+        "discriminators": {"a": {"name": "patch"}, "b": {"name": "patch"}},
     }
+
+
+@pytest.mark.parametrize("discriminator", [{"name": "patch"}, {}], ids=["checkpoint", "exported file"])
+def test_header_of_version_1_has_one_architecture_for_both_directions(
+    tmp_path: Path, discriminator: dict[str, str]
+) -> None:
+    header = {"version": 1, "step": 3, "domains": ["a", "b"], "generator": {"name": "unet"}}
+    metadata = {"cyclestyle": json.dumps(header | {"discriminator": discriminator})}
+    save_file({"x": torch.zeros(1)}, tmp_path / "old.safetensors", metadata=metadata)
+
+    old = read_model(tmp_path / "old.safetensors")
+
+    assert old.generators == {"ab": {"name": "unet"}, "ba": {"name": "unet"}}
+    assert old.discriminators == ({"a": discriminator, "b": discriminator} if discriminator else {})
 
 
 def test_latest_file_names_newest_and_old_checkpoints_are_pruned(tmp_path: Path) -> None:
@@ -233,12 +252,12 @@ def test_missing_file_in_checkpoint_gives_error_with_file_name(tmp_path: Path, n
 def test_checkpoint_of_newer_program_version_gives_error_with_both_versions(tmp_path: Path) -> None:
     manifest = save(tmp_path) / "manifest.json"
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "version": 7, "files": "other"}))
-    with pytest.raises(CheckpointError, match="of version 7, this program reads up to 1: update it"):
+    with pytest.raises(CheckpointError, match="of version 7, this program reads up to 2: update it"):
         Checkpoints(tmp_path).load()
 
     file = tmp_path / "newer.safetensors"
     save_file({"x": torch.zeros(1)}, file, metadata={"cyclestyle": '{"version": 7}'})
-    with pytest.raises(CheckpointError, match="of version 7, this program reads up to 1: update it"):
+    with pytest.raises(CheckpointError, match="of version 7, this program reads up to 2: update it"):
         read_model(file)
 
 
@@ -258,14 +277,15 @@ def test_file_without_model_header_is_rejected(tmp_path: Path) -> None:
         {"domains": None},
         {"step": None},
         {"step": float("inf")},
-        {"generator": 3},
-        {"discriminator": "patch"},
+        {"generators": 3},
+        {"generators": {"ab": 3}},
+        {"discriminators": "patch"},
         {"version": None},
         {"version": "1"},
     ],
 )
 def test_malformed_model_header_is_rejected(tmp_path: Path, wrong: dict[str, Any]) -> None:
-    valid = {"version": 1, "step": 0, "domains": ["a", "b"], "generator": {}, "discriminator": {}}
+    valid = {"version": 2, "step": 0, "domains": ["a", "b"], "generators": {}, "discriminators": {}}
     file = tmp_path / "model.safetensors"
     for header in ({**valid, **wrong}, {key: value for key, value in valid.items() if key not in wrong}):
         save_file({"x": torch.zeros(1)}, file, metadata={"cyclestyle": json.dumps(header)})
@@ -290,7 +310,9 @@ def test_pickled_code_in_training_state_is_not_executed(tmp_path: Path) -> None:
     assert not marker.exists()
 
 
-KEYS = st.sampled_from(["version", "step", "ranks", "files", "sha256", "domains", "generator", "discriminator", *FILES])
+KEYS = st.sampled_from(
+    ["version", "step", "ranks", "files", "sha256", "domains", "generators", "discriminators", *FILES]
+)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just(1),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS | st.text(max_size=3), inner, max_size=5),
@@ -331,6 +353,7 @@ def test_any_malformed_model_file_gives_checkpoint_error(content: bytes) -> None
 @given(JSON.map(json.dumps) | st.text(max_size=20))
 @example("[" * 100_000)
 @example('{"version": 1, "step": Infinity, "domains": ["a", "b"], "generator": {}, "discriminator": {}}')
+@example('{"version": 2, "step": 1, "domains": ["a", "b"], "generators": {"ab": 1}, "discriminators": {}}')
 def test_any_model_header_gives_model_or_checkpoint_error(header: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.safetensors"
@@ -343,7 +366,7 @@ def test_any_model_header_gives_model_or_checkpoint_error(header: str) -> None:
         except CheckpointError:
             return
         assert len(result.domains) == 2
-        assert isinstance(result.generator, dict)
+        assert all(isinstance(architecture, dict) for architecture in result.generators.values())
 
 
 def test_model_is_found_in_run_or_checkpoint_or_file(tmp_path: Path) -> None:
@@ -388,12 +411,12 @@ def test_names_of_saved_weights_have_no_wrapper_prefix(tmp_path: Path, monkeypat
     objective = tiny_objective(prepare=hardware.wrap)
     assert isinstance(objective._translate, DistributedDataParallel)
     assert type(objective._translate.module).__name__ == "OptimizedModule"
+    optimizers = Optimizers(**{name: adam(parameters) for name, parameters in objective.parameters.items()})
     wrapped = Trainer(
         objective,
-        trainer.optimizers,
+        Updater(optimizers, hardware),
         schedule=trainer.schedule,
         samples_per_epoch=10,
-        pools=trainer.pools,
         average=type(trainer.average)(objective.generators, 0.9),
         hardware=hardware,
         seed=0,

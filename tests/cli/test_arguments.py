@@ -25,7 +25,6 @@ def test_split_drops_leading_pluses_and_splits_at_first_equals_sign(typed: str) 
         ("=3", "=3: expected key=value"),
         ("data.root=", "data.root= has no value"),
         ("input=  ", "input= has no value"),
-        ("~logger.console", "logger.tensorboard=null"),
     ],
 )
 def test_malformed_argument_error_names_argument(typed: str, message: str) -> None:
@@ -45,12 +44,12 @@ def test_tilde_is_expanded_in_path_arguments_only(monkeypatch: pytest.MonkeyPatc
 
 def test_flags_are_separated_from_arguments() -> None:
     flags = arguments.split_flags(["a=1", "--cfg", "job", "-m", "b=2"])
-    assert flags == (False, True, True, ["a=1", "b=2"])
+    assert (flags.help, flags.print_config, flags.multirun, flags.arguments) == (False, True, True, ["a=1", "b=2"])
     assert arguments.split_flags(["-h"]).help
     assert arguments.split_flags(["--cfg=job"]).print_config
 
 
-@pytest.mark.parametrize("words", [["--hlep"], ["--cfg"], ["--cfg", "hydra"], ["-x"]])
+@pytest.mark.parametrize("words", [["--hlep"], ["-x"]])
 def test_unknown_flag_error_names_flag(words: list[str]) -> None:
     with pytest.raises(CommandError, match=f"no flag {words[0]}: there are --help"):
         arguments.split_flags(words)
@@ -132,7 +131,7 @@ def test_help_text_is_complete_and_fits_120_columns(command: str) -> None:
     ]
     assert [key for key in keys if not any(row[:1] == [key] and len(row) > 2 for row in rows)] == []
     for group in compose.groups(command):
-        for option in help_pages.options(CONFIGS / group):
+        for option in help_pages.option_files([CONFIGS], group):
             label = option if group == "experiment" else f"{group}={option}"
             assert any(row[:1] == [label] and len(row) > 2 for row in rows)
     assert max(map(len, text.splitlines())) <= 120
@@ -140,5 +139,7 @@ def test_help_text_is_complete_and_fits_120_columns(command: str) -> None:
 
 
 def test_help_lists_keys_of_non_default_options() -> None:
-    assert "Keys: levels, detail." in help_pages.describe_option(CONFIGS / "generator", "unet", "resnet")
-    assert "Keys" not in help_pages.describe_option(CONFIGS / "generator", "resnet", "resnet")
+    assert "Keys: levels, detail." in help_pages.describe_option(
+        help_pages.option_files([CONFIGS], "generator"), "unet", "resnet"
+    )
+    assert "Keys" not in help_pages.describe_option(help_pages.option_files([CONFIGS], "generator"), "resnet", "resnet")

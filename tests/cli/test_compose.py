@@ -13,19 +13,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+import torch
 from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
+import cyclestyle
 from cyclestyle.cli import arguments as commandline
 from cyclestyle.cli import compose as config
-from cyclestyle.cli import dispatch, keys, signatures
+from cyclestyle.cli import dispatch, keys, multirun, signatures
 from cyclestyle.cli import help as help_pages
 from cyclestyle.errors import CommandError, CyclestyleError, DataError
+from cyclestyle.objectives.adversarial import LeastSquares
 
-EXPERIMENTS = help_pages.options(config.config_dir() / "experiment")
+EXPERIMENTS = list(help_pages.option_files([config.config_dir()], "experiment"))
 OPTIONS = [
-    [f"{group}={option}" for option in help_pages.options(config.config_dir() / group)]
+    [f"{group}={option}" for option in help_pages.option_files([config.config_dir()], group)]
     for group in config.groups("train")
     if group != "experiment"
 ]
@@ -96,7 +99,14 @@ def test_group_option_is_chosen(typed: str) -> None:
 
 def test_default_config_equals_recipe_of_the_paper() -> None:
     cfg = config.compose("train", [])
-    assert config.to_plain(cfg)["objective"] == {"cycle_a": 10.0, "cycle_b": 10.0, "identity": 0.5}
+    assert config.to_plain(cfg)["objective"] == {
+        "_target_": "cyclestyle.objectives.cyclegan.CycleGAN",
+        "cycle_a": 10.0,
+        "cycle_b": 10.0,
+        "identity": 0.5,
+        "terms": {},
+        "discriminator_terms": {},
+    }
     assert (cfg.generator.channels, cfg.generator.blocks, cfg.discriminator.channels) == (64, 9, 64)
     assert (cfg.data.load_size, cfg.data.crop_size, cfg.data.resize) == (286, 256, "stretch")
     assert (cfg.optimizer.lr, list(cfg.optimizer.betas), cfg.pool.size, cfg.ema.decay) == (2e-4, [0.5, 0.999], 50, 0)
@@ -146,21 +156,24 @@ def defaults(command: str) -> DictConfig:
 
 @functools.cache
 def literal_keys(command: str) -> list[str]:
-    """Path and text keys of a command, except `name`, which accepts only folder names."""
+    """Path and text keys of a command, except `name` and `run_dir`, in which interpolations are resolved."""
     known = dict(config.walk(config.to_plain(defaults(command))))
-    return sorted(key for key in keys.TAKEN_AS_TYPED - {"name"} if not isinstance(known.get(key, {}), dict))
+    return sorted(key for key in keys.TAKEN_AS_TYPED - keys.INTERPOLATED if not isinstance(known.get(key, {}), dict))
 
 
 def test_each_command_has_expected_keys_taken_as_typed() -> None:
     data = ["data.a", "data.b", "data.domain_a", "data.domain_b", "data.root", "data.test_a", "data.test_b"]
-    assert literal_keys("train") == [*data, "init", "run_dir"]
+    assert literal_keys("train") == [*data, "init"]
     assert literal_keys("translate") == ["checkpoint", "direction", "input", "output"]
     assert literal_keys("evaluate") == ["checkpoint", "direction", "input", "target", "truth"]
     assert literal_keys("export") == ["checkpoint", "direction", "output"]
 
 
-@pytest.mark.parametrize("text", [text.replace("/", "-") for text in AWKWARD.values()], ids=AWKWARD.keys())
-def test_name_and_run_dir_are_taken_as_typed(text: str) -> None:
+PLAIN = {name: text.replace("/", "-") for name, text in AWKWARD.items() if "${" not in text}
+
+
+@pytest.mark.parametrize("text", PLAIN.values(), ids=PLAIN.keys())
+def test_name_and_run_dir_without_interpolations_are_taken_as_typed(text: str) -> None:
     cfg = config.compose("train", [f"name={text}", f"data.root={text}"])
     assert (cfg.name, cfg.data.root, cfg.run_dir) == (text, text, f"runs/{text}")
     assert config.to_plain(cfg)["run_dir"] == f"runs/{text}"
@@ -222,8 +235,16 @@ def test_build_passes_paths_as_typed_and_extra_arguments() -> None:
         ("seed=1.5", "seed=1.5: expected a whole number"),
         ("seed=true", "seed=true: expected a whole number"),
         ("name=null", "name=null: expected text"),
-        ("objective=3", "objective=3: objective holds keys, set one of them: cycle_a, cycle_b, identity"),
-        ("objective=null", "objective=null: objective holds keys, set one of them: cycle_a, cycle_b, identity"),
+        (
+            "objective=3",
+            "objective=3: objective holds keys, set one of them: "
+            "_target_, cycle_a, cycle_b, identity, terms, discriminator_terms",
+        ),
+        (
+            "objective=null",
+            "objective=null: objective holds keys, set one of them: "
+            "_target_, cycle_a, cycle_b, identity, terms, discriminator_terms",
+        ),
         ("trainer.steps=1,2", "trainer.steps=1,2 has several values: add --multirun to train once for each"),
         ("generator=unet,resnet", "generator=unet,resnet has several values: add --multirun to train once for each"),
         ("experiment=monet,maps", "experiment=monet,maps has several values: add --multirun to train once for each"),
@@ -272,6 +293,157 @@ def test_dangling_interpolation_is_an_error() -> None:
 def test_interpolation_on_command_line_is_resolved() -> None:
     cfg = config.compose("train", ["schedule.decay_epochs=${schedule.constant_epochs}", "schedule.constant_epochs=7"])
     assert cfg.schedule.decay_epochs == 7
+
+
+@pytest.mark.parametrize(
+    ("typed", "key", "value"),
+    [
+        (["name=${data.domain_a}2x", "data.domain_a=photo"], "name", "photo2x"),
+        (["name=${oc.env:OWN}"], "run_dir", "runs/own value"),
+        (["run_dir=${oc.env:OWN}/${name}/${seed}", "name=x"], "run_dir", "own value/x/0"),
+        (["name=a\\${b}"], "name", "a${b}"),
+        (["experiment=own"], "run_dir", "own value/7"),
+        (["experiment=own"], "data.root", "own value/photo"),
+    ],
+)
+def test_interpolations_are_resolved_in_yaml_name_and_run_dir(
+    own_configs: Path, monkeypatch: pytest.MonkeyPatch, typed: list[str], key: str, value: str
+) -> None:
+    monkeypatch.setenv("OWN", "own value")
+    (own_configs / "experiment" / "own.yaml").write_text(
+        "name: ${seed}\nseed: 7\nrun_dir: ${oc.env:OWN}/${name}\n"
+        "data:\n  root: ${oc.env:OWN}/${.domain_a}\n  domain_a: photo\n"
+    )
+    assert OmegaConf.select(config.compose("train", typed), key) == value
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        ["name=${now:%Y-%m-%d}"],
+        ["name=x_${ now:%H}"],
+        ["run_dir=runs/${now:%H}"],
+        ["name=${data.homepage}", "data.homepage=${now:%H}"],
+        ["experiment=own"],
+    ],
+)
+def test_time_in_name_or_run_dir_is_rejected(own_configs: Path, typed: list[str]) -> None:
+    (own_configs / "experiment" / "own.yaml").write_text("name: own\nrun_dir: runs/${now:%H}\n")
+    assert "the same command must find its run again" in composing(*typed)
+
+
+@pytest.mark.parametrize("name", ["a${", "${", "${nothing}", "${oc.env:NO_SUCH_VARIABLE_}", "${name}", "${run_dir}"])
+def test_unresolvable_name_is_an_error(name: str) -> None:
+    composing(f"name={name}")
+
+
+@pytest.mark.parametrize(
+    ("command", "typed"),
+    [
+        ("train", ["data.root=${oc.env:HOME}"]),
+        ("train", ["init=runs/${name}"]),
+        ("translate", ["checkpoint=x", "input=y", "output=${oc.env:HOME}/out"]),
+        ("evaluate", ["checkpoint=x", "input=${", "target=z"]),
+    ],
+)
+def test_path_with_interpolation_that_does_not_exist_is_rejected(command: str, typed: list[str]) -> None:
+    assert "does not exist: paths on the command line are taken as typed" in checking(*typed, command=command)
+
+
+def test_existing_path_that_looks_like_an_interpolation_is_accepted(tmp_path: Path) -> None:
+    (tmp_path / "${x}").mkdir()
+    cfg = config.compose("train", [f"data.root={tmp_path}/${{x}}"])
+    config.check(cfg)
+    assert cfg.data.root == f"{tmp_path}/${{x}}"
+
+
+class Folders:
+    """A data class whose key `a` takes several folders, and whose key `b` takes one."""
+
+    def __init__(self, a: str | list[str], b: str) -> None: ...
+
+
+def test_path_in_brackets_is_a_list_for_a_key_that_takes_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/ada")
+    own = f"data._target_={__name__}.Folders"
+    assert config.compose("train", [own, "data.a=[x,~/y]", "data.b=[x,y]"]).data.a == ["x", "/home/ada/y"]
+    assert config.compose("train", [own, "data.b=[x,y]"]).data.b == "[x,y]"
+    assert config.compose("train", ["data.a=[x]"]).data.a == "[x]"
+    assert config.compose("train", [own, "data.a=[a].jpg"]).data.a == "[a].jpg"
+    assert config.compose("translate", ["input=[a]"]).input == "[a]"
+    assert config.compose("train", [own, 'data.a=["x, y", Müller (2019)]']).data.a == ["x, y", "Müller (2019)"]
+    assert "does not exist: paths" in checking(own, "data.a=[${x}]", "data.b=y")
+    (tmp_path / "[x,y]").mkdir()
+    assert config.compose("train", [own, "data.a=[x,y]"]).data.a == "[x,y]"
+
+
+# Adding and removing keys
+
+
+@pytest.mark.parametrize(
+    ("typed", "remaining"), [("~logger.console", {"tensorboard", "metrics"}), ("~logger", set[str]())]
+)
+def test_logger_is_removed(typed: str, remaining: set[str]) -> None:
+    cfg = config.compose("train", [typed])
+    config.check(cfg)
+    assert set(cfg.logger) == remaining
+
+
+@pytest.mark.parametrize("typed", ["~optimizer.betas", "~optimizer.betas=[0.5,0.999]"])
+def test_key_of_component_is_removed(typed: str) -> None:
+    cfg = config.compose("train", [typed])
+    config.check(cfg)
+    assert set(cfg.optimizer) == {"_target_", "lr"}
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("~trainer.steps", "~trainer.steps: trainer.steps cannot be removed, only set to another value"),
+        ("~generator", "~generator: generator cannot be removed, only set to another value"),
+        ("~generator._target_", "~generator._target_: generator._target_ cannot be removed, only set to another value"),
+        ("~data.crop_size", "~data.crop_size: data.crop_size cannot be removed, only set to another value"),
+        ("~optimizer.beta", "no key optimizer.beta: did you mean optimizer.betas?"),
+        ("~optimizer.lr=3", "~optimizer.lr=3: the value of optimizer.lr is 0.0002, not 3"),
+        ("~", "~: expected ~key or ~key=value, such as ~logger.tensorboard"),
+        ("~seed=", "~seed=: expected ~key or ~key=value, such as ~logger.tensorboard"),
+        ("logger.consle=null", "no key logger.consle: did you mean logger.console?"),
+        ("logger.consle.x=3", "no key logger.consle: did you mean logger.console?"),
+    ],
+)
+def test_impossible_removal_or_addition_is_an_error(typed: str, message: str) -> None:
+    assert composing(typed) == message
+
+
+@pytest.mark.parametrize(
+    ("path", "own"),
+    [("objective.terms", "weight=0.5"), ("objective.discriminator_terms", "weight=0"), ("tasks", "every=500")],
+)
+def test_term_or_task_is_added_with_the_programs_own_key(path: str, own: str) -> None:
+    target = f"+{path}.mine._target_={__name__}.Part"
+    cfg = config.compose("train", [target, f"{path}.mine.{own}", f"{path}.mine.size=3"])
+    config.check(cfg)
+    assert OmegaConf.select(cfg, f"{path}.mine.size") == 3
+    key, _, value = own.partition("=")
+    assert checking(target, f"{path}.mine.{key}=-{value}1").startswith(f"{path}.mine.{key}=-{value}1: expected ")
+    assert checking(target, f"{path}.mine.{own}", f"{path}.mine.sizes=3").startswith(f"no key {path}.mine.sizes: ")
+    removed = config.compose("train", [target, f"{path}.mine.{own}", f"~{path}.mine"])
+    config.check(removed)
+    assert OmegaConf.select(removed, path) == {}
+
+
+@pytest.mark.parametrize("plus", ["", "+", "++"])
+def test_component_is_added_to_named_components(plus: str) -> None:
+    target = f"{plus}logger.mine._target_={__name__}.Part"
+    for typed in ([target, f"{plus}logger.mine.size=3"], [f"{plus}logger.mine.size=3", target]):
+        cfg = config.compose("train", typed)
+        config.check(cfg)
+        assert config.to_plain(cfg)["logger"]["mine"] == {"_target_": f"{__name__}.Part", "size": 3}
+    cfg = config.compose("train", [f"{plus}logger.mine={{_target_: {__name__}.Part, size: 3}}"])
+    config.check(cfg)
+    assert config.to_plain(cfg)["logger"]["mine"] == {"_target_": f"{__name__}.Part", "size": 3}
+    assert checking(target, "logger.mine.sizes=3") == "no key logger.mine.sizes: did you mean logger.mine.size?"
 
 
 # Checking keys against signatures
@@ -450,8 +622,15 @@ def test_logger_set_to_null_is_removed() -> None:
     assert cfg.logger.tensorboard is None
 
 
+class OwnLoss(LeastSquares):
+    """An adversarial loss with an argument."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+
 def test_custom_component_is_checked_and_built() -> None:
-    cfg = config.compose("train", [f"adversarial._target_={__name__}.Part", "adversarial.size=3"])
+    cfg = config.compose("train", [f"adversarial._target_={__name__}.OwnLoss", "adversarial.size=3"])
     config.check(cfg)
     assert config.build(cfg.adversarial).size == 3
 
@@ -550,7 +729,46 @@ def test_cfg_job_flag_prints_resolved_config(launch: Launch) -> None:
     code, out, _ = launch("--cfg", "job", "experiment=demo", "data.root=a ${b} ü", run=lambda cfg: pytest.fail("ran"))
     assert code == 0
     assert "run_dir: runs/demo\n" in out
-    assert "  root: a ${b} ü\n" in out
+    assert "  root: a \\${b} ü\n" in out  # escaped, so that experiment=FILE reads the path as it was typed
+
+
+@pytest.mark.parametrize("flags", [["--cfg"], ["--cfg=job"], ["-c", "job"], ["--cfg", "job", "--resolve"]])
+def test_config_is_printed_by_all_forms_of_the_flag(launch: Launch, flags: list[str]) -> None:
+    assert launch("seed=7", *flags)[1].splitlines()[1] == "seed: 7"
+    assert launch(*flags, "seed=7")[1].splitlines()[1] == "seed: 7"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--cfg", "hydra"], "--cfg hydra: Hydra's own config has no effect here; --cfg job prints the config of the "),
+        (["--cfg=all"], "--cfg all: there is --cfg job"),
+        (["--config-dir"], "--config-dir needs a value: a folder such as --config-dir configs"),
+        (["-cd", "nowhere", "seed=1"], "--config-dir nowhere: no such folder"),
+        (["--shell-completion", "fish"], "no completion for fish: there are bash and zsh"),
+    ],
+)
+def test_mistake_in_flag_is_an_error(launch: Launch, words: list[str], message: str) -> None:
+    code, _, err = launch(*words)
+    assert code == 2
+    assert err.startswith(f"cyclestyle train: {message}")
+
+
+def test_left_out_keys_are_reported_once_by_the_first_process(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
+    for words in (["optimizer._target_=torch.optim.SGD"], ["-m", "seed=1,2", "optimizer._target_=torch.optim.SGD"]):
+        assert launch(*words)[2] == "cyclestyle: optimizer: betas is not a key of torch.optim.SGD, left out\n"
+    for name, value in (("RANK", "1"), ("CYCLESTYLE_PROCESSES", "x")):
+        with monkeypatch.context() as environment:
+            environment.setenv(name, value)
+            assert launch("optimizer._target_=torch.optim.SGD")[2] == ""
+
+
+@pytest.mark.parametrize("command", ["train", "translate"])
+def test_version_and_info(launch: Launch, command: str) -> None:
+    assert launch("--version", command=command)[1] == f"cyclestyle {cyclestyle.__version__}\n"
+    out = launch("--info", command=command)[1]
+    for text in (torch.__version__, str(config.config_dir()), "CUDA", "cpu", "Python"):
+        assert text in out
 
 
 def test_yaml_shows_chosen_values_in_place_of_auto() -> None:
@@ -570,23 +788,98 @@ def test_multirun_runs_every_combination_in_own_folder(launch: Launch) -> None:
     def run(cfg: DictConfig) -> None:
         ran.append((cfg.run_dir, cfg.generator._target_.rpartition(".")[2], cfg.seed, sys.argv[1:]))
 
-    code, out, _ = launch("-m", "generator=resnet,unet", "seed=1,2", "name=a,b ${c}", run=run)
+    name = "name=a,b \\${c}"
+    code, out, _ = launch("-m", "generator=resnet,unet", "seed=1,2", name, "trainer.steps=3", run=run)
     assert code == 0
     assert [job[:3] for job in ran] == [
-        ("runs/a,b ${c}/0", "ResNetGenerator", 1),
-        ("runs/a,b ${c}/1", "ResNetGenerator", 2),
-        ("runs/a,b ${c}/2", "UNetGenerator", 1),
-        ("runs/a,b ${c}/3", "UNetGenerator", 2),
+        ("runs/a,b ${c}/generator=resnet,seed=1", "ResNetGenerator", 1),
+        ("runs/a,b ${c}/generator=resnet,seed=2", "ResNetGenerator", 2),
+        ("runs/a,b ${c}/generator=unet,seed=1", "UNetGenerator", 1),
+        ("runs/a,b ${c}/generator=unet,seed=2", "UNetGenerator", 2),
     ]
-    assert ran[3][3] == ["generator=unet", "seed=2", "name=a,b ${c}", "run_dir=runs/a,b ${c}/3"]
+    run_dir = "run_dir=runs/a,b \\${c}/generator=unet,seed=2"
+    assert ran[3][3] == ["generator=unet", "seed=2", name, "trainer.steps=3", run_dir]
     assert config.compose("train", ran[3][3]).run_dir == ran[3][0]
-    assert len(out.splitlines()) == 4
+    assert sum(line.startswith("cyclestyle train: job ") for line in out.splitlines()) == 4
 
 
 def test_multirun_runs_several_experiments(launch: Launch) -> None:
     ran: list[str] = []
     launch("-m", "experiment=monet,smoke", run=lambda cfg: ran.append(cfg.run_dir))
-    assert ran == ["runs/monet/0", "runs/smoke/1"]
+    assert ran == ["runs/monet/experiment=monet", "runs/smoke/experiment=smoke"]
+
+
+def test_multirun_names_folders_by_what_differs(launch: Launch) -> None:
+    ran: list[str] = []
+    sweep = ["optimizer.lr=1e-4,2e-4", "optimizer.betas=[0.5,0.9],[0.9,0.999]", "ema.decay=0.9"]
+    launch("-m", *sweep, "~logger.console", run=lambda cfg: ran.append(cfg.run_dir))
+    assert ran == [
+        "runs/own/lr=0.0001,betas=0.5_0.9", "runs/own/lr=0.0001,betas=0.9_0.999",
+        "runs/own/lr=0.0002,betas=0.5_0.9", "runs/own/lr=0.0002,betas=0.9_0.999",
+    ]  # fmt: skip
+    assert launch("-m", "seed=1", run=lambda cfg: ran.append(cfg.run_dir))[0] == 0
+    assert ran[-1] == "runs/own/0"
+
+
+def test_folder_names_of_a_sweep_are_unique_and_short() -> None:
+    assert multirun.folder_name(["a.x", "b.x"], ["1", "2"], taken=set()) == "a.x=1,b.x=2"
+    assert multirun.folder_name(["experiment"], ["my/files/x.yaml"], taken=set()) == "experiment=x"
+    first = multirun.folder_name(["x"], ["a/b"], taken=set())
+    assert (first, multirun.folder_name(["x"], ["a b"], taken={first})[:6]) == ("x=a_b", "x=a_b,")
+    names = {multirun.folder_name(["x"], ["ü" * 300 + end], taken=set()) for end in "ab"}
+    assert len(names) == 2
+    assert max(len(name.encode()) for name in names) < 255
+
+
+def test_multirun_chooses_all_options_by_glob(launch: Launch) -> None:
+    ran: list[str] = []
+    launch("-m", "adversarial=glob(*)", "generator=glob(unet*)", run=lambda cfg: ran.append(cfg.run_dir))
+    assert len(ran) == 6
+    assert ran[0] == "runs/own/adversarial=bce,generator=unet"
+    assert composing("adversarial=glob(*)").startswith("adversarial=glob(*) has several values: add --multirun")
+    assert launch("-m", "generator=glob(vit*)")[::2] == (
+        2, "cyclestyle train: generator=glob(vit*): no option of a config group matches\n"
+    )  # fmt: skip
+
+
+def test_multirun_resumes_numbered_folders_of_earlier_versions_with_the_same_values(
+    launch: Launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for number, seed in enumerate((1, 5)):
+        folder = tmp_path / "runs/smoke" / str(number)
+        folder.mkdir(parents=True)
+        (folder / "config.yaml").write_text(config.yaml(config.compose("train", ["experiment=smoke", f"seed={seed}"])))
+    ran: list[str] = []
+    launch("-m", "experiment=smoke", "seed=1,2", run=lambda cfg: ran.append(cfg.run_dir))
+    assert ran == ["runs/smoke/0", "runs/smoke/seed=2"]
+
+
+def test_multirun_ends_with_a_table_of_jobs(launch: Launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def run(cfg: DictConfig) -> int:
+        Path(cfg.run_dir).mkdir(parents=True)
+        lines = ['{"step": 1, "loss/cycle_a": 9}', '{"step": 2, "loss/cycle_a": 0.5, "speed": 3}']
+        (Path(cfg.run_dir) / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+        return 75 if cfg.seed == 2 else 0
+
+    code, out, _ = launch("-m", "seed=1,2,3", run=run)
+    assert code == 75
+    assert [line.split() for line in out.splitlines()[-4:]] == [
+        ["job", "exit", "folder", "last", "losses"],
+        ["1", "0", "runs/own/seed=1", "step", "2:", "cycle_a", "0.5"],
+        ["2", "75", "runs/own/seed=2", "step", "2:", "cycle_a", "0.5"],
+        ["3", "-", "runs/own/seed=3"],
+    ]
+
+
+def test_multirun_passes_config_dir_on_to_jobs(launch: Launch, tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("name: mine\n")
+    lines: list[list[str]] = []
+    launch("-m", "-cd", str(tmp_path), "experiment=mine", "seed=1,2", run=lambda cfg: lines.append(sys.argv[1:]))
+    assert [line[:3] for line in lines] == [["--config-dir", str(tmp_path), "experiment=mine"]] * 2
 
 
 def test_multirun_checks_all_configs_before_first_run(launch: Launch) -> None:

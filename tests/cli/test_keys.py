@@ -6,7 +6,7 @@ import pytest
 
 from cyclestyle.cli import compose
 from cyclestyle.cli.arguments import unknown_key_error
-from cyclestyle.cli.keys import KEYS, RENAMED, RENAMED_TARGETS, with_present_names
+from cyclestyle.cli.keys import ADDED, KEYS, RENAMED, RENAMED_TARGETS, with_present_names
 from cyclestyle.cli.signatures import resolve_target
 from cyclestyle.errors import CommandError
 
@@ -42,12 +42,44 @@ def test_former_names_in_saved_config_are_replaced() -> None:
     assert with_present_names(saved) == {
         "adversarial": {"_target_": "cyclestyle.objectives.adversarial.Hinge"},
         "checkpoint": {"asynchronous": True, "keep": 3},
-        "data": {"_target_": "cyclestyle.data.drawn_scenes", "small_images": "skip", "transparent_as": "white"},
+        "data": {
+            "_target_": "cyclestyle.data.drawn_scenes",
+            "small_images": "skip",
+            "transparent_as": "white",
+            "colour": "raw",
+            "channels_a": 3,
+            "channels_b": 3,
+        },
         "trainer": {"backward": "split", "steps": 5},
     }
     assert with_present_names({"trainer": {"memory": "joint"}}) == {"trainer": {"backward": "joint"}}
     odd = {"trainer": {"memory": ["lean"]}, "adversarial": {"_target_": ["x"]}}
     assert with_present_names(odd) == {"trainer": {"backward": ["lean"]}, "adversarial": {"_target_": ["x"]}}
+
+
+def test_config_of_an_earlier_version_is_completed_with_the_values_that_held_for_it() -> None:
+    old = {
+        "objective": {"cycle_a": 10.0, "cycle_b": 10.0, "identity": 0.5},
+        "schedule": {"constant_epochs": 100, "decay_epochs": 100},
+        "pool": {"size": 50},
+        "ema": {"decay": 0.0},
+        "trainer": {"steps": 5},
+        "checkpoint": {"keep": 3},
+    }
+    present, usual = with_present_names(old), compose.to_plain(compose.compose("train", []))
+    for name in ("objective", "schedule", "pool", "ema", "tasks", "plugins"):
+        assert present[name] == usual[name]
+    assert (present["trainer"]["clip_norm"], present["checkpoint"]["mode"]) == (None, "min")
+    assert "ema" not in with_present_names({"objective": {}})
+
+
+def test_config_of_this_version_is_not_completed() -> None:
+    saved = {"objective": {"_target_": "my.Objective"}, "ema": {"decay": 0.5}}
+    assert with_present_names(saved) == saved
+
+
+def test_added_keys_exist() -> None:
+    assert ADDED.keys() <= known_keys()
 
 
 def test_keys_of_custom_data_class_are_not_renamed() -> None:

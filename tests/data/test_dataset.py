@@ -116,6 +116,22 @@ def test_batches_are_independent_of_worker_count(draws: UnpairedDataset, workers
     assert same(fetched(draws, workers=workers), fetched(draws))
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("channels", [(1, 3), (3, 1), (1, 1)])
+def test_domains_can_be_grey_or_colour(draws: UnpairedDataset, channels: tuple[int, int], workers: int) -> None:
+    mixed = UnpairedDataset(
+        draws.a, draws.b, crop=draws.crop, seed=SEED, channels_a=channels[0], channels_b=channels[1]
+    )
+    pairs = list(zip(fetched(draws), fetched(mixed, workers=workers), strict=True))
+    for colour, batch in pairs:
+        assert batch.draws == colour.draws
+        for images, originals, count in zip((batch.a, batch.b), (colour.a, colour.b), channels, strict=True):
+            assert images.shape == (4, count, 16, 16)
+            weights = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
+            wanted = originals.float() if count == 3 else (originals * weights).sum(1, keepdim=True)
+            assert (images.float() - wanted).abs().max() <= (0 if count == 3 else 2)  # rounded before resizing
+
+
 def test_pairs_of_global_batch_are_interleaved_over_ranks(draws: UnpairedDataset) -> None:
     whole = fetched(draws)
     shares = [fetched(draws, rank=rank, ranks=2) for rank in range(2)]

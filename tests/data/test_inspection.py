@@ -11,6 +11,7 @@ from PIL import Image
 
 from cyclestyle.data.inspection import FileCheck, FileChecks, as_image_error, inspect
 from cyclestyle.filesystem.listing import Candidate, listing
+from cyclestyle.images.decoders import Colour
 from cyclestyle.images.decoding import ImageInfo
 from tests.filesystem.test_listing import AS_ROOT, ODD_NAMES
 from tests.forked import NOBODY, in_a_child
@@ -30,11 +31,14 @@ def listed(folder: Path) -> list[Candidate]:
     return listing(folder, endings={".png", ".jpg", ".gif"}).candidates
 
 
-def inspected(folder: Path, *, max_pixels: int = 10**8) -> tuple[dict[str, FileCheck], int]:
+def inspected(folder: Path, *, max_pixels: int = 10**8, colour: Colour = "raw") -> tuple[dict[str, FileCheck], int]:
     """Return the results of inspecting `folder`, and the number of files that were opened."""
     progress: list[tuple[int, int]] = []
     checks = inspect(
-        {folder: listed(folder)}, max_pixels=max_pixels, on_progress=lambda *counts: progress.append(counts)
+        {folder: listed(folder)},
+        max_pixels=max_pixels,
+        colour=colour,
+        on_progress=lambda *counts: progress.append(counts),
     )
     assert checks is not None
     assert progress == [(done, len(progress)) for done in range(1, len(progress) + 1)]
@@ -62,6 +66,16 @@ def test_cached_files_are_not_opened_again(tmp_path: Path) -> None:
     for file in files:
         spoil(file)
     assert inspected(tmp_path / "x") == (first, 0)
+
+
+def test_managed_and_raw_colour_have_separate_caches(tmp_path: Path) -> None:
+    files = folder_of(tmp_path / "x", 2)
+    first = inspected(tmp_path / "x", colour="raw")
+    assert inspected(tmp_path / "x", colour="managed") == first == ({"000.png": GOOD, "001.png": GOOD}, 2)
+    for file in files:
+        spoil(file)
+    for colour in ("raw", "managed"):
+        assert inspected(tmp_path / "x", colour=colour) == (first[0], 0)
 
 
 @pytest.mark.parametrize("change", ["time", "size"])

@@ -3,15 +3,19 @@
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from cyclestyle.data import UnpairedFolders
 from cyclestyle.errors import CommandError, DataError
 from cyclestyle.images import decoding
+from tests import profiles
 from tests.pictures import folder_of, picture, two_domains
 
 HOMEPAGE = "http://example.org/monet2photo.zip"
+COLOURS = ({"colour": "raw"}, {"colour": "managed"})
 
 
 def unpaired(root: Path | None = None, **settings: object) -> UnpairedFolders:
@@ -100,6 +104,32 @@ def test_probes_are_evenly_spaced_in_test_folders(tmp_path: Path) -> None:
     assert blues(a) == [20, 22, 24, 26]
     assert blues(b) == [40, 41]
     assert all(torch.equal(*pair) for pair in zip((a, b), unpaired(tmp_path).probes(4), strict=True))
+
+
+def test_managed_colour_converts_training_and_probe_images_to_srgb(tmp_path: Path) -> None:
+    two_domains(tmp_path)
+    for file in [*(tmp_path / "trainA").iterdir(), *(tmp_path / "trainB").iterdir()]:
+        Image.open(file).save(file, icc_profile=profiles.adobe())
+    exact = {"resize": "none", "crop_size": 20, "flip": False}
+    by_default, raw, managed = (unpaired(tmp_path, **exact, **colour) for colour in ({}, *COLOURS))
+    stored = torch.from_numpy(np.asarray(Image.open(tmp_path / "trainB" / "000.png")).copy()).permute(2, 0, 1)[
+        ..., 2:22
+    ]
+    converted = profiles.adobe_as_srgb(stored.permute(1, 2, 0).numpy() / 255) * 255
+    assert torch.equal(raw.probes(1)[1][0], stored)
+    assert np.abs(managed.probes(1)[1][0].permute(1, 2, 0).numpy() - converted).max() <= 2
+    for draw in range(3):
+        pairs = [data.draws(0)[draw] for data in (by_default, raw, managed)]
+        assert torch.equal(pairs[0].a, pairs[1].a)
+        assert torch.equal(pairs[0].b, pairs[1].b)
+        source = profiles.adobe_as_srgb(pairs[1].a.permute(1, 2, 0).numpy() / 255) * 255
+        assert np.abs(pairs[2].a.permute(1, 2, 0).numpy() - source).max() <= 2
+        assert np.abs(pairs[1].a.permute(1, 2, 0).numpy() - source).max() > 10
+
+
+def test_probes_have_channels_of_their_domain(tmp_path: Path) -> None:
+    a, b = unpaired(two_domains(tmp_path), channels_a=1, crop_size=16).probes(2)
+    assert (a.shape, b.shape) == ((2, 1, 16, 16), (2, 3, 16, 16))
 
 
 def test_probes_fall_back_to_training_images(tmp_path: Path) -> None:

@@ -8,8 +8,10 @@ from PIL import Image
 from skimage.color import rgb2lab
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+from cyclestyle.data.scenes.drawing import photograph
 from cyclestyle.errors import DataError
 from cyclestyle.evaluation import evaluator
+from tests import profiles
 from tests.translation.models import invert, noise, write_picture
 
 LUMA = np.array([0.299, 0.587, 0.114])
@@ -111,3 +113,19 @@ def test_damaged_photo_ends_evaluation_with_error(tmp_path: Path) -> None:
 def test_missing_folder_is_a_data_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=f"no folder {tmp_path}/none"):
         evaluator.evaluate(invert, tmp_path / "none")
+
+
+def test_photos_with_profiles_are_scored_in_srgb(tmp_path: Path) -> None:
+    scenes = [photograph(number, size=32) for number in range(3)]
+    for number, scene in enumerate(scenes):
+        stored = (profiles.srgb_as_adobe(scene / 255) * 255).round().astype(np.uint8)
+        for folder, pixels, options in (("photos", stored, {"icc_profile": profiles.adobe()}), ("truth", scene, {})):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            Image.fromarray(pixels).save(tmp_path / folder / f"{number}.png", **options)
+    report = evaluator.evaluate(
+        lambda photos: photos, tmp_path / "photos", truth=tmp_path / "truth", target=tmp_path / "truth"
+    )
+    assert report.truth is not None
+    assert report.colours is not None
+    assert report.truth.unchanged.psnr.mean > 45  # dB; differences by rounding alone
+    assert report.colours.unchanged < 0.1

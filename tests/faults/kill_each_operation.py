@@ -1,8 +1,11 @@
-"""Kill a save at each of its file system operations, one after the other; see test_kills.py.
+"""Kill a save, or the mark of the best checkpoint, at each of its file system operations; see test_kills.py.
 
-`python -m tests.faults.kill_each_operation FOLDER` prepares a run that keeps two checkpoints, at steps 2 and 4. It then
-saves step 6 repeatedly, each time in a new process; the n-th process is killed at its n-th operation. For each process
-it prints a line of JSON: the operation and the checkpoints that remain.
+`python -m tests.faults.kill_each_operation FOLDER save` prepares a run that keeps two checkpoints, at steps 2 and 4. It
+then saves step 6 repeatedly, each time in a new process; the n-th process is killed at its n-th operation. For each
+process it prints a line of JSON: the operation and the checkpoints that remain.
+
+With `mark` instead of `save`, the run also has a checkpoint at step 6, and step 2 is the best one, which `keep` does
+not protect. The processes then mark step 6 as the best one.
 """
 
 import contextlib
@@ -11,7 +14,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +31,11 @@ WRITING = os.O_WRONLY | os.O_RDWR
 KEEP = 2
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, action: str) -> None:
+    {"save": kill_saves, "mark": kill_marks}[action](folder)
+
+
+def kill_saves(folder: Path) -> None:
     trainer, before = fresh(), folder / "before"
     for step in (2, 4):
         save(trained(trainer, step), before)
@@ -40,7 +47,7 @@ def main(folder: Path) -> None:
     for number in range(1, 1000):
         run = folder / f"killed {number}"
         shutil.copytree(before, run)
-        operation = save_killed_at(number, trainer, run)
+        operation = operation_killed(number, lambda run=run: save(trainer, run))
         if operation is None:
             print(json.dumps({"completed": number}), flush=True)
             return
@@ -56,6 +63,33 @@ def main(folder: Path) -> None:
             "resumed exactly": equal(state(resumed), at_8),
             "files": sorted(path.name for path in run.iterdir()),
         }
+        print(json.dumps(result), flush=True)
+        shutil.rmtree(run)
+
+
+def kill_marks(folder: Path) -> None:
+    trainer, before = fresh(), folder / "before"
+    for step in (2, 4, 6):
+        save(trained(trainer, step), before)
+        mark(2, before)
+    expected = {step: contents(before / f"step_0000000{step}") for step in (2, 6)}
+
+    for number in range(1, 1000):
+        run = folder / f"killed {number}"
+        shutil.copytree(before, run)
+        operation = operation_killed(number, lambda run=run: mark(6, run))
+        if operation is None:
+            print(json.dumps({"completed": number}), flush=True)
+            return
+        best, resumed = Checkpoints(run, keep=KEEP).best(), fresh(run)
+        result = {
+            "operation": operation,
+            "best": best and [best.step, best.name, best.value, best.mode],
+            "intact": best is not None and contents(best.path) == expected[best.step],
+            "resumed at": resumed.step,
+        }
+        save(trained(resumed, 8), run)
+        result["files"] = sorted(path.name for path in run.iterdir())
         print(json.dumps(result), flush=True)
         shutil.rmtree(run)
 
@@ -87,17 +121,21 @@ def save(trainer: Trainer, run: Path) -> None:
     )
 
 
+def mark(step: int, run: Path) -> None:
+    Checkpoints(run, keep=KEEP).mark_best(step, name="kid", value=1 / step, mode="min")
+
+
 def contents(checkpoint: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in checkpoint.iterdir()}
 
 
-def save_killed_at(number: int, trainer: Trainer, run: Path) -> str | None:
-    """Save in a process that is killed at operation `number`; return this operation, None if there are fewer."""
+def operation_killed(number: int, act: Callable[[], object]) -> str | None:
+    """Call `act` in a process that is killed at operation `number`; return this operation, None if there are fewer."""
     reading, writing = os.pipe()
     if (pid := os.fork()) == 0:
         os.close(reading)
         with killed_at(number, writing):
-            save(trainer, run)
+            act()
         os._exit(0)
     os.close(writing)
     with os.fdopen(reading) as stream:
@@ -153,4 +191,4 @@ def killed_at(number: int, pipe: int) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])

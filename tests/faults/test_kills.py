@@ -1,8 +1,9 @@
-"""Tests that kill runs with SIGKILL, at every file system operation of a save and at random moments.
+"""Tests that kill runs with SIGKILL: at every file system operation of a save or mark, and at random moments.
 
 `make test-slow` kills at more than fifty random moments; with -s it prints the number of kills, and their seeds.
 """
 
+import itertools
 import json
 import random
 import signal
@@ -11,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,11 +37,7 @@ MOMENTS = {
 
 
 def test_save_killed_at_any_operation_leaves_valid_checkpoint(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.faults.kill_each_operation", str(tmp_path)]
-    process = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    assert process.returncode == 0, process.stderr
-    *kills, last = map(json.loads, process.stdout.splitlines())
-    assert last == {"completed": len(kills) + 1}
+    kills = kills_of("save", tmp_path)
     for moment, (step, operation) in MOMENTS.items():
         assert [kill for kill in kills if operation in kill["operation"] and kill["step"] == step], moment
     for kill in kills:
@@ -49,6 +47,32 @@ def test_save_killed_at_any_operation_leaves_valid_checkpoint(tmp_path: Path) ->
         assert kill["files"] == ["latest", f"step_0000000{kill['step']}", "step_00000008"], kill
     assert [kill["step"] for kill in kills] == sorted(kill["step"] for kill in kills)
     print(f"\n{len(kills)} operations of a save, killed at each")
+
+
+def test_mark_of_best_killed_at_any_operation_leaves_former_or_new_mark(tmp_path: Path) -> None:
+    kills = kills_of("mark", tmp_path)
+    former, new = [2, "kid", 1 / 2, "min"], [6, "kid", 1 / 6, "min"]
+    best = [kill["best"] for kill in kills]
+    assert best == sorted(best)
+    assert [former, new] == [mark for mark, _ in itertools.groupby(best)]
+    for moment, operation in (("before prune", "os.rename step_00000002"), ("mid-prune", "os.remove training.pt")):
+        assert [kill for kill in kills if operation in kill["operation"] and kill["best"] == new], moment
+    for kill in kills:
+        assert kill["intact"], kill
+        assert kill["resumed at"] == 6, kill  # the newest checkpoint, whichever is the best one
+        best_folder = f"step_0000000{kill['best'][0]}"
+        assert kill["files"] == sorted({"best", "latest", best_folder, "step_00000006", "step_00000008"}), kill
+    print(f"\n{len(kills)} operations of a mark, killed at each")
+
+
+def kills_of(action: str, folder: Path) -> list[dict[str, Any]]:
+    """Kill `action` at each of its operations; return the results that kill_each_operation.py prints."""
+    command = [sys.executable, "-m", "tests.faults.kill_each_operation", str(folder), action]
+    process = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    *kills, last = map(json.loads, process.stdout.splitlines())
+    assert last == {"completed": len(kills) + 1}
+    return kills
 
 
 def test_run_after_five_random_kills_equals_uninterrupted_run(

@@ -224,7 +224,7 @@ ONNX = {
     "no description": lambda: onnx_model(metadata=None),
     "a description that is not JSON": lambda: onnx_model(metadata="[" * 100_000),
     "a description that is a list": lambda: onnx_model(metadata="[1]"),
-    "a newer version": lambda: onnx_model(version=2),
+    "a newer version": lambda: onnx_model(version=3),
     "a multiple of zero": lambda: onnx_model(multiple=0),
     "a multiple of terabytes": lambda: onnx_model(multiple=HUGE, minimum=HUGE),
     "a minimum that is text": lambda: onnx_model(minimum="8"),

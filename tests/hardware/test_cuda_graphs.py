@@ -17,13 +17,17 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from cyclestyle.assembly.trainer import graphed
 from cyclestyle.errors import CommandError, DivergedError
 from cyclestyle.hardware.cuda_graphs import REHEARSALS, CudaGraphCapture, Output
 from cyclestyle.hardware.device import Hardware
+from cyclestyle.objectives.step import Update
 from cyclestyle.training.optimization import Optimizers
+from cyclestyle.training.periodic import sample
 from cyclestyle.training.schedule import LinearDecay
 from cyclestyle.training.trainer import Trainer
-from tests.factories import random_batch, tiny_trainer
+from cyclestyle.training.updater import Updater
+from tests.factories import random_batch, tiny_terms, tiny_trainer
 
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
 STEPS = 12
@@ -172,9 +176,28 @@ def test_replayed_steps_equal_eager_steps(batch_size: int, accumulate: int, back
     replaying, computing = trainer_of(recording, **settings), trainer_of(Recording(), cuda_graphs=False, **settings)
     losses, expected = train(replaying), train(computing)
     assert recording.on_cpu.replays == 2 * (STEPS - REHEARSALS)  # one replay for generators, one for discriminators
-    (group,) = replaying.optimizers.generators.param_groups
-    assert group["lr"].item() == computing.optimizers.generators.param_groups[0]["lr"] < replaying.base_rate
+    optimizers = replaying.updater.optimizers
+    (group,) = optimizers["generators"].param_groups
+    rate = computing.updater.optimizers["generators"].param_groups[0]["lr"]
+    assert group["lr"].item() == rate < optimizers.base_rates["generators"]
     assert_alike(replaying, computing, losses, expected, rel=1e-12)
+
+
+@pytest.mark.usefixtures("double_precision")
+@pytest.mark.parametrize(("batch_size", "accumulate"), [(1, 1), (4, 2)], ids=str)
+def test_replayed_steps_with_trained_terms_and_r1_equal_eager_steps(batch_size: int, accumulate: int) -> None:
+    settings: dict[str, Any] = {"batch_size": batch_size, "accumulate": accumulate}
+    recording = Recording()
+    replaying = trainer_of(recording, **settings, **tiny_terms())
+    computing = trainer_of(Recording(), cuda_graphs=False, **settings, **tiny_terms())
+    initial = copy.deepcopy(replaying.objective.state_dict())
+    losses, expected = train(replaying, 8), train(computing, 8)
+    assert recording.on_cpu.replays == 2 * (8 - REHEARSALS)
+    assert {"loss/distance_ab", "loss/r1_a", "loss/calibration_b"} <= losses[-1].keys()
+    assert_alike(replaying, computing, losses, expected, rel=1e-12)
+    for side, terms in replaying.objective.state_dict().items():
+        for name, parameters in terms.items():
+            assert not any(torch.equal(value, initial[side][name][key]) for key, value in parameters.items())
 
 
 def test_replayed_steps_in_bf16_equal_eager_steps() -> None:
@@ -190,7 +213,6 @@ def test_resumed_run_is_captured_again_and_equals_uninterrupted_run() -> None:
     through, first, second = (trainer_of(Recording()) for _ in range(3))
     expected = train(through)
     train(first, 6)
-    train(second, 5)  # overwritten by the state that is loaded next
     second.load_state_dict(copy.deepcopy(first.state_dict()), [copy.deepcopy(first.rank_state_dict())])
     second.objective.generators.load_state_dict(first.objective.generators.state_dict())
     second.objective.discriminators.load_state_dict(first.objective.discriminators.state_dict())
@@ -202,11 +224,11 @@ def test_resumed_run_is_captured_again_and_equals_uninterrupted_run() -> None:
 def test_error_for_nonfinite_replayed_step_names_that_step() -> None:
     trainer = trainer_of(Recording())
     train(trainer, 8)
-    trainer.check_finite()
+    trainer.updater.check_finite(trainer.step)
     next(trainer.objective.generators.parameters()).data.fill_(torch.nan)
     train(trainer, 11)
     with pytest.raises(DivergedError, match="diverged at step 9"):
-        trainer.check_finite()
+        trainer.updater.check_finite(trainer.step)
 
 
 @pytest.mark.usefixtures("double_precision")
@@ -222,20 +244,20 @@ def test_failed_graph_capture_falls_back_with_warning(limit: int, capsys: pytest
     assert_alike(trying, computing, losses, train(computing), rel=1e-12)
 
 
-def another(trainer: Trainer, *, optimizer: type[torch.optim.Optimizer] = torch.optim.Adam, **settings: Any) -> Trainer:
-    """Create another trainer with the same networks."""
-    modules = (trainer.objective.generators, trainer.objective.discriminators)
-    return Trainer(
-        trainer.objective,
-        Optimizers(*(optimizer(module.parameters(), lr=2e-4) for module in modules)),
-        schedule=trainer.schedule,
-        samples_per_epoch=10,
-        pools=trainer.pools,
-        average=None,
-        hardware=trainer.hardware,
-        seed=0,
-        **settings,
-    )
+def another(
+    trainer: Trainer,
+    *,
+    optimizer: type[torch.optim.Optimizer] = torch.optim.Adam,
+    batch_size: int = 1,
+    cuda_graphs: Any = False,
+    profile: bool = False,
+    **settings: Any,
+) -> Update | None:
+    """Return the function that runs updates of the trainer's objective as CUDA graphs; None if there are no graphs."""
+    objective = trainer.objective
+    optimizers = Optimizers(**{name: optimizer(each, lr=2e-4) for name, each in objective.parameters.items()})
+    updater = Updater(optimizers, trainer.hardware, **settings)
+    return graphed(updater, objective, batch_size=batch_size, cuda_graphs=cuda_graphs, profile=profile)
 
 
 def of_two(trainer: Trainer) -> Trainer:
@@ -270,22 +292,23 @@ def recomputing(trainer: Trainer) -> Trainer:
             "needs an optimizer that is capturable",
         ),
         (lambda: tiny_trainer(hardware=Scaling()), {}, "does not go with trainer.precision=fp16"),
+        (lambda: tiny_trainer(hardware=Recording()), {"profile": True}, "does not go with trainer.profile=true"),
     ],
-    ids=["cpu", "processes", "compile", "skip", "recompute", "sgd", "fp16"],
+    ids=["cpu", "processes", "compile", "skip", "recompute", "sgd", "fp16", "profile"],
 )
 def test_obstacles_to_cuda_graphs_are_errors_unless_auto(
     trainer: Callable[[], Trainer], settings: dict[str, Any], reason: str
 ) -> None:
     with pytest.raises(CommandError, match=f"^trainer.cuda_graphs=true {reason}.*: leave it out$"):
         another(trainer(), cuda_graphs=True, **settings)
-    assert not another(trainer(), cuda_graphs="auto", **settings).replays
-    assert not another(trainer(), **settings).replays
+    assert another(trainer(), cuda_graphs="auto", **settings) is None
+    assert another(trainer(), **settings) is None
 
 
 @pytest.mark.parametrize(("batch_size", "accumulate", "replays"), [(1, 1, True), (2, 2, True), (2, 1, False)])
 def test_auto_captures_only_micro_batches_of_one_image(batch_size: int, accumulate: int, replays: bool) -> None:
     trainer = tiny_trainer(hardware=Recording(), cuda_graphs="auto", batch_size=batch_size, accumulate=accumulate)
-    assert trainer.replays == replays
+    assert trainer.is_graphed == replays
 
 
 def test_unused_trainer_is_freed_without_garbage_collection() -> None:
@@ -330,8 +353,8 @@ def test_steps_with_cuda_graphs_equal_eager_steps(
         for records in (True, False):
             trainer = trainer_of(OnGpu(records=records, precision=precision), cuda_graphs="auto", **settings)
             losses[trainer] = train(trainer, 6)
-            trainer.sample(*random_batch([0, 1])[:2])
-            trainer.check_finite()
+            sample(trainer, *random_batch([0, 1])[:2])
+            trainer.updater.check_finite(trainer.step)
             losses[trainer] += train(trainer)
             assert ("capture is disabled" in capsys.readouterr().err) is not records
         (replaying, computing), (actual, expected) = losses, losses.values()

@@ -16,6 +16,8 @@ from cyclestyle.hardware.memory import resident_peak
 from cyclestyle.hardware.winograd import WinogradConv2d, use_winograd
 from cyclestyle.images import tensors
 from cyclestyle.networks import ResNetGenerator
+from cyclestyle.objectives.pairs import Request
+from cyclestyle.objectives.terms import Direction
 from tests.factories import random_batch, tiny_objective, tiny_trainer
 
 NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -32,12 +34,12 @@ def _switches() -> Iterator[None]:
 
 def losses(precision: str) -> dict[str, float]:
     hardware = Hardware("cpu", precision=precision)
-    objective = tiny_objective(prepare=hardware.wrap)
+    objective = tiny_objective(prepare=hardware.wrap, backward="joint")
     a, b, *_ = random_batch([0, 1])
-    generators, translations = objective.generator_losses(tensors.to_float(a), tensors.to_float(b))
-    discriminators, scores = objective.discriminator_losses(
-        tensors.to_float(a), tensors.to_float(b), translations.fake_a.detach(), translations.fake_b.detach()
-    )
+    a, b = tensors.to_float(a), tensors.to_float(b)
+    (part,) = objective.generator_parts
+    generators, _, fakes = part(a, b)
+    discriminators, scores, _ = objective.discriminator_losses(a, b, fakes["fake_a"].detach(), fakes["fake_b"].detach())
     assert all(value.dtype == torch.float32 for value in (generators | discriminators | scores).values())
     return {name: value.item() for name, value in (generators | discriminators).items()}
 
@@ -102,17 +104,23 @@ def test_networks_run_in_chosen_precision_and_return_float32(precision: str) -> 
     assert network[0].weight.dtype == torch.float32
 
 
-def test_autocast_preserves_named_tuples_and_none() -> None:
+def test_autocast_converts_tensors_in_nested_tuples_and_mappings() -> None:
     hardware = Hardware("cpu", precision="bf16")
     generators = tiny_objective().generators
     a, b, *_ = random_batch([0])
-    output = hardware.wrap(generators)(
-        tensors.to_float(a), tensors.to_float(b), reconstructed_b=False, identity_a=False
-    )
-    assert type(output).__name__ == "Translations"
-    assert output.reconstructed_b is None
-    assert output.identity_a is None
-    assert {value.dtype for value in output if value is not None} == {torch.float32}
+    request = Request("ab", reconstructed=False, layers=("trunk.0",))
+    (direction,) = hardware.wrap(generators)(tensors.to_float(a), tensors.to_float(b), requests=[request])
+    assert isinstance(direction, Direction)
+    assert direction.name == "ab"
+    assert direction.reconstructed is None
+    values = [
+        direction.fake,
+        direction.identity,
+        *direction.source_features.values(),
+        *direction.fake_features.values(),
+    ]
+    assert {value.dtype for value in values} == {torch.float32}
+    assert len(values) == 4
 
 
 def test_losses_in_bf16_are_near_losses_in_float32() -> None:
@@ -145,12 +153,14 @@ def test_deterministic_hardware_sets_pytorch_switch() -> None:
 @pytest.mark.parametrize("count", [1, 2])
 def test_gradients_match_float64_gradients(device: str, count: int) -> None:
     hardware = Hardware(device, precision="fp32", deterministic=device == "cuda")  # deterministic turns TF32 off
-    objective, double = tiny_objective(prepare=hardware.wrap), tiny_objective(double=True)
+    objective = tiny_objective(prepare=hardware.wrap, backward="joint")
+    double = tiny_objective(double=True, backward="joint")
     hardware.to_device(objective.generators)
     hardware.to_device(objective.discriminators)
     a, b, *_ = random_batch(list(range(count)))
-    losses, _ = objective.generator_losses(*(tensors.to_float(hardware.upload(images)) for images in (a, b)))
-    expected, _ = double.generator_losses(*(tensors.to_float(images).double() for images in (a, b)))
+    (part,), (double_part,) = objective.generator_parts, double.generator_parts
+    losses, _, _ = part(*(tensors.to_float(hardware.upload(images)) for images in (a, b)))
+    expected, _, _ = double_part(*(tensors.to_float(images).double() for images in (a, b)))
     torch.stack(list(losses.values())).sum().backward()
     torch.stack(list(expected.values())).sum().backward()
     exact = dict(double.generators.named_parameters())

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
 from cyclestyle.errors import DataError
-from cyclestyle.images import decoding, tensors
+from cyclestyle.images import decoding, reading, tensors
 from tests.forked import in_a_child
 
 
@@ -46,24 +46,24 @@ def test_every_exif_orientation_is_undone(tmp_path: Path, orientation: int, endi
     path = tmp_path / f"x.{ending}"
     lossless = {"webp": {"lossless": True}, "jpg": {"quality": 100, "subsampling": 0}}.get(ending, {})
     Image.fromarray(np.ascontiguousarray(stored[orientation])).save(path, exif=exif, **lossless)
-    pixels = np.asarray(decoding.read(path)).astype(int)
+    pixels = np.asarray(reading.read_8_bit(path)).astype(int)
     assert np.abs(pixels - upright).max() <= (4 if ending == "jpg" else 0)  # JPEG preserves blocks of one colour
-    assert decoding.probe(path)[:2] == upright.shape[1::-1]
+    assert reading.probe(path)[:2] == upright.shape[1::-1]
 
 
 @pytest.mark.parametrize("ending", ["png", "tif"])
 def test_16_bit_grey_image_keeps_its_brightness(tmp_path: Path, ending: str) -> None:
     grey = np.array([[0, 257, 128 * 257, 200 * 257, 65535]], np.uint16)
     Image.fromarray(grey).save(tmp_path / f"x.{ending}")
-    assert np.asarray(decoding.read(tmp_path / f"x.{ending}"))[0, :, 1].tolist() == [0, 1, 128, 200, 255]
+    assert np.asarray(reading.read_8_bit(tmp_path / f"x.{ending}"))[0, :, 1].tolist() == [0, 1, 128, 200, 255]
 
 
 def test_transparent_pixels_are_composited_over_white_by_default(tmp_path: Path) -> None:
     pixels = np.array([[[255, 0, 0, 255], [255, 0, 0, 0], [0, 0, 0, 128]]], np.uint8)
     Image.fromarray(pixels).save(tmp_path / "rgba.png")
-    assert np.asarray(decoding.read(tmp_path / "rgba.png"))[0].tolist() == [[255, 0, 0], [255] * 3, [127] * 3]
+    assert np.asarray(reading.read_8_bit(tmp_path / "rgba.png"))[0].tolist() == [[255, 0, 0], [255] * 3, [127] * 3]
     Image.fromarray(np.array([[[0, 255], [0, 0]]], np.uint8), mode=None).save(tmp_path / "la.png")
-    assert np.asarray(decoding.read(tmp_path / "la.png"))[0].tolist() == [[0] * 3, [255] * 3]
+    assert np.asarray(reading.read_8_bit(tmp_path / "la.png"))[0].tolist() == [[0] * 3, [255] * 3]
 
 
 def test_transparent_palette_colour_becomes_white(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_transparent_palette_colour_becomes_white(tmp_path: Path) -> None:
     palette.putpalette([10, 20, 30, 200, 100, 50])
     palette.putpixel((1, 0), 1)
     palette.save(tmp_path / "p.png", transparency=1)
-    assert np.asarray(decoding.read(tmp_path / "p.png"))[0].tolist() == [[10, 20, 30], [255] * 3]
+    assert np.asarray(reading.read_8_bit(tmp_path / "p.png"))[0].tolist() == [[10, 20, 30], [255] * 3]
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "I", "I;16"])
@@ -95,7 +95,7 @@ def test_transparent_pixels_are_composited_over_given_background(tmp_path: Path,
         values = np.dstack([colours[..., : len(mode) - 1], np.rint(alpha * 255)]).astype(np.uint8)
         Image.fromarray(values, mode).save(tmp_path / "x.png")
     expected = colours * alpha[..., None] + colour * (1 - alpha[..., None])
-    pixels = np.asarray(decoding.read(tmp_path / "x.png", background=background)).astype(float)
+    pixels = np.asarray(reading.read_8_bit(tmp_path / "x.png", transparent_as=background)).astype(float)
     assert np.abs(pixels - expected).max() <= 1
 
 
@@ -110,10 +110,10 @@ def test_cmyk_and_one_bit_images_keep_their_colours(tmp_path: Path) -> None:
     inks = np.array([[[0, 0, 0, 0], [255, 0, 0, 0], [0, 0, 0, 255], [0, 128, 0, 64]]], np.uint8)
     Image.fromarray(inks, "CMYK").save(tmp_path / "x.tif")
     expected = (255 - inks[..., :3].astype(float)) * (255 - inks[..., 3:]) / 255
-    assert np.abs(np.asarray(decoding.read(tmp_path / "x.tif")) - expected).max() <= 1
+    assert np.abs(np.asarray(reading.read_8_bit(tmp_path / "x.tif")) - expected).max() <= 1
     Image.fromarray(np.array([[True, False]])).save(tmp_path / "x.png")
     assert Image.open(tmp_path / "x.png").mode == "1"
-    assert np.asarray(decoding.read(tmp_path / "x.png")).tolist() == [[[255] * 3, [0] * 3]]
+    assert np.asarray(reading.read_8_bit(tmp_path / "x.png")).tolist() == [[[255] * 3, [0] * 3]]
 
 
 FRAMES = [Image.fromarray(np.full((6, 8, 3), value, np.uint8)) for value in (40, 200)]
@@ -124,16 +124,16 @@ ANIMATIONS = {"gif": {}, "webp": {"lossless": True}, "png": {}, "tif": {}}
 def test_only_first_frame_of_an_animation_is_read(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"x.{ending}"
     FRAMES[0].save(path, save_all=True, append_images=FRAMES[1:], **ANIMATIONS[ending])
-    assert np.array_equal(np.asarray(decoding.read(path)), np.asarray(FRAMES[0]))
-    assert decoding.probe(path) == decoding.ImageInfo(8, 6, animated=True, decoded=True)
+    assert np.array_equal(np.asarray(reading.read_8_bit(path)), np.asarray(FRAMES[0]))
+    assert reading.probe(path) == decoding.ImageInfo(8, 6, animated=True, decoded=True)
     FRAMES[0].save(path)
-    assert decoding.probe(path) == decoding.ImageInfo(8, 6, animated=False, decoded=True)
+    assert reading.probe(path) == decoding.ImageInfo(8, 6, animated=False, decoded=True)
 
 
 def test_mpo_previews_do_not_count_as_animation(tmp_path: Path) -> None:
     FRAMES[0].save(tmp_path / "x.jpg", "MPO", save_all=True, append_images=FRAMES[1:])
     assert Image.open(tmp_path / "x.jpg").n_frames == 2
-    assert not decoding.probe(tmp_path / "x.jpg").animated
+    assert not reading.probe(tmp_path / "x.jpg").animated
 
 
 def png_chunks(whole: bytes) -> list[tuple[int, bytes, int]]:
@@ -157,14 +157,14 @@ def test_png_with_a_wrong_checksum_is_rejected(tmp_path: Path) -> None:
         path.write_bytes(damaged)
         with suppress(OSError, SyntaxError), Image.open(path) as opened:
             undetected += not np.array_equal(np.asarray(opened), smooth)
-        for function in (decoding.read, decoding.probe):
+        for function in (reading.read_8_bit, reading.probe):
             with pytest.raises(decoding.ImageError):
                 function(path)
     assert undetected > 50  # damaged images that Pillow alone would return without an error
 
     path.write_bytes(whole[:-14] + bytes([whole[-14] ^ 1]) + whole[-13:])
     with pytest.raises(decoding.ImageError, match=r"x\.png: .*checksum of a part b'IDAT' is wrong"):
-        decoding.read(path)
+        reading.read_8_bit(path)
 
 
 def test_truncated_png_is_rejected_but_png_with_trailing_bytes_is_read(tmp_path: Path) -> None:
@@ -174,9 +174,9 @@ def test_truncated_png_is_rejected_but_png_with_trailing_bytes_is_read(tmp_path:
     for length in (len(whole) - 1, len(whole) - 4, len(whole) - 12, len(whole) - 13, len(whole) // 2, 60, 33, 20, 9, 8):
         path.write_bytes(whole[:length])
         with pytest.raises(decoding.ImageError):
-            decoding.probe(path)
+            reading.probe(path)
     path.write_bytes(whole + b"trailing data of other programs")
-    assert decoding.probe(path).decoded
+    assert reading.probe(path).decoded
 
 
 @pytest.mark.parametrize(("ending", "settings"), [
@@ -191,7 +191,7 @@ def test_file_truncated_at_any_length_is_rejected(tmp_path: Path, ending: str, s
         path.write_bytes(whole[:length])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            for function in (decoding.read, decoding.probe):
+            for function in (reading.read_8_bit, reading.probe):
                 with pytest.raises(decoding.ImageError):
                     function(path)
 
@@ -202,11 +202,11 @@ def test_image_with_too_many_pixels_is_rejected_without_decoding(tmp_path: Path)
     whole = path.read_bytes()
     at = next(at for at, kind, _ in png_chunks(whole) if kind == b"IDAT")
     path.write_bytes(whole[: at + 40])  # pixel data cut off: undecodable
-    assert decoding.probe(path, max_pixels=11_999_999) == decoding.ImageInfo(4000, 3000, animated=False, decoded=False)
+    assert reading.probe(path, max_pixels=11_999_999) == decoding.ImageInfo(4000, 3000, animated=False, decoded=False)
     with pytest.raises(decoding.ImageError, match="4,000 x 3,000 pixels are more than 11,999,999"):
-        decoding.read(path, max_pixels=11_999_999)
+        reading.read_8_bit(path, max_pixels=11_999_999)
     with pytest.raises(decoding.ImageError, match="damaged"):
-        decoding.probe(path, max_pixels=12_000_000)
+        reading.probe(path, max_pixels=12_000_000)
 
 
 def test_pixel_limit_of_pillow_does_not_apply(tmp_path: Path) -> None:
@@ -218,22 +218,22 @@ def test_pixel_limit_of_pillow_does_not_apply(tmp_path: Path) -> None:
     (tmp_path / "y.png").write_bytes(whole[:12] + header + struct.pack(">I", zlib.crc32(header)) + whole[33:])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert decoding.probe(tmp_path / "x.png", max_pixels=90_000_000).decoded
-        assert decoding.probe(tmp_path / "y.png") == decoding.ImageInfo(20_000, 9_000, animated=False, decoded=False)
+        assert reading.probe(tmp_path / "x.png", max_pixels=90_000_000).decoded
+        assert reading.probe(tmp_path / "y.png") == decoding.ImageInfo(20_000, 9_000, animated=False, decoded=False)
 
 
 def test_pillow_flag_load_truncated_images_is_overridden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.fromarray(noise(60, 50)).save(tmp_path / "x.jpg")
     (tmp_path / "x.jpg").write_bytes((tmp_path / "x.jpg").read_bytes()[:-200])
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
-    for function in (decoding.read, decoding.probe):
+    for function in (reading.read_8_bit, reading.probe):
         with pytest.raises(decoding.ImageError, match="truncated"):
             function(tmp_path / "x.jpg")
 
 
 def test_floating_point_colours_are_rejected(tmp_path: Path) -> None:
     Image.fromarray(np.full((2, 2), 0.5, np.float32)).save(tmp_path / "x.tif")
-    for function in (decoding.read, decoding.probe):
+    for function in (reading.read_8_bit, reading.probe):
         with pytest.raises(DataError, match=r"x\.tif: .*floating-point"):
             function(tmp_path / "x.tif")
 
@@ -242,7 +242,7 @@ def test_floating_point_colours_are_rejected(tmp_path: Path) -> None:
 def test_error_for_a_file_that_is_no_image_contains_its_path(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.jpg").write_bytes(content)
     with pytest.raises(DataError, match=rf"^{tmp_path}/x\.jpg: "):
-        decoding.read(tmp_path / "x.jpg")
+        reading.read_8_bit(tmp_path / "x.jpg")
 
 
 @pytest.mark.parametrize("ending", ["jpg", "png", "webp", "bmp", "tif"])
@@ -260,20 +260,20 @@ def test_file_with_damaged_bytes_is_read_or_raises_data_error(tmp_path: Path, en
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with suppress(DataError):
-                assert decoding.read(path).mode == "RGB"
+                assert reading.read_8_bit(path).mode == "RGB"
 
 
 def test_damaged_exif_raises_data_error(tmp_path: Path) -> None:
     Image.fromarray(noise()).save(tmp_path / "x.png", exif=b"Exif\0\0garbage!")
     with pytest.raises(DataError, match=r"x\.png: .*header b'garbage!'"):
-        decoding.read(tmp_path / "x.png")
+        reading.read_8_bit(tmp_path / "x.png")
 
 
 @pytest.mark.parametrize("page", [b"<!DOCTYPE html><p>404", b"  \n<HTML>"])
 def test_error_for_an_html_file_mentions_a_web_page(tmp_path: Path, page: bytes) -> None:
     (tmp_path / "x.jpg").write_bytes(page)
     with pytest.raises(DataError, match="a web page, not a picture"):
-        decoding.read(tmp_path / "x.jpg")
+        reading.read_8_bit(tmp_path / "x.jpg")
 
 
 def test_pipes_and_devices_are_not_opened(tmp_path: Path) -> None:
@@ -284,7 +284,7 @@ def test_pipes_and_devices_are_not_opened(tmp_path: Path) -> None:
         reasons = []
         for name in ("pipe.png", "zero.png", "gone.png", "."):
             with pytest.raises(decoding.ImageError) as caught:
-                decoding.read(tmp_path / name)
+                reading.read_8_bit(tmp_path / name)
             reasons.append(caught.value.reason)
         return reasons
 
@@ -325,7 +325,7 @@ def test_arbitrary_bytes_are_an_image_or_raise_image_error(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with suppress(decoding.ImageError):
-            info = decoding.probe(path, max_pixels=10**6)
+            info = reading.probe(path, max_pixels=10**6)
             assert info.width * info.height > 0
 
 
@@ -363,7 +363,7 @@ def test_decoding_does_not_import_torch() -> None:
 def test_save_uses_the_format_of_the_file_extension(tmp_path: Path, ending: str) -> None:
     smooth = np.linspace(0, 255, 64 * 48 * 3).reshape(48, 64, 3).astype(np.uint8)
     decoding.save(Image.fromarray(smooth), tmp_path / f"x{ending.upper()}")
-    pixels = np.asarray(decoding.read(tmp_path / f"x{ending.upper()}")).astype(int)
+    pixels = np.asarray(reading.read_8_bit(tmp_path / f"x{ending.upper()}")).astype(int)
     assert np.abs(pixels - smooth).max() <= (12 if ending in {".jpg", ".jpeg", ".webp"} else 0)
     assert [path.name for path in tmp_path.iterdir()] == [f"x{ending.upper()}"]  # no temporary file
 

@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageOps
 
 from cyclestyle.images import decoding, file_formats, reading, writing
+from cyclestyle.images.decoders import Colour
 from cyclestyle.images.photo import Metadata
 from tests import profiles
 
@@ -507,6 +508,9 @@ def with_profiles() -> list[Good]:
     seen, seen16 = (as_numbers(profiles.wide_as_srgb(a / np.iinfo(a.dtype).max), a) for a in (RGB, RGB16))
     bright, bright16 = (as_numbers(profiles.srgb_encoded(a / np.iinfo(a.dtype).max), a) for a in (GREY, GREY16))
     mixed = as_numbers(profiles.odd_inks(CORNERS), RGB)
+    adobe, p3 = profiles.adobe(), profiles.p3()
+    from_adobe = as_numbers(profiles.adobe_as_srgb(RGB / 255), RGB)
+    from_p3, from_p3_16 = (as_numbers(profiles.p3_as_srgb(a / np.iinfo(a.dtype).max), a) for a in (RGB, RGB16))
     unreadable = ("its colour profile cannot be read: taken for sRGB",)
     other = ("its colour profile is for another kind of colours: taken for sRGB",)
     wide_palette = as_numbers(profiles.wide_as_srgb(PALETTE / 255), RGB)
@@ -519,6 +523,11 @@ def with_profiles() -> list[Good]:
         Good("wide.tif", pillow(RGB, "TIFF", icc_profile=wide), seen, near=2),
         Good("wide.webp", pillow(RGB, "WEBP", icc_profile=wide, **EXACT), seen, near=2),
         Good("wide.avif", pillow(RGB, "AVIF", quality=98, subsampling="4:4:4", icc_profile=wide), seen, near=13),
+        Good("adobe.png", pillow(RGB, "PNG", icc_profile=adobe), from_adobe, near=2),
+        Good("adobe.jpg", pillow(RGB, "JPEG", **FINE, icc_profile=adobe), from_adobe, near=20),
+        Good("p3.png", pillow(RGB, "PNG", icc_profile=p3), from_p3, near=2),
+        Good("p3.webp", pillow(RGB, "WEBP", icc_profile=p3, **EXACT), from_p3, near=2),
+        Good("p316.tif", tiff(RGB16, iccprofile=p3), from_p3_16, near=150),
         Good("wide16.tif", tiff(RGB16, iccprofile=wide), seen16, near=150),
         Good("wide16.png", png(RGB16, bits=16, kind=2, chunks=profile_chunk(wide)), seen16, near=150),
         Good(
@@ -691,6 +700,80 @@ def test_bad_file_is_rejected_with_expected_reason(tmp_path: Path, case: Bad) ->
         reading.read(tmp_path / case.name)
     assert re.search(case.reason, caught.value.reason)
     assert caught.value.path == tmp_path / case.name
+
+
+TAGGED = with_profiles()
+UNTAGGED = [*eight_bits(), *sixteen_bits(), *all_orientations(), *BAD, *HEIC]
+
+
+TURNED = [case for case in TAGGED if case.name.endswith((".png", ".jpg")) and "oriented" not in case.name]
+
+
+@pytest.mark.parametrize(
+    ("case", "orientation"),
+    [*((case, 1) for case in TAGGED), *((case, 6) for case in TURNED)],
+    ids=lambda value: str(value) if isinstance(value, int) else value.name,
+)
+def test_training_reads_tagged_file_as_translation_does(tmp_path: Path, case: Good, orientation: int) -> None:
+    path = tmp_path / case.name
+    case.make(path)
+    if orientation != 1:
+        tag_orientation(path, orientation)
+    photo = reading.read(path)
+    full = np.iinfo(photo.pixels.dtype).max
+    expected = (photo.pixels.astype(float) * 255 / full).round().astype(np.uint8)
+    if photo.alpha is not None:
+        opaque = Image.merge("RGBA", [*Image.fromarray(expected).split(), Image.fromarray(photo.alpha)])
+        expected = np.asarray(Image.alpha_composite(Image.new("RGBA", opaque.size, "#336699"), opaque).convert("RGB"))
+    assert np.array_equal(np.asarray(reading.read_8_bit(path, colour="managed", transparent_as="#336699")), expected)
+    assert reading.probe(path, colour="managed")[:2] == expected.shape[1::-1]
+
+
+def tag_orientation(path: Path, orientation: int) -> None:
+    """Add an EXIF orientation to a PNG or JPEG file without coding its pixels again."""
+    content, exif = path.read_bytes(), exif_with(orientation).removeprefix(b"Exif\0\0")
+    if path.suffix == ".png":
+        path.write_bytes(content[:33] + chunk(b"eXIf", exif) + content[33:])  # after the header
+    else:
+        segment = b"Exif\0\0" + exif
+        path.write_bytes(content[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + content[2:])
+
+
+@pytest.mark.parametrize("case", UNTAGGED, ids=lambda case: case.name)
+def test_untagged_file_is_read_alike_with_managed_and_raw_colour(tmp_path: Path, case: Good | Bad) -> None:
+    case.make(tmp_path / case.name)
+    managed, raw = (outcome(tmp_path / case.name, colour) for colour in ("managed", "raw"))
+    assert managed == raw == outcome_in_pillow(tmp_path / case.name)
+
+
+@pytest.mark.parametrize("case", TAGGED, ids=lambda case: case.name)
+def test_raw_colour_ignores_profiles(tmp_path: Path, case: Good) -> None:
+    case.make(tmp_path / case.name)
+    assert outcome(tmp_path / case.name, "raw") == outcome_in_pillow(tmp_path / case.name)
+
+
+def outcome(path: Path, colour: Colour) -> tuple[object, ...]:
+    """Return size and pixels of the training image in a file; for an unreadable file, return only the text `error`."""
+    try:
+        image = reading.read_8_bit(path, colour=colour)
+    except decoding.ImageError:
+        return ("error",)
+    return image.mode, image.size, image.tobytes()
+
+
+def outcome_in_pillow(path: Path) -> tuple[object, ...]:
+    """Return the result that `outcome` had before profiles were used: all decoding is done by Pillow."""
+    if not path.is_file():  # a pipe would block
+        return ("error",)
+    try:
+        with Image.open(path, formats=decoding.FORMATS) as image:
+            if image.width * image.height > decoding.MAX_PIXELS:
+                return ("error",)
+            decoding.decode(image)
+            upright = decoding.to_rgb(ImageOps.exif_transpose(image))
+    except Exception:  # decoders raise nearly any type
+        return ("error",)
+    return upright.mode, upright.size, upright.tobytes()
 
 
 def check(folder: Path, case: Good, format_name: file_formats.Format = "keep") -> None:

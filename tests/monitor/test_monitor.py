@@ -5,6 +5,7 @@ import gzip
 import itertools
 import json
 import re
+import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,16 +14,30 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+import yaml
+from google.protobuf import json_format
+from PIL import Image, ImageFont
+from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+from tensorboard.context import RequestContext
+from tensorboard.plugins.base_plugin import TBContext
+from tensorboard.plugins.hparams.api_pb2 import ColParams, ListSessionGroupsRequest, Status
+from tensorboard.plugins.hparams.backend_context import Context
+from tensorboard.plugins.hparams.list_session_groups import Handler
 
 from cyclestyle.data.dataset import Batch
+from cyclestyle.hardware.device import Hardware
 from cyclestyle.images import tensors
 from cyclestyle.monitor import Console, MetricsFile, Profile, TensorBoard
 from cyclestyle.monitor.logger import Phase, Samples
 from cyclestyle.monitor.profiler import ProfileWindow, breakdown, markdown
-from cyclestyle.monitor.sample_grid import column_titles, grid
-from tests.factories import random_batch, tiny_trainer
+from cyclestyle.monitor.sample_grid import column_titles, grid, wrapped
+from cyclestyle.networks import ResNetGenerator
+from cyclestyle.objectives.pairs import Generators
+from cyclestyle.training.periodic import sample
+from cyclestyle.training.samples import translate_probes
+from tests.factories import fit, random_batch, tiny_trainer
 
 DOMAINS = ("monet", "photo")
 VALUES = {
@@ -43,7 +58,7 @@ def noise(seed: int, count: int = 2, height: int = 20, width: int = 30) -> Sampl
 
 def test_grid_has_four_columns_and_a_row_per_probe_image() -> None:
     probes = noise(0, count=3)
-    sheet = np.asarray(grid(probes, column_titles("monet", "photo")))
+    sheet = np.asarray(grid(probes, ("a", "b", "c", "d")))
     assert sheet.shape == (22 + 3 * 24 + 4, 4 * 34 + 4, 3)
     for column, images in enumerate((probes.real, probes.translated, probes.reconstructed, probes.identity)):
         for row, image in enumerate(images):
@@ -51,12 +66,70 @@ def test_grid_has_four_columns_and_a_row_per_probe_image() -> None:
             assert np.array_equal(sheet[top : top + 20, left : left + 30], image.permute(1, 2, 0).numpy())
 
 
+def test_grid_shows_grey_images_and_leaves_out_missing_identity() -> None:
+    colour = noise(0, count=3)
+    grey = colour.translated[:, :1]
+    sheet = np.asarray(grid(colour._replace(translated=grey, identity=None), ("a", "b", "c", "d")))
+    assert sheet.shape == (22 + 3 * 24 + 4, 3 * 34 + 4, 3)
+    for row in range(3):
+        top = 22 + row * 24
+        assert np.array_equal(sheet[top : top + 20, 4:34], colour.real[row].permute(1, 2, 0).numpy())
+        assert np.array_equal(sheet[top : top + 20, 38:68], grey[row].permute(1, 2, 0).expand(20, 30, 3).numpy())
+
+
+def test_samples_of_unequal_channels_have_no_identity() -> None:
+    generators = Generators(
+        ResNetGenerator(2, 1, in_channels=1, out_channels=3), ResNetGenerator(2, 1, in_channels=3, out_channels=1)
+    ).eval()
+    real_a = torch.randint(0, 256, (2, 1, 16, 16), dtype=torch.uint8)
+    real_b = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
+    a, b = translate_probes(generators, Hardware("cpu", precision="fp32"), real_a, real_b)
+    assert [images.shape[1] for images in (*a[:3], *b[:3])] == [1, 3, 1, 3, 1, 3]
+    assert a.identity is None
+    assert b.identity is None
+
+
 def test_every_grid_column_has_a_title() -> None:
-    assert column_titles("monet", "photo") == ("monet", "to photo", "and back to monet", "monet to monet")
+    assert column_titles("monet", "photo") == ("monet", "to photo", "and back", "identity")
     sheet = np.asarray(grid(noise(0, width=120), column_titles("monet", "photo")))
     for column in range(4):
         title = sheet[:22, 4 + column * 124 : 124 + column * 124]
         assert (title < 128).any()
+
+
+@pytest.mark.parametrize("size", [64, 96, 128, 256])
+@pytest.mark.parametrize(
+    "domains",
+    [("photo", "monet"), ("summer_yosemite", "winter_yosemite"), ("SyntheticPhotographs", "x" * 200), ("", "a b")],
+)
+def test_titles_fit_their_columns(size: int, domains: tuple[str, str]) -> None:
+    titles = column_titles(*domains)
+    sheet = np.asarray(grid(noise(0, count=1, height=size, width=size), titles))
+    header = sheet.shape[0] - (size + 4) - 4
+    for column, title in enumerate(titles):
+        left = 4 + column * (size + 4)
+        assert (sheet[:header, left : left + size] < 128).any() == bool(title)
+        assert (sheet[:header, left + size + 1 : left + size + 4] > 200).all()  # at most 1 px into the gap
+    assert (sheet[:3] > 200).all()
+    assert (sheet[header - 2 : header] > 200).all()
+
+
+def test_wide_title_is_broken_at_words_and_cut_after_three_lines() -> None:
+    font = ImageFont.load_default(12)
+    assert wrapped("monet", font, 64) == ["monet"]
+    assert wrapped("to winter_yosemite", font, 64) == ["to winter_", "yosemite"]
+    assert wrapped("to winterYosemite", font, 64) == ["to winter", "Yosemite"]
+    lines = wrapped("x" * 100, font, 64)
+    assert len(lines) == 3
+    assert lines[2].endswith("x...")
+    for title in ("a title of several long words", "x" * 100, "one-two.three_four", "  ", "i", "W" * 20):
+        for width in (5, 20, 64, 200):
+            lines = wrapped(title, font, width)
+            assert 1 <= len(lines) <= 3
+            if width >= 20:
+                assert all(font.getlength(line) <= width for line in lines)
+            if not lines[-1].endswith("..."):
+                assert "".join(lines).replace(" ", "") == title.replace(" ", "")
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])
@@ -65,7 +138,7 @@ def test_each_sample_is_output_of_the_right_generator(ema: float) -> None:
     for step in range(3):
         trainer.train_step(random_batch([step]))
     real_a, real_b, *_ = random_batch([7, 8])
-    a, b = trainer.sample(real_a, real_b)
+    a, b = sample(trainer, real_a, real_b)
     assert trainer.objective.generators.training  # sampling restores training mode
 
     shown = (trainer.average.module if ema else trainer.objective.generators).eval()
@@ -157,6 +230,109 @@ def test_resumed_tensorboard_has_no_duplicate_steps(tmp_path: Path, start: int) 
     assert [image.step for image in shown.Images("photo2monet")] == list(range(8))
 
 
+CONFIG = {
+    "name": "mine",
+    "seed": 3,
+    "optimizer": {"_target_": "torch.optim.Adam", "lr": 0.01, "betas": [0.5, 0.999]},
+    "data": {"flip": True, "root": "data/größe"},
+    "init": None,
+    "logger": {"console": None},
+}
+
+
+def record(folder: Path, command: str, *, step: int) -> None:
+    entry = {
+        "step": step,
+        "command": command,
+        "git": {"commit": "abc|def"},
+        "machine": {"gpus": ["A", "B"], "cpu": None},
+    }
+    (folder / "starts.json").write_text(json.dumps([{"command": "an earlier one"}, entry]))
+
+
+def texts(folder: Path) -> dict[str, list[tuple[int, str]]]:
+    shown = events(folder)
+    return {
+        tag: [(event.step, event.tensor_proto.string_val[0].decode()) for event in shown.Tensors(tag)]
+        for tag in shown.Tags()["tensors"]
+        if tag.startswith("run/")
+    }
+
+
+def test_tensorboard_has_command_config_and_environment_of_each_start(tmp_path: Path) -> None:
+    for start, command in ((0, "train 'name=a b'"), (4, "train <script>```\n| \udcff")):
+        record(tmp_path, command, step=start)
+        TensorBoard(tmp_path, domains=DOMAINS, start=start, total=8, config={**CONFIG, "seed": start}).close()
+    shown = texts(tmp_path)
+    assert shown["run/command/text_summary"] == [(0, "    train 'name=a b'"), (4, "    train <script>```\n    | ?")]
+    (first, config), (second, _) = shown["run/config/text_summary"]
+    assert (first, second) == (0, 4)
+    assert all(line.startswith("    ") for line in config.splitlines())
+    assert yaml.safe_load(textwrap.dedent(config)) == {**CONFIG, "seed": 0}
+    _, environment = shown["run/environment/text_summary"][0]
+    assert environment.splitlines() == [
+        "| | |", "|---|---|", "| step | 0 |", "| git.commit | abc\\|def |", "| machine.gpus | A, B |"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("content", [None, b"", b"[]", b"{}", b"[1]", b'[{"step": 1}]', b"\xff", b"[" * 100_000])
+def test_tensorboard_without_config_or_readable_record_has_curves_only(tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "starts.json").write_bytes(content)
+    board = TensorBoard(tmp_path, domains=DOMAINS, total=4)
+    board.metrics(4, {"kid": 0.5})
+    board.close()
+    assert events(tmp_path).Tags()["tensors"] == []
+    assert [point.value for point in events(tmp_path).Scalars("kid")] == [0.5]
+
+
+def test_tensorboard_shows_hyper_parameters_with_last_values(tmp_path: Path) -> None:
+    for name, lr, starts in (("one", 0.01, [(0, 4), (4, 6)]), ("two", 0.02, [(0, 5)])):
+        (tmp_path / name).mkdir()
+        for start, end in starts:
+            config = {**CONFIG, "optimizer": {**CONFIG["optimizer"], "lr": lr}}
+            board = TensorBoard(tmp_path / name, domains=DOMAINS, start=start, total=6, config=config)
+            for step in range(start + 1, end + 1):
+                board.on_step(step)
+                board.metrics(step, {"loss/gan_ab": lr + step})
+            board.metrics(end, {f"kid_{name}": 0.5})
+            board.close()
+
+    names, groups = hyper_parameters(tmp_path)
+    assert names == {"seed", "optimizer._target_", "optimizer.lr", "optimizer.betas", "data.flip"}  # the recipe alone
+    assert set(groups) == {"one", "two"}  # no run folders were added below those of the runs
+    one, two = groups["one"], groups["two"]
+    assert {key: one[key] for key in ("optimizer.lr", "optimizer.betas", "seed")} == {
+        "optimizer.lr": 0.01, "optimizer.betas": "[0.5, 0.999]", "seed": 3,
+    }  # fmt: skip
+    assert (one["loss/gan_ab"], two["loss/gan_ab"]) == (pytest.approx(6.01), pytest.approx(5.02))
+    assert one["kid_one"] == two["kid_two"] == 0.5
+    assert (one["status"], two["status"]) == ("STATUS_SUCCESS", "STATUS_UNKNOWN")  # the second run is not complete
+
+
+def hyper_parameters(folder: Path) -> tuple[set[str], dict[str, dict[str, Any]]]:
+    """Names of hyper-parameters that TensorBoard shows for the runs in `folder`; their values and metrics, by run."""
+    runs = EventMultiplexer()
+    runs.AddRunsFromDirectory(str(folder))
+    runs.Reload()
+    backend = Context(TBContext(data_provider=MultiplexerDataProvider(runs, str(folder))))
+    request_context = RequestContext()
+    metadata = backend.hparams_metadata(request_context, "")
+    experiment = backend.experiment_from_metadata(request_context, "", True, metadata, [])
+    request = ListSessionGroupsRequest(
+        slice_size=100,
+        col_params=[ColParams(metric=metric.name) for metric in experiment.metric_infos],
+        allowed_statuses=Status.values(),
+    )
+    groups = {}
+    for group in Handler(request_context, backend, "", request).run().session_groups:
+        values = {name: json_format.MessageToDict(value) for name, value in group.hparams.items()}
+        (session,) = group.sessions
+        metrics = {metric.name.tag: metric.value for metric in session.metric_values}
+        groups[session.name] = {**values, **metrics, "status": Status.Name(session.status)}
+    return {info.name for info in experiment.hparam_infos}, groups
+
+
 @pytest.fixture
 def _no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
@@ -172,9 +348,34 @@ def test_console_prints_plain_lines_without_terminal(tmp_path: Path, capsys: pyt
     console.pictures(110, noise(0), noise(1))
     console.close()
     first, second = capsys.readouterr().out.splitlines()
-    assert first == "step 60/110  gan 0.750  cycle 3.000  disc 0.125  12.3 images/s  0:00:00 left"
+    assert first == "step 60/110  gan 0.750  cycle 3.000  discriminator 0.125  12.3 images/s  0:00:00 left"
     assert "25% waiting for data" in second
     assert "\x1b" not in first + second
+
+
+@pytest.mark.usefixtures("_no_terminal")
+def test_console_adds_losses_of_both_sides_under_any_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console(tmp_path, domains=DOMAINS, total=2000)
+    losses = {"patchnce_ab": 1.0, "patchnce_ba": 0.5, "r1_a": 0.25, "r1_b": 0.125, "colour_a": 2.0, "whole": 3.0}
+    console.metrics(500, {**{f"loss/{name}": value for name, value in losses.items()}, "lr": 2e-4, "epoch": 1.0})
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("step 500/2000  patchnce 1.500  r1 0.375  colour 2.000  whole 3.000  ")
+    assert line.endswith(" left")
+    assert "lr" not in line
+
+
+@pytest.mark.usefixtures("_no_terminal")
+def test_console_prints_line_if_all_steps_were_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Console(tmp_path, domains=DOMAINS, total=4).metrics(4, {"speed/images_per_s": 2.0, "lr": 2e-4})
+    assert capsys.readouterr().out == "step 4/4  2.0 images/s  0:00:00 left\n"
+
+
+@pytest.mark.usefixtures("_no_terminal")
+def test_console_prints_values_of_task_on_their_own_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console(tmp_path, domains=DOMAINS, total=2000)
+    console.metrics(500, {"kid": 0.041, "psnr_ab": 21.3456, "count": 12})
+    console.metrics(500, {"fid": float("nan")})
+    assert capsys.readouterr().out == "step 500/2000  kid 0.041  psnr_ab 21.35  count 12\nstep 500/2000  fid nan\n"
 
 
 def test_console_shows_bar_on_terminal(
@@ -185,12 +386,14 @@ def test_console_shows_bar_on_terminal(
     monkeypatch.setenv("COLUMNS", "200")
     console = Console(tmp_path, domains=DOMAINS, start=10, total=110)
     console.metrics(60, VALUES)
+    console.metrics(60, {"kid[bold]": 0.041})
     console.on_step(61)
     console.close()
     shown = capsys.readouterr().out
     assert " 61/110" in shown
-    assert "gan 0.750  cycle 3.000  disc 0.125  12.3 images/s" in shown
+    assert "gan 0.750  cycle 3.000  discriminator 0.125  12.3 images/s" in shown
     assert "60/110  gan" not in shown
+    assert "step 60/110  kid[bold] 0.041" in shown
 
 
 # A hand-written trace of 2 steps of 100 and 60 ms and an incomplete third one. The backward pass has its own thread.
@@ -281,8 +484,8 @@ def profiled(folder: Path, *, steps: int, **settings: Any) -> tuple[list[str], C
     """Train `steps` steps with a profiler; return its warnings, and a logger with the end time of each step."""
     warnings: list[str] = []
     clock, profile = Clock(), Profile(folder, phases=list(Phase), window=SMALL, warn=warnings.append)
-    trainer = tiny_trainer(steps=steps, log_every=2, ema=0.9, **settings)
-    trainer.fit(slow_batches(), save=lambda last: None, loggers=[clock, profile])
+    trainer = tiny_trainer(steps=steps, ema=0.9, **settings)
+    fit(trainer, slow_batches(), loggers=[clock, profile], log_every=2)
     profile.close()
     return warnings, clock
 

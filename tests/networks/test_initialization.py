@@ -2,6 +2,7 @@
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 from cyclestyle.networks import PatchDiscriminator, ResNetGenerator, UNetGenerator, initialize
 
@@ -34,7 +35,7 @@ def test_initial_weights_depend_on_seed_only():
     assert not any(torch.equal(first[key], other[key]) for key in first if key.endswith("weight"))
 
 
-def test_initialize_with_own_generator_keeps_global_random_state():
+def test_initialize_with_given_random_generator_keeps_global_random_state():
     state = torch.get_rng_state()
     initialize(nn.Conv2d(1, 1, 1, device="meta"), generator=torch.Generator())
     assert torch.equal(torch.get_rng_state(), state)
@@ -53,3 +54,40 @@ def test_weights_are_drawn_in_registration_order():
     for stage in stages:
         weight = weights[f"{stage}.conv.weight"]
         assert torch.equal(weight, torch.empty(weight.shape).normal_(0, 0.02, generator=generator))
+
+
+class SpectralDiscriminator(nn.Sequential):
+    """Two convolutions with spectral norm, as a user might write them."""
+
+    def __init__(self):
+        convolutions = nn.Conv2d(3, 4, 4, stride=2), nn.Conv2d(4, 1, 3)
+        super().__init__(*(spectral_norm(convolution) for convolution in convolutions))
+
+
+def test_initial_weights_with_spectral_norm_depend_on_seed_only():
+    torch.manual_seed(1)
+    first = seeded(SpectralDiscriminator(), 7)
+    torch.manual_seed(2)
+    again, other = seeded(SpectralDiscriminator(), 7), seeded(SpectralDiscriminator(), 8)
+
+    assert any(key.endswith("_u") for key in first)
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert not any(torch.equal(first[key], other[key]) for key in first if not key.endswith("bias"))
+    weight = torch.empty(4, 3, 4, 4).normal_(0, 0.02, generator=torch.Generator().manual_seed(7))
+    assert torch.equal(first["0.parametrizations.weight.original"], weight)
+
+
+def test_spectral_norm_is_1_after_initialization():
+    network = SpectralDiscriminator()
+    seeded(network, 3)
+    network.eval()
+    assert network[0].parametrizations.weight.training is False
+    for layer in network:
+        singular_values = torch.linalg.svdvals(layer.weight.detach().flatten(1))
+        assert abs(singular_values.max() - 1) < 0.02  # the power iteration approaches 1
+
+
+def test_initialize_keeps_training_mode_of_parametrizations():
+    network = SpectralDiscriminator().eval()
+    seeded(network, 3)
+    assert not any(module.training for module in network.modules())

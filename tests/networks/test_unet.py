@@ -121,7 +121,7 @@ def test_initial_network_with_detail_is_near_identity():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_outputs_and_gradients_with_detail_are_finite_for_black_and_white_pixels(dtype):
+def test_unet_with_detail_option_is_finite_for_black_and_white_pixels(dtype):
     network = UNetGenerator(4, 2, detail=4).to(dtype)
     x = torch.tensor([-1.0, 1.0], dtype=dtype).repeat_interleave(32).repeat(1, 3, 64, 1).requires_grad_()
     y = network(x)

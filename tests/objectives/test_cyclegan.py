@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,10 @@ from torch import nn
 from cyclestyle.model_files.original_weights import from_reference
 from cyclestyle.networks import PatchDiscriminator, ResNetGenerator, initialize
 from cyclestyle.objectives.adversarial import BinaryCrossEntropy, LeastSquares
-from cyclestyle.objectives.cyclegan import CycleGAN, Discriminators, Generators
-from tests.factories import tiny_objective
+from cyclestyle.objectives.cyclegan import CycleGAN
+from cyclestyle.objectives.pairs import Discriminators, Generators
+from cyclestyle.objectives.step import Part
+from tests.factories import pools, tiny_objective
 from tests.textbook import NAMES, Textbook
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "reference_steps.npz"
@@ -24,20 +27,17 @@ def step(
     optimizers: list[torch.optim.Optimizer],
     a: torch.Tensor,
     b: torch.Tensor,
-    *,
-    in_parts: bool = False,
 ) -> dict[str, float]:
     """Do one training step with `objective` and plain optimizers; return the losses by name."""
     generator_losses, fakes = {}, {}
-    for part in objective.generator_parts if in_parts else (objective.generator_losses,):
-        losses, outputs = part(a, b)
+    for part in objective.generator_parts:
+        losses, _, images = part(a, b)
         sum(losses.values()).backward()
         generator_losses |= losses
-        translations = (("a", outputs.fake_a), ("b", outputs.fake_b))
-        fakes |= {side: fake.detach() for side, fake in translations if fake is not None}
+        fakes |= {name: fake.detach() for name, fake in images.items()}
     optimizers[0].step()
     optimizers[0].zero_grad()
-    discriminator_losses, _ = objective.discriminator_losses(a, b, fakes["a"], fakes["b"])
+    discriminator_losses, _, _ = objective.discriminator_losses(a, b, fakes["fake_a"], fakes["fake_b"])
     sum(discriminator_losses.values()).backward()
     optimizers[1].step()
     optimizers[1].zero_grad()
@@ -80,6 +80,8 @@ def test_losses_and_weights_match_original_implementation(
         cycle_a=meta["lambda_A"],
         cycle_b=meta["lambda_B"],
         identity=meta["lambda_identity"],
+        pools=pools(),
+        backward="split" if in_parts else "joint",
     )
     optimizers = adams(objective)
 
@@ -87,7 +89,7 @@ def test_losses_and_weights_match_original_implementation(
         a, b = (
             torch.from_numpy(golden[f"real_{side}"][index]).double().contiguous(memory_format=layout) for side in "AB"
         )
-        losses = step(objective, optimizers, a, b, in_parts=in_parts)
+        losses = step(objective, optimizers, a, b)
         assert losses.keys() == NAMES.keys()
         for name, reference in NAMES.items():
             assert losses[name] == pytest.approx(golden[f"loss/{reference}"][index], rel=1e-9), (index, name)
@@ -109,7 +111,7 @@ def test_losses_and_weights_match_original_implementation(
     ids=["paper", "no identity", "unequal cycles", "bce"],
 )
 def test_joint_step_matches_textbook_implementation(settings: dict, adversarial: object, mode: str) -> None:
-    objective = tiny_objective(double=True, adversarial=adversarial, **settings)
+    objective = tiny_objective(double=True, adversarial=adversarial, backward="joint", **settings)
     copies = copy.deepcopy((objective.generators, objective.discriminators))
     textbook = Textbook(
         copies[0].ab, copies[0].ba, copies[1].b, copies[1].a,
@@ -159,8 +161,11 @@ class Counting(nn.Module):
 def test_loss_of_weight_zero_is_not_computed(settings: dict, absent: set, num_images: tuple[int, int]) -> None:
     ab, ba = Counting(ResNetGenerator(4, 1)), Counting(ResNetGenerator(4, 1))
     discriminators = Discriminators(PatchDiscriminator(4, 2), PatchDiscriminator(4, 2))
-    objective = CycleGAN(Generators(ab, ba), discriminators, adversarial=LeastSquares(), **settings)
-    losses, _ = objective.generator_losses(torch.rand(1, 3, 32, 32), torch.rand(1, 3, 32, 32))
+    objective = CycleGAN(
+        Generators(ab, ba), discriminators, adversarial=LeastSquares(), pools=pools(), backward="joint", **settings
+    )
+    (part,) = objective.generator_parts
+    losses, _, _ = part(torch.rand(1, 3, 32, 32), torch.rand(1, 3, 32, 32))
     every = {name for name in NAMES if "discriminator" not in name}
     assert losses.keys() == every - absent
     assert (ab.num_images, ba.num_images) == num_images
@@ -176,14 +181,14 @@ WEIGHTS = [
 ]
 
 
-def gradients(objective: CycleGAN, parts: tuple) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+def gradients(objective: CycleGAN, parts: Sequence[Part]) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
     """Return losses and generator gradients after one backward pass for each of `parts`, which frees its graph."""
     random = torch.Generator().manual_seed(5)
     a, b = (torch.rand(2, 3, 48, 40, generator=random, dtype=torch.float64) * 2 - 1 for _ in "ab")
     values = {}
     objective.generators.zero_grad()
     for part in parts:
-        losses, _ = part(a, b)
+        losses, _, _ = part(a, b)
         sum(losses.values()).backward()
         assert not values.keys() & losses.keys()
         values |= {name: loss.item() for name, loss in losses.items()}
@@ -193,11 +198,11 @@ def gradients(objective: CycleGAN, parts: tuple) -> tuple[dict[str, float], dict
 @pytest.mark.parametrize("recompute", [False, True], ids=["stored", "recomputed"])
 @pytest.mark.parametrize("weights", WEIGHTS, ids=str)
 def test_sum_over_parts_equals_joint_losses_and_gradients(weights: dict[str, float], recompute: bool) -> None:
-    objective = tiny_objective(double=True, **weights)
-    joint_losses, joint_gradients = gradients(objective, (objective.generator_losses,))
-    for generator in (objective.generators.ab, objective.generators.ba):
+    joint, split = (tiny_objective(double=True, backward=backward, **weights) for backward in ("joint", "split"))
+    joint_losses, joint_gradients = gradients(joint, joint.generator_parts)
+    for generator in (split.generators.ab, split.generators.ba):
         generator.recompute = recompute
-    split_losses, split_gradients = gradients(objective, objective.generator_parts)
+    split_losses, split_gradients = gradients(split, split.generator_parts)
 
     assert split_losses == pytest.approx(joint_losses, rel=1e-12)
     assert split_losses.keys() == joint_losses.keys()
@@ -214,13 +219,13 @@ def test_last_loss_part_uses_every_generator_parameter(weights: dict[str, float]
 
 
 def test_each_loss_part_stores_half_the_activations_of_joint_losses() -> None:
-    objective = tiny_objective()
+    joint_objective, objective = tiny_objective(backward="joint"), tiny_objective(backward="split")
     a, b = torch.rand(1, 3, 64, 64), torch.rand(1, 3, 64, 64)
 
     def saved_bytes(losses_of: object) -> int:
         """Return the bytes that `losses_of` stores for the backward pass: each storage once, no parameters."""
-        parameters = {parameter.untyped_storage().data_ptr() for parameter in objective.generators.parameters()}
-        parameters |= {parameter.untyped_storage().data_ptr() for parameter in objective.discriminators.parameters()}
+        modules = [module for each in (joint_objective, objective) for module in each.modules.values()]
+        parameters = {parameter.untyped_storage().data_ptr() for each in modules for parameter in each.parameters()}
         sizes: dict[int, int] = {}
         references = []  # keeps every storage alive, so that addresses stay unique
 
@@ -234,7 +239,7 @@ def test_each_loss_part_stores_half_the_activations_of_joint_losses() -> None:
             losses_of(a, b)
         return sum(size for address, size in sizes.items() if address not in parameters)
 
-    joint = saved_bytes(objective.generator_losses)
+    joint = saved_bytes(*joint_objective.generator_parts)
     parts = [saved_bytes(part) for part in objective.generator_parts]
     for generator in (objective.generators.ab, objective.generators.ba):
         generator.recompute = True
@@ -246,12 +251,17 @@ def test_each_loss_part_stores_half_the_activations_of_joint_losses() -> None:
 def test_generator_and_discriminator_losses_add_no_gradients_to_each_other() -> None:
     objective = tiny_objective()
     a, b = torch.rand(1, 3, 32, 32), torch.rand(1, 3, 32, 32)
-    losses, outputs = objective.generator_losses(a, b)
-    sum(losses.values()).backward()
+    fakes: dict[str, torch.Tensor] = {}
+    for part in objective.generator_parts:
+        losses, _, images = part(a, b)
+        sum(losses.values()).backward()
+        fakes |= images
     assert all(parameter.grad is None for parameter in objective.discriminators.parameters())
     assert all(parameter.requires_grad for parameter in objective.discriminators.parameters())
     before = [parameter.grad.clone() for parameter in objective.generators.parameters()]
-    discriminator_losses, _ = objective.discriminator_losses(a, b, outputs.fake_a.detach(), outputs.fake_b.detach())
+    discriminator_losses, _, _ = objective.discriminator_losses(
+        a, b, fakes["fake_a"].detach(), fakes["fake_b"].detach()
+    )
     sum(discriminator_losses.values()).backward()
     assert all(
         torch.equal(old, parameter.grad)

@@ -253,7 +253,7 @@ def test_photo_that_failed_may_replace_its_earlier_translation_but_no_user_file(
     assert counts(run(tmp_path / "in", tmp_path / "out")) == (1, 0, 0, 0)  # the file is unchanged since its translation
 
 
-def test_commands_with_overlapping_strengths_may_replace_shared_targets(tmp_path: Path) -> None:
+def test_second_command_may_overwrite_outputs_of_strengths_that_both_list(tmp_path: Path) -> None:
     write_picture(tmp_path / "in" / "x.png")
     jobs = {order: make_jobs(str(tmp_path / "in"), tmp_path / "out", folders=order) for order in ("ab", "ba", "bc")}
     for order in ("ab", "ba", "bc", "ab"):

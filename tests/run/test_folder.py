@@ -164,6 +164,17 @@ def test_changed_architecture_is_rejected_even_with_allow_changed(
         assert line.endswith("-> 9")
 
 
+def test_run_resumes_with_the_values_that_auto_had_chosen(folder: RunFolder, recipe: dict[str, Any]) -> None:
+    assert recipe["trainer"]["precision"] == "auto"
+    folder.write_config("trainer:\n  precision: bf16\n  batch_size: 7\n")
+    assert resume(folder, changed(recipe, {"trainer.precision": "bf16"})).changes == []
+    for other in ({"trainer.precision": "fp32"}, {"trainer.batch_size": 7}):
+        with pytest.raises(CommandError, match="another recipe"):
+            resume(folder, changed(recipe, other))
+    folder.write_config("trainer: [")
+    assert resume(folder, recipe).changes == []
+
+
 def test_allow_changed_resumes_with_changed_recipe_and_files(folder: RunFolder, recipe: dict[str, Any]) -> None:
     run = RunFolder(folder.path, allow_changed=True)
     other = changed(recipe, {"optimizer.lr": 1.0, "pool.size": 3})

@@ -9,8 +9,9 @@ from cyclestyle.data.dataset import Batch
 from cyclestyle.distributed.world import World
 from cyclestyle.errors import DivergedError
 from cyclestyle.training.nonfinite import NonFiniteDetector
-from cyclestyle.training.trainer import SKIPS, Trainer
-from tests.factories import random_batch, tiny_trainer
+from cyclestyle.training.trainer import Trainer
+from cyclestyle.training.updater import SKIPS
+from tests.factories import fit, random_batch, tiny_trainer
 
 CPU = torch.device("cpu")
 
@@ -70,7 +71,7 @@ def poisoned(*steps: int, **settings: object) -> Trainer:
     return trainer
 
 
-def fit(trainer: Trainer, steps: int) -> tuple[list[int], dict[int, dict[str, float]]]:
+def fitted(trainer: Trainer, steps: int, **every: int) -> tuple[list[int], dict[int, dict[str, float]]]:
     saves: list[int] = []
     logs: dict[int, dict[str, float]] = {}
 
@@ -83,46 +84,53 @@ def fit(trainer: Trainer, steps: int) -> tuple[list[int], dict[int, dict[str, fl
 
     trainer.total = steps
     batches = (random_batch([step]) for step in range(trainer.step, steps))
-    trainer.fit(batches, save=lambda *, last: saves.append(trainer.step), loggers=[Log()])
+    fit(trainer, batches, save=lambda *, last: saves.append(trainer.step), loggers=[Log()], **every)
     return saves, logs
 
 
 def test_divergence_error_raised_at_next_log_has_step_and_losses() -> None:
-    trainer = poisoned(4, log_every=3, save_every=100)
+    trainer = poisoned(4)
     with pytest.raises(
         DivergedError, match=r"diverged at step 5: not finite \(.*gan_ab nan.*gradient norm nan"
     ) as error:
-        fit(trainer, 100)
+        fitted(trainer, 100, log_every=3, save_every=100)
     assert error.value.step == 4  # steps done before the diverged one
     assert error.value.code == 5
     assert trainer.step == 6
 
 
 def test_diverged_step_raises_error_before_checkpoint_is_saved() -> None:
-    trainer, saves = poisoned(4, log_every=100, save_every=3), []
+    trainer, saves = poisoned(4), []
+
+    def save(*, last: bool) -> None:
+        saves.append(trainer.step)
+
     with pytest.raises(DivergedError):
-        trainer.fit((random_batch([n]) for n in range(100)), save=lambda *, last: saves.append(trainer.step))
+        fit(trainer, (random_batch([n]) for n in range(100)), save=save, log_every=100, save_every=3)
     assert saves == [3]
-    trainer, saves = poisoned(4, log_every=100, save_every=100), []
+    trainer, saves = poisoned(4), []
     with pytest.raises(DivergedError):
-        trainer.fit(
+        fit(
+            trainer,
             (random_batch([n]) for n in range(100)),
-            save=lambda *, last: saves.append(trainer.step),
+            save=save,
             stop_requested=lambda: trainer.step == 8,
+            log_every=100,
+            save_every=100,
         )
     assert saves == []
 
 
 def test_diverged_discriminators_are_detected() -> None:
-    trainer = tiny_trainer(log_every=2)
+    trainer = tiny_trainer()
     with torch.no_grad():
-        trainer.optimizers.discriminators.param_groups[0]["params"][0][0, 0, 0, 0] = math.inf
+        trainer.updater.optimizers["discriminators"].param_groups[0]["params"][0][0, 0, 0, 0] = math.inf
     with pytest.raises(DivergedError, match="diverged at step 1"):
-        fit(trainer, 10)
+        fitted(trainer, 10, log_every=2)
 
 
 def test_skipped_step_changes_only_the_step_count() -> None:
-    trainer = poisoned(2, on_nonfinite="skip", log_every=100)
+    trainer = poisoned(2, on_nonfinite="skip")
     for step in range(2):
         trainer.train_step(random_batch([step]))
     before = state(trainer)
@@ -139,49 +147,52 @@ def state(trainer: Trainer) -> dict[str, torch.Tensor]:
         ("g", trainer.objective.generators), ("d", trainer.objective.discriminators), ("ema", trainer.average.module),
     ):  # fmt: skip
         tensors |= {f"{name} {key}": value.clone() for key, value in module.state_dict().items()}
-    for name, optimizer in (("g", trainer.optimizers.generators), ("d", trainer.optimizers.discriminators)):
+    for name, optimizer in (
+        ("g", trainer.updater.optimizers["generators"]),
+        ("d", trainer.updater.optimizers["discriminators"]),
+    ):
         for index, values in optimizer.state_dict()["state"].items():
             tensors |= {f"{name} {index} {key}": value.clone() for key, value in values.items()}
-    for side, pool in (("a", trainer.pools.a), ("b", trainer.pools.b)):
+    for side, pool in (("a", trainer.objective.pools.a), ("b", trainer.objective.pools.b)):
         tensors |= {f"pool {side} {position}": images for position, images in pool.state_dict().items()}
     return tensors
 
 
 def test_skipped_steps_are_counted_but_left_out_of_logged_means() -> None:
-    _, logs = fit(poisoned(1, 3, on_nonfinite="skip", log_every=5, save_every=100), 5)
+    _, logs = fitted(poisoned(1, 3, on_nonfinite="skip"), 5, log_every=5, save_every=100)
     assert logs[5]["skipped_steps"] == 2
     assert math.isfinite(logs[5]["loss/gan_ab"])
-    _, alone = fit(poisoned(on_nonfinite="skip", log_every=5, save_every=100), 5)
+    _, alone = fitted(poisoned(on_nonfinite="skip"), 5, log_every=5, save_every=100)
     assert "skipped_steps" not in alone[5]
 
 
 def test_too_many_consecutive_skips_raise_diverged_error() -> None:
-    trainer = poisoned(*range(3, 100), on_nonfinite="skip", log_every=100, save_every=100)
+    trainer = poisoned(*range(3, 100), on_nonfinite="skip")
     last = 3 + SKIPS
     with pytest.raises(DivergedError, match=f"diverged at step {last}:.*last of {SKIPS} in a row that were skipped"):
-        fit(trainer, 100)
+        fitted(trainer, 100, log_every=100, save_every=100)
     assert trainer.step == 3 + SKIPS
 
 
 def test_isolated_skip_does_not_count_as_consecutive(capsys: pytest.CaptureFixture[str]) -> None:
-    trainer = poisoned(1, *range(20, 100), on_nonfinite="skip", log_every=100, save_every=100)
+    trainer = poisoned(1, *range(20, 100), on_nonfinite="skip")
     with pytest.raises(DivergedError) as caught:
-        fit(trainer, 100)
+        fitted(trainer, 100, log_every=100, save_every=100)
     assert caught.value.step == 20 + SKIPS - 1
 
 
 def test_consecutive_skips_are_counted_across_resume() -> None:
-    stopped, resumed = (poisoned(*range(3, 100), on_nonfinite="skip", log_every=100) for _ in range(2))
+    stopped, resumed = (poisoned(*range(3, 100), on_nonfinite="skip") for _ in range(2))
     for step in range(8):
         stopped.train_step(random_batch([step]))
     resumed.load_state_dict(stopped.state_dict(), [stopped.rank_state_dict()])
     resumed.objective.adversarial.count = 16
     with pytest.raises(DivergedError, match=f"diverged at step {3 + SKIPS}:"):
-        fit(resumed, 20)
+        fitted(resumed, 20, log_every=100)
 
 
 def test_diverged_step_raises_error_before_samples_are_logged() -> None:
-    trainer, sampled = poisoned(2, log_every=40, save_every=40, sample_every=7), []
+    trainer, sampled = poisoned(2), []
 
     class SampleSteps:
         def on_step(self, step: int) -> None: ...
@@ -192,23 +203,26 @@ def test_diverged_step_raises_error_before_samples_are_logged() -> None:
 
     probe = random_batch([0])
     with pytest.raises(DivergedError):
-        trainer.fit(
+        fit(
+            trainer,
             (random_batch([n]) for n in range(100)),
-            save=lambda *, last: None,
             loggers=[SampleSteps()],
             probes=(probe.a, probe.b),
+            log_every=40,
+            save_every=40,
+            sample_every=7,
         )
     assert sampled == [0]
 
 
 @pytest.mark.parametrize("on_nonfinite", ["stop", "skip"])
 def test_fp16_overflow_raises_diverged_error_only_at_lowest_scale(on_nonfinite: str) -> None:
-    trainer = poisoned(on_nonfinite=on_nonfinite, log_every=1, save_every=1000)
-    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)  # gradients overflow in float32
-    fit(trainer, 3)
-    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=0.5)
+    trainer = poisoned(on_nonfinite=on_nonfinite)
+    trainer.updater.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)  # gradients overflow in float32
+    fitted(trainer, 3, log_every=1)
+    trainer.updater.scaler = torch.amp.GradScaler("cpu", init_scale=0.5)
     with pytest.raises(DivergedError, match="overflow in fp16 at any scale"):
-        fit(trainer, 6)
+        fitted(trainer, 6, log_every=1)
 
 
 def test_skip_and_stop_modes_train_identically_on_finite_losses() -> None:

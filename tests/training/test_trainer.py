@@ -12,7 +12,7 @@ from cyclestyle.hardware.device import Hardware
 from cyclestyle.images.tensors import to_float
 from cyclestyle.training.optimization import check_batch
 from cyclestyle.training.trainer import Trainer
-from tests.factories import random_batch, tiny_trainer
+from tests.factories import fit, random_batch, tiny_trainer
 from tests.textbook import NAMES, Textbook
 from tests.two_ranks import train_together
 
@@ -79,7 +79,7 @@ def test_train_step_never_waits_for_the_device(precision: str) -> None:
             losses = trainer.train_step(random_batch([2 * step, 2 * step + 1]))
             trainer.running_means.add(losses, pictures=4)
         assert waits.operations == []
-        trainer.check_finite()
+        trainer.updater.check_finite(trainer.step)
         trainer.running_means.values()
         assert waits.operations  # shows that `Waits` records such operations
 
@@ -112,8 +112,7 @@ def test_memory_is_trimmed_between_directions_for_large_images(backward: str, si
             super().trim_memory()
             self.trims += 1
 
-    trainer = tiny_trainer(batch_size=2, accumulate=2, backward=backward)
-    trainer.hardware = Counted("cpu", precision="fp32")
+    trainer = tiny_trainer(batch_size=2, accumulate=2, backward=backward, hardware=Counted("cpu", precision="fp32"))
     trainer.train_step(random_batch([0, 1], size=size))
     assert trainer.hardware.trims == times  # one trim for each micro-batch
 
@@ -136,7 +135,7 @@ def test_two_ranks_match_one_rank_at_every_step(backward: str, accumulate: int, 
         assert torch.equal(value, states[1]["weights"][name]), name
 
     for side in "ab":  # the pools of both ranks together equal the pool of the single process
-        pool = getattr(whole.pools, side).state_dict()
+        pool = getattr(whole.objective.pools, side).state_dict()
         split = {
             position: images for state in states for position, images in state["rank_state"]["pools"][side].items()
         }
@@ -182,7 +181,7 @@ def test_loaded_optimizer_moments_take_memory_layout_of_parameters() -> None:
 def test_fp16_gradient_scale_is_restored_on_resume() -> None:
     def scaled() -> Trainer:
         trainer = tiny_trainer()
-        trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**20, growth_interval=3)
+        trainer.updater.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**20, growth_interval=3)
         return trainer
 
     stopped, resumed = scaled(), scaled()
@@ -190,10 +189,10 @@ def test_fp16_gradient_scale_is_restored_on_resume() -> None:
     resumed.objective.generators.load_state_dict(stopped.objective.generators.state_dict())
     resumed.objective.discriminators.load_state_dict(stopped.objective.discriminators.state_dict())
     resumed.load_state_dict(*copy.deepcopy((stopped.state_dict(), [stopped.rank_state_dict()])))
-    assert resumed.scaler.state_dict() == stopped.scaler.state_dict()
-    assert resumed.scaler.get_scale() == 2.0**21  # doubled once, after three steps
+    assert resumed.updater.scaler.state_dict() == stopped.updater.scaler.state_dict()
+    assert resumed.updater.scaler.get_scale() == 2.0**21  # doubled once, after three steps
     assert trained(resumed, 7, 1) == trained(stopped, 7, 1)
-    assert resumed.scaler.get_scale() == stopped.scaler.get_scale() == 2.0**22
+    assert resumed.updater.scaler.get_scale() == stopped.updater.scaler.get_scale() == 2.0**22
     for name, value in weights(stopped).items():
         assert torch.equal(value, weights(resumed)[name]), name
 
@@ -248,22 +247,24 @@ class MemoryLogger:
         """Do nothing."""
 
 
-def fitted(trainer: Trainer, *, stop_at: int | None = None) -> tuple[MemoryLogger, list[int], bool]:
+def fitted(trainer: Trainer, *, stop_at: int | None = None, **every: int) -> tuple[MemoryLogger, list[int], bool]:
     logger, saves = MemoryLogger(), []
     batches = (random_batch([step]) for step in range(trainer.step, trainer.total))
     probe = random_batch([0, 1])
-    finished = trainer.fit(
+    finished = fit(
+        trainer,
         batches,
         save=lambda *, last: saves.append(trainer.step),
         loggers=[logger],
         probes=(probe.a, probe.b),
         stop_requested=lambda: stop_at is not None and trainer.step >= stop_at,
+        **every,
     )
     return logger, saves, finished
 
 
 def test_due_steps_and_last_step_are_logged_sampled_and_saved_once() -> None:
-    logger, saves, finished = fitted(tiny_trainer(steps=11, log_every=3, sample_every=4, save_every=5))
+    logger, saves, finished = fitted(tiny_trainer(steps=11), log_every=3, sample_every=4, save_every=5)
     assert finished
     assert list(logger.logs) == [3, 6, 9, 11]
     assert logger.sampled == [0, 4, 8, 11]
@@ -272,8 +273,8 @@ def test_due_steps_and_last_step_are_logged_sampled_and_saved_once() -> None:
 
 
 def test_stop_request_ends_training_with_save_and_without_samples() -> None:
-    trainer = tiny_trainer(steps=100, save_every=50)
-    logger, saves, finished = fitted(trainer, stop_at=7)
+    trainer = tiny_trainer(steps=100)
+    logger, saves, finished = fitted(trainer, stop_at=7, save_every=50)
     assert not finished
     assert saves == [7]
     assert logger.sampled == [0]  # a stop does not wait for samples
@@ -284,19 +285,22 @@ def test_checkpoint_is_saved_before_a_logger_fails() -> None:
         def metrics(self, step: int, values: dict[str, float]) -> None:
             raise OSError("no space left")
 
-    trainer, saves = tiny_trainer(steps=6, log_every=3, save_every=3), []
+    trainer, saves = tiny_trainer(steps=6), []
     with pytest.raises(OSError, match="no space left"):
-        trainer.fit(
+        fit(
+            trainer,
             (random_batch([step]) for step in range(6)),
             save=lambda *, last: saves.append(trainer.step),
             loggers=[FullDisk()],
+            log_every=3,
+            save_every=3,
         )
     assert saves == [3]
 
 
 def test_log_has_learning_rate_and_speed_and_means_since_last_log() -> None:
-    each, _, _ = fitted(tiny_trainer(steps=4, log_every=1))
-    twice, _, _ = fitted(tiny_trainer(steps=4, log_every=2))
+    each, _, _ = fitted(tiny_trainer(steps=4), log_every=1)
+    twice, _, _ = fitted(tiny_trainer(steps=4), log_every=2)
     for name in ("loss/cycle_a", "loss/gan_ab", "score/real_b"):
         assert twice.logs[4][name] == pytest.approx((each.logs[3][name] + each.logs[4][name]) / 2)
     assert {"lr", "speed/images_per_s", "speed/waiting_for_data"} <= twice.logs[4].keys()

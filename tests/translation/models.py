@@ -19,20 +19,28 @@ def write_model(
     folder: Path,
     *,
     architecture: dict = RESNET,
+    back: dict | None = None,
     domains: tuple[str, str] = ("photo", "monet"),
     ema: bool = True,
     without: str = "",
 ) -> Path:
-    """Write a model file; its weights differ between directions, and between the moving average and the last step."""
+    """Write a model file; its weights differ between directions, and between the moving average and the last step.
+
+    `architecture` is that of both generators, or of the first one if `back` gives the architecture of the second.
+    """
+    architectures = {"ab": architecture, "ba": back or architecture}
     tensors: dict[str, Tensor] = {}
     for seed, prefix in enumerate(["generators.ab.", "generators.ba.", *(["ema.ab.", "ema.ba."] if ema else [])]):
         torch.manual_seed(seed)
-        tensors |= {prefix + key: value for key, value in registry.build(architecture).state_dict().items()}
+        network = registry.build(architectures[prefix.split(".")[1]])
+        tensors |= {prefix + key: value for key, value in network.state_dict().items()}
     if without:
         tensors = {key: value for key, value in tensors.items() if without not in key}
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "networks.safetensors"
-    write_networks(Model(tensors, dict(architecture), {"name": "patch"}, domains, 42, Path()), path)
+    generators = {side: dict(architecture) for side, architecture in architectures.items()}
+    discriminators = {side: {"name": "patch"} for side in ("a", "b")}
+    write_networks(Model(tensors, generators, discriminators, domains, 42, Path()), path)
     return path
 
 

@@ -13,7 +13,7 @@ from cyclestyle import networks
 from cyclestyle.checkpoints.directory import Checkpoints, read_model
 from cyclestyle.checkpoints.model import write_model as write
 from cyclestyle.distributed.world import World
-from cyclestyle.errors import CheckpointError, CommandError
+from cyclestyle.errors import CheckpointError, CommandError, DataError
 from cyclestyle.images import tensors
 from cyclestyle.networks import registry
 from cyclestyle.translation import Translator
@@ -47,6 +47,21 @@ def test_translation_equals_generator_output(tmp_path: Path) -> None:
     assert np.abs(output - expected).max() <= 1  # rounding differs with the memory format
 
 
+def test_each_direction_has_its_own_architecture(tmp_path: Path) -> None:
+    path = write_model(tmp_path, architecture=RESNET, back=UNET)
+
+    assert isinstance(load(path, "photo2monet").generator, networks.ResNetGenerator)
+    assert isinstance(load(path, "monet2photo").generator, networks.UNetGenerator)
+
+
+def test_header_without_architecture_of_direction_is_rejected(tmp_path: Path) -> None:
+    path = write_model(tmp_path)
+    write(read_model(path)._replace(generators={"ab": RESNET}), path)
+
+    with pytest.raises(CheckpointError, match=r"its header has no architecture of the generator ba$"):
+        load(path)
+
+
 def test_translated_batch_equals_single_translations(tmp_path: Path) -> None:
     translator = load(write_model(tmp_path))
     pixels = torch.stack([tensors.pil_to_uint8(Image.fromarray(noise(21, 18, seed=seed))) for seed in range(5)])
@@ -55,6 +70,49 @@ def test_translated_batch_equals_single_translations(tmp_path: Path) -> None:
     assert together.dtype == torch.int32
     assert (together - alone).abs().max() <= 1
     assert (together - together.roll(1, 0)).abs().max() > 1
+
+
+def test_arrays_and_tensors_give_pixels_of_pil_image_in_their_own_type(tmp_path: Path) -> None:
+    translator, pixels = load(write_model(tmp_path)), noise(21, 18)
+    expected = np.asarray(translator(Image.fromarray(pixels)))
+    read_only = np.broadcast_to(pixels, (2, *pixels.shape))
+    tensor = torch.from_numpy(pixels).permute(2, 0, 1)
+
+    assert isinstance(translator(pixels), np.ndarray)
+    assert np.array_equal(translator(pixels), expected)
+    assert np.array_equal(translator(tensor).permute(1, 2, 0).numpy(), expected)
+    for batch in (translator(read_only), translator(tensor.expand(2, -1, -1, -1)).permute(0, 2, 3, 1).numpy()):
+        assert batch.shape == read_only.shape
+        assert np.abs(batch.astype(int) - expected).max() <= 1  # rounding differs with the batch size
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((18, 21), np.uint8), "uint8 (18, 21): give uint8 (H, W, 3)"),
+        (np.zeros((3, 18, 21), np.uint8), "uint8 (3, 18, 21): give uint8 (H, W, 3)"),
+        (np.zeros((18, 21, 3)), "float64 (18, 21, 3): give uint8 (H, W, 3)"),
+        (torch.zeros(3, 18, 21), "torch.float32 (3, 18, 21): give uint8 (3, H, W)"),
+        (torch.zeros(18, 21, 3, dtype=torch.uint8), "torch.uint8 (18, 21, 3): give uint8 (3, H, W)"),
+    ],
+)
+def test_array_of_other_shape_or_dtype_is_a_data_error(tmp_path: Path, image: object, message: str) -> None:
+    with pytest.raises(DataError, match=re.escape(message)):
+        load(write_model(tmp_path))(image)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_tensor_returns_to_its_device(tmp_path: Path, device: str) -> None:
+    path = write_model(tmp_path)
+    translator = Translator.load(path, direction="photo2monet", device=device, precision="fp32")
+    pixels = torch.from_numpy(noise(21, 18)).permute(2, 0, 1)
+    expected = translator(pixels)
+    assert expected.device.type == "cpu"
+    assert translator(pixels.cuda()).device.type == "cuda"
+    assert torch.equal(translator(pixels.cuda()).cpu(), expected)
+    assert translator.values(torch.zeros(1, 3, 18, 21, device="cuda")).device.type == "cuda"
 
 
 def test_any_colour_mode_is_accepted(tmp_path: Path) -> None:
@@ -158,11 +216,13 @@ def test_weights_of_other_architecture_are_rejected(
     assert all(any(message in line for line in lines[1:]) for message in messages)
 
 
-@pytest.mark.parametrize("architecture", [{"name": "patch"}, {"name": "os.system"}, {}, RESNET | {"in_channels": 1}])
-def test_networks_other_than_rgb_generators_are_rejected(tmp_path: Path, architecture: dict) -> None:
+@pytest.mark.parametrize("architecture", [{"name": "patch"}, {"name": "os.system"}, {}])
+def test_networks_other_than_generators_are_rejected(tmp_path: Path, architecture: dict) -> None:
     path = write_model(tmp_path)
     write_other_header(path, read_model(path), architecture)
-    with pytest.raises(CheckpointError, match=r"its generator (is called|does not translate RGB)"):
+    with pytest.raises(
+        CheckpointError, match=r"networks\.safetensors: unknown architecture .*: expected one of resnet, unet;"
+    ):
         load(path)
 
 
@@ -172,7 +232,7 @@ def test_missing_model_file_is_an_error(tmp_path: Path) -> None:
 
 
 def write_other_header(path: Path, model, architecture: dict) -> None:
-    write(model._replace(generator=architecture), path)
+    write(model._replace(generators={"ab": architecture, "ba": architecture}), path)
 
 
 # Files of the original 2017 implementation

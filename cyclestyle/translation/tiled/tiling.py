@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from cyclestyle.errors import CommandError
 from cyclestyle.filesystem.atomic import megabytes
 from cyclestyle.hardware.device import Hardware
+from cyclestyle.networks import registry
 from cyclestyle.translation.tiled.activation_store import ActivationStores
 from cyclestyle.translation.tiled.architectures import TILING_PLANS, TilingPlan
 from cyclestyle.translation.tiled.layers import NormStatistics, PaddedImage
@@ -112,7 +113,7 @@ def full_pass_bytes(generator: nn.Module, height: int, width: int, dtype: torch.
     The estimate is based on measured peaks.
     """
     plan = _plan_for(generator)
-    padded = _padded(plan, height, width)
+    padded = _padded(plan, generator, height, width)
     values = plan.full_pass_values.get(dtype, plan.full_pass_values[torch.float32])
     return int(padded.height * padded.width * plan.channels * values * dtype.itemsize)
 
@@ -174,17 +175,17 @@ def _tallest(fits: Callable[[int], bool]) -> int:
 
 
 def _estimate(generator: nn.Module, height: int, width: int, dtype: torch.dtype, rows: int) -> CostEstimate:
-    """Estimate the work and memory of translating an image in strips of height `rows`, with all stores in memory."""
+    """Estimate the work and memory of translating an image in strips of height `rows`, activations in memory."""
     plan = _plan_for(generator)
-    padded = _padded(plan, height, width)
+    padded = _padded(plan, generator, height, width)
     with ActivationStores(float("inf"), Path(), device="meta") as stores:
         estimate = CostEstimate(stores, dtype=dtype, rows=rows, height=padded.height)
         estimate.count(plan.translate(padded, estimate), padded.crop_rows)
     return estimate
 
 
-def _padded(plan: TilingPlan, height: int, width: int) -> PaddedImage:
-    image = torch.empty((1, 3, height, width), device="meta")
+def _padded(plan: TilingPlan, generator: nn.Module, height: int, width: int) -> PaddedImage:
+    image = torch.empty((1, registry.channels_of(generator).input, height, width), device="meta")
     return PaddedImage(image, device=image.device, multiple=plan.multiple, minimum=plan.minimum)
 
 

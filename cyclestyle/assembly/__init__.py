@@ -1,0 +1,20 @@
+"""From config to objects: builds the parts of a training run."""
+
+from cyclestyle.assembly.images import check_crop, find_images
+from cyclestyle.assembly.objective import build_objective
+from cyclestyle.assembly.periodic import build_own_tasks, build_tasks, opened_loggers, opened_writer
+from cyclestyle.assembly.run_folder import keep_raw_colour, lock_run_folder
+from cyclestyle.assembly.trainer import build_trainer
+
+__all__ = [
+    "build_objective",
+    "build_own_tasks",
+    "build_tasks",
+    "build_trainer",
+    "check_crop",
+    "find_images",
+    "keep_raw_colour",
+    "lock_run_folder",
+    "opened_loggers",
+    "opened_writer",
+]

@@ -1,0 +1,129 @@
+"""Builds the objective of a run: networks, image pools and terms."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import nn
+
+from cyclestyle.cli import compose
+from cyclestyle.cli.nodes import split_program_keys, variant, without
+from cyclestyle.errors import CommandError
+from cyclestyle.networks import initialize, registry
+from cyclestyle.networks.resnet import ResNetGenerator
+from cyclestyle.objectives.cyclegan import Pools
+from cyclestyle.objectives.pairs import Discriminators, Generators
+from cyclestyle.objectives.step import Objective
+from cyclestyle.objectives.terms import Weighted
+from cyclestyle.rng import rng_for
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from cyclestyle.hardware.device import Hardware
+
+
+def build_objective(cfg: "DictConfig", hardware: "Hardware") -> Objective:
+    """Build the objective with its networks and terms. Initial weights depend on the config's seed alone.
+
+    Raises:
+        CommandError: a network or the objective rejects its settings, or a network is not in the registry.
+    """
+    generators = Generators(*(build_network(cfg, "generator", name) for name in ("ab", "ba")))
+    discriminators = Discriminators(*(build_network(cfg, "discriminator", name) for name in ("a", "b")))
+    enable_recompute(generators, recompute=cfg.trainer.recompute)
+    random = torch.Generator().manual_seed(cfg.seed)
+    for module in (generators, discriminators):
+        initialize(module, generator=random)
+        hardware.to_device(module, training=True)
+    # An objective gets those of these arguments that its constructor names.
+    offered = {
+        "generators": generators,
+        "discriminators": discriminators,
+        "adversarial": compose.build(cfg.adversarial),
+        "pools": build_pools(cfg),
+        "terms": build_terms(cfg, hardware, "terms"),
+        "discriminator_terms": build_terms(cfg, hardware, "discriminator_terms"),
+        "backward": cfg.trainer.backward,
+        "prepare": hardware.wrap,
+    }
+    objective: Objective = compose.build_with(without(cfg.objective, "terms", "discriminator_terms"), offered)
+    if missing := {"generators", "discriminators"} - objective.modules.keys():
+        raise CommandError(
+            f"objective: the modules of {type(objective).__name__} lack {' and '.join(sorted(missing))}, which "
+            f"checkpoints and samples need: add them, also if no update trains them"
+        )
+    return objective
+
+
+def build_network(cfg: "DictConfig", group: Literal["generator", "discriminator"], name: str) -> nn.Module:
+    """Build the network `name`, such as generator `ab`, from config node `group` and its sub-node `name`.
+
+    Its numbers of channels are those of the images of the domains, unless the config sets others.
+
+    Raises:
+        CommandError: no later command could rebuild the network from a model file, or the numbers of channels do not
+            fit the images.
+    """
+    node = variant(cfg[group], name)
+    channels = {side: int(cfg.data.get(f"channels_{side}", 3)) for side in ("a", "b")}
+    needed = {"in_channels": channels[name[0]], **({"out_channels": channels[name[1]]} if name[1:] else {})}
+    with seeded(cfg.seed, f"{group} {name}"):  # layers of a plugin may keep the weights of their constructor
+        network: nn.Module = compose.build_with(node, {key: value for key, value in needed.items() if key not in node})
+    for key, value in needed.items():
+        if getattr(network, key, 3) != value:
+            raise CommandError(
+                f"{group} {name} has {key}={getattr(network, key, 3)}, but the images of its domain have {value} "
+                f"channel(s): set {group}.{name}.{key}={value}, or data.channels_a and data.channels_b"
+            )
+    registry.require_rebuildable(network, kind=group)
+    return network
+
+
+def build_pools(cfg: "DictConfig") -> Pools:
+    """Build the image pools of both domains."""
+    shared = {"batch_size": cfg.trainer.batch_size, "seed": cfg.seed}
+    return Pools(*(compose.build(cfg.pool, purpose=f"pool {side}", **shared) for side in ("a", "b")))
+
+
+def build_terms(
+    cfg: "DictConfig", hardware: "Hardware", side: Literal["terms", "discriminator_terms"]
+) -> list[Weighted]:
+    """Build the terms of one side of the objective that have a weight other than 0, on the device.
+
+    Random initial parameters depend on the seed of the config and the name of the term alone.
+    """
+    terms = []
+    for name, node in (cfg.objective.get(side) or {}).items():
+        if node is None:
+            continue
+        own, rest = split_program_keys(f"objective.{side}.{name}", node)
+        if own["weight"] == 0:
+            continue
+        with seeded(cfg.seed, f"{side} {name}"):
+            term = compose.build(rest)
+        if isinstance(term, nn.Module):
+            hardware.to_device(term)
+        terms.append(Weighted(str(name), term, own["weight"]))
+    return terms
+
+
+def enable_recompute(generators: Generators, *, recompute: bool) -> None:
+    """If `recompute` is true, let the generators recompute residual blocks in the backward pass, which saves memory.
+
+    Raises:
+        CommandError: `recompute` is true, but a generator has no residual blocks.
+    """
+    for network in (generators.ab, generators.ba) if recompute else ():
+        if not isinstance(network, ResNetGenerator):
+            raise CommandError(f"trainer.recompute=true: {type(network).__name__} has no residual blocks: leave it out")
+        network.recompute = True
+
+
+@contextmanager
+def seeded(seed: int, purpose: str) -> Iterator[None]:
+    """Context manager: seed PyTorch's global random state from the run's seed and `purpose`; restore it afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(rng_for(seed, purpose).integers(2**62)))
+        yield

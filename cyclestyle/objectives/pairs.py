@@ -1,0 +1,79 @@
+"""The two generators as one module, and the two discriminators as one module: one call for each backward pass."""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from cyclestyle.networks.features import features, recorded
+from cyclestyle.objectives.terms import Direction
+
+
+class Request(NamedTuple):
+    """A direction of translation, and the optional images to compute for it; see `Direction`."""
+
+    name: Literal["ab", "ba"]
+    reconstructed: bool = True
+    identity: bool = True
+    layers: tuple[str, ...] = ()  # submodules of the generator whose activations are returned
+
+
+class Generators(nn.Module):
+    """Both generators as one module, because DDP allows only one call of a module per backward pass.
+
+    Args:
+        ab: generator from domain a to domain b; maps images (N, C, H, W) in [-1, 1] to the same size.
+        ba: generator from domain b to domain a.
+    """
+
+    def __init__(self, ab: nn.Module, ba: nn.Module) -> None:
+        super().__init__()
+        self.ab, self.ba = ab, ba
+
+    def forward(self, a: Tensor, b: Tensor, *, requests: Sequence[Request]) -> tuple[Direction, ...]:
+        """Compute the requested directions, in as few generator calls as possible.
+
+        Each generator gets the inputs for translation and for the identity image in one call. With instance norm, which
+        computes its statistics per image, results are those of separate calls; batch norm would mix the two inputs.
+        """
+        directions = [self._translate(request, a, b) for request in requests]
+        return tuple(self._complete(*pair) for pair in zip(requests, directions, strict=True))
+
+    def _translate(self, request: Request, a: Tensor, b: Tensor) -> Direction:
+        """Compute `fake` and the images that the same call of the generator returns."""
+        generator, source, target = (self.ab, a, b) if request.name == "ab" else (self.ba, b, a)
+        inputs = torch.cat([source, target]) if request.identity else source
+        with recorded(generator, request.layers) as activations:
+            outputs = generator(inputs)
+        count = len(source)
+        fake, identity = outputs.split(count) if request.identity else (outputs, None)
+        source_features = {layer: activation[:count] for layer, activation in activations.items()}
+        return Direction(request.name, source, target, fake, identity=identity, source_features=source_features)
+
+    def _complete(self, request: Request, direction: Direction) -> Direction:
+        """Add the images that are computed from `fake`."""
+        generator, back = (self.ab, self.ba) if request.name == "ab" else (self.ba, self.ab)
+        return direction._replace(
+            reconstructed=back(direction.fake) if request.reconstructed else None,
+            fake_features=features(generator, direction.fake, request.layers) if request.layers else {},
+        )
+
+
+class Scores(NamedTuple):
+    """Score maps (N, 1, h, w) of both discriminators, trained to be high for real images; None for a missing input."""
+
+    a: Tensor | None
+    b: Tensor | None
+
+
+class Discriminators(nn.Module):
+    """Both discriminators as one module: discriminator `a` for images of domain a, discriminator `b` for domain b."""
+
+    def __init__(self, a: nn.Module, b: nn.Module) -> None:
+        super().__init__()
+        self.a, self.b = a, b
+
+    def forward(self, a: Tensor | None, b: Tensor | None) -> Scores:
+        """Score images `a` by discriminator `a`, images `b` by discriminator `b`; images can be real or translated."""
+        return Scores(None if a is None else self.a(a), None if b is None else self.b(b))

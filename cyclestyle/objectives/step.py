@@ -1,0 +1,100 @@
+"""Contract between an objective, which computes losses, and the trainer, which updates networks.
+
+An objective states the order of its updates, and the losses of each update as one or more parts. The trainer computes
+the parts one after the other, back-propagates each, and then moves the parameters of that update once.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+Scalars = dict[str, Tensor]  # log key, such as "loss/cycle_a" or "score/real_a" -> scalar
+
+
+class Images(NamedTuple):
+    """This rank's share of the real images of one step: N images of each domain, (N, C, H, W) in [-1, 1]."""
+
+    a: Tensor
+    b: Tensor
+    draws: list[int]  # N sample indices, one for each pair of images
+
+
+class PartResult(NamedTuple):
+    """Results of one part of an update."""
+
+    losses: Scalars  # weighted losses, whose sum is minimised
+    scores: Mapping[str, Tensor] = {}  # further scalars for the log, without gradients
+    images: Mapping[str, Tensor] = {}  # images that the step needs afterwards; the trainer detaches them
+
+
+Part = Callable[..., PartResult]  # receives the tensors that were passed to `Update`, or one micro-batch of them
+
+
+class UpdateResult(NamedTuple):
+    """Results of one update."""
+
+    scalars: Scalars  # losses and scores, averaged over micro-batches, without gradients
+    images: dict[str, Tensor]  # images of all parts and micro-batches, without gradients
+
+
+class UpdateSkipped(Exception):  # noqa: N818 - an outcome that ends a step early, not an error
+    """Raised by an `Update` that left out its change of the parameters, because a loss or gradient was not finite."""
+
+
+class Update(Protocol):
+    """Function of the trainer that updates parameters once.
+
+    Args:
+        name: name of the update, a key of `Objective.parameters`.
+        parts: functions that compute the losses. Each is called once for each micro-batch, and its losses are
+            back-propagated before the next call. The last part must use every parameter of the update. Under CUDA
+            graphs, Python code runs only in the first calls with a name: pass the same parts at every call, and pass
+            everything that changes as a tensor.
+        tensors: arguments of the parts; split into micro-batches along the first dimension.
+
+    Raises:
+        UpdateSkipped: the update was left out.
+    """
+
+    def __call__(self, name: str, parts: Sequence[Part], *tensors: Tensor) -> UpdateResult: ...
+
+
+class Objective(Protocol):
+    """Losses of a training run, and the order of its updates; the trainer trains any class with these members."""
+
+    @property
+    def modules(self) -> Mapping[str, nn.Module]:
+        """Networks by the names under which a checkpoint stores their weights.
+
+        The trainer accepts any names. Checkpoints, samples and tasks of the train command need `generators`, with
+        submodules `ab` and `ba`, and `discriminators`, with submodules `a` and `b`.
+        """
+
+    @property
+    def parameters(self) -> Mapping[str, Sequence[nn.Parameter]]:
+        """Trained parameters by the name of the update that changes them."""
+
+    def step(self, images: Images, update: Update) -> Scalars:
+        """Do all updates of one training step, in order; return their losses and scores."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return state that is equal on all ranks, without the weights of `modules`; may be empty."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore a result of `state_dict`; an empty mapping belongs to a run that had no such state."""
+
+    def rank_state_dict(self) -> dict[str, Any]:
+        """Return state of this rank alone, such as its share of an image pool; may be empty."""
+
+    def load_rank_state_dicts(
+        self, states: Sequence[Mapping[str, Any]], *, rank: int, ranks: int, device: torch.device
+    ) -> None:
+        """Restore `rank_state_dict` of all ranks of a saved run, for rank `rank` of the `ranks` ranks of this run.
+
+        Args:
+            states: one result of `rank_state_dict` per rank of the saved run, which may have had another number of
+                ranks.
+            device: device of the trained networks; `states` are on the CPU.
+        """

@@ -1,0 +1,216 @@
+"""Additional losses of an objective: one object per loss, which a config names and weights.
+
+A term of the generators is called once for each direction of translation, a term of the discriminators once for each
+domain. A term that is a module may have parameters: they are trained, saved and resumed with the networks.
+"""
+
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from cyclestyle.calls import takes_positional
+from cyclestyle.errors import CheckpointError, CommandError
+
+
+class Direction(NamedTuple):
+    """One direction of translation for N pairs of images, each image (N, C, H, W) in [-1, 1].
+
+    In direction ab, the source images are of domain a, and the target images are of domain b. Gradients flow from
+    `fake`, `reconstructed`, `identity` and the features into the generators.
+    """
+
+    name: Literal["ab", "ba"]
+    source: Tensor  # real images of the source domain
+    target: Tensor  # real images of the target domain; not the translations of `source`, as training is unpaired
+    fake: Tensor  # translations of `source`
+    reconstructed: Tensor | None = None  # `fake` translated back; None if no term needs it
+    identity: Tensor | None = None  # output of this direction's generator for `target`; None if no term needs it
+    source_features: Mapping[str, Tensor] = {}  # generator layer -> its activations for `source`
+    fake_features: Mapping[str, Tensor] = {}  # generator layer -> its activations for `fake`
+
+
+class Term(Protocol):
+    """Loss of the generators; it returns a scalar for one direction.
+
+    Two class attributes declare optional inputs. `needs` lists `reconstructed` and `identity`, if the term uses these
+    images. `layers` lists names of the generator's submodules, such as `trunk.0`, whose activations the term uses.
+    """
+
+    def __call__(self, direction: Direction, /) -> Tensor: ...
+
+
+class DiscriminatorTerm(Protocol):
+    """Loss of the discriminators; it returns a scalar for one domain, such as a gradient penalty.
+
+    The discriminator runs in float32 and can be differentiated twice. Its images are detached: a term that needs their
+    gradients calls `requires_grad_()` on detached copies.
+
+    Args:
+        discriminator: discriminator of the domain.
+        real: real images (N, C, H, W) in [-1, 1].
+        fake: translations from the image pool, like `real`.
+    """
+
+    def __call__(self, discriminator: nn.Module, real: Tensor, fake: Tensor, /) -> Tensor: ...
+
+
+class Weighted(NamedTuple):
+    """A term, its name in the config and in the log, and its weight in the sum of losses."""
+
+    name: str
+    term: Any  # Term or DiscriminatorTerm
+    weight: float = 1.0
+
+    def loss(self, *inputs: Any) -> Tensor:
+        """Call the term and return its weighted loss.
+
+        Raises:
+            CommandError: the term does not return a scalar tensor.
+        """
+        value = self.term(*inputs)
+        if not isinstance(value, Tensor) or value.dim():
+            found = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise CommandError(f"term {self.name} returned {found}: a loss is a scalar tensor")
+        return self.weight * value
+
+
+def check_weight(key: str, weight: float) -> None:
+    """Raise a CommandError unless the weight of a loss is a finite number of 0 or more; `key` is its config key."""
+    if not (math.isfinite(weight) and weight >= 0):
+        raise CommandError(f"{key}={weight:g}: the weight of a loss is a finite number, 0 (off) or more")
+
+
+class Terms:
+    """Terms of one side of the objective, in the order of their names, with the modules among them.
+
+    Args:
+        key: config key of the terms, such as `objective.terms`, for error messages.
+        terms: terms with different names; those of weight 0 are left out.
+        inputs: names of the arguments with which each term is called.
+        reserved: names whose log keys belong to other losses.
+
+    Raises:
+        CommandError: a name is reserved or used twice, a weight is negative or not finite, a term cannot be called with
+            these arguments, or a term holds trained networks, but is no module itself.
+    """
+
+    def __init__(
+        self,
+        key: str,
+        terms: Sequence[Weighted] = (),
+        *,
+        inputs: Sequence[str],
+        reserved: Collection[str] = (),
+    ) -> None:
+        names = [term.name for term in terms]
+        for name, term, weight in terms:
+            if name in reserved or names.count(name) > 1:
+                raise CommandError(f"{key}.{name}: another loss has this name: choose another one")
+            check_weight(f"{key}.{name}.weight", weight)
+            if not callable(term) or not takes_positional(term, len(inputs)):
+                raise CommandError(
+                    f"{key}.{name}: {type(term).__name__} cannot be called with ({', '.join(inputs)}): see "
+                    f"docs/extending.md"
+                )
+            _check_modules(f"{key}.{name}", term)
+        self._terms = sorted((term for term in terms if term.weight), key=lambda term: term.name)
+
+    def __iter__(self) -> Iterator[Weighted]:
+        return iter(self._terms)
+
+    @property
+    def needs(self) -> set[str]:
+        """Optional images that at least one term uses: `reconstructed`, `identity`."""
+        return {need for weighted in self._terms for need in _declared(weighted.term, "needs")}
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the generators' submodules whose activations at least one term uses."""
+        return tuple(sorted({layer for weighted in self._terms for layer in _declared(weighted.term, "layers")}))
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """Terms that are modules, by name."""
+        return {name: term for name, term, _ in self._terms if isinstance(term, nn.Module)}
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """Trained parameters of all terms; parameters that were frozen when the term was built are left out."""
+        return [p for module in self.modules.values() for p in module.parameters() if p.requires_grad]
+
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        """Return the trained parameters of each term; frozen ones, such as those of a feature network, are left out."""
+        trained = {
+            name: {key: p.detach() for key, p in module.named_parameters() if p.requires_grad}
+            for name, module in self.modules.items()
+        }
+        return {name: state for name, state in trained.items() if state}
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Restore a result of `state_dict`; a term that is missing there keeps its initial parameters.
+
+        Raises:
+            CheckpointError: the parameters of a term differ in name or shape.
+        """
+        for name, present in self.state_dict().items():
+            _copy(name, present, state.get(name, present))
+
+    def buffers(self) -> dict[str, dict[str, Tensor]]:
+        """Return the saved buffers of each term, such as running means, which may differ between ranks."""
+        buffers = {name: _saved_buffers(module) for name, module in self.modules.items()}
+        return {name: state for name, state in buffers.items() if state}
+
+    def load_buffers(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Restore a result of `buffers`; a term that is missing there keeps its initial buffers."""
+        for name, present in self.buffers().items():
+            _copy(name, present, state.get(name, present))
+
+
+def _declared(term: object, attribute: Literal["needs", "layers"]) -> Collection[str]:
+    names = getattr(term, attribute, ())
+    if isinstance(names, str):
+        raise CommandError(f"{type(term).__name__}.{attribute} is the text {names!r}: expected a tuple of names")
+    return cast(Collection[str], names)
+
+
+def _saved_buffers(module: nn.Module) -> dict[str, Tensor]:
+    parameters = dict(module.named_parameters())
+    return {key: value for key, value in module.state_dict().items() if key not in parameters}
+
+
+@torch.no_grad()
+def _copy(name: str, present: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
+    shapes, saved_shapes = ({key: tuple(value.shape) for key, value in state.items()} for state in (present, saved))
+    if shapes != saved_shapes:
+        keys = [key for key in {**shapes, **saved_shapes} if shapes.get(key) != saved_shapes.get(key)]
+        raise CheckpointError(f"term {name}: {', '.join(keys)} differ from the checkpoint in presence or shape")
+    for key, value in present.items():
+        value.copy_(saved[key])
+
+
+def _check_modules(key: str, term: object) -> None:
+    """Raise a CommandError if a term that is no module holds trained parameters, since nothing would save them."""
+    if isinstance(term, nn.Module):
+        return
+    for attribute, value in vars(term).items() if hasattr(term, "__dict__") else ():
+        if any(parameter.requires_grad for parameter in _parameters_in(value)):
+            raise CommandError(
+                f"{key}: {type(term).__name__}.{attribute} has trained parameters: derive {type(term).__name__} from "
+                f"torch.nn.Module, so that they are trained and saved, or freeze them with requires_grad_(False)"
+            )
+
+
+def _parameters_in(value: object) -> Iterator[nn.Parameter]:
+    """Yield the parameters in an attribute: a parameter, a module, or a list, tuple or dict of these."""
+    if isinstance(value, nn.Parameter):
+        yield value
+    elif isinstance(value, nn.Module):
+        yield from value.parameters()
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _parameters_in(item)
+    elif isinstance(value, dict):
+        yield from _parameters_in(list(value.values()))

@@ -1,0 +1,199 @@
+"""Updates of parameters: micro-batches, backward passes, a check for values that are not finite, and the optimizer."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.profiler import record_function
+
+from cyclestyle.errors import CommandError, DivergedError
+from cyclestyle.hardware.device import Hardware
+from cyclestyle.monitor.logger import Phase
+from cyclestyle.objectives.step import Part, PartResult, Scalars, UpdateResult, UpdateSkipped
+from cyclestyle.training.nonfinite import NonFiniteDetector, NotFinite
+from cyclestyle.training.optimization import Optimizers
+
+SKIPS = 10  # number of consecutive skipped steps at which training counts as diverged
+LARGE = 2**16  # fewest pixels per image for which memory is trimmed; below this, trimming costs too much time
+
+
+class Updater:
+    """Changes the parameters of an objective; an object of this class is the `Update` that an objective calls.
+
+    Args:
+        optimizers: one optimizer for each update of the objective.
+        hardware: device, precision, and the ranks that share the work.
+        accumulate: number of micro-batches into which each rank splits its share of a batch. Micro-batches are computed
+            one after the other, which saves memory.
+        on_nonfinite: response to a loss or gradient that is not finite. `stop` ends training before the next task,
+            before anything is written. `skip` leaves the update out, which costs a wait for the device at every step.
+        clip_norm: largest norm of all gradients of an update together; longer gradients are scaled down to it. None
+            leaves gradients as they are.
+
+    Raises:
+        CommandError: `clip_norm` is not a positive number.
+    """
+
+    def __init__(
+        self,
+        optimizers: Optimizers,
+        hardware: Hardware,
+        *,
+        accumulate: int = 1,
+        on_nonfinite: Literal["stop", "skip"] = "stop",
+        clip_norm: float | None = None,
+    ) -> None:
+        if clip_norm is not None and not 0 < clip_norm < float("inf"):
+            raise CommandError(f"trainer.clip_norm={clip_norm:g}: give a number above 0, or null")
+        self.optimizers, self.accumulate, self.clip_norm = optimizers, accumulate, clip_norm
+        self.hardware, self.world, self.scaler = hardware, hardware.world, hardware.scaler()
+        self.skips_nonfinite, self._skipped_in_a_row = on_nonfinite == "skip", 0
+        self.detectors = {name: NonFiniteDetector(hardware.device) for name in optimizers.names}
+        self.has_changed = False  # whether an update of the present step has changed parameters; unset by graphs
+        # Number of steps done, on the device, where a captured graph can read it.
+        self._step = torch.zeros((), dtype=torch.int64, device=hardware.device)
+
+    def __call__(self, name: str, parts: Sequence[Part], *tensors: Tensor) -> UpdateResult:
+        """Compute the losses of an update, back-propagate them, and change the parameters; see `Update`.
+
+        Raises:
+            UpdateSkipped: a loss or gradient was not finite on any rank, and `on_nonfinite` is `skip`.
+        """
+        self.optimizers[name].zero_grad()  # a failed graph capture leaves gradients behind
+        micro_batches = list(zip(*(tensor.chunk(self.accumulate) for tensor in tensors), strict=True))
+        calls = [(part, micro_batch) for micro_batch in micro_batches for part in parts]
+        results: list[PartResult] = []
+        for count, (part, micro_batch) in enumerate(calls, start=1):
+            with self.world.accumulating(more_to_come=count < len(calls)):
+                results.append(self._compute(part, micro_batch))
+            if count % len(parts) and _pixels(micro_batch) >= LARGE:  # another part of the same images follows
+                self.hardware.trim_memory()  # freed blocks do not fit the sizes that the next part needs
+        means = _means([{**result.losses, **result.scores} for result in results])
+        if not self._change_parameters(name, means):
+            raise UpdateSkipped
+        return UpdateResult(means, _joined([result.images for result in results]))
+
+    def begin_step(self, step: int, *, factor: float) -> None:
+        """Prepare the updates of one step.
+
+        Args:
+            step: number of steps done.
+            factor: factor of the schedule for the learning rates.
+        """
+        self.optimizers.set_rates(factor)
+        self._step.fill_(step)
+        self.has_changed = False
+
+    def end_step(self, *, skipped: bool) -> None:
+        """Count a step, finished or skipped.
+
+        Raises:
+            DivergedError: this is the last of `SKIPS` consecutive skipped steps.
+        """
+        self._skipped_in_a_row = self._skipped_in_a_row + 1 if skipped else 0
+        if not skipped:
+            return
+        if self._skipped_in_a_row == SKIPS and (bad := self._first_bad()) is not None:
+            raise DivergedError(
+                f"{_divergence_message(bad)}; it is the last of {SKIPS} in a row that were skipped", step=bad.step
+            )
+        for detector in self.detectors.values():
+            detector.clear()
+
+    def check_finite(self, step: int) -> None:
+        """Wait for the device and check that training has not diverged; all ranks must call this together.
+
+        Args:
+            step: number of steps done.
+
+        Raises:
+            DivergedError: an update was not finite and was not skipped, or gradients overflow in fp16 at every gradient
+                scale.
+        """
+        if not self.skips_nonfinite and (first := self._first_bad()) is not None:  # `end_step` checks skipped steps
+            raise DivergedError(_divergence_message(first), step=first.step)
+        if self.scaler.is_enabled() and self.scaler.get_scale() < 1:
+            raise DivergedError(
+                f"the gradients overflow in fp16 at any scale, last at step {step}: set "
+                f"trainer.precision=bf16 or fp32, or a smaller optimizer.lr"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return optimizer moments, the gradient scale and the number of skipped steps in a row."""
+        return {
+            "optimizers": self.optimizers.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "skipped_in_a_row": self._skipped_in_a_row,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore a result of `state_dict`, which may hold further keys."""
+        self.optimizers.load_state_dict(state["optimizers"])
+        if state["scaler"]:  # empty for a run without a gradient scaler
+            self.scaler.load_state_dict(state["scaler"])
+        self._skipped_in_a_row = state["skipped_in_a_row"]
+
+    def _compute(self, part: Part, micro_batch: Sequence[Tensor]) -> PartResult:
+        """Compute and back-propagate one part of an update; return its results without gradients."""
+        with record_function(Phase.FORWARD):
+            losses, scores, images = part(*micro_batch)
+        with record_function(Phase.BACKWARD):
+            total = torch.stack(list(losses.values())).sum() / self.accumulate
+            torch.autograd.backward(self.scaler.scale(total))
+        return PartResult(
+            {name: loss.detach() for name, loss in losses.items()},
+            scores,
+            {name: image.detach() for name, image in images.items()},
+        )
+
+    def _change_parameters(self, name: str, means: Scalars) -> bool:
+        """Change the parameters of update `name`, unless `on_nonfinite` is `skip` and a loss or gradient is not finite.
+
+        Args:
+            means: losses and scores averaged over the micro-batches of this update.
+
+        Returns:
+            False if the change was left out.
+        """
+        optimizer, parameters = self.optimizers[name], self.optimizers.parameters(name)
+        with record_function(Phase.OPTIMIZER):
+            self.world.average_gradients(parameters)
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            bad = self.detectors[name].watch(self._step, means, [] if self.scaler.is_enabled() else gradients)
+            applied = not (self.skips_nonfinite and self.world.any(bool(bad.item())))
+            if applied:
+                if self.clip_norm is not None:
+                    self.scaler.unscale_(optimizer)  # not for a skipped update: the scaler allows one call per step
+                    nn.utils.clip_grad_norm_(parameters, self.clip_norm)
+                self.scaler.step(optimizer)
+                self.has_changed = True
+            optimizer.zero_grad()
+            return applied
+
+    def _first_bad(self) -> NotFinite | None:
+        """Return the first non-finite update since detectors were last cleared; all ranks must call this together."""
+        firsts = [first for detector in self.detectors.values() if (first := detector.first(self.world)) is not None]
+        return min(firsts, key=lambda bad: bad.step, default=None)
+
+
+def _pixels(tensors: Sequence[Tensor]) -> int:
+    """Number of pixels of one image, if the first tensor is a batch of images (N, C, H, W), else 0."""
+    return tensors[0].shape[-2] * tensors[0].shape[-1] if tensors[0].dim() == 4 else 0
+
+
+def _means(results: list[Scalars]) -> Scalars:
+    """Average each loss and score over the results that contain it, one for each part of each micro-batch."""
+    names = dict.fromkeys(name for result in results for name in result)
+    return {name: torch.stack([each[name] for each in results if name in each]).mean() for name in names}
+
+
+def _joined(results: list[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Concatenate the images of the same name along the batch."""
+    names = dict.fromkeys(name for result in results for name in result)
+    return {name: torch.cat([each[name] for each in results if name in each]) for name in names}
+
+
+def _divergence_message(first: NotFinite) -> str:
+    values = ", ".join(f"{name.removeprefix('loss/')} {value:.4g}" for name, value in first.values.items())
+    return f"training diverged at step {first.step + 1}: not finite ({values})"
