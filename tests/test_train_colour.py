@@ -121,5 +121,5 @@ def test_grey_domains_train_with_grey_networks(tagged: Command) -> None:
     assert samples
     with Image.open(samples[0]) as sheet:
         assert sheet.mode == "RGB"
-        columns = sheet.crop((4, sheet.height - 20, 20, sheet.height - 4))  # last probe image
+        columns = sheet.crop((4, sheet.height - 24, 20, sheet.height - 8))  # last probe image
         assert all(red == green == blue for red, green, blue in columns.get_flattened_data())

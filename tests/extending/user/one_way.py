@@ -16,8 +16,8 @@ class OneWay:
         self.score, self.judge = (prepare(self.b, synchronized=synchronized) for synchronized in (True, False))
 
     def step(self, images, update):
-        losses, made = update("generators", [self.generator_losses], images.a)
-        return losses | update("discriminators", [self.discriminator_losses], images.b, made["fake_b"]).losses
+        scalars, made = update("generators", [self.generator_losses], images.a)
+        return scalars | update("discriminators", [self.discriminator_losses], images.b, made["fake_b"]).scalars
 
     def generator_losses(self, a):
         fake, mirrored = self.translate(torch.cat([a, a.flip(-1)])).chunk(2)
