@@ -18,9 +18,9 @@ from torch.nn.functional import l1_loss
 from cyclestyle.errors import CommandError
 from cyclestyle.networks.features import layer_of
 from cyclestyle.objectives.image_pool import ImagePool
-from cyclestyle.objectives.pairs import Discriminators, Generators, Request, Scores
+from cyclestyle.objectives.pairs import Discriminators, Generators, Request
 from cyclestyle.objectives.step import Images, Part, PartResult, Scalars, Update
-from cyclestyle.objectives.terms import Direction, Terms, Weighted, check_weight
+from cyclestyle.objectives.terms import Terms, Weighted, check_weight
 
 
 class Adversarial(Protocol):
@@ -64,7 +64,8 @@ class CycleGAN:
         pools: past translations, on which the discriminators train.
         cycle_a: weight of |ba(ab(a)) - a| (paper: 10).
         cycle_b: weight of |ab(ba(b)) - b|.
-        identity: weight of |ba(a) - a| and |ab(b) - b|, relative to the cycle weight of the same domain (paper: 0.5).
+        identity: weight of |ba(a) - a| and |ab(b) - b|, relative to the cycle weight of the same domain (paper: 0.5). A
+            cycle weight of 0 turns the identity loss of that domain off too.
         terms: further losses of the generators.
         discriminator_terms: further losses of the discriminators.
         backward: `split` back-propagates the losses of the two translation directions one after the other, which needs
@@ -113,10 +114,10 @@ class CycleGAN:
             "generators": [*_trained(generators), *self.terms.parameters],
             "discriminators": [*_trained(discriminators), *self.discriminator_terms.parameters],
         }
-        self._translate = prepare(generators, synchronized=True)
-        self._score = prepare(discriminators, synchronized=True)
+        self._call_generators = prepare(generators, synchronized=True)
+        self._call_discriminators = prepare(discriminators, synchronized=True)
         # The generators' losses use this wrapper: they need no gradients of the discriminators' parameters.
-        self._score_unsynchronized = prepare(discriminators, synchronized=False)
+        self._call_discriminators_unsynchronized = prepare(discriminators, synchronized=False)
         both = self._requests()
         self.generator_parts: tuple[Part, ...] = tuple(
             functools.partial(self.generator_losses, requests)
@@ -124,13 +125,16 @@ class CycleGAN:
         )
 
     def step(self, images: Images, update: Update) -> Scalars:
-        """Update both generators, then both discriminators (Zhu et al. 2017, section 4)."""
+        """Update both generators, then both discriminators on pooled translations.
+
+        The order is that of the authors' code; the pools are described by Zhu et al. 2017, section 4.
+        """
         a, b, draws = images
-        generators, fakes = update("generators", self.generator_parts, a, b)
+        generator_scalars, fakes = update("generators", self.generator_parts, a, b)
         fake_a = self.pools.a.exchange(fakes["fake_a"], draws)
         fake_b = self.pools.b.exchange(fakes["fake_b"], draws)
-        discriminators, _ = update("discriminators", [self.discriminator_losses], a, b, fake_a, fake_b)
-        return generators | discriminators
+        discriminator_scalars, _ = update("discriminators", [self.discriminator_losses], a, b, fake_a, fake_b)
+        return generator_scalars | discriminator_scalars
 
     def generator_losses(self, requests: Sequence[Request], a: Tensor, b: Tensor) -> PartResult:
         """Compute the losses of the generators for some directions (Zhu et al. 2017, eq. 3 and section 5.2).
@@ -142,26 +146,22 @@ class CycleGAN:
         Returns:
             The losses, and the translations under the names `fake_a` and `fake_b`.
         """
-        directions: tuple[Direction, ...] = self._translate(a, b, requests=requests)
+        directions = self._call_generators(a, b, requests=requests)  # one `Direction` for each request
         fakes = {f"fake_{direction.name[1]}": direction.fake for direction in directions}
         with _frozen(self.discriminators):
-            scores: Scores = self._score_unsynchronized(fakes.get("fake_a"), fakes.get("fake_b"))
+            scores = self._call_discriminators_unsynchronized(fakes.get("fake_a"), fakes.get("fake_b"))
 
-        gan: Scalars = {}
-        cycle: Scalars = {}
-        identity: Scalars = {}
-        others: Scalars = {}
+        losses: Scalars = {}
         for direction in directions:
             name, source, target = direction.name, direction.name[0], direction.name[1]
-            gan[f"loss/gan_{name}"] = self.adversarial.generator(scores.b if target == "b" else scores.a)  # type: ignore[arg-type]
+            losses[f"loss/gan_{name}"] = self.adversarial.generator(scores.a if target == "a" else scores.b)
             if weight := self.cycle[name]:
-                cycle[f"loss/cycle_{source}"] = weight * l1_loss(direction.reconstructed, direction.source)  # type: ignore[arg-type]
+                losses[f"loss/cycle_{source}"] = weight * l1_loss(direction.reconstructed, direction.source)
             if weight := self.identity[name]:
-                identity[f"loss/identity_{target}"] = weight * l1_loss(direction.identity, direction.target)  # type: ignore[arg-type]
+                losses[f"loss/identity_{target}"] = weight * l1_loss(direction.identity, direction.target)
             for term in self.terms:
-                others[f"loss/{term.name}_{name}"] = term.loss(direction)
-        # The order of the sum affects its rounding, so it stays as it was in earlier versions.
-        return PartResult(gan | cycle | dict(sorted(identity.items())) | others, images=fakes)
+                losses[f"loss/{term.name}_{name}"] = term.loss(direction)
+        return PartResult(dict(sorted(losses.items(), key=_place_in_sum)), images=fakes)
 
     def discriminator_losses(self, a: Tensor, b: Tensor, fake_a: Tensor, fake_b: Tensor) -> PartResult:
         """Compute the losses of the discriminators, and mean scores for logging.
@@ -171,9 +171,10 @@ class CycleGAN:
             fake_a, fake_b: translations from the image pools, detached from the generators.
         """
         # One call for real and fake images, as DDP requires one call per backward pass. Batch norm would mix them.
-        scores_a, scores_b = self._score(torch.cat([a, fake_a]), torch.cat([b, fake_b]))
+        scores_a, scores_b = self._call_discriminators(torch.cat([a, fake_a]), torch.cat([b, fake_b]))
         (score_real_a, score_fake_a), (score_real_b, score_fake_b) = scores_a.chunk(2), scores_b.chunk(2)
 
+        # Halved, so that discriminators learn more slowly than generators (Zhu et al. 2017, section 7.1).
         losses = {
             "loss/discriminator_a": 0.5 * (self.adversarial.real(score_real_a) + self.adversarial.fake(score_fake_a)),
             "loss/discriminator_b": 0.5 * (self.adversarial.real(score_real_b) + self.adversarial.fake(score_fake_b)),
@@ -182,10 +183,10 @@ class CycleGAN:
             losses[f"loss/{term.name}_a"] = term.loss(self.discriminators.a, a, fake_a)
             losses[f"loss/{term.name}_b"] = term.loss(self.discriminators.b, b, fake_b)
         means = {
-            "score/real_a": score_real_a.detach().mean(),
-            "score/fake_a": score_fake_a.detach().mean(),
-            "score/real_b": score_real_b.detach().mean(),
-            "score/fake_b": score_fake_b.detach().mean(),
+            "score/real_a": score_real_a.mean(),
+            "score/fake_a": score_fake_a.mean(),
+            "score/real_b": score_real_b.mean(),
+            "score/fake_b": score_fake_b.mean(),
         }
         return PartResult(losses, means)
 
@@ -268,6 +269,13 @@ def _one_by_one(requests: Sequence[Request]) -> list[Sequence[Request]]:
 
 def _trained(module: nn.Module) -> Iterator[nn.Parameter]:
     return (parameter for parameter in module.parameters() if parameter.requires_grad)
+
+
+def _place_in_sum(loss: tuple[str, Tensor]) -> tuple[int, str]:
+    """Sort key of a named loss: adversarial, cycle, identity, others; the order of a sum affects its rounding."""
+    kind = loss[0].removeprefix("loss/").rpartition("_")[0]
+    kinds = ("gan", "cycle", "identity")
+    return kinds.index(kind) if kind in kinds else len(kinds), loss[0]
 
 
 @contextmanager

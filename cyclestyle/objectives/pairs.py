@@ -37,6 +37,7 @@ class Generators(nn.Module):
         Each generator gets the inputs for translation and for the identity image in one call. With instance norm, which
         computes its statistics per image, results are those of separate calls; batch norm would mix the two inputs.
         """
+        # All translations before all reconstructions: this order decides the random numbers of dropout.
         directions = [self._translate(request, a, b) for request in requests]
         return tuple(self._complete(*pair) for pair in zip(requests, directions, strict=True))
 

@@ -50,9 +50,10 @@ class Update(Protocol):
         name: name of the update, a key of `Objective.parameters`.
         parts: functions that compute the losses. Each is called once for each micro-batch, and its losses are
             back-propagated before the next call. The last part must use every parameter of the update. Under CUDA
-            graphs, Python code runs only in the first calls with a name: pass the same parts at every call, and pass
-            everything that changes as a tensor.
-        tensors: arguments of the parts; split into micro-batches along the first dimension.
+            graphs, Python code runs only in the first calls with a name: pass the same parts at every call, and
+            everything that changes in `tensors`.
+        tensors: arguments of the parts, at least one, all with the same first dimension N, along which they are split
+            into micro-batches. Pass a changing number as a tensor of N copies.
 
     Raises:
         UpdateSkipped: the update was left out.

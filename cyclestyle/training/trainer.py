@@ -102,10 +102,11 @@ class Trainer:
         while True:
             stopping = self.world.any(stop_requested())
             moment = Moment(self.step, start, finished=self.step >= self.total, stopping=stopping)
-            for number, task in enumerate(task for task in tasks if task.is_due(moment)):
+            due = [task for task in tasks if task.is_due(moment)]
+            if due or moment.leaving:  # before the first task: nothing is saved or logged after training has diverged
+                self.updater.check_finite(self.step)
+            for task in due:
                 with record_function(task.phase):
-                    if number == 0:  # before the first task: nothing is saved or logged after training has diverged
-                        self.updater.check_finite(self.step)
                     task.action(moment)
             if moment.leaving:
                 return moment.finished
@@ -140,12 +141,13 @@ class Trainer:
         with record_function(Phase.DATA):
             a, b = (tensors.to_float(self.hardware.upload(images)) for images in (batch.a, batch.b))
 
-        skipped = False
         try:
-            losses = self.objective.step(Images(a, b, batch.draws), self._update)
+            losses, skipped = self.objective.step(Images(a, b, batch.draws), self._update), False
         except UpdateSkipped:
             losses, skipped = {}, True
-        if not skipped or self.updater.has_changed:  # an update before the skipped one may have changed parameters
+        # An update before the skipped one may have changed parameters. A replayed CUDA graph does not set
+        # `has_changed`, but never skips either.
+        if not skipped or self.updater.has_changed:
             with record_function(Phase.OPTIMIZER):
                 self.updater.scaler.update()
                 if self.average is not None:

@@ -67,12 +67,13 @@ class Updater:
         for count, (part, micro_batch) in enumerate(calls, start=1):
             with self.world.accumulating(more_to_come=count < len(calls)):
                 results.append(self._compute(part, micro_batch))
-            if count % len(parts) and _pixels(micro_batch) >= LARGE:  # another part of the same images follows
-                self.hardware.trim_memory()  # freed blocks do not fit the sizes that the next part needs
-        means = _means([{**result.losses, **result.scores} for result in results])
-        if not self._change_parameters(name, means):
+            if count % len(parts):  # another part of the same micro-batch follows
+                self._trim_memory(micro_batch)
+        losses = _means([result.losses for result in results])
+        if not self._change_parameters(name, losses):
             raise UpdateSkipped
-        return UpdateResult(means, _joined([result.images for result in results]))
+        scores = _means([result.scores for result in results])
+        return UpdateResult(losses | scores, _joined([result.images for result in results]))
 
     def begin_step(self, step: int, *, factor: float) -> None:
         """Prepare the updates of one step.
@@ -143,15 +144,20 @@ class Updater:
             torch.autograd.backward(self.scaler.scale(total))
         return PartResult(
             {name: loss.detach() for name, loss in losses.items()},
-            scores,
+            {name: score.detach() for name, score in scores.items()},
             {name: image.detach() for name, image in images.items()},
         )
 
-    def _change_parameters(self, name: str, means: Scalars) -> bool:
+    def _trim_memory(self, micro_batch: Sequence[Tensor]) -> None:
+        """Free memory between two parts of large images: freed blocks do not fit the sizes that the next part needs."""
+        if micro_batch[0].dim() == 4 and micro_batch[0].shape[-2] * micro_batch[0].shape[-1] >= LARGE:
+            self.hardware.trim_memory()
+
+    def _change_parameters(self, name: str, losses: Scalars) -> bool:
         """Change the parameters of update `name`, unless `on_nonfinite` is `skip` and a loss or gradient is not finite.
 
         Args:
-            means: losses and scores averaged over the micro-batches of this update.
+            losses: losses averaged over the micro-batches of this update.
 
         Returns:
             False if the change was left out.
@@ -160,7 +166,9 @@ class Updater:
         with record_function(Phase.OPTIMIZER):
             self.world.average_gradients(parameters)
             gradients = [p.grad for p in parameters if p.grad is not None]
-            bad = self.detectors[name].watch(self._step, means, [] if self.scaler.is_enabled() else gradients)
+            # In fp16, the scaler itself leaves out updates whose gradients overflow, and then lowers its scale.
+            checked = [] if self.scaler.is_enabled() else gradients
+            bad = self.detectors[name].watch(self._step, losses, checked)
             applied = not (self.skips_nonfinite and self.world.any(bool(bad.item())))
             if applied:
                 if self.clip_norm is not None:
@@ -177,12 +185,7 @@ class Updater:
         return min(firsts, key=lambda bad: bad.step, default=None)
 
 
-def _pixels(tensors: Sequence[Tensor]) -> int:
-    """Number of pixels of one image, if the first tensor is a batch of images (N, C, H, W), else 0."""
-    return tensors[0].shape[-2] * tensors[0].shape[-1] if tensors[0].dim() == 4 else 0
-
-
-def _means(results: list[Scalars]) -> Scalars:
+def _means(results: Sequence[Mapping[str, Tensor]]) -> Scalars:
     """Average each loss and score over the results that contain it, one for each part of each micro-batch."""
     names = dict.fromkeys(name for result in results for name in result)
     return {name: torch.stack([each[name] for each in results if name in each]).mean() for name in names}

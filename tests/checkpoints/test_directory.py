@@ -409,8 +409,8 @@ def test_names_of_saved_weights_have_no_wrapper_prefix(tmp_path: Path, monkeypat
     hardware = Hardware("cpu", precision="fp32", compile=True, world=world)
     trainer = tiny_trainer(ema=0.9, batch_size=2)
     objective = tiny_objective(prepare=hardware.wrap)
-    assert isinstance(objective._translate, DistributedDataParallel)
-    assert type(objective._translate.module).__name__ == "OptimizedModule"
+    assert isinstance(objective._call_generators, DistributedDataParallel)
+    assert type(objective._call_generators.module).__name__ == "OptimizedModule"
     optimizers = Optimizers(**{name: adam(parameters) for name, parameters in objective.parameters.items()})
     wrapped = Trainer(
         objective,

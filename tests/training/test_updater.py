@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cyclestyle.errors import CommandError
+from cyclestyle.errors import CommandError, DivergedError
 from cyclestyle.hardware.device import Hardware
 from cyclestyle.objectives.cyclegan import CycleGAN
 from cyclestyle.objectives.step import Images, PartResult, Scalars, Update
@@ -292,3 +292,26 @@ def test_restored_trainer_with_terms_resumes_bit_exactly() -> None:
     exact: Callable[..., None] = torch.testing.assert_close
     exact(train(resumed, 6), expected[3:], rtol=0, atol=0)
     exact(resumed.state_dict(), straight.state_dict(), rtol=0, atol=0)
+
+
+def test_nonfinite_score_does_not_count_as_divergence() -> None:
+    trainer, objective = averaging(steps=2)
+    losses = objective.losses
+
+    def with_infinite_score(a: Tensor, b: Tensor) -> PartResult:
+        result = losses(a, b)
+        return result._replace(scores={"score/size": result.images["output"].mean() / 0})
+
+    objective.losses = with_infinite_score  # type: ignore[method-assign]
+    values = trainer.train_step(random_batch([0, 1]))
+    trainer.updater.check_finite(trainer.step)
+    assert not values["score/size"].isfinite()
+    assert not values["score/size"].requires_grad
+
+
+def test_divergence_is_reported_at_the_end_without_tasks() -> None:
+    trainer, objective = averaging(steps=1)
+    with torch.no_grad():
+        objective.parameters["network"][0].fill_(torch.nan)
+    with pytest.raises(DivergedError, match="diverged at step 1"):
+        trainer.fit(iter([random_batch([0, 1])]))
