@@ -3,6 +3,7 @@
 import sys
 
 import cyclestyle
+from cyclestyle.cli.streams import tolerant_streams
 
 OVERVIEW = """cyclestyle trains CycleGANs on two folders of images and translates photo sets with them.
 
@@ -13,9 +14,10 @@ OVERVIEW = """cyclestyle trains CycleGANs on two folders of images and translate
 
 Each command lists its keys with --help."""
 
-if sys.argv[1:] == ["--version"]:
-    print(f"cyclestyle {cyclestyle.__version__}")
-    sys.exit(0)
-is_help = sys.argv[1:] in (["--help"], ["-h"])
-print(OVERVIEW, file=sys.stdout if is_help else sys.stderr)
-sys.exit(0 if is_help else 2)
+with tolerant_streams():
+    if sys.argv[1:] == ["--version"]:
+        print(f"cyclestyle {cyclestyle.__version__}")
+        sys.exit(0)
+    is_help = sys.argv[1:] in (["--help"], ["-h"])
+    print(OVERVIEW, file=sys.stdout if is_help else sys.stderr)
+    sys.exit(0 if is_help else 2)

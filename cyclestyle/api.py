@@ -47,7 +47,7 @@ class TrainingResult(NamedTuple):
 
 
 def run_training(*overrides: str | Mapping[str, object]) -> TrainingResult:
-    """Train like `python -m cyclestyle.train`: the same words, files and output; the same call again resumes the run.
+    """Train like `python -m cyclestyle.train`, with the same arguments, files and output; repeat the call to resume.
 
     Global settings that training changes, such as PyTorch's random numbers, are restored at the end. With
     `trainer.devices` above 1, the script that makes this call is started again in each process; its lines after the
@@ -64,8 +64,8 @@ def run_training(*overrides: str | Mapping[str, object]) -> TrainingResult:
         True
 
     Args:
-        overrides: words of the command line such as `trainer.steps=100`, and mappings from keys to values of Python,
-            such as `{"trainer.steps": 100}`. Later overrides take precedence.
+        overrides: command-line arguments such as `trainer.steps=100`, and mappings from keys to Python values, such as
+            `{"trainer.steps": 100}`. Later overrides take precedence.
 
     Returns:
         Status, step, folder and last logged values.
@@ -96,7 +96,7 @@ def run_training(*overrides: str | Mapping[str, object]) -> TrainingResult:
         try:
             code = train.run(cfg, stop=stop, since=look())
         except SystemExit as exiting:  # another rank has failed first; it raises the error
-            code = int(exiting.code or 1)
+            code = exiting.code if isinstance(exiting.code, int) and exiting.code else 1
         if code not in (0, STOPPED):
             raise _error(code, _recorded_reason(folder, code, since=began))
         if torchrun:
@@ -184,7 +184,7 @@ def run_export(
         plugins: see `load`.
 
     Returns:
-        Paths of the files.
+        Paths of the files; with `format="reference"`, those of the discriminators last.
 
     Raises:
         CommandError: a value is invalid, or an output file exists already.
@@ -255,10 +255,14 @@ def load(
 
 
 def _in_relaunched_process(cfg: "DictConfig", folder: Path) -> TrainingResult:
-    """Train and exit if this process was started for the training of `cfg`.
+    """Train with `cfg` and exit, or return the result of a training that is over, in a process started by `relaunch`.
 
-    Otherwise return the recorded result: the launching process has made this call before the one that started this
-    process.
+    Such a process runs the user's script from the beginning. It trains and exits at the call of `run_training` for
+    which it was started. Earlier calls return the results that are recorded in the run folders.
+
+    Raises:
+        CyclestyleError: the recorded training failed; or no result is recorded, since the script passes other values to
+            `run_training` than in the launching process.
     """
     from cyclestyle import train
 
@@ -314,14 +318,17 @@ def _result(folder: Path, status: Literal["finished", "stopped"]) -> TrainingRes
 
 
 def _error(code: int, reason: str | None) -> CyclestyleError:
-    """Create the error of the class with exit code `code`."""
+    """Create an error of the class whose exit code is `code`; `reason` is its message, None if unknown."""
     kinds = {kind.code: kind for kind in reversed(CyclestyleError.__subclasses__())}
     text = reason or f"the training processes ended with exit code {code}; they have printed the reason"
     return kinds.get(code, CyclestyleError)(text)
 
 
 def _recorded_reason(folder: Path, code: int, *, since: float) -> str | None:
-    """Return the reason of a failure with exit code `code` from status.json; None if it is older than `since`."""
+    """Return the reason that status.json gives for a failure with exit code `code`.
+
+    The result is None if the file was written before the Unix time `since`, or has another exit code.
+    """
     with contextlib.suppress(OSError):
         status = _status(folder)
         if (folder / "status.json").stat().st_mtime >= since and status.get("code") == code:

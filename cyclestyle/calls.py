@@ -26,7 +26,7 @@ def takes_positional(function: Callable[..., Any], count: int) -> bool:
     """Return whether `function` can be called with `count` positional arguments; True if its signature is unknown.
 
     Args:
-        function: function or object with a method `__call__`; of a module, the signature of `forward` counts.
+        function: function or object with a method `__call__`; for an `nn.Module`, the signature of `forward` counts.
     """
     try:
         inspect.signature(getattr(function, "forward", function)).bind(*range(count))

@@ -7,10 +7,16 @@ import sys
 class CyclestyleError(Exception):
     """Error that is shown to the user: its message states cause, place and remedy.
 
-    Commands print the message without a traceback and exit with `code`. Any other exception is a bug.
+    Commands print the message without a traceback. Any other exception is a bug.
+
+    Attributes:
+        code: exit code of the command.
+        concerns_one_rank: whether this rank must print the error because no other rank does. If false, all ranks have
+            the same error, such as a mistyped config key, and only the first process of each host prints it.
     """
 
     code = 1
+    concerns_one_rank = False
 
 
 class CommandError(CyclestyleError):
@@ -23,6 +29,10 @@ class DataError(CyclestyleError):
     """Images or folders are missing or unusable."""
 
     code = 3
+
+
+class ImageTypeError(DataError, TypeError):
+    """A Python object is not an image, or its image mode, dtype or shape is not supported."""
 
 
 class CheckpointError(CyclestyleError):
@@ -65,8 +75,10 @@ class DiskError(CyclestyleError):
 class LostProcessError(CyclestyleError):
     """Another process of the run has exited or does not respond."""
 
+    concerns_one_rank = True
+
 
 def warn(message: str) -> None:
     """Print `message` as a one-line warning to standard error; do nothing if standard error is closed."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ValueError):
         print(f"cyclestyle: {message}", file=sys.stderr, flush=True)

@@ -34,12 +34,15 @@ def export(
 ) -> list[Path]:
     """Write one file for each direction, and print the name and size of each file and notes about it.
 
+    `format=reference` also writes the discriminators, with the weights of the last step: `latest_net_D_A.pth` judges
+    the outputs of `latest_net_G_A.pth`.
+
     Args:
         checkpoint: a run folder, a checkpoint folder, a safetensors file, or a `.pth` file of the original CycleGAN
             implementation (Zhu et al. 2017).
         format: `safetensors`, `onnx`, or `reference`, which writes `.pth` files for the original implementation.
-        output: output folder. None selects the subfolder `exported` of the run or checkpoint folder. If `checkpoint` is
-            a single file outside of a run, None selects the folder that contains this file.
+        output: output folder. None selects the subfolder `exported` of the run folder if the model belongs to a run;
+            else the folder of `checkpoint` if this is a file, or the subfolder `exported` of `checkpoint`.
         direction: direction to export, such as `photo2monet`; None exports all directions.
         weights: `ema` exports the moving average of the weights if the model has one; `raw` exports the weights of the
             last step.
@@ -47,11 +50,12 @@ def export(
         plugins: names of modules with networks of your own, see `networks.registry.load_plugins`.
 
     Returns:
-        Paths of the files, one for each direction.
+        Paths of the files, one for each direction, and then those of the discriminators.
 
     Raises:
         CommandError: `direction` is unknown, an output file exists already, or a module in `plugins` cannot be loaded.
-        CheckpointError: the model is missing or damaged, or the format does not support it; no file has been written.
+        CheckpointError: the model is missing or damaged, or `format` does not support its networks; no file has been
+            written.
         DiskError: a file cannot be written; no incomplete file remains.
     """
     # Imports here, not above: --help does not need torch, which takes seconds to import.

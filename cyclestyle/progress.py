@@ -93,10 +93,11 @@ class Counter:
         return timedelta(seconds=round(self.elapsed_s / position * (self.total - position)))
 
     def _line_is_due(self) -> bool:
-        """Return whether to print a line now: after each tenth of the images, or if no line was printed for 60 s.
+        """Return whether to print a line now.
 
-        While an image is partly finished, 20 s apply instead of 60 s. At least `LINE_EVERY_S` seconds lie between two
-        lines. No line is due when all images are finished.
+        A line is due after each tenth of the images, and when the last line is 60 s old, or 20 s while an image is
+        partly finished. No line is due less than `LINE_EVERY_S` seconds after the last line, or when all images are
+        finished.
         """
         since = time.perf_counter() - self._printed
         if self.done == self.total or since < LINE_EVERY_S:

@@ -1,4 +1,4 @@
-"""Stop signals: on any of these signals, a run finishes its current step, saves a checkpoint and exits."""
+"""Stop signals (SIGINT, SIGTERM, SIGUSR1): a run that receives one finishes its step, saves a checkpoint and exits."""
 
 import contextlib
 import os
@@ -87,9 +87,9 @@ class StopRequest:
             self.reason = signal.Signals(number).name
 
     def abort(self) -> NoReturn:
-        """End the process with exit code 130, without Python's shutdown; raise KeyboardInterrupt if it must not end.
+        """End the process with exit code 130; if `ends_process` is false, raise a KeyboardInterrupt instead.
 
-        During Python's shutdown, another Ctrl-C would print a traceback.
+        Python's shutdown is skipped, since another Ctrl-C during the shutdown would print a traceback.
         """
         if self._ends_process:
             os._exit(INTERRUPTED)

@@ -33,6 +33,7 @@ from cyclestyle.training.messages import (
     no_output,
     print_line,
     record_all_abandoned,
+    record_killed,
     report_finished,
     report_stopped,
 )
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     from cyclestyle.distributed.world import World
     from cyclestyle.hardware.device import Hardware
     from cyclestyle.run.failure import FailureReport
-    from cyclestyle.run.folder import ResumePoint, RunFolder
+    from cyclestyle.run.folder import Done, ResumePoint, RunFolder
     from cyclestyle.training.trainer import Trainer
 
 
@@ -55,10 +56,10 @@ def main() -> None:
 
 
 def run_as_program(body: Callable[[StopRequest, Look], object]) -> None:
-    """Call `body`, which exits with the exit code of a training; report the code to the process that started this one.
+    """Call `body`, which trains and ends with `sys.exit`; report its exit code to the process that started this one.
 
     Args:
-        body: function of the request to stop and of processor-time counters, read at the start of the program.
+        body: function with two arguments: the request to stop, and processor-time counters read before the call.
     """
     try:
         # Stop requests are recorded from here on, even during the slow imports. Under torchrun one Ctrl-C arrives
@@ -103,7 +104,10 @@ def run(cfg: "DictConfig", *, stop: StopRequest, since: Look) -> int:
             folder = RunFolder(Path(cfg.run_dir))
             threads = threads_of_each(processes)
             abandoned = functools.partial(record_all_abandoned, folder)
-            return relaunch(processes, threads=threads, stop=stop, abandoned=abandoned, config=compose.yaml(cfg))
+            killed = functools.partial(record_killed, folder)
+            return relaunch(
+                processes, threads=threads, stop=stop, abandoned=abandoned, killed=killed, config=compose.yaml(cfg)
+            )
     device = device_type(cfg.trainer.device)
     with session(device, timeout_s=cfg.trainer.timeout_s) as world, FailureReport(world) as failure_report:
         return train(cfg, world, stop, failure_report, since=since)
@@ -124,6 +128,7 @@ def train(cfg: "DictConfig", world: "World", stop: StopRequest, failure_report: 
     from cyclestyle.run.environment import record_start
     from cyclestyle.training.optimization import check_batch
     from cyclestyle.training.periodic import check_intervals
+    from cyclestyle.training.rates import rate_hint
 
     # Folder, data and networks are built first: a mistake in their settings then ends the command before a checkpoint
     # is read.
@@ -131,7 +136,7 @@ def train(cfg: "DictConfig", world: "World", stop: StopRequest, failure_report: 
     load_plugins(cfg.plugins)
     check_batch(cfg.trainer.batch_size, ranks=world.size, accumulate=cfg.trainer.accumulate)
     folder = assembly.lock_run_folder(cfg, world, stop, failure_report)
-    assembly.keep_raw_colour(cfg, folder, report)
+    assembly.keep_reading(cfg, folder, report)
     data = assembly.find_images(cfg, folder, world, stop, report)
     if data is None:
         return report_stopped(folder, world, stop, report, saved=None)
@@ -147,17 +152,22 @@ def train(cfg: "DictConfig", world: "World", stop: StopRequest, failure_report: 
     trainer = assembly.build_trainer(cfg, objective, hardware, samples_per_epoch=len(data.draws(cfg.seed)))
     check_intervals(**compose.arguments_for(cfg.trainer, check_intervals))
     own_tasks = assembly.build_own_tasks(cfg, trainer, data, folder, recipe=recipe)
-    restore_or_init(trainer, data.domains, resumed, init=cfg.init)
+    restore_or_init(trainer, data.domains, resumed, init=cfg.init, report=report)
     if not world.all_equal(trainer.step):
         raise CheckpointError(
             f"{folder.path}: process {world.rank} found step {trainer.step}, another process found another step: "
             f"check that all processes see the same folder"
         )
     folder.read_step_from(lambda: trainer.step)
+    folder.read_notes(trainer.step)
     # Unless the status is "finished", the last log or samples may be missing although the last step was saved.
-    has_finished = world.any(world.is_main and folder.has_finished(), no_timeout=True)
+    done = assembly.work_done(trainer, folder, **compose.arguments_for(cfg.trainer, assembly.work_done))
+    has_finished = done.tasks or world.any(world.is_main and folder.has_finished(), no_timeout=True)
     if resumed is not None and trainer.step >= trainer.total and has_finished:
-        report(f"{folder.path} finished at step {trainer.step}; set trainer.epochs or trainer.steps higher to continue")
+        report(
+            f"{folder.path} finished at step {trainer.step}; set trainer.epochs or trainer.steps higher to continue"
+            f"{rate_hint(trainer)}"
+        )
         return 0
 
     if world.is_main:
@@ -171,7 +181,7 @@ def train(cfg: "DictConfig", world: "World", stop: StopRequest, failure_report: 
         folder.write_status("running")
     announce(report, folder, data, trainer, resumed, chosen)
     shared = {"recipe": recipe, "files": data.files, "threads": chosen.threads}
-    finished = fit(cfg, trainer, data, folder, stop, own_tasks=own_tasks, shared=shared)
+    finished = fit(cfg, trainer, data, folder, stop, own_tasks=own_tasks, shared=shared, done=done)
     return report_finished(folder, data.domains, trainer, stop, report, finished=finished)
 
 
@@ -184,13 +194,15 @@ def fit(
     *,
     own_tasks: Mapping[str, Any],
     shared: Mapping[str, Any],
+    done: "Done",
 ) -> bool:
     """Train on `data`; write logs and save checkpoints.
 
     Args:
-        own_tasks: result of `assembly.build_own_tasks`.
+        own_tasks: periodic tasks of the user's, as built by `assembly.build_own_tasks`.
         shared: values that each checkpoint stores in addition to the state of the trainer: `recipe`, the resolved
             config; `files`, the training files; `threads`, the number of threads of this process.
+        done: periodic work, such as logging, that an earlier process has done at the first step; it is not repeated.
 
     Returns:
         True if the last step was reached; False if a stop was requested before it.
@@ -217,9 +229,15 @@ def fit(
     with (
         contextlib.closing(rank_batches),
         assembly.opened_writer(cfg, folder, world) as writer,
-        assembly.opened_loggers(cfg, trainer, folder, data.domains, recipe=shared["recipe"], watch=watch) as loggers,
+        assembly.opened_loggers(
+            cfg, trainer, folder, data.domains, recipe=shared["recipe"], watch=watch, done=done
+        ) as loggers,
     ):
-        tasks = assembly.build_tasks(cfg, trainer, data, folder, writer, loggers, own_tasks=own_tasks, shared=shared)
+        tasks = assembly.build_tasks(
+            cfg, trainer, data, folder, writer, loggers, own_tasks=own_tasks, shared=shared, done=done
+        )
+        if world.is_main:
+            print_line(assembly.forecast_disk(cfg, trainer, data, folder, loggers))
 
         def on_step(step: int) -> None:
             for logger in loggers:
@@ -242,7 +260,7 @@ def choose_threads(
     """Choose the number of threads for a run.
 
     With `auto`, a resumed run uses the number of threads that it began with, because rounding depends on this number.
-    If fewer threads are available, it uses these.
+    If fewer threads are available, it uses all of them.
 
     Args:
         resumed: state to resume from; None for a new run.

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from cyclestyle.distributed.world import World
+    from cyclestyle.photoset.journal import ReportRow
     from cyclestyle.photoset.plan import Plan
     from cyclestyle.photoset.runner import JobResult, Pipeline, Settings
 
@@ -41,13 +42,14 @@ def translate(
     direction: str | None = None,
     strength: float | Sequence[float] = 1.0,
     keep: Literal["none", "colour", "luminance"] = "none",
-    format: Literal["keep", "png", "jpeg", "webp", "heic"] = "keep",  # noqa: A002
+    format: Literal["keep", "png", "jpeg", "webp", "tiff", "avif", "heic"] = "keep",  # noqa: A002
     quality: int = 95,
     resize: int | None = None,
     metadata: Literal["drop", "keep"] = "drop",
     max_pixels: int = 178_956_970,
     existing: Literal["skip", "overwrite", "error"] = "skip",
     sheet: bool = True,
+    prune: bool | str = False,
     tile: int | Literal["auto", "off"] = "auto",
     memory: int | str = "4GB",
     batch_size: int = 8,
@@ -78,6 +80,8 @@ def translate(
         max_pixels: largest number of pixels that a photo may have.
         existing: what to do with existing output files, see `plan.plan`.
         sheet: whether to write the contact sheet, index.html.
+        prune: `list` prints the translations whose photos are gone; `remove`, or True, also removes them. False does
+            not look for them.
         batch_size: largest number of photos of one size that are translated together.
         workers: number of processes that read and write photos; with `engine="ray"`, number of copies of the model.
         threads: number of threads per process for computation on a CPU; see `threads.choose`.
@@ -93,10 +97,11 @@ def translate(
     since = since or look()
     # importing torch takes seconds; --help and mistyped keys do not need it
     from cyclestyle.distributed.world import session
+    from cyclestyle.filesystem.listing import printable
     from cyclestyle.hardware.device import device_type
-    from cyclestyle.hardware.memory import TRANSLATING
-    from cyclestyle.photoset import ray_engine, runner
-    from cyclestyle.photoset.plan import heic_as_jpeg, make_jobs, make_plan
+    from cyclestyle.hardware.memory import TRANSLATING, above_limit, resident_peak
+    from cyclestyle.photoset import orphans, ray_engine, runner
+    from cyclestyle.photoset.plan import heic_as_jpeg, make_jobs, make_plan, renamed
     from cyclestyle.photoset.worker_tasks import Reading, Writing
     from cyclestyle.run.failure import FailureReport
     from cyclestyle.translation.pipeline import TranslationPipeline, as_strengths, strength_folders
@@ -104,6 +109,7 @@ def translate(
     check(quality=quality, resize=resize, max_pixels=max_pixels)
     runner.check(batch_size=batch_size, workers=workers)
     strengths = as_strengths(strength)
+    pruning = orphans.parse(prune, input=str(input))
     with session(device_type(device)) as world, FailureReport(world, advice=TRANSLATING):
         check_processes(world, engine=engine, input=str(input), threads=threads)
         if engine == "ray":
@@ -129,13 +135,14 @@ def translate(
             keep=keep,
             tile=tile,
             memory=memory,
-            folder=jobs.hidden or jobs.folder,
+            folder=jobs.hidden,
             plugins=plugins,
         )
         pipeline = load_pipeline(world=world)
+        program = resident_peak()
         settings = runner.Settings(
             Reading(resize, metadata=metadata == "keep", max_pixels=max_pixels),
-            Writing(jobs.folder, quality, sheet=jobs.hidden / "thumbnails" if jobs.hidden and sheet else None),
+            Writing(jobs.folder, quality, sheet=jobs.hidden / "thumbnails" if sheet and not jobs.is_single else None),
             pipeline.fingerprint(quality=quality, resize=resize, metadata=metadata),
         )
         plan = make_plan(jobs, existing=existing, settings=settings.fingerprint, world=world)
@@ -146,23 +153,45 @@ def translate(
                 else ""
             )
             print(f"{pipeline}: {len(plan.todo):,} to translate{skipped}", flush=True)
+            if jobs.repeated:
+                print(
+                    f"{len(jobs.repeated):,} further name(s) of the same files skipped (links), such as "
+                    f"{printable(jobs.repeated[0])}",
+                    flush=True,
+                )
             if changed := heic_as_jpeg(plan.todo):
                 print(
                     f"HEIC photos that become JPEG (quality={quality}): {changed:,}; format=heic keeps HEIC", flush=True
                 )
+            if others := renamed(plan.todo):
+                what = "1 translation has another name" if len(others) == 1 else f"{len(others):,} have other names"
+                print(
+                    f"names that are taken, or differ only in capitals: {what}, such as "
+                    f"{printable(others[0].targets[0])}",
+                    flush=True,
+                )
             if chosen.note and plan.todo:
                 print(chosen.note, flush=True)
 
-        if engine == "ray":
-            outcome = ray_engine.run_plan(plan, load_pipeline, settings, workers=workers)
-        else:
-            watch = Watch(chosen.threads if on_cpu and world.is_main else 1, key="threads")
-            watched = Watched(pipeline, watch)
-            outcome = runner.run_plan(plan, watched, settings, world=world, workers=workers, batch_size=batch_size)
+        shown = functools.partial(show, plan, settings=settings, facts=pipeline.facts, labels=pipeline.labels)
+        with runner.unfinished(plan, settings, report=shown if world.is_main else None):
+            if engine == "ray":
+                outcome = ray_engine.run_plan(plan, load_pipeline, settings, workers=workers)
+            else:
+                watch = Watch(chosen.threads if on_cpu and world.is_main else 1, key="threads")
+                watched = Watched(pipeline, watch)
+                outcome = runner.run_plan(plan, watched, settings, world=world, workers=workers, batch_size=batch_size)
 
         if world.is_main:
             runner.complete_sheet(plan, outcome, settings, workers)
-            close(plan, outcome, settings, facts=pipeline.facts, labels=pipeline.labels)
+            orphaned = orphans.find(plan, Path(input)) if pruning != "no" else []
+            print(runner.summary(outcome, plan, where=shown(outcome, more=orphans.rows(orphaned, pruning))))
+            if plan.todo and (line := above_limit(pipeline.memory, program=program)):
+                print(line)
+            if pruning == "remove":
+                orphans.remove(plan, orphaned)
+            if pruning != "no":
+                print(orphans.summary(orphaned, pruning, report=plan.journal.folder / "report.jsonl"))
         world.any(False, no_timeout=True)  # other ranks wait until rank 0 has written the report
     return FINISHED_WITH_FAILURES if outcome.failures else 0
 
@@ -206,27 +235,42 @@ def check_processes(world: "World", *, engine: str, input: str, threads: int | s
         raise CommandError("input=- can be read by one process only: put the paths into a .txt file")
 
 
-def close(
-    plan: "Plan", outcome: "JobResult", settings: "Settings", *, facts: Sequence[str], labels: Sequence[str]
-) -> None:
-    """Write the report and the contact sheet of a photo set, and print the summary.
-
-    For a single photo whose output is a file name, only print the summary.
+def show(
+    plan: "Plan",
+    outcome: "JobResult",
+    *,
+    settings: "Settings",
+    facts: Sequence[str],
+    labels: Sequence[str],
+    more: Sequence["ReportRow"] = (),
+) -> Path:
+    """Write the report and the contact sheet of a photo set; for a single file, write nothing.
 
     Args:
         facts: lines about the model, shown on the contact sheet.
         labels: one label for each strength, such as "50%", shown on the contact sheet; empty for a single strength.
+        more: further rows of the report, which are not shown on the contact sheet.
+
+    Returns:
+        Path of the contact sheet. If none was written: path of the translation if there is only one, else of the output
+        folder.
     """
-    from cyclestyle.photoset import runner
     from cyclestyle.photoset.contact_sheet import cards
 
-    where = plan.folder
-    if plan.journal is not None:
-        plan.journal.report(outcome.lines)
+    targets = [target for job in plan.jobs for target in job.targets]
+    where = plan.folder / targets[0] if len(targets) == 1 else plan.folder
+    if not plan.is_single:
+        plan.journal.report([*outcome.lines, *more], passed_over=plan.passed_over)
         if settings.writing.sheet is not None:
             thumbnails = settings.writing.sheet
-            where = cards.write_contact_sheet(plan.folder, outcome, thumbnails=thumbnails, facts=facts, labels=labels)
-    print(runner.summary(outcome, plan, where=where))
+            where = cards.write_contact_sheet(
+                plan.folder,
+                outcome,
+                thumbnails=thumbnails,
+                facts=[*facts, *filter(None, [plan.passed_over.summary()])],
+                labels=labels,
+            )
+    return where
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The two generators of the original implementation, independent of the package.
+"""The two generators and the discriminator of the original implementation, independent of the package.
 
-Their weight files have the parameter names of published ones: the ResNet is one flat sequence, the levels of the U-Net
-are nested. Activations work in place.
+Their weight files have the parameter names of published ones: the ResNet and the discriminator are one flat sequence,
+the levels of the U-Net are nested. Activations work in place.
 """
 
 import functools
@@ -98,6 +98,21 @@ class ReferenceUNet(nn.Module):
         for width in (4 * c, 2 * c, c):
             level = Level(width, 2 * width, level, norm=norm)
         self.model = Level(0, c, level, norm=norm, colours=colours)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x)
+
+
+class ReferencePatch(nn.Module):
+    def __init__(self, channels: int = 4, layers: int = 3) -> None:
+        super().__init__()
+        sequence: list[nn.Module] = [nn.Conv2d(3, channels, 4, stride=2, padding=1), nn.LeakyReLU(0.2, True)]
+        width = channels
+        for i in range(1, layers + 1):
+            before, width = width, channels * min(2**i, 8)
+            convolution = nn.Conv2d(before, width, 4, stride=2 if i < layers else 1, padding=1)
+            sequence += [convolution, nn.InstanceNorm2d(width), nn.LeakyReLU(0.2, True)]
+        self.model = nn.Sequential(*sequence, nn.Conv2d(width, 1, 4, padding=1))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model(x)

@@ -154,13 +154,13 @@ def test_invalid_argument_is_a_command_error(smoke: Train, call: Callable[[Path]
 
 
 @pytest.mark.parametrize(("function", "command"), [(run_evaluation, evaluate), (run_export, export)])
-def test_function_has_keys_and_defaults_of_command(function: Any, command: Any) -> None:
+def test_function_has_parameters_and_defaults_of_command(function: Any, command: Any) -> None:
     signatures = [inspect.signature(one, eval_str=False).parameters for one in (function, command)]
     one, other = ({name: parameter.default for name, parameter in each.items()} for each in signatures)
     assert one == other
 
 
-def test_load_has_keys_and_defaults_of_translator() -> None:
+def test_load_has_parameters_and_defaults_of_translator_load() -> None:
     ours, theirs = (dict(inspect.signature(one).parameters) for one in (load, Translator.load))
     del theirs["world"]  # for several processes
     assert {name: one.default for name, one in ours.items()} == {name: one.default for name, one in theirs.items()}
@@ -178,7 +178,7 @@ def test_import_of_package_loads_no_libraries() -> None:
 # -------------------------------------------------------------------------------------------------- threads
 
 
-def test_trainings_in_threads_equal_training_alone(smoke: Train) -> None:
+def test_concurrent_trainings_in_threads_equal_a_single_training(smoke: Train) -> None:
     settings = {"trainer.threads": 1, "data.workers": 1}
     smoke(settings, {"name": "alone"})
     with ThreadPoolExecutor(2) as pool:
@@ -236,7 +236,7 @@ def test_second_interrupt_raises_at_once_and_control_returns(smoke: Train) -> No
     assert smoke({"trainer.steps": 4})[:2] == ("finished", 4)  # the folder is free
 
 
-def test_signal_with_own_handler_stops_training_and_reaches_handler(smoke: Train) -> None:
+def test_signal_stops_training_and_reaches_custom_handler(smoke: Train) -> None:
     received: list[int] = []
     before = signal.signal(signal.SIGUSR1, lambda number, _: received.append(number))
     try:

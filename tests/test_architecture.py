@@ -86,7 +86,7 @@ def test_every_subpackage_has_an_import_level() -> None:
     assert {room(file) for file in MODULES} - {"__init__"} == set.union(*LEVELS)
 
 
-def test_docs_list_every_room() -> None:
+def test_docs_list_every_subpackage() -> None:
     rows = re.findall(r"^\| (`.+?) \| ", (ROOT / "docs" / "architecture.md").read_text(), flags=re.MULTILINE)
     listed = [room for row in rows for room in re.findall(r"`(\w+)`", row)]
     assert sorted(listed) == sorted(set.union(*LEVELS) - {"__main__"})

@@ -10,7 +10,7 @@ import pytest
 from cyclestyle import assembly
 from cyclestyle.calls import accepted
 from cyclestyle.cli import compose
-from cyclestyle.run.folder import RunFolder
+from cyclestyle.run.folder import Done, RunFolder
 from tests.factories import tiny_trainer
 
 OFFERED = {"folder": 1, "start": 2, "config": 3}
@@ -77,11 +77,12 @@ def test_loggers_get_only_arguments_that_they_accept(tmp_path: Path) -> None:
     trainer = tiny_trainer(steps=9)
     recipe = compose.to_plain(cfg)
     folder = RunFolder(tmp_path)
-    with assembly.opened_loggers(cfg, trainer, folder, ("x", "y"), recipe=recipe, watch=lambda: None):
+    with assembly.opened_loggers(cfg, trainer, folder, ("x", "y"), recipe=recipe, watch=lambda: None, done=Done()):
         assert json.loads((tmp_path / "narrow.json").read_text()) == compose.to_plain(cfg)
         given = json.loads((tmp_path / "wide.json").read_text())
     assert given.pop("networks").startswith("Networks(raw=Generators(")
     assert given == {
-        "folder": str(tmp_path), "domains": "('x', 'y')", "start": "0", "total": "9",
+        "folder": str(tmp_path), "domains": "('x', 'y')", "start": "0", "total": "9", "log_from": "0",
+        "keep_samples": "50",
         "config": str(compose.to_plain(cfg)),
     }  # fmt: skip

@@ -22,9 +22,10 @@ from cyclestyle.distributed.world import World
 from cyclestyle.errors import CheckpointError, CommandError, DiskError
 from cyclestyle.evaluate import evaluate
 from cyclestyle.export import export
+from cyclestyle.model_files import initial
 from cyclestyle.networks import registry
 from cyclestyle.translation import Translator
-from tests.reference_networks import ReferenceResNet, ReferenceUNet
+from tests.reference_networks import ReferencePatch, ReferenceResNet, ReferenceUNet
 from tests.translation.models import noise, pixels_of, write_model, write_picture
 
 GOLDEN = Path(__file__).parent / "golden" / "weights"
@@ -121,7 +122,7 @@ def test_export_of_older_checkpoint_has_losses_of_that_step(trained: Path, tmp_p
     assert training["losses"]["cycle_a"] == line["loss/cycle_a"]
 
 
-def test_training_summary_has_losses_beside_lines_of_tasks(trained: Path, tmp_path: Path) -> None:
+def test_training_summary_merges_losses_from_all_log_lines_of_a_step(trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained, tmp_path / "run")
     lines = [
         {"step": 2, "loss/gan_ab": 1.0, "loss/cycle_a": 2.0, "speed/images_per_s": 3.0},
@@ -203,7 +204,7 @@ def test_exported_file_can_be_exported_again(trained: Path, tmp_path: Path) -> N
 
 def test_original_pth_export_round_trip(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     export(trained, output=tmp_path, format="reference")
-    assert names(tmp_path) == {"latest_net_G_A.pth", "latest_net_G_B.pth"}
+    assert names(tmp_path) == {f"latest_net_{kind}_{letter}.pth" for kind in "GD" for letter in "AB"}
     note = "the reference tools load it with --netG resnet_6blocks --ngf 4 --norm instance --no_dropout"
     assert capsys.readouterr().out.count(note) == 2
     for letter, direction in zip("AB", BOTH, strict=True):
@@ -269,6 +270,53 @@ def test_original_pth_file_exports_to_safetensors(tmp_path: Path, name: str, dir
     if direction is None:
         with pytest.raises(CommandError, match="holds one direction only: leave direction= out"):
             load(file, "a2b")
+
+
+def test_init_reads_discriminators_from_original_pth_export(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = export(trained, output=tmp_path / "both", format="reference")
+    assert [file.name for file in files] == [f"latest_net_{kind}_{letter}.pth" for kind in "GD" for letter in "AB"]
+    note = (
+        "it judges the outputs of latest_net_G_A.pth; the reference tools load it with --netD n_layers --n_layers_D 1"
+    )
+    assert note in capsys.readouterr().out
+    saved, read = read_model(trained), initial.read(tmp_path / "both", ("photo", "monet")).model
+    assert read.discriminators == saved.discriminators
+    for prefix, original in (("generators.", "ema."), ("discriminators.", "discriminators.")):
+        weights, expected = read.weights_under(prefix), saved.weights_under(original)
+        assert weights.keys() == expected.keys()
+        assert all(torch.equal(weights[name], expected[name]) for name in expected)
+
+    theirs = torch.load(tmp_path / "both" / "latest_net_D_A.pth", weights_only=True)  # it judges domain b
+    network = ReferencePatch(4, 1)
+    network.load_state_dict(theirs, strict=True)
+    ours = registry.build(saved.discriminators["b"])
+    ours.load_state_dict(saved.weights_under("discriminators.b."))
+    with torch.no_grad():
+        torch.testing.assert_close(network(images(1, 3, 32, 32)), ours(images(1, 3, 32, 32)), rtol=0, atol=1e-5)
+
+    export(trained, output=tmp_path / "one", format="reference", direction="monet2photo")
+    assert names(tmp_path / "one") == {"latest_net_G_B.pth", "latest_net_D_B.pth"}
+    with pytest.raises(CommandError, match=r"latest_net_G_B\.pth exists already"):
+        export(trained, output=tmp_path / "one", format="reference", direction="monet2photo")
+    (tmp_path / "one" / "latest_net_G_B.pth").unlink()
+    with pytest.raises(CommandError, match=r"latest_net_D_B\.pth exists already"):
+        export(trained, output=tmp_path / "one", format="reference", direction="monet2photo")
+
+
+def test_discriminator_that_the_original_implementation_lacks_is_reported(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = read_model(trained)
+    pixel = registry.build({"name": "pixel", "channels": 4})
+    tensors = {name: tensor for name, tensor in model.tensors.items() if not name.startswith("discriminators.b.")}
+    tensors |= {f"discriminators.b.{name}": tensor for name, tensor in pixel.state_dict().items()}
+    mixed = model._replace(tensors=tensors, discriminators=model.discriminators | {"b": pixel.architecture})
+    write(mixed, tmp_path / "mixed.safetensors")
+    export(tmp_path / "mixed.safetensors", output=tmp_path / "out", format="reference")
+    assert names(tmp_path / "out") == {"latest_net_G_A.pth", "latest_net_G_B.pth", "latest_net_D_B.pth"}
+    assert "discriminator b is not written: no reference file fits PixelDiscriminator: " in capsys.readouterr().out
 
 
 # ONNX
@@ -388,7 +436,7 @@ def test_cuda_is_rejected_without_onnxruntime_cuda(onnx_file: Path) -> None:
 
 def test_onnx_file_cannot_be_exported_again(onnx_file: Path) -> None:
     with pytest.raises(
-        CheckpointError, match=r"photo2monet\.onnx is an \.onnx file, .* give the checkpoint that it was exported from"
+        CheckpointError, match=r"photo2monet\.onnx is an ONNX file, .*: give the checkpoint that it came from"
     ):
         export(onnx_file, format="safetensors")
 

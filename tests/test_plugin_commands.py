@@ -48,7 +48,7 @@ TRANSLATE = ("checkpoint=model", "input=photos", "output=out", "direction=photo2
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_translate_with_plugin(folder: Path, capsys: pytest.CaptureFixture[str], workers: int) -> None:
+def test_translate_runs_generator_from_plugin(folder: Path, capsys: pytest.CaptureFixture[str], workers: int) -> None:
     assert exit_code(translate, *TRANSLATE, "plugins=[my_networks]", f"workers={workers}") == 0
 
     assert "8 ok, 0 failed" in capsys.readouterr().out
@@ -56,7 +56,7 @@ def test_translate_with_plugin(folder: Path, capsys: pytest.CaptureFixture[str],
         assert not np.array_equal(pixels_of(folder / f"out/{seed}.png"), pixels_of(folder / f"photos/{seed}.png"))
 
 
-def test_translate_without_plugin_names_the_remedy(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_translate_error_without_plugin_names_the_remedy(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code(translate, *TRANSLATE) == 4
     (line,) = capsys.readouterr().err.splitlines()
     assert "networks.safetensors: unknown architecture 'mine': expected one of resnet, unet; if a package" in line
@@ -107,7 +107,7 @@ def test_bad_plugins_are_one_line_errors(
     assert not (folder / "out").exists()
 
 
-def test_entry_point_of_installed_package_needs_no_plugins(folder: Path) -> None:
+def test_installed_plugin_package_needs_no_plugins_option(folder: Path) -> None:
     write_module(folder, source=NETWORKS)
     write_installed_package(folder, {"mine": "my_networks:MyGenerator"})
 
@@ -144,34 +144,34 @@ def test_generator_that_torch_cannot_export_is_a_one_line_error(
     assert not list(folder.glob("*.onnx"))
 
 
-def test_reference_format_has_no_networks_of_plugins(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_export_in_reference_format_rejects_plugin_networks(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code(export, "checkpoint=model", "output=.", "format=reference", "plugins=[my_networks]") == 4
     expected = "no reference file fits MyGenerator: expected a resnet, a unet or a patch with norm"
     assert expected in capsys.readouterr().err
 
 
-def test_strips_are_for_own_networks_only(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plugin_generators_cannot_be_tiled(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code(translate, *TRANSLATE, "plugins=[my_networks]", "tile=8") == 2
     assert "tile=8: this model cannot be tiled, only the built-in ResNets and U-Nets can" in capsys.readouterr().err
     assert exit_code(translate, *TRANSLATE, "plugins=[my_networks]", "memory=100KB") == 6
     assert "more than memory= allows, and this model cannot be tiled" in capsys.readouterr().out
 
 
-def test_own_networks_need_no_plugins(folder: Path) -> None:
+def test_entry_point_does_not_replace_built_in_network(folder: Path) -> None:
     write_model(folder / "model", architecture=RESNET)
     write_installed_package(folder, {"resnet": "my_networks:MyGenerator"})
     assert exit_code(translate, *TRANSLATE) == 0
     assert "my_networks" not in sys.modules
 
 
-def test_command_finds_module_in_its_working_folder(folder: Path) -> None:
+def test_command_finds_plugin_module_in_working_folder(folder: Path) -> None:
     completed = started(folder, "translate", *TRANSLATE, "plugins=[my_networks]", "workers=2")
     assert completed.returncode == 0, completed.stderr
     assert "8 ok, 0 failed" in completed.stdout
 
 
 @pytest.mark.slow  # Ray takes twenty seconds to start
-def test_actors_of_ray_load_plugins(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ray_actors_load_plugins(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray", reason="needs the extra `ray`")
     with tempfile.TemporaryDirectory(prefix="ray") as name:  # short, as socket paths are limited
         monkeypatch.setenv("RAY_TMPDIR", name)

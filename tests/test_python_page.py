@@ -30,7 +30,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_examples_of_page_run_in_order(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_page_examples_run_in_order(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workspace)
     script = types.ModuleType("script_of_page")
     monkeypatch.setitem(sys.modules, script.__name__, script)  # a component of the page is found by this name
@@ -47,7 +47,7 @@ def test_examples_of_page_run_in_order(workspace: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("public", WITH_EXAMPLE, ids=lambda public: public.__name__)
-def test_example_of_docstring_gives_output_as_printed(
+def test_docstring_example_gives_printed_output(
     workspace: Path, tmp_path: Path, public: Callable[..., object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if public is cyclestyle.run_training:

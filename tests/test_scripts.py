@@ -61,27 +61,27 @@ def status(run: Path) -> dict[str, Any]:
     return dict(json.loads((run / "status.json").read_text()))
 
 
-def test_script_starts_again_as_its_file_with_its_arguments(tmp_path: Path) -> None:
+def test_script_is_relaunched_as_file_with_same_arguments(tmp_path: Path) -> None:
     (tmp_path / "my script.py").write_text(PROGRAM)
     process = run(tmp_path, "my script.py", "name=a b", "--flag")
     assert process.stdout == f"{[str(tmp_path / 'my script.py'), 'name=a b', '--flag']}\n"
 
 
 @pytest.mark.parametrize(("name", "file"), [("mine.training", "training.py"), ("mine", "__main__.py")])
-def test_module_starts_again_as_module(tmp_path: Path, name: str, file: str) -> None:
+def test_module_is_relaunched_as_module(tmp_path: Path, name: str, file: str) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/__init__.py").touch()
     (tmp_path / "mine" / file).write_text(PROGRAM)
     assert run(tmp_path, "-m", name, "x=1").stdout == f"{['-m', name, 'x=1']}\n"
 
 
-def test_folder_with_main_file_starts_again_as_file(tmp_path: Path) -> None:
+def test_folder_with_main_file_is_relaunched_as_file(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/__main__.py").write_text(PROGRAM)
     assert run(tmp_path, "mine").stdout == f"{[str(tmp_path / 'mine/__main__.py')]}\n"
 
 
-def test_console_script_starts_again_as_its_file(tmp_path: Path) -> None:
+def test_console_script_is_relaunched_as_file(tmp_path: Path) -> None:
     (tmp_path / "cyclestyle-train").write_text(f"#!{sys.executable}\n{PROGRAM}")
     (tmp_path / "cyclestyle-train").chmod(0o755)
     process = subprocess.run(
@@ -103,7 +103,7 @@ def test_program_without_file_is_an_error_of_one_line(tmp_path: Path, source: st
     assert list(tmp_path.iterdir()) == []
 
 
-def test_child_of_multiprocessing_does_not_start_again(tmp_path: Path) -> None:
+def test_multiprocessing_child_is_not_relaunched(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(
         "import multiprocessing\n"
         "from cyclestyle.distributed.launch import program\n"
@@ -114,7 +114,7 @@ def test_child_of_multiprocessing_does_not_start_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_script_on_two_devices_trains_with_its_classes_and_continues_once(tmp_path: Path) -> None:
+def test_script_on_two_devices_trains_with_own_classes_and_continues_in_one_process(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(TWO_TRAININGS)
     process = run(tmp_path, "script.py", "+experiment=smoke", "trainer.device=cpu", "logger.tensorboard=null", *TWO)
     assert process.returncode == 0, process.stderr
@@ -130,7 +130,7 @@ def test_script_on_two_devices_trains_with_its_classes_and_continues_once(tmp_pa
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {"first", "diverged", "second"}
 
 
-def test_script_with_main_of_command_trains_with_its_classes_on_two_devices(tmp_path: Path) -> None:
+def test_script_that_calls_train_main_uses_own_classes_on_two_devices(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(
         "import torch\n"
         "from cyclestyle import train\n"
@@ -147,7 +147,7 @@ def test_script_with_main_of_command_trains_with_its_classes_on_two_devices(tmp_
 
 
 @pytest.mark.slow
-def test_script_that_trains_nothing_in_its_processes_is_an_error(tmp_path: Path) -> None:
+def test_script_that_does_not_train_in_relaunched_processes_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(
         "import os, sys\n"
         "from cyclestyle import run_training\n"
@@ -162,7 +162,7 @@ def test_script_that_trains_nothing_in_its_processes_is_an_error(tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_script_with_other_values_in_each_process_is_an_error(tmp_path: Path) -> None:
+def test_script_with_different_values_in_each_process_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(
         "import os, sys\n"
         "from cyclestyle import run_training\n"

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -25,7 +26,7 @@ from cyclestyle.checkpoints.model import write_model
 from cyclestyle.data import UnpairedFolders
 from cyclestyle.data.scenes.drawing import draw
 from cyclestyle.hardware import threads
-from cyclestyle.run.folder import RunFolder
+from cyclestyle.run.folder import Done, RunFolder
 from tests.checkpoints.test_directory import equal
 from tests.factories import tiny_trainer
 from tests.pictures import two_domains
@@ -138,7 +139,7 @@ def test_run_writes_only_its_folder_and_repeated_command_writes_nothing(
     }
     assert [line["step"] for line in log(folder)] == [1, 2, 3, 4]
     assert sorted(path.name for path in (folder / "samples").iterdir()) == [
-        f"step_0000000{step}_{direction}.png"
+        f"step_0000000{step}_{direction}.jpg"
         for step in (0, 2, 4)
         for direction in ("painting2photo", "photo2painting")
     ]
@@ -215,6 +216,125 @@ def test_resume_from_older_checkpoint_logs_each_step_once(smoke: Command, last: 
         assert line["loss/cycle_a"] == pytest.approx(point.value)
 
 
+def test_extended_run_keeps_log_and_samples_of_the_step_where_it_had_ended(
+    smoke: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert smoke() == 0
+    lines, files = log("runs/smoke"), snapshot(tmp_path / "runs/smoke/samples")
+    speed = events("runs/smoke").Scalars("speed/images_per_s")
+    assert smoke("trainer.steps=6", "pool.size=7") == 2  # a rejected command changes nothing
+    capsys.readouterr()
+    assert smoke("trainer.steps=6") == 0
+    output = capsys.readouterr().out
+    assert "step 4/6" not in output
+    assert "step 5/6" in output
+
+    assert log("runs/smoke")[:4] == lines
+    assert [line["step"] for line in log("runs/smoke")] == [1, 2, 3, 4, 5, 6]
+    assert snapshot(tmp_path / "runs/smoke/samples").items() >= files.items()
+    written = events("runs/smoke")
+    assert [point.value for point in written.Scalars("speed/images_per_s")[:4]] == [point.value for point in speed]
+    for tag in written.Tags()["images"]:
+        assert [image.step for image in written.Images(tag)] == [0, 2, 4, 6], tag
+
+
+def test_extended_run_has_the_losses_of_an_uninterrupted_one(smoke: Command) -> None:
+    """The run ends at a step between two regular logs: its line stays, and the next regular one covers both parts."""
+    quick = ("logger.tensorboard=null", "trainer.log_every=3", "trainer.sample_every=3")
+    assert smoke(*quick, "trainer.steps=4") == 0
+    assert smoke(*quick, "trainer.steps=6") == 0
+    assert smoke(*quick, "name=straight", "trainer.steps=6") == 0
+    extended = {line["step"]: line["loss/cycle_a"] for line in log("runs/smoke")}
+    straight = {line["step"]: line["loss/cycle_a"] for line in log("runs/straight")}
+    assert list(extended) == [3, 4, 6]
+    assert {step: extended[step] for step in (3, 6)} == straight
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_run_stopped_on_request_logs_each_step_once(
+    smoke: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str], every: int
+) -> None:
+    """The log of a stop stays only where a log is due; elsewhere the next regular one replaces it."""
+    often = (f"trainer.log_every={every}", "trainer.steps=6", "logger.tensorboard=null")
+    stopping = "logger.console._target_=tests.custom_parts.StopAt"
+    assert smoke(*often, stopping, "logger.console.step=3") == 75
+    stopped = log("runs/smoke")[-1]
+    assert stopped["step"] == 3
+    capsys.readouterr()
+    assert smoke(*often) == 0
+    assert "step 3/6" not in capsys.readouterr().out
+    assert [line for line in log("runs/smoke") if line["step"] == 3] == [stopped]
+    assert [line["step"] for line in log("runs/smoke")] == list(range(every, 7, every))
+
+
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_log_repeated_on_resume_has_earlier_speed_or_none(smoke: Command, is_lost: bool) -> None:
+    assert smoke("logger.tensorboard=null") == 0
+    *_, earlier = log("runs/smoke")
+    if is_lost:
+        Path("runs/smoke/metrics.jsonl").unlink()
+    (Path("runs/smoke/status.json")).write_text('{"state": "running", "step": 4}')  # killed after its last save
+    assert smoke("trainer.steps=5", "logger.tensorboard=null") == 0
+    lines = {line["step"]: line for line in log("runs/smoke")}
+    assert lines[4] == {key: value for key, value in earlier.items() if not (is_lost and key.startswith("speed/"))}
+    assert lines[5]["speed/images_per_s"] > 0
+
+
+def test_forecast_of_disk_space_is_close_to_the_size_of_the_files(
+    smoke: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = ("trainer.steps=60", "trainer.save_every=20", "trainer.sample_every=10", "generator.channels=16")
+    assert smoke(*long, "checkpoint.keep=2", "pool.size=20", "trainer.precision=fp32") == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("disk: ")]
+    written = {kind: float(megabytes) for kind, megabytes in re.findall(r"(\w+) ([\d.]+) MB", line)}
+    folder = Path("runs/smoke")
+
+    def size_mb(*files: Path) -> float:
+        return sum(file.stat().st_size for file in files) / 1e6
+
+    checkpoint_mb = size_mb(*(folder / "checkpoints/step_00000060").iterdir())
+    assert written["checkpoints"] == pytest.approx(3 * checkpoint_mb, rel=0.1)  # two, and one that is being written
+    assert written["samples"] == pytest.approx(size_mb(*(folder / "samples").iterdir()), rel=0.5)
+    assert written["TensorBoard"] == pytest.approx(size_mb(*folder.glob("events*")), rel=0.5)
+
+    assert smoke(*long, "checkpoint.keep=2", "pool.size=20", "trainer.precision=fp32", "trainer.epochs=1") == 0
+
+
+def test_disk_that_is_too_small_is_reported_at_the_start(
+    smoke: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(".")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100_000))
+    assert smoke("logger.tensorboard=null") == 0
+    captured = capsys.readouterr()
+    assert ", 0.1 MB free" in captured.out
+    assert "the disk of runs/smoke may become full: 0.1 MB are free, and the run will write" in captured.err
+    assert "checkpoint.keep" in captured.err
+
+
+def test_divergence_with_finite_losses_is_reported(smoke: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    wild = ("optimizer.lr=1", "discriminator.layers=2", "logger.tensorboard=null", "trainer.save_every=3")
+    assert smoke(*wild, "trainer.steps=8") == 0
+    captured = capsys.readouterr()
+    (warning,) = [line for line in captured.err.splitlines() if "diverged" in line]
+    assert "trainer.on_explosion=stop" in warning
+    (note,) = status("runs/smoke")["notes"]
+    assert note["text"].startswith(f"training has diverged with finite losses by step {note['step']}: loss/")
+    assert f"  note:       {note['text']}" in captured.out.splitlines()
+
+    assert smoke(*wild, "trainer.steps=10") == 0
+    assert status("runs/smoke")["notes"] == [note]  # kept on resume, and not repeated
+    assert note["text"] in capsys.readouterr().out
+
+    assert smoke(*wild, "trainer.steps=10", "name=stopped", "trainer.on_explosion=stop") == 5
+    assert "trainer.on_explosion=warn continues" in capsys.readouterr().err
+    ended = status("runs/stopped")
+    assert (ended["state"], ended["code"], ended["step"]) == ("failed", 5, note["step"])
+
+    assert smoke("name=healthy", "logger.tensorboard=null", "trainer.on_explosion=stop", "trainer.steps=20") == 0
+    assert "notes" not in status("runs/healthy")
+
+
 def test_changed_recipe_is_rejected_unless_allowed(
     smoke: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -261,6 +381,8 @@ def test_init_starts_at_step_0_from_weights_of_another_run(smoke: Command, capsy
         assert torch.equal(second.model.tensors[key], value)
         if key.startswith("generators."):  # the moving average starts from the same weights
             torch.testing.assert_close(second.model.tensors[key.replace("generators", "ema", 1)], value)
+    loaded = "starts with its generator ab, generator ba, discriminator a, discriminator b"
+    assert f"init=runs/first: {loaded}\n" in capsys.readouterr().out
     assert smoke("name=second", "init=gone", "trainer.steps=1", "optimizer.lr=0", "ema.decay=0.5", *quick) == 0
     assert "finished" in capsys.readouterr().out  # a resumed run ignores init
 
@@ -274,14 +396,12 @@ def test_init_starts_at_step_0_from_weights_of_another_run(smoke: Command, capsy
     capsys.readouterr()
 
     assert smoke("name=third", "init=runs/first", "generator.channels=8") == 4
-    assert "init=runs/first: its generator is channels=4 where the config has 8" in capsys.readouterr().err
+    reason = "its generator is channels=4 where the config has 8: set generator.channels to its values, or choose"
+    assert f"init=runs/first: {reason}" in capsys.readouterr().err
     one_only = {"ab": model.generators["ab"], "ba": model.generators["ba"] | {"blocks": 2}}
     write_model(model._replace(generators=one_only), Path("unequal.safetensors"))
     assert smoke("name=third", "init=unequal.safetensors") == 4
     assert "init=unequal.safetensors: its generator ba is blocks=2 where the config has 1" in capsys.readouterr().err
-    write_model(model._replace(discriminators={}), Path("exported.safetensors"))
-    assert smoke("name=third", "init=exported.safetensors") == 4
-    assert "init=exported.safetensors: it has no discriminator a: give a run folder" in capsys.readouterr().err
     assert smoke("name=third", "init=runs/gone") == 4
     assert "runs/gone" in capsys.readouterr().err
     assert not Path("runs/third/checkpoints").exists()
@@ -521,7 +641,7 @@ def test_stopped_and_resumed_two_rank_run_equals_one_process_run(
             assert values[key] == pytest.approx(expected[key], rel=1e-3, abs=1e-4), (expected["step"], key)
 
 
-def test_run_of_two_processes_keeps_exit_code_and_one_line_error(tmp_path: Path) -> None:
+def test_two_process_run_keeps_exit_code_and_one_line_error(tmp_path: Path) -> None:
     arguments = [f"data.root={tmp_path}/none", "trainer.device=cpu", "trainer.devices=2", "trainer.batch_size=2"]
     failed = run_program(*arguments, folder=tmp_path)
     assert failed.returncode == 3
@@ -690,7 +810,7 @@ def test_cpu_run_checks_for_busy_cores_after_each_step(tmp_path: Path) -> None:
     cfg = OmegaConf.create({"logger": {}, "trainer": {"profile": False}})
     trainer = tiny_trainer(steps=2)
     checks: list[int] = []
-    settings: Any = {"recipe": {}, "watch": lambda: checks.append(1)}
+    settings: Any = {"recipe": {}, "watch": lambda: checks.append(1), "done": Done()}
     with assembly.opened_loggers(cfg, trainer, RunFolder(tmp_path), ("a", "b"), **settings) as loggers:
         for step in (1, 2):
             for logger in loggers:

@@ -1,9 +1,10 @@
 """From config to objects: builds the parts of a training run."""
 
+from cyclestyle.assembly.disk import forecast_disk
 from cyclestyle.assembly.images import check_crop, find_images
 from cyclestyle.assembly.objective import build_objective
-from cyclestyle.assembly.periodic import build_own_tasks, build_tasks, opened_loggers, opened_writer
-from cyclestyle.assembly.run_folder import keep_raw_colour, lock_run_folder
+from cyclestyle.assembly.periodic import build_own_tasks, build_tasks, opened_loggers, opened_writer, work_done
+from cyclestyle.assembly.run_folder import keep_reading, lock_run_folder
 from cyclestyle.assembly.trainer import build_trainer
 
 __all__ = [
@@ -13,8 +14,10 @@ __all__ = [
     "build_trainer",
     "check_crop",
     "find_images",
-    "keep_raw_colour",
+    "forecast_disk",
+    "keep_reading",
     "lock_run_folder",
     "opened_loggers",
     "opened_writer",
+    "work_done",
 ]

@@ -60,11 +60,12 @@ def build_objective(cfg: "DictConfig", hardware: "Hardware") -> Objective:
 def build_network(cfg: "DictConfig", group: Literal["generator", "discriminator"], name: str) -> nn.Module:
     """Build the network `name`, such as generator `ab`, from config node `group` and its sub-node `name`.
 
-    Its numbers of channels are those of the images of the domains, unless the config sets others.
+    If the config does not set `in_channels` or `out_channels` of the network, they are the numbers of channels of its
+    input and output images: `data.channels_a` for domain a, `data.channels_b` for domain b.
 
     Raises:
-        CommandError: no later command could rebuild the network from a model file, or the numbers of channels do not
-            fit the images.
+        CommandError: the network's class is not registered, so that it could not be rebuilt from a model file; the
+            network lacks a required property; or its numbers of channels differ from those of the images.
     """
     node = variant(cfg[group], name)
     channels = {side: int(cfg.data.get(f"channels_{side}", 3)) for side in ("a", "b")}
@@ -90,9 +91,12 @@ def build_pools(cfg: "DictConfig") -> Pools:
 def build_terms(
     cfg: "DictConfig", hardware: "Hardware", side: Literal["terms", "discriminator_terms"]
 ) -> list[Weighted]:
-    """Build the terms of one side of the objective that have a weight other than 0, on the device.
+    """Build the additional losses (terms) of the objective on the device; those of weight 0 are left out.
 
-    Random initial parameters depend on the seed of the config and the name of the term alone.
+    Random initial parameters of a term depend only on the seed in the config, `side`, and the term's name.
+
+    Args:
+        side: config key below `objective`: `terms` for losses of the generators, or `discriminator_terms`.
     """
     terms = []
     for name, node in (cfg.objective.get(side) or {}).items():
@@ -123,7 +127,12 @@ def enable_recompute(generators: Generators, *, recompute: bool) -> None:
 
 @contextmanager
 def seeded(seed: int, purpose: str) -> Iterator[None]:
-    """Context manager: seed PyTorch's global random state from the run's seed and `purpose`; restore it afterwards."""
+    """Context manager: seed PyTorch's global random state; restore the state of the CPU afterwards.
+
+    Args:
+        seed: the run's seed.
+        purpose: label of the random stream; streams with different labels are independent.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(rng_for(seed, purpose).integers(2**62)))
         yield

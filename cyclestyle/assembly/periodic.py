@@ -10,10 +10,14 @@ from cyclestyle.checkpoints.best import BestCheckpoint
 from cyclestyle.checkpoints.writer import CheckpointWriter, Snapshot
 from cyclestyle.cli import compose
 from cyclestyle.cli.nodes import split_program_keys
-from cyclestyle.errors import CommandError
+from cyclestyle.errors import CommandError, warn
 from cyclestyle.monitor import FaultTolerantLogger, Profile, Waiting
 from cyclestyle.monitor.logger import Logger, Phase
+from cyclestyle.monitor.metrics_file import logged_speeds
+from cyclestyle.run.folder import Done
 from cyclestyle.training.best import BestKeeper
+from cyclestyle.training.explosion import ExplosionWatch
+from cyclestyle.training.messages import no_output
 from cyclestyle.training.periodic import Networks, OwnTask, Task, networks_of, own_task, usual_tasks
 from cyclestyle.training.state import snapshot_model
 
@@ -43,6 +47,22 @@ def opened_writer(cfg: "DictConfig", folder: "RunFolder", world: "World") -> Ite
         writer.finish()
 
 
+def work_done(trainer: "Trainer", folder: "RunFolder", /, *, log_every: int) -> Done:
+    """Return which tasks an earlier process already did at the step from which this run resumes.
+
+    All ranks get the same result. A run that is stopped also logs at the step where it stops, even between two regular
+    logs. Such an extra log does not count as done: the resumed run removes its line, and thus ends with the same log
+    lines as an uninterrupted run.
+
+    Args:
+        log_every: number of steps between two logs.
+    """
+    world = trainer.world
+    log, tasks = (world.any(world.is_main and done, no_timeout=True) for done in folder.done(trainer.step))
+    is_due = tasks or trainer.step % log_every == 0 or trainer.step >= trainer.total
+    return Done(log=log and is_due, tasks=tasks)
+
+
 @contextlib.contextmanager
 def opened_loggers(
     cfg: "DictConfig",
@@ -52,6 +72,7 @@ def opened_loggers(
     *,
     recipe: Mapping[str, Any],
     watch: Callable[[], object],
+    done: Done,
 ) -> Iterator[Sequence[Logger]]:
     """Context manager: yield the config's loggers, which are closed at the end; ranks other than 0 get no loggers.
 
@@ -59,13 +80,17 @@ def opened_loggers(
         recipe: resolved config.
         watch: function that warns if other processes occupy the cores of this process; called on rank 0 after each
             step if training runs on a CPU.
+        done: tasks that an earlier process did at the trainer's step, see `work_done`. If the log is among them,
+            loggers keep the existing log lines up to this step, else only those before it.
     """
     loggers: list[Logger] = []
     if trainer.world.is_main:
+        trainer.running_means.earlier_speeds = logged_speeds(folder.path, trainer.step)
         offered = {
             "folder": folder.path,
             "domains": domains,
             "start": trainer.step,
+            "log_from": trainer.step + done.log,
             "total": trainer.total,
             "networks": networks_of(trainer),
             "config": recipe,
@@ -101,12 +126,14 @@ def build_tasks(
     *,
     own_tasks: Mapping[str, tuple[OwnTask, int]],
     shared: Mapping[str, Any],
+    done: Done,
 ) -> list[Task]:
     """Build the tasks of a run: save, log and sample, then the user's own tasks.
 
     Args:
         own_tasks: result of `build_own_tasks`.
         shared: values that each checkpoint stores in addition to the state of the trainer, such as the config.
+        done: tasks that an earlier process did at the trainer's step, see `work_done`; they are not repeated.
     """
 
     def snapshot() -> Snapshot:
@@ -114,17 +141,38 @@ def build_tasks(
         return Snapshot(model, {**trainer.state_dict(), **shared}, trainer.rank_state_dict())
 
     best = BestCheckpoint(writer, **compose.arguments_for(cfg.checkpoint, BestCheckpoint))
+    watch = ExplosionWatch(
+        note=no_output if folder.notes else folder.note,  # noted once, although each process may report it
+        report=warn if trainer.world.is_main else no_output,
+        **compose.arguments_for(cfg.trainer, ExplosionWatch),
+    )
+
+    def on_log(step: int, values: Mapping[str, float]) -> None:
+        keeper.on_log(step, values)
+        watch.on_log(step, values)
+
     keeper = BestKeeper(trainer, functools.partial(writer.save, snapshot), best)
     tasks = usual_tasks(
         trainer,
         save=keeper.save,
         loggers=loggers,
         probes=data.probes(PROBES) if loggers else None,
-        on_log=keeper.on_log,
+        on_log=on_log,
+        done=done,
         **compose.arguments_for(cfg.trainer, usual_tasks),
     )
     for name, (task, every) in own_tasks.items():
-        tasks.append(own_task(trainer, task, name=name, every=every, loggers=loggers, on_values=keeper.on_task))
+        tasks.append(
+            own_task(
+                trainer,
+                task,
+                name=name,
+                every=every,
+                loggers=loggers,
+                on_values=keeper.on_task,
+                at_start=not done.tasks,
+            )
+        )
     return tasks
 
 
@@ -162,4 +210,4 @@ def build_own_tasks(
 
 
 def _no_task(step: int, networks: Networks) -> None:
-    """Do nothing; used on ranks other than 0, where `own_task` only waits."""
+    """Do nothing: placeholder for a user's task on ranks other than 0, since such tasks run on rank 0 alone."""

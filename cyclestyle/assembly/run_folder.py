@@ -1,4 +1,4 @@
-"""Opens the run folder of a training command, and adapts the config to the run that it holds."""
+"""Opens the run folder of a training command, and adapts the config of the command to a run in this folder."""
 
 import contextlib
 import functools
@@ -17,6 +17,8 @@ from cyclestyle.training.messages import PrintLine, no_output, record_abandoned
 if TYPE_CHECKING:
     from cyclestyle.distributed.world import World
     from cyclestyle.run.failure import FailureReport
+
+EARLIER = {"colour": "raw", "decoder": "earlier"}  # keys of `data` that earlier versions lacked: their behaviour
 
 
 def lock_run_folder(cfg: DictConfig, world: "World", stop: StopRequest, failure_report: "FailureReport") -> RunFolder:
@@ -44,19 +46,33 @@ def lock_run_folder(cfg: DictConfig, world: "World", stop: StopRequest, failure_
     return folder
 
 
-def keep_raw_colour(cfg: DictConfig, folder: RunFolder, report: PrintLine) -> None:
-    """Change `data.colour=managed` to `raw` if `folder` holds a run with raw colours, so that this run resumes.
+def keep_reading(cfg: DictConfig, folder: RunFolder, report: PrintLine) -> None:
+    """Change `data.colour` and `data.decoder` in `cfg`, so that a run of an earlier version reads images as before.
 
-    Runs of versions without `data.colour` have raw colours. The recipe is in config.yaml, or else in a checkpoint.
+    Earlier versions lacked these keys, and behaved as `data.colour=raw` and `data.decoder=earlier` do now. A key in
+    `cfg` is set to this earlier value if the saved config of the run in `folder` lacks the key or has the earlier
+    value. The saved config is read from config.yaml, or else from a checkpoint; without one, `cfg` is unchanged.
+
+    Args:
+        report: function called with one line of text for each changed key.
     """
-    if cfg.data.get("colour") != "managed":  # a data class of the user's own may lack this key
+    # A data class of the user's own may lack these keys.
+    present = [key for key in EARLIER if cfg.data.get(key) not in (None, EARLIER[key])]
+    recipe = _recipe(folder) if present else None
+    if recipe is None:
         return
+    for key in present:
+        if recipe["data"].get(key, EARLIER[key]) == EARLIER[key]:
+            cfg.data[key] = EARLIER[key]
+            report(f"this run was started with data.{key}={EARLIER[key]}, and keeps it")
+
+
+def _recipe(folder: RunFolder) -> Any:
+    """Return the config of the run in a folder, as nested dicts; None if the folder holds no run."""
     recipe: Any = None
     with contextlib.suppress(OSError, ValueError, YAMLError):
         recipe = OmegaConf.to_container(OmegaConf.load(folder.path / "config.yaml"))
     if not (isinstance(recipe, dict) and isinstance(recipe.get("data"), dict)):  # not a config that the run wrote
         checkpoint = folder.checkpoints.load(warn=no_output)
         recipe = None if checkpoint is None else checkpoint.training["recipe"]
-    if recipe is not None and recipe["data"].get("colour", "raw") == "raw":
-        cfg.data.colour = "raw"
-        report("this run was started with data.colour=raw, and keeps it")
+    return recipe

@@ -25,7 +25,7 @@ def build_trainer(cfg: "DictConfig", objective: Objective, hardware: "Hardware",
     """Build the trainer at step 0.
 
     Raises:
-        CommandError: a part rejects its settings.
+        CommandError: an optimizer, the schedule or another part of the trainer rejects its settings.
     """
     optimizers = Optimizers(
         **{name: build_optimizer(cfg, hardware, name, list(each)) for name, each in objective.parameters.items()}
@@ -47,7 +47,7 @@ def build_trainer(cfg: "DictConfig", objective: Objective, hardware: "Hardware",
 def build_optimizer(
     cfg: "DictConfig", hardware: "Hardware", name: str, parameters: list[nn.Parameter]
 ) -> torch.optim.Optimizer:
-    """Build the optimizer of the update `name`, fused where its class and the device support this."""
+    """Build the optimizer `name`, such as `generators`; use its fused version if its class and the device have one."""
     node = variant(cfg.optimizer, name)
     can_fuse = "fused" in inspect.signature(pkgutil.resolve_name(node._target_)).parameters
     fused = {"fused": True} if can_fuse and hardware.device.type in ("cuda", "cpu") else {}

@@ -23,7 +23,10 @@ class Best(NamedTuple):
 
 
 class Marker(Protocol):
-    """Reads and moves the mark of the best checkpoint; `Checkpoints` and `CheckpointWriter` implement it."""
+    """Interface to read which checkpoint is marked as the best one, and to mark another.
+
+    `Checkpoints` and `CheckpointWriter` implement it.
+    """
 
     def best(self) -> Best | None: ...
     def mark_best(self, step: int, *, name: str, value: float, mode: Mode) -> None: ...
@@ -57,27 +60,31 @@ class BestCheckpoint:
 
     @property
     def has_record(self) -> bool:
-        """True if a checkpoint is marked by a number of this name, in this process or before it."""
+        """True if this process or an earlier one marked a checkpoint as the best by the number that `best` names."""
         best = self._checkpoints.best()
         return best is not None and best.name == self.name
 
     def record(self, step: int, value: float) -> None:
-        """Mark the checkpoint of `step`, which was saved before, as the best one; `value` is its number."""
+        """Mark the checkpoint of `step` as the best one, chosen by `value`; call it after that checkpoint's save."""
         assert self.name is not None
         self._checkpoints.mark_best(step, name=self.name, value=value, mode=self.mode)
 
 
 def pointer_text(best: Best) -> str:
-    """Content of the pointer file: the folder's name, which scripts read as in `latest`, then a line of JSON."""
+    """Return the content of the pointer file: a line with the folder's name, then a line of JSON with the other fields.
+
+    The first line has the format of the file `latest`, so that scripts can read both files in the same way.
+    """
     record = {"name": best.name, "mode": best.mode, "value": best.value, "step": best.step}
     return f"{best.path.name}\n{json.dumps(record)}\n"
 
 
 def parse_pointer(text: str, path: Path) -> Best | None:
-    """Parse the content of a pointer file; return None if it is malformed.
+    """Parse the JSON in the second line of a pointer file; return None if it is malformed.
 
     Args:
-        path: folder that the first line names.
+        text: content of the pointer file.
+        path: checkpoint folder for the result; the first line of `text`, which names this folder, is not read.
     """
     with contextlib.suppress(*GARBLED_JSON):
         record = json.loads(text.partition("\n")[2])

@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from cyclestyle.checkpoints.best import Best, Mode, parse_pointer, pointer_text
 from cyclestyle.checkpoints.manifest import SHARED_FILES, fingerprint, read_checksums, verify
@@ -175,9 +176,10 @@ class Checkpoints:
     def mark_best(
         self, step: int, *, name: str, value: float, mode: Mode = "min", warn: Callable[[str], None] = warn
     ) -> None:
-        """Mark the checkpoint of `step` as the best one, and remove the former best one unless it is kept otherwise.
+        """Mark the checkpoint of `step` as the best one.
 
-        If this fails, the former mark remains, and the run continues. Only rank 0 may call it, after `save`.
+        The former best checkpoint is removed unless `keep` or `keep_every` protects it. If the mark cannot be written,
+        the former mark remains, and the run continues. Only rank 0 may call this method, after `save`.
 
         Args:
             name, value: the number by which the checkpoint was chosen.
@@ -280,7 +282,7 @@ def read(path: Path) -> Checkpoint:
     checksums = read_checksums(path)
     verify(path, checksums)
     return Checkpoint(
-        model=read_model(path / "networks.safetensors"),
+        model=_read_file(path / _MODEL),
         training=_load(path / "training.pt"),
         ranks=[_load(path / f"rank{rank}.pt") for rank in range(len(checksums) - len(SHARED_FILES))],
     )
@@ -289,8 +291,9 @@ def read(path: Path) -> Checkpoint:
 def read_model(path: Path, *, warn: Callable[[str], None] = warn) -> Model:
     """Read the networks of a run folder, a checkpoint folder or a safetensors file.
 
-    In a checkpoint folder the model file is verified against the manifest. In a run folder the newest checkpoint with
-    an undamaged model file is used. `RUN/best` is the run's best checkpoint, `RUN/latest` its newest one, like `RUN`.
+    In a checkpoint folder the model file is verified against the manifest, also if `path` is the model file itself. In
+    a run folder the newest checkpoint with an undamaged model file is used. `RUN/best` is the run's best checkpoint,
+    `RUN/latest` its newest one, like `RUN`.
 
     Args:
         warn: function called with one line of text if the newest checkpoint is damaged and an older one is used.
@@ -298,13 +301,38 @@ def read_model(path: Path, *, warn: Callable[[str], None] = warn) -> Model:
     Raises:
         CheckpointError: there is no model at `path`, the model is damaged, or cyclestyle did not write the file.
     """
-    file = _model_file(path, warn)
+    return _read_file(_model_file(path, warn))
+
+
+def read_foreign_tensors(path: Path) -> dict[str, Tensor] | None:
+    """Read the tensors of a safetensors file of another program; return None if cyclestyle wrote the file.
+
+    The tensors are memory-mapped, and invalid once the file changes: clone them to keep them longer.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as opened:
+            if HEADER in (opened.metadata() or {}):
+                return None
+            return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
+
+
+def _read_file(file: Path) -> Model:
+    """Read a model file that this program wrote, without comparing it with a manifest."""
     try:
         with safe_open(file, framework="pt") as opened:
             header = json.loads((opened.metadata() or {}).get(HEADER, "null"))
             # Tensors are cloned: they map the file, and this process would crash if the file were truncated later.
             tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118 - not a mapping
-    except (SafetensorError, OSError, *GARBLED_JSON) as error:
+    except SafetensorError:
+        raise CheckpointError(
+            f"{file} is no model file, or a damaged one: expected a run folder, or a .safetensors, .pth or .onnx file"
+        ) from None
+    except (OSError, *GARBLED_JSON) as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from None
     if not isinstance(header, dict) or not isinstance(header.get("version"), int):
         raise CheckpointError(f"{file} is not a cyclestyle model: its header has no architecture")
@@ -329,6 +357,9 @@ def _model_file(path: Path, warn: Callable[[str], None]) -> Path:
             if Checkpoints(folder)._newest_first(complete=False):
                 return _pointed_file(path, folder, warn)
     if path.is_file():
+        real = path.resolve()
+        if real.name == _MODEL and (real.parent / "manifest.json").is_file():
+            verify(real.parent, read_checksums(real.parent), only={_MODEL})
         return path
     if not path.is_dir():
         raise CheckpointError(f"no checkpoint at {path.absolute()}")
@@ -358,7 +389,11 @@ def _pointed_file(path: Path, folder: Path, warn: Callable[[str], None]) -> Path
 
 
 def _newest_model_file(folder: Path, warn: Callable[[str], None]) -> Path | None:
-    """Return the model file of the newest checkpoint in `folder` where it is undamaged; None without checkpoints."""
+    """Return the newest undamaged model file of the checkpoints in `folder`; None if there are no checkpoints.
+
+    Raises:
+        DamagedError: all model files are damaged.
+    """
     damaged: DamagedError | None = None
     for checkpoint in Checkpoints(folder)._newest_first(complete=False):
         try:

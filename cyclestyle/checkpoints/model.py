@@ -33,10 +33,14 @@ class Model(NamedTuple):
 
 
 def architectures(header: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
-    """Return the architectures of the generators and of the discriminators from the header of a model file.
+    """Read the architectures of the networks from the header of a model file.
 
-    A header of version 1 has one architecture for both generators, and one for both discriminators; the latter is empty
-    in an exported file. Raises one of `GARBLED_JSON` if an entry is missing or malformed.
+    A header of version 1 has one architecture for both generators, and one for both discriminators. Raises one of
+    `GARBLED_JSON` if an entry is missing or malformed.
+
+    Returns:
+        Architectures of the generators, keyed by `ab` and `ba`; architectures of the discriminators, keyed by `a` and
+        `b`, or an empty dict for an exported file.
     """
     if header["version"] < 2:
         generator, discriminator = dict(header["generator"]), dict(header["discriminator"])

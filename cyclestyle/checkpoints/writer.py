@@ -91,7 +91,10 @@ class CheckpointWriter:
             self._collect_result(last=last)
 
     def best(self) -> Best | None:
-        """Return the best checkpoint, as `Checkpoints.best` does; a mark that waits for a save counts already."""
+        """Return the best checkpoint, see `Checkpoints.best`.
+
+        If a thread is still to write the mark of the last `mark_best`, the result is that checkpoint.
+        """
         return self._queued_mark or self.checkpoints.best()
 
     def mark_best(self, step: int, *, name: str, value: float, mode: Mode = "min") -> None:
@@ -154,10 +157,10 @@ class CheckpointWriter:
 
 
 def _copied(state: Any, *, unshared: bool = False) -> Any:
-    """Copy the tensors in a nested state to the CPU.
+    """Return `state`, which nests mappings, lists and tuples, with copies of its tensors on the CPU.
 
     Args:
-        unshared: True if nothing modifies the tensors later; those on the CPU are then not copied.
+        unshared: True if nothing modifies the tensors later; tensors that are on the CPU already are then not copied.
     """
     if isinstance(state, Tensor):
         return state.detach().cpu() if unshared or state.device.type != "cpu" else state.detach().clone()

@@ -23,7 +23,7 @@ class Argument(NamedTuple):
 
 
 class Removal(NamedTuple):
-    """One `~key` or `~key=value` argument: removal of a key, if it has this value."""
+    """Argument `~key` or `~key=value`, which removes a key; `=value` requires that the key has this value."""
 
     key: str
     text: str | None
@@ -102,7 +102,7 @@ def split(argument: str) -> Argument:
 
 
 def split_removal(argument: str) -> Removal | None:
-    """Split `~key` or `~key=value`; return None for an argument that removes nothing.
+    """Split `~key` or `~key=value`; return None for an argument without a leading `~`.
 
     Raises:
         CommandError: the key or the value is empty.
@@ -116,7 +116,7 @@ def split_removal(argument: str) -> Removal | None:
 
 
 def literal(argument: Argument) -> str | None:
-    """Return the value of a path or text argument as typed, but with `~` expanded in a path; None for `null`."""
+    """Return the value of an argument as typed, but expand `~` if the key takes a path; None for the text `null`."""
     if argument.text == "null":
         return None
     if argument.key in PATHS:
@@ -132,9 +132,14 @@ def escape_interpolation(text: str) -> str:
 def closest_match(word: str, choices: Iterable[str]) -> str:
     """Return the choice that is closest to `word`, or "" if none is close.
 
-    A word without dots may also match the last part of a dotted choice.
+    A word without dots may also match the last part of a dotted choice. A dotted word such as `trainer.stepz` is
+    compared only with choices of the same node (`trainer`), if there are any.
     """
     choices = list(choices)
+    node, dot, name = word.rpartition(".")
+    siblings = {choice.rpartition(".")[2]: choice for choice in choices if choice.rpartition(".")[0] == node}
+    if dot and siblings:
+        return next((siblings[close] for close in difflib.get_close_matches(name, siblings, 1)), "")
     close = difflib.get_close_matches(word, choices, 1)
     if "." not in word and word not in choices:
         leaves = {choice.rpartition(".")[2]: choice for choice in reversed(choices)}
@@ -145,12 +150,12 @@ def closest_match(word: str, choices: Iterable[str]) -> str:
 def unknown_key_error(kind: str, word: str, choices: Iterable[str], *, otherwise: str = "") -> CommandError:
     """Create the error for a `word` that is not among `choices`.
 
-    The message suggests the closest choice. If none is close, it shows `otherwise`, or lists all choices if `otherwise`
-    is empty. If `word` is the former name of a renamed key, the message gives the present name instead.
+    The message suggests the closest choice. If `word` is the former name of a renamed key, the message gives the
+    present name instead.
 
     Args:
         kind: noun before `word` in the message: `key`, or the name of a config group, such as `generator`.
-        otherwise: text to show if no choice is close, in place of a list of all choices.
+        otherwise: text to show if no choice is close; "" shows a list of all choices.
     """
     if (renamed := RENAMED.get(word)) is not None:
         values = "".join(f"; its value {old} is now {new}" for old, new in renamed.values.items())

@@ -35,7 +35,10 @@ ZSH = "autoload -U +X compinit && compinit\nautoload -U +X bashcompinit && bashc
 
 
 def script(shell: str) -> str:
-    """Return the commands with which a shell completes arguments; `shell` is bash or zsh, or Hydra's install=bash.
+    """Return the shell script that enables completion of arguments.
+
+    Args:
+        shell: `bash` or `zsh`; with `install=` before it, as in Hydra's own flag, it is accepted too.
 
     Raises:
         CommandError: there is no completion for this shell.
@@ -48,12 +51,12 @@ def script(shell: str) -> str:
 
 
 def candidates(word: str, root: Path, folders: Sequence[Path], groups: Mapping[str, str | None]) -> list[str]:
-    """Return the arguments that begin with `word`: flags, `key=`, `group=option`, and true or false for switches.
+    """Return the completions of `word`: flags, `key=`, `group=option`, or `key=true` and `key=false` for a boolean key.
 
     Args:
         root: the command's YAML file.
-        folders: the folders in which options are searched.
-        groups: config groups and their default options.
+        folders: folders that contain the options of config groups.
+        groups: config group -> its default option; None for a group without a default.
     """
     if word.startswith("-"):
         return [flag for flag in FLAGS if flag.startswith(word)]

@@ -47,6 +47,7 @@ from cyclestyle.cli.keys import INTERPOLATED, NEEDED, PATHS, TAKEN_AS_TYPED
 from cyclestyle.cli.nodes import PROGRAM_KEYS, VARIANTS, check_node
 from cyclestyle.cli.nodes import split_program_keys as split_program_keys
 from cyclestyle.cli.nodes import variant as variant
+from cyclestyle.cli.spellings import understood, with_point
 from cyclestyle.cli.targets import clear_component, components_to_clear, targets_of
 from cyclestyle.cli.values import check_methods, check_numbers, rejection
 from cyclestyle.errors import CommandError
@@ -111,6 +112,7 @@ class Translate:
     max_pixels: int = MISSING
     existing: str = MISSING
     sheet: bool = MISSING
+    prune: Any = MISSING
     tile: Any = MISSING
     memory: str = MISSING
     batch_size: int = MISSING
@@ -151,7 +153,7 @@ def config_dir() -> Path:
 
 
 def config_folders(chosen: Sequence[str] = ()) -> list[Path]:
-    """Return the folders in which options of config groups are searched; `chosen` are those of `--config-dir`."""
+    """Return the folders in which options of config groups are searched; `chosen` are given by `--config-dir`."""
     return search_path(config_dir(), chosen)
 
 
@@ -168,9 +170,10 @@ def compose(
     as typed, and parses other values by Hydra's grammar.
 
     Args:
-        config_dirs: folders whose options are added to those of the package, and replace those with the same name.
-        report: called with one line for each component from which keys were left out, because only the component's
-            former `_target_` accepts them.
+        config_dirs: folders with further options of config groups; an option replaces the option of the package that
+            has the same name.
+        report: function that receives a line for each component from which keys were removed. If an override replaces
+            the `_target_` of a component, keys that only the replaced class accepts are removed.
 
     Raises:
         CommandError: an override has an unknown key or option, or a malformed value.
@@ -178,7 +181,9 @@ def compose(
     arguments = [split_removal(override) or split(override) for override in overrides]
     command_groups = groups(command)
     folders = config_folders(config_dirs)
-    chosen = [choose(a, folders) for a in arguments if isinstance(a, Argument) and a.key in command_groups]
+    options = [a for a in arguments if isinstance(a, Argument) and a.key in command_groups]
+    check_one_experiment(options)
+    chosen = [choose(option, folders) for option in options]
     # A saved run folder belongs to the saved name.
     kept = ["run_dir"] if any(argument.key == "name" for argument in arguments) else []
     cfg = merge_files(command, chosen, folders, kept=kept)
@@ -193,7 +198,7 @@ def compose(
     check_named_components(cfg, command)
     typed = {argument.key for argument in arguments}
     for path in components_to_clear(cfg, chosen, typed):
-        written = list(written_nodes(path, folders, config_dir() / f"{command}.yaml"))
+        written = [] if "." in path else list(written_nodes(path, folders, config_dir() / f"{command}.yaml"))
         clear_component(cfg, path, typed, written, former=targets.get(path, []), report=report)
     check_name(cfg)
     return cfg
@@ -202,7 +207,9 @@ def compose(
 def merge_files(command: str, chosen: Sequence[Chosen], folders: Sequence[Path], *, kept: Sequence[str]) -> DictConfig:
     """Merge the YAML files of the command and of the chosen options.
 
-    A whole config replaces all keys of other files, except those in `kept` and those of chosen options.
+    If the chosen experiment is a whole config (see `whole_config`), its values replace those of all other files, with
+    two exceptions: the root keys in `kept`, and each group for which the command line chooses an option, such as
+    `generator=unet`.
     """
     ConfigStore.instance().store(f"{command}_root", load(config_dir() / f"{command}.yaml"))
     command_groups = groups(command)
@@ -217,7 +224,10 @@ def merge_files(command: str, chosen: Sequence[Chosen], folders: Sequence[Path],
 
 
 def keep_chosen_targets(cfg: DictConfig, command: str, chosen: Sequence[Chosen], folders: Sequence[Path]) -> None:
-    """Restore the `_target_` of each chosen group option in `cfg`, where the experiment's `_target_` replaced it."""
+    """Set the `_target_` of each option on the command line, such as `generator=unet`, in `cfg` again.
+
+    The chosen experiment may have replaced it; the option on the command line takes precedence.
+    """
     options = [option for option in chosen if option.group != "experiment"]
     if options and len(options) < len(chosen):
         targets = targets_of(merge(command, options, folders))
@@ -226,8 +236,20 @@ def keep_chosen_targets(cfg: DictConfig, command: str, chosen: Sequence[Chosen],
                 cfg[option.group]._target_ = targets[option.group]
 
 
+def check_one_experiment(options: Sequence[Argument]) -> None:
+    """Raise a CommandError if the command line names several experiments.
+
+    Other groups may be named several times: the last option takes effect.
+    """
+    experiments = [f"experiment={option.text}" for option in options if option.key == "experiment"]
+    if len(experiments) > 1:
+        raise CommandError(
+            f"{' '.join(experiments)}: choose one experiment; its keys can be changed one by one, as in seed=1"
+        )
+
+
 def check_name(cfg: DictConfig) -> None:
-    """Raise a CommandError if the name is no name for a folder, or name or run folder depend on the time."""
+    """Raise a CommandError if `name` is no valid folder name, or if `name` or `run_dir` depends on `${now:...}`."""
     raw = dict(walk(OmegaConf.to_container(cfg, resolve=False)))
     for key in ("name", "run_dir"):
         if depends_on_time(raw, key):
@@ -244,7 +266,7 @@ def depends_on_time(raw: Mapping[str, Any], key: str, seen: Sequence[str] = ()) 
 
     Args:
         raw: dotted key -> value as written, for all keys of the config.
-        seen: keys on the way to `key`, which are not followed again.
+        seen: keys whose interpolations led to `key`; they are skipped, so that a cycle of interpolations ends.
     """
     text = raw.get(key)
     if not isinstance(text, str) or key in seen:
@@ -267,20 +289,23 @@ def set_key(cfg: DictConfig, argument: Argument, command: str) -> None:
     `check` verifies later that the class or function that receives the key accepts it and its value.
 
     Raises:
-        CommandError: the key is unknown or holds other keys, or the value is malformed or, for a top-level key, of the
-            wrong type.
+        CommandError: the key is unknown, the key is a node with keys of its own, the value is malformed, or the value
+            of a top-level key has the wrong type.
     """
     key, text = argument
     known = dict(walk(OmegaConf.to_container(cfg)))
     if key not in known and not may_be_added(argument, known):
         raise no_such_key(key, known, command)
 
-    value = typed_value(cfg, argument, command) if key in TAKEN_AS_TYPED else parsed(argument)
+    expected = get_type_hints(SCHEMAS[command]).get(key, Any)
+    if key in TAKEN_AS_TYPED:
+        value = typed_value(cfg, argument, command)
+    else:
+        value = understood(command, key, parsed(argument, command), annotation=expected)
     may_be_null = key.rpartition(".")[0] in PROGRAM_KEYS
     if isinstance(known.get(key), dict) and not (value is None and may_be_null):
         raise CommandError(f"{key}={text}: {key} holds keys, set one of them: {', '.join(known[key]) or f'{key}.NAME'}")
 
-    expected = get_type_hints(SCHEMAS[command]).get(key, Any)
     if not signatures.matches(value, expected):
         raise signatures.type_error(key, value, [expected])
     if key in TAKEN_AS_TYPED and key not in INTERPOLATED:
@@ -292,9 +317,9 @@ def set_key(cfg: DictConfig, argument: Argument, command: str) -> None:
 
 
 def typed_value(cfg: DictConfig, argument: Argument, command: str) -> Any:
-    """Return the value of a path or text argument: the text as typed, or a list of paths for `key=[a,b]`.
+    """Return the value of an argument whose key takes a path or text: the text as typed, or a list of paths.
 
-    A text in brackets is a list of the texts between commas if the key takes lists, unless a file has this name.
+    Text in brackets, such as `[a,b]`, becomes a list if the key accepts lists and no file is named `[a,b]`.
     """
     text = literal(argument)
     if argument.key not in PATHS or not text or text[0] + text[-1] != "[]" or os.path.lexists(text):
@@ -319,7 +344,9 @@ def no_such_key(key: str, known: Mapping[str, Any], command: str) -> CommandErro
 
 
 def remove_key(cfg: DictConfig, removal: Removal, command: str) -> None:
-    """Remove a key from a component, or a component from a node that maps names to components.
+    """Remove a key of a component (a node with `_target_`), or a named component such as `logger.tensorboard`.
+
+    The key of a node that maps names to components, such as `logger`, removes all of them.
 
     Raises:
         CommandError: the key is unknown, has another value than the argument names, or cannot be removed.
@@ -328,7 +355,7 @@ def remove_key(cfg: DictConfig, removal: Removal, command: str) -> None:
     known = dict(walk(to_plain(cfg)))
     if key not in known:
         raise no_such_key(key, known, command)
-    if text is not None and (value := parsed(Argument(key, text))) != known[key]:
+    if text is not None and (value := parsed(Argument(key, text), command)) != known[key]:
         raise CommandError(f"~{key}={text}: the value of {key} is {known[key]}, not {value}")
     if key in PROGRAM_KEYS:
         OmegaConf.update(cfg, key, {}, merge=False)
@@ -345,7 +372,10 @@ def remove_key(cfg: DictConfig, removal: Removal, command: str) -> None:
 
 
 def check_named_components(cfg: DictConfig, command: str) -> None:
-    """Raise a CommandError if the command line added keys to a name that no component has, such as `logger.consle`."""
+    """Raise a CommandError if a node that maps names to components, such as `logger`, holds a node without `_target_`.
+
+    The command line adds such a node if it mistypes the name of a component, as in `logger.consle.x=3`.
+    """
     known = dict(walk(OmegaConf.to_container(cfg)))
     for path in PROGRAM_KEYS:
         for name, component in (known.get(path) or {}).items():
@@ -356,7 +386,15 @@ def check_named_components(cfg: DictConfig, command: str) -> None:
 
 
 def may_be_added(argument: Argument, known: Mapping[str, Any]) -> bool:
-    """Return whether the config may get a new key: in a component or its variant, or as a named component."""
+    """Return whether the key of `argument`, which the config lacks, may be added to it.
+
+    Keys may be added to components (nodes with a `_target_`); to sub-nodes that override a component for one network or
+    optimizer, such as `optimizer.discriminators`; and, unless the value is null, below nodes that map names to
+    components, such as `logger`.
+
+    Args:
+        known: dotted key -> value, for all keys of the config.
+    """
     parts = argument.key.split(".")
     for length in range(1, len(parts)):
         path = ".".join(parts[:length])
@@ -370,7 +408,7 @@ def may_be_added(argument: Argument, known: Mapping[str, Any]) -> bool:
 def walk(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield (dotted key, value) for every key below `node`; `prefix` is prepended to each key.
 
-    A value may itself be a node (a dict); its keys follow.
+    A value that is a dict is yielded as a whole, before the keys in it.
     """
     for key, value in node.items():
         yield f"{prefix}{key}", value
@@ -378,11 +416,15 @@ def walk(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from walk(value, f"{prefix}{key}.")
 
 
-def parsed(argument: Argument) -> Any:
+def parsed(argument: Argument, command: str = "train") -> Any:
     """Return the value of an argument, parsed by Hydra's grammar: a number, true, null, a list or plain words."""
     override = parse(argument)
     if override.is_sweep_override():
-        raise CommandError(f"{argument.key}={argument.text} has several values: add --multirun to train once for each")
+        key, text = argument
+        several = "add --multirun to train once for each" if command == "train" else f"give a list: '{key}=[{text}]'"
+        if (number := with_point(text)) is not None:
+            raise CommandError(f"{key}={text}: a comma separates values: write {key}={number}; for several, {several}")
+        raise CommandError(f"{key}={text} has several values: {several}")
     return override.value()
 
 
@@ -420,7 +462,7 @@ def check(cfg: DictConfig) -> None:
 
 
 def check_paths(node: Mapping[str, Any]) -> None:
-    """Raise a CommandError for a path that contains `${` and does not exist, as it was meant as an interpolation."""
+    """Raise a CommandError for a path that does not exist and contains `${`, probably meant as an interpolation."""
     paths = [(key, item) for key, value in walk(node) for item in (value if isinstance(value, list) else [value])]
     for key, value in paths:
         if key in PATHS - INTERPOLATED and isinstance(value, str) and "${" in value and not os.path.exists(value):  # noqa: PTH110 - a path of any text
@@ -479,7 +521,7 @@ def yaml(cfg: DictConfig, *, auto: Mapping[str, Any] | None = None) -> str:
     """Format a config as YAML, so that `experiment=FILE` reads it again; replace each ${key} by the value of that key.
 
     Args:
-        auto: dotted key -> chosen value, for keys whose value in `cfg` is `auto`.
+        auto: dotted key -> value to write in place of the key's value in `cfg`, such as the device chosen for `auto`.
     """
     values = to_plain(cfg)
     for key, value in (auto or {}).items():

@@ -13,6 +13,7 @@ from cyclestyle.cli.completion import candidates, script
 from cyclestyle.cli.compose import check, compose, config_dir, config_folders, groups, yaml
 from cyclestyle.cli.help import help_text, usage
 from cyclestyle.cli.multirun import jobs, run_jobs
+from cyclestyle.cli.streams import tolerant_streams
 from cyclestyle.errors import CommandError, CyclestyleError, warn
 
 
@@ -22,14 +23,19 @@ def launch(command: str, run: Callable[[DictConfig], int | None]) -> None:
 
 
 def exit_with(command: str, body: Callable[[], int]) -> NoReturn:
-    """Call `body` and exit with the exit code that it returns; print an error of `body`, and exit with its code."""
-    try:
-        code = body()
-    except CyclestyleError as error:
-        print(report(command, error), file=sys.stderr)
-        code = error.code
-    except KeyboardInterrupt:
-        code = 130
+    """Call `body` and exit with the exit code that it returns; print an error of `body`, and exit with its code.
+
+    If several ranks find the same error, such as a mistyped key, one process per host prints it.
+    """
+    with tolerant_streams():
+        try:
+            code = body()
+        except CyclestyleError as error:
+            if error.concerns_one_rank or os.environ.get("LOCAL_RANK", "0") == "0":
+                print(report(command, error), file=sys.stderr)
+            code = error.code
+        except KeyboardInterrupt:
+            code = 130
     sys.exit(code)
 
 
@@ -71,9 +77,13 @@ def answer(command: str, flags: Flags) -> str | None:
 
 
 def is_first_process() -> bool:
-    """Return whether this process prints messages of the whole command: no further rank, and not a relaunched one."""
+    """Return whether this process prints messages on behalf of all processes of the command.
+
+    If the command starts training processes with `distributed.launch.relaunch`, only the launching process prints. If
+    the user starts torchrun, only rank 0 prints.
+    """
     return os.environ.get("RANK", "0") == "0" and "CYCLESTYLE_PROCESSES" not in os.environ
 
 
 def ignore(line: str) -> None:
-    """Do nothing with a line that another process of the same command prints."""
+    """Discard a message, since another process of the same command prints it."""

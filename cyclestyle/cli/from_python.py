@@ -1,4 +1,4 @@
-"""Configs for calls from Python: values of Python become words of the command line, and Hydra's state is left alone."""
+"""Configs for calls from Python: Python values become command-line arguments; Hydra's global state is preserved."""
 
 import re
 import threading
@@ -23,8 +23,8 @@ def config(command: str, overrides: Sequence[str | Mapping[str, object]]) -> Dic
     """Compose and check a command's config.
 
     Args:
-        overrides: words of the command line such as `seed=1`, and mappings from keys to values of Python. Later
-            overrides take precedence.
+        overrides: command-line arguments such as `seed=1`, and mappings from keys to Python values. Later overrides
+            take precedence.
 
     Raises:
         CommandError: an override is a flag, a key is unknown or missing, or a value has the wrong type.
@@ -39,11 +39,11 @@ def config(command: str, overrides: Sequence[str | Mapping[str, object]]) -> Dic
 
 
 def as_words(command: str, override: str | Mapping[str, object], prefix: str = "") -> Iterator[str]:
-    """Yield the words of the command line that set the same keys as `override`.
+    """Yield the command-line arguments that set the same keys as `override`.
 
     Args:
-        override: a word, or a mapping from keys to values; a value that is a mapping holds further keys.
-        prefix: text to put before each key of a mapping.
+        override: an argument, or a mapping from keys to values; a value that is a mapping holds the keys of a node.
+        prefix: text to put before each key of a mapping, such as `optimizer.`.
     """
     if isinstance(override, str):
         yield override
@@ -59,7 +59,7 @@ def as_words(command: str, override: str | Mapping[str, object], prefix: str = "
 
 
 def in_hydra_grammar(value: object, key: str) -> str:
-    """Write a value of Python so that Hydra's grammar parses the same value from it.
+    """Format a Python value as text from which Hydra's grammar parses the same value.
 
     Args:
         value: None, a bool, a number, text, a path, a list or tuple of these, or a scalar of NumPy or PyTorch.
@@ -94,7 +94,7 @@ def _quoted(text: str) -> str:
 
 @contextmanager
 def _hydra_alone() -> Iterator[None]:
-    """Context manager: let this thread alone use Hydra, then restore the state of a caller that uses Hydra itself."""
+    """Context manager: give this thread exclusive use of Hydra; restore Hydra's global state at the end."""
     with _COMPOSING:
         theirs, base = GlobalHydra.instance().hydra, version.VersionBase.instance().getbase()
         GlobalHydra.instance().hydra = None

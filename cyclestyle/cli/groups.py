@@ -52,7 +52,7 @@ class Chosen(NamedTuple):
 
 
 def choose(argument: Argument, folders: Sequence[Path]) -> Chosen:
-    """Find the option that an argument `group=option` chooses: a name, or the path of a YAML file.
+    """Find the option that an argument `group=option` chooses by its name, or by the path of a YAML file.
 
     Raises:
         CommandError: there is no such option or file.
@@ -75,9 +75,9 @@ def choose(argument: Argument, folders: Sequence[Path]) -> Chosen:
 
 
 def _store(group: str, file: Path) -> str:
-    """Make a YAML file an option of `group` for Hydra, and return the option's name.
+    """Register a YAML file in Hydra as an option of `group`; return the option's name.
 
-    An experiment's keys are those of the whole config, also without Hydra's comment `@package _global_`.
+    The keys of an experiment go to the root of the config, even if the file lacks the comment `@package _global_`.
     """
     name = re.sub(r"\W", "_", file.stem, flags=re.ASCII) + "_file"
     package = "_global_" if group == "experiment" else group
@@ -86,7 +86,7 @@ def _store(group: str, file: Path) -> str:
 
 
 def load(file: Path) -> DictConfig:
-    """Read a YAML file with keys.
+    """Read a YAML file whose content is a mapping.
 
     Raises:
         CommandError: the file cannot be read, is no YAML, or holds no keys.
@@ -101,7 +101,9 @@ def load(file: Path) -> DictConfig:
 
 
 def merge(command: str, chosen: Sequence[Chosen], folders: Sequence[Path]) -> DictConfig:
-    """Merge the command's YAML file, which is stored as `COMMAND_root`, with the chosen options by Hydra.
+    """Let Hydra merge the command's YAML file with the chosen options.
+
+    The caller has stored the content of the YAML file in Hydra's ConfigStore, as `train_root` for the command `train`.
 
     Raises:
         CommandError: a file has an unknown key, a value of the wrong type or an invalid defaults list.
@@ -122,8 +124,9 @@ def merge(command: str, chosen: Sequence[Chosen], folders: Sequence[Path]) -> Di
 def whole_config(file: Path, groups: Sequence[str]) -> dict[str, Any] | None:
     """Return the content of a YAML file that is a whole config; None if it is an experiment with some of the keys.
 
-    A whole config has no defaults list, and has a name, a run folder and a node for each group: the `config.yaml` of a
-    run, or the output of `--cfg job`. Names of earlier versions are replaced by the present ones.
+    A whole config is the `config.yaml` of a run, or the output of `--cfg job`. It has no defaults list, but the keys
+    `name`, `seed` and `run_dir`, and a node for each of the `groups`. Keys that an earlier version named differently
+    get their present names.
     """
     content = cast(dict[str, Any], OmegaConf.to_container(load(file), resolve=False))
     if "defaults" in content or not {"name", "seed", "run_dir", *groups} <= content.keys():
@@ -132,7 +135,7 @@ def whole_config(file: Path, groups: Sequence[str]) -> dict[str, Any] | None:
 
 
 def replace_nodes(cfg: DictConfig, content: Mapping[str, Any], *, file: Path, kept: Sequence[str]) -> None:
-    """Replace the root keys of `cfg` by those of a whole config, except the keys in `kept`."""
+    """Replace the root keys of `cfg` by those in `content`, read from `file`, except the keys in `kept`."""
     for key, value in content.items():
         if key not in kept:
             try:
@@ -142,10 +145,14 @@ def replace_nodes(cfg: DictConfig, content: Mapping[str, Any], *, file: Path, ke
 
 
 def written_nodes(path: str, folders: Sequence[Path], root: Path) -> Iterator[tuple[str, set[str]]]:
-    """Yield (target, keys) for each YAML file that gives the root node `path` a `_target_`.
+    """Yield (`_target_`, keys of the node) for each YAML file that sets the `_target_` of a root node.
+
+    The files are the options of the config group named like the node, and the command's own YAML file.
 
     Args:
-        root: the command's own YAML file; the other files are the options of the group `path`.
+        path: name of the root node, such as `generator`.
+        folders: folders that contain the options of config groups.
+        root: the command's own YAML file.
     """
     for file, prefix in [*((file, "") for file in option_files(folders, path).values()), (root, f"{path}.")]:
         entries = {

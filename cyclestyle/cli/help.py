@@ -11,9 +11,20 @@ WIDTH = 112  # columns of the help text
 
 def header(path: Path) -> list[str]:
     """Comment lines at the top of a YAML file, without their hash signs and without Hydra's `@package` line."""
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = lines_of(path)
     end = next((number for number, line in enumerate(lines) if not line.startswith("#")), len(lines))
     return [line.removeprefix("#").removeprefix(" ") for line in lines[:end] if "@package" not in line]
+
+
+def lines_of(path: Path) -> list[str]:
+    """Lines of a text file; an empty list if the file cannot be read. Invalid UTF-8 is replaced.
+
+    An unusable config file of the user's must not prevent `--help`; it is an error when the user chooses it.
+    """
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
 
 
 class Entry(NamedTuple):
@@ -22,18 +33,25 @@ class Entry(NamedTuple):
     key: str  # dotted path from the root of the file
     value: str  # text in the file; empty for a node with keys below it
     comment: str
+    section: str = ""  # heading above the key in the file, such as `quality`
 
 
 def yaml_entries(path: Path) -> Iterator[Entry]:
-    """Yield the keys of a YAML file that has one key per line, each with the comment at the end of its line."""
+    """Yield the keys of a YAML file that has one key per line, each with the comment at the end of its line.
+
+    A comment line of one word and a colon, such as `# quality:`, is the heading of the keys below it.
+    """
     above: list[tuple[int, str]] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    section = ""
+    for line in lines_of(path):
+        if heading := re.fullmatch(r"# (\w+):", line):
+            section = heading[1]
         match = re.match(r"( *)(\w+):(?: +([^#\s].*?))?(?: +# *(.*))?$", line)
         if not match or match[2] == "defaults":
             continue
         depth = len(match[1])
         above = [parent for parent in above if parent[0] < depth] + [(depth, match[2])]
-        yield Entry(".".join(name for _, name in above), match[3] or "", match[4] or "")
+        yield Entry(".".join(name for _, name in above), match[3] or "", match[4] or "", section)
 
 
 def usage(directory: Path, command: str) -> str:
@@ -51,17 +69,16 @@ def help_text(directory: Path, command: str, groups: Mapping[str, str | None], *
     """
     files = {group: option_files(folders or [directory], group) for group in groups}
     root = [entry for entry in yaml_entries(directory / f"{command}.yaml") if entry.value]
-    rows = [(entry.key, entry.value, entry.comment) for entry in root]
+    rows = list(root)
     for group, default in groups.items():
         if default:
-            file = files[group][default]
-            entries = [e for e in yaml_entries(file) if e.value and e.key.rpartition(".")[2] != "_target_"]
-            rows += [(f"{group}.{entry.key}", entry.value, entry.comment) for entry in entries]
+            entries = [e for e in yaml_entries(files[group][default]) if e.value and e.key != "_target_"]
+            rows += [entry._replace(key=f"{group}.{entry.key}") for entry in entries]
 
     group_usage = " [group=option ...]" if groups else ""
     text = [f"Usage: python -m cyclestyle.{command}{group_usage} [key=value ...]", ""]
     text += [*header(directory / f"{command}.yaml"), ""]
-    text += ["Keys, their defaults and what they mean (??? must be given):", *table(rows)]
+    text += ["Keys, their defaults and what they mean (??? must be given):", *key_table(rows)]
     if groups:
         text += ["", "Groups and their options (the first is the default); an option may have keys of its own:"]
         text += table(
@@ -75,8 +92,24 @@ def help_text(directory: Path, command: str, groups: Mapping[str, str | None], *
         text += table(
             (name, describe_option(experiments, name) + origin(experiments[name], directory)) for name in experiments
         )
-    text += ["", "Flags:", *table(FLAG_ROWS if "run_dir" in [key for key, _, _ in rows] else FLAG_ROWS[:-1])]
+    text += ["", "Flags:", *table(FLAG_ROWS if "run_dir" in [entry.key for entry in rows] else FLAG_ROWS[:-1])]
     return "\n".join(text)
+
+
+def key_table(entries: Iterable[Entry]) -> list[str]:
+    """Lines of a table of keys, with a heading above each section or config node."""
+    entries = list(entries)
+    rows = table((entry.key, entry.value, entry.comment) for entry in entries)
+    starts = [number for number, row in enumerate(rows) if not row.startswith("   ")]  # the other lines continue a row
+    lines, former = [], ""
+    for entry, start, end in zip(entries, starts, [*starts[1:], len(rows)], strict=True):
+        node = entry.key.partition(".")[0] if "." in entry.key else ""
+        heading = entry.section or node
+        if heading != former:
+            lines += [f" {heading}:"] if heading else [""]
+        former = heading
+        lines += rows[start:end]
+    return lines
 
 
 FLAG_ROWS = (
@@ -96,7 +129,7 @@ FLAG_ROWS = (
 
 def option_files(folders: Sequence[Path], group: str) -> dict[str, Path]:
     """Map the names of a group's options to their files; of two files with the same name, the first folder's counts."""
-    files = [file for folder in reversed(folders) for file in (folder / group).glob("*.yaml")]
+    files = [file for folder in reversed(folders) for file in (folder / group).glob("*.yaml") if file.is_file()]
     return dict(sorted((file.stem, file) for file in files))
 
 

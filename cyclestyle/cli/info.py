@@ -36,7 +36,7 @@ def installed(name: str) -> str:
 
 
 def devices() -> Iterator[tuple[str, str]]:
-    """Yield the versions of PyTorch and CUDA, and one row for each device that PyTorch can use."""
+    """Yield (name, value) rows: the versions of PyTorch and CUDA, and each device that PyTorch can use."""
     torch: Any = pkgutil.resolve_name("torch")  # imported here alone: other parts of the room answer without it
     yield "torch", torch.__version__
     yield "CUDA", torch.version.cuda or "none in this PyTorch"

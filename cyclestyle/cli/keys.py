@@ -1,4 +1,4 @@
-"""Config keys with a special role: value taken as typed, free to change on resume, saved in exports, or renamed."""
+"""Config keys with a special role: not parsed, changeable on resume, stored in exported files, or renamed."""
 
 import copy
 from collections.abc import Mapping
@@ -40,10 +40,13 @@ KEYS: dict[str, Key] = {
     "data.workers": Key(may_change=True),
     "data.homepage": Key(may_change=True),
     "data.bad_files": Key(may_change=True),
+    "data.tolerance": Key(may_change=True),
     "data.resize": Key(exported=True),
     "data.load_size": Key(exported=True),
     "data.crop_size": Key(exported=True),
     "data.colour": Key(exported=True),
+    "data.decoder": Key(exported=True),
+    "data.range": Key(exported=True),
     "data.channels_a": Key(exported=True),
     "data.channels_b": Key(exported=True),
     "objective.cycle_a": Key(exported=True),
@@ -70,6 +73,7 @@ KEYS: dict[str, Key] = {
     "trainer.backward": Key(may_change=True),
     "trainer.recompute": Key(may_change=True),
     "trainer.on_nonfinite": Key(may_change=True),
+    "trainer.on_explosion": Key(may_change=True),
     "trainer.timeout_s": Key(may_change=True),
     "trainer.profile": Key(may_change=True),
     "trainer.cuda_graphs": Key(may_change=True),
@@ -84,12 +88,12 @@ EXPORTED = tuple(name for name, key in KEYS.items() if key.exported)
 
 
 def may_change(key: str) -> bool:
-    """Return whether a key, or the node that contains it, may differ on resume: it is then no part of the recipe."""
+    """Return whether a resumed run may change `key`: `MAY_CHANGE` lists the key or a node that contains it."""
     return any(key == allowed or key.startswith(f"{allowed}.") for allowed in MAY_CHANGE)
 
 
 def flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten nested mappings to one: dotted key, prepended by `prefix`, -> value."""
+    """Flatten nested mappings to one that maps dotted keys to values; put `prefix` before each key."""
     values: dict[str, Any] = {}
     for key, value in node.items():
         values |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
@@ -110,7 +114,10 @@ RENAMED = {
     "data.background": Renamed("data.transparent_as"),
 }
 _RENAMED_DATA = {"cyclestyle.data.UnpairedFolders", "cyclestyle.data.drawn_scenes"}  # targets with renamed keys
-ADDED_DATA = {"colour": "raw", "channels_a": 3, "channels_b": 3}  # keys that earlier versions lacked: their behaviour
+# Keys that earlier versions lacked, with their behaviour.
+ADDED_DATA = {
+    "colour": "raw", "channels_a": 3, "channels_b": 3, "tolerance": 0.01, "decoder": "earlier", "range": "full"
+}  # fmt: skip
 RENAMED_TARGETS = {
     "cyclestyle.data.Unpaired": "cyclestyle.data.UnpairedFolders",
     "cyclestyle.losses.LeastSquares": "cyclestyle.objectives.adversarial.LeastSquares",
@@ -133,17 +140,20 @@ ADDED: dict[str, Any] = {
     "ema.warm_up": True,
     "tasks": {},
     "trainer.clip_norm": None,
+    "trainer.on_explosion": "warn",
     "checkpoint.best": None,
     "checkpoint.mode": "min",
 }
 
 
 def with_present_names(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy of a config saved by an earlier version, with present names of keys, values and targets.
+    """Return a copy of a config of an earlier version, with its keys, values and `_target_`s renamed to present ones.
 
-    Keys that the earlier version lacked are added, with the values that hold for its runs.
+    Keys that the earlier version lacked are added, with the values that reproduce its behaviour. The node `data` is not
+    changed if its `_target_` is not part of this package.
 
-    The given config and the copy are nested dicts. Keys of a data class that is not part of this package are kept.
+    Args:
+        recipe: the config, as nested dicts.
     """
     config = _rename(recipe, "")
     if isinstance(config.get("objective"), dict) and "_target_" not in config["objective"]:
@@ -157,7 +167,7 @@ def with_present_names(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _add_keys(config: dict[str, Any]) -> None:
-    """Add the keys in `ADDED` to the config, and to those of its nodes that exist."""
+    """Add the keys in `ADDED` that `config` lacks; add no key whose parent node does not exist."""
     for key, value in ADDED.items():
         path, _, name = key.rpartition(".")
         node = config.get(path) if path else config

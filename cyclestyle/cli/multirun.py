@@ -37,13 +37,13 @@ def jobs(
     config_dirs: Sequence[str] = (),
     report: Callable[[str], object] = lambda line: None,
 ) -> list[SweepJob]:
-    """Create a job with its own run folder for every combination of values in `arguments`; check each config.
+    """Create a `SweepJob` with its own run folder for every combination of values in `arguments`; check each config.
 
     The run folder is named by the keys whose values differ, such as `runs/own/lr=0.0001,identity=0`. A run that an
-    earlier version began in a numbered folder (`runs/own/0`) stays there, if it has the same values.
+    earlier version began in a numbered folder (`runs/own/0`) keeps this folder if it has the same values.
 
     Args:
-        config_dirs, report: see `compose`; each line is reported once.
+        config_dirs, report: see `compose`; equal lines are reported once.
 
     Raises:
         CommandError: the command does not train, torchrun started several processes, or a config is invalid.
@@ -74,9 +74,14 @@ def jobs(
 
 
 def sweep_values(argument: str, groups: Mapping[str, Any], folders: Sequence[Path]) -> Iterator[str]:
-    """Yield `key=1` and `key=2` for the argument `key=1,2`, and all matching options for `group=glob(*)`.
+    """Yield one argument per value: `key=1` and `key=2` for `key=1,2`, and all matching options for `group=glob(*)`.
 
-    Paths and names are never split at commas.
+    An argument with one value is yielded unchanged; so are paths and names, even if they contain commas.
+
+    Args:
+        argument: argument of the command line.
+        groups: config groups of the command, keyed by name.
+        folders: config folders in which the options of a group are searched.
     """
     if argument.startswith("~"):
         yield argument
@@ -101,8 +106,8 @@ def folder_name(keys: Sequence[str], values: Sequence[str], *, taken: set[str]) 
     """Return a name for a run's folder, such as `lr=0.0001,identity=0`; "" if there are no keys.
 
     Args:
-        keys: dotted keys; the last part is used if it is unique.
-        values: values as on the command line; a path of a YAML file is shortened to its stem.
+        keys: dotted keys that differ between runs; only the last part of a key is used if it is unique.
+        values: one value for each key, as on the command line; a path of a YAML file is shortened to its stem.
         taken: names of other runs' folders.
     """
     last = [key.rpartition(".")[2] for key in keys]
@@ -117,7 +122,7 @@ def folder_name(keys: Sequence[str], values: Sequence[str], *, taken: set[str]) 
 
 
 def is_same_run(folder: Path, cfg: DictConfig, swept: Sequence[str]) -> bool:
-    """Return whether `folder` holds a run whose saved config has the values of `cfg` for the keys of the sweep."""
+    """Return whether `folder` holds a run whose saved config equals `cfg` in the `swept` keys."""
     try:
         content = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=False)
         saved = OmegaConf.create(with_present_names(cast(dict[str, Any], content)))
@@ -138,6 +143,7 @@ def run_jobs(
     """Run the jobs in `todo` one after the other until one fails; print a summary.
 
     Args:
+        run: function that trains with a config and returns the exit code; None is success.
         prefix: flags that each job's command line begins with.
 
     Returns:

@@ -1,5 +1,11 @@
-"""Kinds of config nodes beside plain components: variants of a component, and nodes of named components."""
+"""Checking and merging of config nodes: components, variants of components, and nodes that map names to components.
 
+A component is a node with a `_target_`. Two objects are built from some components, such as `optimizer`; a variant,
+such as `optimizer.discriminators`, is a sub-node with the keys that differ for one of the two. `logger` is an example
+of a node that maps names to components.
+"""
+
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
 
@@ -21,7 +27,7 @@ LARGEST = 3.4e38  # largest number in float32
 
 
 class ProgramKey(NamedTuple):
-    """Key of a named component that the program uses itself, without passing it to the component's target."""
+    """Key of a component that the program uses itself and does not pass to the component, such as `tasks.kid.every`."""
 
     default: float | None  # None: the key must be given
     expected: str  # for error messages
@@ -51,15 +57,15 @@ PROGRAM_KEYS: dict[str, dict[str, ProgramKey]] = {
 
 
 def variant(node: DictConfig, name: str) -> DictConfig:
-    """Return the node of one variant: the keys of `node` without its sub-nodes, overridden by sub-node `name`.
+    """Return the node of one variant of a component: the component's keys, overridden by those in sub-node `name`.
 
-    For example, `variant(cfg.optimizer, "discriminators")` is `cfg.optimizer` with the keys below
-    `optimizer.discriminators`. If the sub-node has another `_target_`, keys of `node` that only the `_target_` of
-    `node` accepts are left out.
+    For example, `variant(cfg.optimizer, "discriminators")` has the keys of `cfg.optimizer`, overridden by those below
+    `optimizer.discriminators`. If the sub-node has another `_target_`, the result lacks the keys that only the
+    component's own `_target_` accepts.
 
     Args:
-        name: name of the variant. If `node` has no sub-node of this name, the keys are those of `node`; this includes
-            names that are not in `VARIANTS`, such as the updates of an objective of the user's.
+        node: node of the component.
+        name: name of the variant. If `node` has no variant of this name, the result has the keys of `node`.
     """
     raw = cast(dict[str, Any], OmegaConf.to_container(node, resolve=False))
     path = f"{node._key()}.{name}"
@@ -67,7 +73,10 @@ def variant(node: DictConfig, name: str) -> DictConfig:
 
 
 def merge_variant(values: Mapping[str, Any], path: str) -> tuple[dict[str, Any], list[str]]:
-    """Return the keys and values of a variant, and the keys that are left out because of another `_target_`.
+    """Return the keys and values of a variant, and the names of keys that are left out.
+
+    If the variant has another `_target_` than the component, keys that only the component's `_target_` accepts are left
+    out.
 
     Args:
         values: content of the component's node, with its sub-nodes.
@@ -89,19 +98,22 @@ def merge_variant(values: Mapping[str, Any], path: str) -> tuple[dict[str, Any],
 
 
 def foreign_keys(values: Mapping[str, Any], *, path: str, former: list[Any]) -> list[str]:
-    """Return the keys in `values` that its `_target_` does not accept, but one of the `former` targets does.
+    """Return the keys in `values` that `values["_target_"]` does not accept, but one of the targets in `former` does.
 
     Args:
-        values: keys of a component, with `_target_`.
+        values: content of a component's node, with `_target_`.
         path: dotted key of the component, for error messages.
-        former: names of targets; names that cannot be imported are ignored.
+        former: names of other classes or functions; those that cannot be imported are ignored.
     """
     unknown = [key for key in values if key != "_target_" and not accepts(values["_target_"], key, path)]
     return [key for key in unknown if any(_may_accept(name, key, path) for name in former)]
 
 
 def accepts(target: object, key: str, path: str) -> bool:
-    """Return whether the class or function named `target` has a parameter `key`, or accepts any keyword."""
+    """Return whether the class or function named `target` has a parameter `key`, or accepts any keyword.
+
+    `path` is the dotted key of the component, for error messages.
+    """
     return signatures.accepts([signatures.resolve_target(target, path), *signatures.consumers(target)], key)
 
 
@@ -113,7 +125,7 @@ def _may_accept(target: object, key: str, path: str) -> bool:
 
 
 def split_program_keys(path: str, node: DictConfig) -> tuple[dict[str, Any], DictConfig]:
-    """Split the node of a named component into the keys that the program uses itself, and the component's own node.
+    """Split a component's node into the keys that the program uses itself and those that the component receives.
 
     Args:
         path: dotted key of the component, such as `tasks.kid`.
@@ -130,10 +142,14 @@ def split_program_keys(path: str, node: DictConfig) -> tuple[dict[str, Any], Dic
 
 
 def program_values(path: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of the program's keys in the named component at `path`, with defaults.
+    """Return the values of the keys that the program uses itself, with defaults for absent keys.
+
+    Args:
+        path: dotted key of the component, such as `tasks.kid`.
+        values: content of the component's node.
 
     Raises:
-        CommandError: see `split_program_keys`.
+        CommandError: a value is out of range, or a key without default is absent.
     """
     own: dict[str, Any] = {}
     for name, key in PROGRAM_KEYS[path.rpartition(".")[0]].items():
@@ -146,18 +162,18 @@ def program_values(path: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def without(node: DictConfig, *names: str) -> DictConfig:
-    """Copy a node without some of its keys."""
+    """Copy a node without the keys in `names`."""
     raw = cast(dict[str, Any], OmegaConf.to_container(node, resolve=False))
     return _like(node, {key: value for key, value in raw.items() if key not in names}, key=node._key())
 
 
 def _like(node: DictConfig, content: dict[str, Any], *, key: Any) -> DictConfig:
-    """Create a node with `content` at the place of `node`, so that interpolations find the keys of the whole config."""
+    """Create a node with `content` and the parent of `node`, so that interpolations find all keys of the config."""
     return DictConfig(content, key=key, parent=node._get_parent())
 
 
 def check_node(path: str, node: object) -> None:
-    """Check the node at the dotted key `path`.
+    """Check the keys and values in the node at the dotted key `path`; raise a CommandError for a mistake.
 
     There are three kinds of node:
     * a component, whose `_target_` is the class or function that receives the other keys of the node; it may contain
@@ -185,8 +201,10 @@ def check_node(path: str, node: object) -> None:
 
 
 def check_named(path: str, node: Mapping[str, Any]) -> None:
-    """Check the components in a node that maps names to components; a component that is null is left out."""
+    """Check the components in a node that maps names to components; a component that is null is skipped."""
     for name, component in node.items():
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", str(name)):
+            raise CommandError(f"{path}: the name {name!r} of a component must consist of letters, digits, _ and -")
         if component is None:
             continue
         if not isinstance(component, dict) or "_target_" not in component:

@@ -3,6 +3,7 @@
 import inspect
 import json
 import pkgutil
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import PurePath
 from types import NoneType, UnionType
@@ -19,6 +20,7 @@ CONSUMERS: dict[str, tuple[str, ...]] = {
         "cyclestyle.training.trainer.Trainer",
         "cyclestyle.training.updater.Updater",
         "cyclestyle.training.periodic.usual_tasks",
+        "cyclestyle.training.explosion.ExplosionWatch",
         "cyclestyle.objectives.cyclegan.CycleGAN",  # `backward`
         "cyclestyle.assembly.objective.enable_recompute",
         "cyclestyle.assembly.trainer.graphed",
@@ -100,6 +102,9 @@ def resolve_target(name: object, path: str) -> Callable[..., Any]:
         if name in RENAMED_TARGETS:
             raise CommandError(f"{path}._target_={name} was renamed to {RENAMED_TARGETS[name]}") from None
         raise CommandError(f"{path}._target_={name} cannot be found: {error}") from error
+    except Exception as error:  # a module of the user's may raise anything
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise CommandError(f"{path}._target_={name}: its module cannot be imported: {reason}") from error
     if not callable(target):
         raise CommandError(f"{path}._target_={name} is neither a class nor a function")
     try:
@@ -140,6 +145,8 @@ def matches(value: Any, annotation: Any) -> bool:
         return isinstance(value, int | float)
     if issubclass(kind, PurePath):
         return isinstance(value, str)
+    if isinstance(value, str):
+        return kind is str  # text is a sequence of letters, and never a list
     if isinstance(value, list) and issubclass(kind, Iterable) and not issubclass(kind, str | Mapping):
         if kind is tuple and args and args[-1] is not Ellipsis:
             return len(value) == len(args) and all(map(matches, value, args))
@@ -152,6 +159,8 @@ def type_error(key: str, value: Any, annotations: Iterable[Any]) -> CommandError
     kinds = dict.fromkeys(kind for annotation in annotations for kind in describe_type(annotation))
     *others, last = sorted(kinds, key=lambda kind: kind == "null")
     expected = f"{', '.join(others)} or {last}" if others else last
+    if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9.]+", value):
+        return CommandError(f'{key}="{value}" is text, because of the quotes: expected {expected}')
     return CommandError(f"{key}={value if isinstance(value, str) else json.dumps(value)}: expected {expected}")
 
 

@@ -1,4 +1,4 @@
-"""Removal of config keys that a component's `_target_` does not accept, since only a former `_target_` does."""
+"""Removal of config keys that were meant for a former `_target_` of a component, after the `_target_` was replaced."""
 
 import contextlib
 from collections.abc import Callable, Sequence
@@ -13,17 +13,33 @@ from cyclestyle.errors import CommandError
 
 
 def targets_of(cfg: DictConfig) -> dict[str, Any]:
-    """Map the root keys of components to their `_target_`."""
+    """Return the `_target_` of each component and logger, by dotted keys such as `optimizer` or `logger.console`."""
     nodes = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))
-    return {path: node["_target_"] for path, node in nodes.items() if isinstance(node, dict) and "_target_" in node}
+    loggers = {f"logger.{name}": node for name, node in (nodes.get("logger") or {}).items()}
+    components = {**nodes, **loggers}
+    return {
+        path: node["_target_"] for path, node in components.items() if isinstance(node, dict) and "_target_" in node
+    }
 
 
 def components_to_clear(cfg: DictConfig, chosen: Sequence[Chosen], typed: AbstractSet[str]) -> list[str]:
-    """Return the root keys of components that may hold keys of a former `_target_`: all if an experiment is chosen."""
-    paths = list(targets_of(cfg))
-    if any(option.group == "experiment" for option in chosen):
-        return paths
-    return [path for path in paths if any(key.startswith(f"{path}.") and key.endswith("._target_") for key in typed)]
+    """Return the dotted keys of the components and loggers whose `_target_` may have been replaced.
+
+    An experiment may replace any component. Otherwise, these are the components and loggers that have a typed key
+    `_target_`, such as `optimizer._target_`, `optimizer.discriminators._target_` or `logger.console._target_`.
+
+    Args:
+        chosen: options chosen from the config groups; one of the group `experiment` is an experiment.
+        typed: dotted keys typed on the command line.
+    """
+    has_experiment = any(option.group == "experiment" for option in chosen)
+
+    def may_be_replaced(path: str) -> bool:
+        if has_experiment and "." not in path:  # an experiment that replaces a logger writes all of its keys
+            return True
+        return any(key.startswith(f"{path}.") and key.endswith("._target_") for key in typed)
+
+    return [path for path in targets_of(cfg) if may_be_replaced(path)]
 
 
 def clear_component(
@@ -35,16 +51,20 @@ def clear_component(
     former: Sequence[Any],
     report: Callable[[str], object],
 ) -> None:
-    """Remove the keys of a component that its `_target_` does not accept, but another `_target_` of its node does.
+    """Remove the keys that the `_target_` of the component at `path` does not accept, but another target does.
 
-    Keys typed on the command line stay, and are an error later. The targets are imported only if the component has keys
-    that no YAML file gives its `_target_`, since an import of PyTorch takes seconds.
+    The other targets are those in `former` and `written`.
+
+    An import of a target may import PyTorch, which takes seconds. Targets are therefore imported only if the component
+    has a key that no YAML file with the same `_target_` sets.
 
     Args:
-        written: targets of the node in YAML files, each with the keys in the same file.
-        former: further targets that the node had.
+        typed: keys typed on the command line; they are kept, and `check` reports those that are not accepted.
+        written: (target, keys) for each YAML file that sets a `_target_` of this component.
+        former: targets that the component had before its `_target_` was replaced.
+        report: function that receives a line about the removed keys.
     """
-    node = cast(dict[str, Any], OmegaConf.to_container(cfg[path], resolve=False))
+    node = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.select(cfg, path), resolve=False))
     target, names = node["_target_"], VARIANTS.get(path, ())
     known = {key for name, keys in written if name == target for key in keys} | set(names)
     known |= {key for key in node if f"{path}.{key}" in PROGRAM_KEYS}  # nodes that the program itself reads
@@ -53,8 +73,9 @@ def clear_component(
     with contextlib.suppress(CommandError):  # a target that cannot be imported is reported by `check`
         left_out = foreign_keys({**doubtful, "_target_": target}, path=path, former=others)
         for key in left_out:
-            with open_dict(cfg[path]):
-                del cfg[path][key]
+            component = OmegaConf.select(cfg, path)
+            with open_dict(component):
+                del component[key]
         report_left_out(path, target, left_out, report)
         for name in names:
             variant_node = node.get(name)

@@ -60,6 +60,8 @@ METHODS = {
 def check_numbers(node: Mapping[str, Any], path: str = "") -> None:
     """Check that all numbers in a config are finite, and those in `RANGES` within their ranges.
 
+    Nodes whose `_target_` belongs neither to this package nor to PyTorch are skipped.
+
     Args:
         node: the config as nested dicts, or a node in it.
         path: dotted key of the node; empty for the whole config.
@@ -92,15 +94,16 @@ def _short(value: object) -> str:
 
 
 def rejection(path: str, target: str, arguments: Mapping[str, Any], error: Exception) -> CommandError | None:
-    """Create the error for arguments that a constructor rejects; None if `error` was raised elsewhere.
+    """Create the CommandError for a constructor that rejects its arguments; None if `error` has another cause.
 
-    An exception counts as a rejection if only constructors, or the target itself, were running: it is then about the
-    values. Other exceptions are mistakes in a program, for which a traceback is shown.
+    An exception counts as a rejection if its traceback contains only constructors and the target itself. Other
+    exceptions are bugs, for which the caller shows a traceback.
 
     Args:
         path: dotted key of the component.
         target: name of the component's class or function.
         arguments: values of the component's keys.
+        error: exception raised by the call of the target.
     """
     trace: TracebackType | None = error.__traceback__
     frames = []
@@ -123,7 +126,7 @@ def rejection(path: str, target: str, arguments: Mapping[str, Any], error: Excep
 
 
 def _occurs(value: object, message: str) -> bool:
-    """Return whether a message contains a number, text or item of a list."""
+    """Return whether `message` contains `value`, a number or text, or an item of `value` if it is a list."""
     if isinstance(value, list):
         return any(_occurs(item, message) for item in value)
     return value is not None and not isinstance(value, bool | dict) and str(value) in message
@@ -133,7 +136,7 @@ def check_methods(path: str, target: str, component: object) -> None:
     """Check that an object which was built for the node at `path` has the methods that the program calls.
 
     Raises:
-        CommandError: a method is missing, or the step of an optimizer needs arguments.
+        CommandError: a method is missing, or the method `step` of an optimizer has required arguments.
     """
     above = path.rpartition(".")[0]
     kind = above if above in METHODS else path.partition(".")[0]

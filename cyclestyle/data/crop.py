@@ -24,7 +24,7 @@ class Crop:
         flip: mirror images horizontally with probability 1/2.
 
     Raises:
-        CommandError: a size is below 1, or `crop_size` exceeds `load_size` if `resize` is `stretch` or `short`.
+        CommandError: a size is below 1, or `resize` is `stretch` or `short` and `crop_size` exceeds `load_size`.
     """
 
     def __init__(self, *, resize: Resize, load_size: int, crop_size: int, flip: bool) -> None:
@@ -42,7 +42,10 @@ class Crop:
         return min(self._resized_to(width, height)) >= self.crop_size
 
     def random(self, image: Image.Image, random: np.random.Generator) -> Tensor:
-        """Return a crop of `image`, uint8 (3, crop_size, crop_size); its position and flip are drawn from `random`."""
+        """Return a crop of `image`, uint8 (C, crop_size, crop_size); its position and flip are drawn from `random`.
+
+        C is 3 for an RGB image and 1 for a grey image.
+        """
         image = self._resized(image)
         left = int(random.integers(image.width - self.crop_size + 1))
         top = int(random.integers(image.height - self.crop_size + 1))
@@ -50,7 +53,10 @@ class Crop:
         return self._cut(image, left, top, mirrored=mirrored)
 
     def centre(self, image: Image.Image) -> Tensor:
-        """Return the central crop of `image`, uint8 (3, crop_size, crop_size), never flipped."""
+        """Return the central crop of `image`, uint8 (C, crop_size, crop_size), never flipped.
+
+        C is 3 for an RGB image and 1 for a grey image.
+        """
         image = self._resized(image)
         return self._cut(image, (image.width - self.crop_size) // 2, (image.height - self.crop_size) // 2)
 

@@ -19,19 +19,18 @@ from torch import Tensor
 from cyclestyle.data.crop import Crop
 from cyclestyle.data.inspection import as_image_error
 from cyclestyle.errors import DataError
-from cyclestyle.images import decoding, reading
-from cyclestyle.images.decoders import Colour
 from cyclestyle.images.decoding import ImageError
-from cyclestyle.images.reading import Channels
+from cyclestyle.images.reading import Channels, ImageReader
 from cyclestyle.rng import rng_for
 
 MAX_TRIES = 100  # files tried for one image; if all of them are unreadable, the disk is probably at fault
 
 
 class Pair(NamedTuple):
-    """One training example: an image of each domain, uint8 (C, H, W); `draw` is the number of the pair in the run.
+    """One training example: an image of each domain, uint8 (C, H, W).
 
-    The number of channels, C, is 3 for colour and 1 for grey; the two domains may differ.
+    `draw` is the sample index: the number of the pair in the run, counted from 0. The number of channels, C, is 3 for
+    colour and 1 for grey; the two domains may differ.
     """
 
     a: Tensor
@@ -41,9 +40,10 @@ class Pair(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """N pairs: N images of each domain, uint8 (N, C, H, W); `draws` holds the N sample indices, one for each pair.
+    """N pairs: N images of each domain, uint8 (N, C, H, W).
 
-    The number of channels, C, is 3 for colour and 1 for grey; the two domains may differ.
+    `draws` holds the N sample indices: the number of each pair in the run. The number of channels, C, is 3 for colour
+    and 1 for grey; the two domains may differ.
     """
 
     a: Tensor
@@ -69,10 +69,8 @@ class UnpairedDataset:
         seed: the run's seed.
         bad_a, bad_b: indices into the lists `a` and `b`; the files at these indices are never read.
         replacing: whether unreadable files are replaced; if False, an unreadable file raises a DataError.
-        transparent_as: background colour that is put behind transparent images.
-        colour: use of ICC profiles, see `images.reading.open_image`.
+        reader: reads the image files; files that it rejects count as unreadable.
         channels_a, channels_b: 3 for RGB images of the domain, 1 for grey images.
-        max_pixels: maximum number of pixels per image; an image with more pixels counts as unreadable.
     """
 
     def __init__(
@@ -85,18 +83,15 @@ class UnpairedDataset:
         bad_a: frozenset[int] = frozenset(),
         bad_b: frozenset[int] = frozenset(),
         replacing: bool = True,
-        transparent_as: str = "white",
-        colour: Colour = "raw",
+        reader: ImageReader = ImageReader(),  # noqa: B008 - immutable
         channels_a: Channels = 3,
         channels_b: Channels = 3,
-        max_pixels: int = decoding.MAX_PIXELS,
     ) -> None:
         assert len(bad_a) < len(a)
         assert len(bad_b) < len(b)
         self.a, self.b, self.bad_a, self.bad_b = a, b, bad_a, bad_b
         self.crop, self.seed, self.replacing = crop, seed, replacing
-        self.transparent_as, self.max_pixels = transparent_as, max_pixels
-        self.colour, self.channels_a, self.channels_b = colour, channels_a, channels_b
+        self.reader, self.channels_a, self.channels_b = reader, channels_a, channels_b
 
     def __len__(self) -> int:
         """Return the number of pairs in an epoch: the number of files in the larger domain."""
@@ -105,7 +100,7 @@ class UnpairedDataset:
     def files(self, draw: int) -> tuple[Path, Path]:
         """Return the two files chosen for sample index `draw`, first of domain a, then of domain b; open neither.
 
-        Files at the indices `bad_a` and `bad_b` are already replaced; other unreadable files are not.
+        Replacements are returned for files at the indices in `bad_a` and `bad_b`, but not for other unreadable files.
         """
         return next(self._candidates_a(draw)), next(self._candidates_b(draw))
 
@@ -126,11 +121,11 @@ class UnpairedDataset:
     def _candidates(
         self, files: list[Path], slot: int, *, bad: frozenset[int], purpose: str, draw: int
     ) -> Iterator[Path]:
-        """Yield the file `files[slot]`, then an endless series of random files of the same domain to replace it.
+        """Yield the file `files[slot]`, then an endless series of replacements, drawn at random from `files`.
 
         Files at an index in `bad` are never yielded; if `slot` is in `bad`, the first yielded file is a replacement.
-        The replacements are drawn by a random generator for the seed, the label `purpose` and the sample index `draw`.
-        They are the same whether `slot` is in `bad` or `files[slot]` turns out to be unreadable.
+        The replacements depend on the run's seed, on `purpose` (a label for this use of random numbers) and on the
+        sample index `draw`. They are the same whether `slot` is in `bad` or `files[slot]` is found to be unreadable.
         """
         if slot not in bad:
             yield files[slot]
@@ -143,7 +138,14 @@ class UnpairedDataset:
     def _first_readable(
         self, candidates: Iterator[Path], purpose: str, draw: int, channels: Channels
     ) -> tuple[Tensor, list[str]]:
-        """Return a crop of the first readable candidate, and one error text for each unreadable candidate before it."""
+        """Return a crop of the first readable file in `candidates`, and an error text for each file before it.
+
+        The run's seed, `purpose` (a label for this use of random numbers) and the sample index `draw` determine the
+        position and flip of the crop.
+
+        Raises:
+            DataError: a file is unreadable and `replacing` is False, or the first `MAX_TRIES` files are unreadable.
+        """
         errors: dict[Path, str] = {}
         for file in itertools.islice(candidates, MAX_TRIES):
             try:
@@ -156,13 +158,7 @@ class UnpairedDataset:
         raise DataError(f"found no readable picture in {MAX_TRIES} random tries; the last error: {reason}")
 
     def _crop_of(self, file: Path, random: np.random.Generator, channels: Channels) -> Tensor:
-        image: object = reading.read_8_bit(
-            file,
-            channels=channels,
-            colour=self.colour,
-            transparent_as=self.transparent_as,
-            max_pixels=self.max_pixels,
-        )
+        image: object = self.reader.read(file, channels=channels)
         mode = {1: "L", 3: "RGB"}[channels]
         if not isinstance(image, Image.Image) or image.mode != mode:
             raise ImageError(file, f"decoded to {getattr(image, 'mode', type(image).__name__)}, not {mode}", False)

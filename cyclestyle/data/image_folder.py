@@ -7,12 +7,18 @@ from typing import Literal, NamedTuple
 from cyclestyle.data.crop import Crop
 from cyclestyle.data.inspection import FileCheck
 from cyclestyle.errors import DataError
-from cyclestyle.filesystem.listing import listing, printable
-from cyclestyle.images import decoding
+from cyclestyle.filesystem.listing import SYSTEM_FOLDERS, listing, printable
+from cyclestyle.images import decoding, file_formats
+from cyclestyle.images.decoders import DecoderName
 
-BadFiles = Literal["skip", "error"]
+BadFiles = Literal["skip", "use", "error"]
 SmallImages = Literal["resize", "skip", "error"]
-ENDINGS = decoding.EXTENSIONS | {".gif"}  # GIF files can be read but not written
+# HEIC files are listed even if the library that reads them is missing: they are reported, never skipped silently.
+ENDINGS: dict[DecoderName, frozenset[str]] = {
+    "photo": file_formats.ALL_ENDINGS,
+    "earlier": decoding.EXTENSIONS | {".gif"},
+}
+NARROW = 2**14  # a 16-bit image whose values span less, a quarter of the range, is reported
 
 
 class FileRules(NamedTuple):
@@ -22,6 +28,8 @@ class FileRules(NamedTuple):
     bad_files: BadFiles
     small_images: SmallImages
     max_pixels: int
+    tolerance: float  # largest accepted share of damaged files, from 0 to 1
+    has_full_range: bool  # whether values of 16-bit files are used as they are
 
 
 class ImageFolder:
@@ -32,26 +40,34 @@ class ImageFolder:
     Args:
         folder: root folder.
         what: words that name these images in messages, such as `pictures of monet`.
+        decoder: decides which files are listed. `photo` lists files of all known formats, except those in system
+            folders such as `$RECYCLE.BIN`. `earlier` lists the same files as earlier versions of this program, so that
+            their runs can be resumed: it includes system folders, and lists no HEIC, AVIF, JFIF or JPEG 2000.
 
     Attributes:
         files: paths of all images.
         damaged: unreadable files: a dictionary from file names, relative to the folder, to error texts.
-        small: images that are smaller than the crop after resizing: a dictionary from file names to texts with sizes.
-        excluded: readable images that are not used, as they are too large or small: a dictionary from file names to
-            reasons.
+        incomplete: JPEG files that lack their last bytes: a dictionary from file names to error texts. They are also
+            in `damaged`, unless `FileRules.bad_files` is `use`.
+        small: images that are smaller than the crop after resizing: a dictionary from file names to texts that state
+            the sizes.
+        excluded: readable images that are not used: a dictionary from file names to reasons. These are images with more
+            than `FileRules.max_pixels` pixels, and the images in `small` unless `FileRules.small_images` is `resize`.
         notes: remarks on the folder for the user.
 
-    `classify` fills `damaged`, `small` and `excluded`, and adds to `notes`.
+    `classify` fills the four dictionaries, and adds to `notes`.
 
     Raises:
         DataError: the folder cannot be listed.
     """
 
-    def __init__(self, folder: Path, what: str) -> None:
+    def __init__(self, folder: Path, what: str, *, decoder: DecoderName = "photo") -> None:
         self.folder, self.what = folder, what
-        self.listing = listing(folder, endings=ENDINGS)
+        skipped = SYSTEM_FOLDERS if decoder == "photo" else frozenset[str]()
+        self.listing = listing(folder, endings=ENDINGS[decoder], system_folders=skipped)
         self.files = [folder / candidate.name for candidate in self.listing.candidates]
         self.damaged: dict[str, str] = {}
+        self.incomplete: dict[str, str] = {}
         self.small: dict[str, str] = {}
         self.excluded: dict[str, str] = {}
         self.notes = self._notes_of_listing()
@@ -82,12 +98,18 @@ class ImageFolder:
         return [file for slot, file in enumerate(self.files) if slot not in skipped]
 
     def classify(self, checks: Mapping[Path, FileCheck], rules: FileRules) -> None:
-        """Apply `rules` to the inspection results `checks`: fill `damaged`, `small`, `excluded` and `notes`."""
-        self.damaged, self.small, self.excluded = {}, {}, {}
+        """Apply `rules` to the inspection results: fill `damaged`, `incomplete`, `small`, `excluded` and `notes`.
+
+        `checks` holds the inspection results, keyed by file name relative to the folder.
+        """
+        self.damaged, self.incomplete, self.small, self.excluded = {}, {}, {}, {}
         animated: list[str] = []
+        narrow: dict[str, tuple[int, int]] = {}
         for candidate in self.listing.candidates:
             name, (facts, reason, _) = str(candidate.name), checks[candidate.name]
-            if facts is None:
+            if facts is not None and reason:
+                self.incomplete[name] = reason
+            if facts is None or (reason and rules.bad_files != "use"):
                 self.damaged[name] = reason
                 continue
             width, height = facts.width, facts.height
@@ -97,11 +119,18 @@ class ImageFolder:
             if not rules.crop.fits(width, height):
                 self.small[name] = f"{width} x {height} pixels are less than data.crop_size={rules.crop.crop_size}"
             animated += [name] if facts.animated else []
+            if facts.values is not None and 0 < facts.values[1] - facts.values[0] < NARROW:
+                narrow[name] = facts.values
         self.excluded |= self.small if rules.small_images != "resize" else {}
 
         self.notes = self._notes_of_listing()
         if skipped := self.skipped:
             self.notes.append(with_details(f"{self._share(skipped)} not used:", self._lines(skipped)))
+        if rules.bad_files == "use" and self.incomplete:
+            lacking = f"{self._share(self.incomplete)} without the last bytes of the file"
+            self.notes.append(f"{lacking}, and used all the same ({first_names(self.incomplete)})")
+        if narrow and rules.has_full_range:
+            self.notes.append(self._narrow_note(narrow))
         if animated:
             self.notes.append(f"{self._share(animated)} animated: the first frame is used ({first_names(animated)})")
         if self.small and rules.small_images == "resize":
@@ -109,13 +138,18 @@ class ImageFolder:
             self.notes.append(f"{self._share(self.small)} {enlarged} ({first_names(self.small)})")
 
     def require_usable(self, rules: FileRules) -> None:
-        """Raise a DataError if `rules` forbid some of the files, or if fewer than two files are usable."""
-        tolerated = len(self.files) // 100
+        """Raise a DataError if more images are damaged or small than `rules` permit, or fewer than two are usable."""
+        percent = f"{100 * rules.tolerance:g} %"
+        tolerated = int(len(self.files) * rules.tolerance + 1e-9)  # 0.29 of 100 files are 29, in spite of rounding
         damaged = self.damaged | {str(name): f"cannot be listed: {why}" for name, why in self.listing.unlisted.items()}
         if rules.bad_files == "error" and damaged:
-            raise self._error("damaged: repair or remove them, or skip up to 1 % with data.bad_files=skip", damaged)
+            remedy = f"repair or remove them, or skip up to {percent} with data.bad_files=skip"
+            raise self._error(f"damaged: {remedy}", damaged)
         if len(self.damaged) > tolerated:
-            what = f"damaged, more than the 1 % that is skipped ({tolerated:,}): repair or remove them"
+            what = f"damaged, more than the {percent} that is skipped ({tolerated:,}): repair or remove them, or raise "
+            what += f"data.tolerance={rules.tolerance:g}"
+            if usable := len(self.incomplete.keys() & self.damaged.keys()):
+                what += f"; data.bad_files=use takes the {usable:,} that only lack their last bytes"
             raise self._error(what, self.damaged)
         if rules.small_images == "error" and self.small:
             remedy = "remove them, lower data.crop_size, or set data.small_images=resize or skip"
@@ -129,6 +163,19 @@ class ImageFolder:
 
     def _share(self, names: Collection[str], *, where: str = "") -> str:
         return f"{len(names):,} of {len(self.files):,} {self.what}{where} {'is' if len(names) == 1 else 'are'}"
+
+    def _narrow_note(self, narrow: Mapping[str, tuple[int, int]]) -> str:
+        """Return a note on 16-bit images that use a small part of the range of values; it suggests `data.range`.
+
+        Args:
+            narrow: dictionary from file names to the smallest and the largest value in the file.
+        """
+        low, high = min(low for low, _ in narrow.values()), max(high for _, high in narrow.values())
+        suggested = (0, 2 ** high.bit_length() - 1) if low < high // 4 else (low, high)
+        return (
+            f"{self._share(narrow)} almost uniform: values {low:,} to {high:,} of 0 to 65,535 ({first_names(narrow)}); "
+            f"if this is their whole range, data.range=[{suggested[0]},{suggested[1]}] scales it to black to white"
+        )
 
     def _lines(self, reasons: Mapping[str, str]) -> list[str]:
         return [f"{printable(self.folder / name)}: {reason}" for name, reason in reasons.items()]
@@ -144,11 +191,16 @@ class ImageFolder:
             notes.append(f"folders among the {self.what} that are named like files: {names}")
         if listed.repeated:
             notes.append(f"further names of the same {self.what} are left out: {first_names(listed.repeated)}")
+        if summary := listed.passed_over.summary():
+            notes.append(f"{self.what}: {summary}")
         return notes
 
 
 def with_details(first: str, lines: Sequence[str]) -> str:
-    """Return `first` with `lines` indented below it; more than five are cut to four and the number of the others."""
+    """Return `first` with `lines` indented below it.
+
+    If there are more than five lines, only four are shown, followed by the number of lines left out.
+    """
     below = lines if len(lines) <= 5 else [*lines[:4], f"and {len(lines) - 4:,} more"]
     return "\n  ".join([first, *below])
 

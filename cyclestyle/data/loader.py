@@ -39,7 +39,8 @@ def batches(
     """Yield the pairs of the rank `rank`, one batch for each step from `start` (inclusive) to `stop` (exclusive).
 
     All ranks together get the global batch of the step. The global batch of step t has `batch_size` pairs, with sample
-    indices from t * batch_size to (t + 1) * batch_size - 1. Its pair at index s, from 0, belongs to rank s mod `ranks`.
+    indices from t * batch_size to (t + 1) * batch_size - 1. Its pair number s, counted from 0, belongs to the rank
+    s mod `ranks`.
 
     Args:
         workers: number of processes that prefetch batches until the generator is closed; with 0, the calling process
@@ -77,7 +78,7 @@ def warn_once(batches: Iterable[Batch]) -> Iterator[Batch]:
 
 
 class _Share(NamedTuple):
-    """Reader of one rank's pairs from each global batch; `batch_size` counts the pairs of all ranks."""
+    """Reader of one rank's batches; `batch_size` counts the pairs of all ranks in one step."""
 
     dataset: UnpairedDataset
     batch_size: int
@@ -96,7 +97,7 @@ class _Share(NamedTuple):
 
 
 class _Head(NamedTuple):
-    """Header that a worker sends before the pixels of a batch: shapes of `a` and `b`, and the batch's other fields."""
+    """Header that a worker sends before the pixels of a `Batch`: the shapes of `a` and `b`, and the other fields."""
 
     shapes: tuple[torch.Size, torch.Size]
     draws: list[int]
@@ -263,7 +264,7 @@ def _exit_message(pid: int | None, code: int | None) -> str:
 
 @contextmanager
 def _stop_signals_blocked() -> Iterator[None]:
-    """Context manager: block the stop signals in the `with` block; they are also blocked in a worker started there."""
+    """Context manager that blocks `STOP_SIGNALS`; they are also blocked in a worker started in the `with` block."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -275,10 +276,11 @@ def _stop_signals_blocked() -> Iterator[None]:
 
 
 def _ignore_stop_signals(trainer: int) -> None:
-    """Make this worker process ignore stop signals; a SIGTERM from the process with id `trainer` still ends it.
+    """Make this worker process ignore `STOP_SIGNALS`, except that a SIGTERM from the process `trainer` ends it.
 
-    Stop signals can reach the whole process group, but the trainer still needs batches to finish its step. On systems
-    that do not report the sender of a signal, any SIGTERM ends the worker. The worker also ends when the trainer exits.
+    `trainer` is the process id of the training process. Stop signals can reach the whole process group, but the trainer
+    still needs batches to finish its step. On systems that do not report the sender of a signal, any SIGTERM ends the
+    worker. The worker also ends when the trainer exits.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "SIGUSR1"):

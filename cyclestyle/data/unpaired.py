@@ -10,12 +10,13 @@ from cyclestyle.data.crop import Crop, Resize
 from cyclestyle.data.dataset import UnpairedDataset
 from cyclestyle.data.image_folder import BadFiles, FileRules, ImageFolder, SmallImages
 from cyclestyle.data.inspection import inspect
+from cyclestyle.data.layouts import images_in, suggestion
 from cyclestyle.data.scenes.drawing import draw
 from cyclestyle.errors import CommandError, DataError
 from cyclestyle.filesystem.listing import list_contents, nearest_existing, printable
-from cyclestyle.images import decoding, reading
-from cyclestyle.images.decoders import Colour
-from cyclestyle.images.reading import Channels
+from cyclestyle.images import decoding
+from cyclestyle.images.decoders import Colour, DecoderName
+from cyclestyle.images.reading import Channels, ImageReader, ValueRange
 
 
 class UnpairedFolders:
@@ -33,9 +34,11 @@ class UnpairedFolders:
             folder, training images of the domain are used as probe images.
         domain_a, domain_b: names of the domains; joined by `2`, they name a direction, such as `photo2monet`.
         resize, load_size, crop_size, flip: see `Crop`.
-        bad_files: with `skip`, up to 1 % of the files in a folder, rounded down, may be unreadable (none in a folder of
-            fewer than 100 files); they are left out, and files that become unreadable later are replaced. With `error`,
-            every unreadable file is an error.
+        bad_files: with `skip`, some of the files in a folder may be unreadable; they are left out, and files that
+            become unreadable later are replaced. `use` is like `skip`, but also uses JPEG files that lack their last
+            bytes; the missing part is grey. With `error`, every unreadable file is an error.
+        tolerance: largest accepted share of unreadable files in a folder, from 0 to 1; the number of files is rounded
+            down (0.01 accepts none in a folder of fewer than 100 files).
         small_images: treatment of images that are smaller than the crop after resizing: `resize` enlarges them,
             `skip` leaves them out, `error` raises a DataError. Small images do not count as unreadable.
         max_pixels: maximum number of pixels of an image; larger images are left out without being decoded, and do not
@@ -43,6 +46,10 @@ class UnpairedFolders:
         transparent_as: background colour for transparent images; see `images.decoding.colour`.
         colour: `managed` converts the colours of images that have an ICC profile to sRGB, as translation does; `raw`
             ignores profiles, as earlier versions did. Images without a profile are the same in both.
+        decoder: `photo` lists and decodes files as translation does. `earlier` lists and decodes files as earlier
+            versions of this program did, so that runs of those versions can be resumed.
+        range: values of black and white in 16-bit files, two numbers from 0 to 65535; `full` leaves the values
+            unscaled. Files with 8 bits per channel are never scaled.
         channels_a, channels_b: 3 for RGB images of the domain, 1 for grey images.
         workers: number of processes per rank that prefetch batches.
         homepage: address of the data set's download page, shown in the error text if a training folder is missing.
@@ -51,7 +58,8 @@ class UnpairedFolders:
         train_a, train_b: all training files, unusable ones included.
         files: sizes of all training files in bytes. `files["a"]` and `files["b"]` are dictionaries, keyed by file name
             relative to the training folder, in the order of `train_a` and `train_b`.
-        bad: reasons why training files are not used, keyed in the same way; filled by `inspect`.
+        bad: reasons why training files are not used, filled by `inspect`. `bad["a"]` and `bad["b"]` are dictionaries,
+            keyed by the file names of the unused files.
 
     Raises:
         CommandError: invalid or contradictory settings.
@@ -73,33 +81,45 @@ class UnpairedFolders:
         crop_size: int = 256,
         flip: bool = True,
         bad_files: BadFiles = "skip",
+        tolerance: float = 0.01,
         small_images: SmallImages = "resize",
         max_pixels: int = 100_000_000,
         transparent_as: str = "white",
         colour: Colour = "raw",
+        decoder: DecoderName = "earlier",
+        range: ValueRange = "full",  # noqa: A002 - name of the config key
         channels_a: Channels = 3,
         channels_b: Channels = 3,
         workers: int = 2,
         homepage: str | None = None,
     ) -> None:
         _check_settings(domain_a, domain_b, workers=workers, max_pixels=max_pixels, transparent_as=transparent_as)
+        _check_file_settings(tolerance, range, decoder)
         self.domains = (domain_a, domain_b)
         self.crop = Crop(resize=resize, load_size=load_size, crop_size=crop_size, flip=flip)
-        self.rules = FileRules(self.crop, bad_files, small_images, max_pixels)
-        self.transparent_as, self.workers = transparent_as, workers
-        self.colour, self.channels_a, self.channels_b = colour, channels_a, channels_b
+        self.rules = FileRules(self.crop, bad_files, small_images, max_pixels, tolerance, range == "full")
+        self.reader = ImageReader(
+            colour=colour,
+            decoder=decoder,
+            value_range="full" if range == "full" else (range[0], range[1]),
+            transparent_as=transparent_as,
+            max_pixels=max_pixels,
+            incomplete=bad_files == "use",
+        )
+        self.workers, self.channels_a, self.channels_b = workers, channels_a, channels_b
 
         folder_a, folder_b = _folder(a, root, "trainA", "data.a"), _folder(b, root, "trainB", "data.b")
         _check_apart(folder_a, folder_b)
-        self._a = _training_images(folder_a, domain_a, homepage)
-        self._b = _training_images(folder_b, domain_b, homepage)
+        found_elsewhere = _found_elsewhere(a, b, root, self.domains)
+        self._a = _training_images(folder_a, domain_a, homepage, decoder, found_elsewhere)
+        self._b = _training_images(folder_b, domain_b, homepage, decoder, found_elsewhere)
         if self._a.listing.folders & self._b.listing.folders:
             raise DataError(
                 f"{printable(folder_a.absolute())} and {printable(folder_b.absolute())} have a folder in common, by a "
                 f"link: a CycleGAN needs two kinds of pictures"
             )
-        self._test_a = _test_images(test_a, root, "testA", "data.test_a", domain_a)
-        self._test_b = _test_images(test_b, root, "testB", "data.test_b", domain_b)
+        self._test_a = _test_images(test_a, root, "testA", "data.test_a", domain_a, decoder)
+        self._test_b = _test_images(test_b, root, "testB", "data.test_b", domain_b, decoder)
 
         self.train_a, self.train_b = self._a.files, self._b.files
         self.files = {"a": self._a.sizes, "b": self._b.sizes}
@@ -117,14 +137,13 @@ class UnpairedFolders:
                 ends early, and no file is marked as unused.
 
         Raises:
-            DataError: a training folder has more unusable files than `bad_files` and `small_images` allow, or fewer
-                than two usable files; `bad` then lists all unusable files.
+            DataError: a training folder has more damaged or small images than `bad_files`, `tolerance` and
+                `small_images` permit, or fewer than two usable files; `bad` then lists all unusable files.
         """
         all_folders = [self._a, self._b, *filter(None, (self._test_a, self._test_b))]
         checks = inspect(
             {images.folder: images.listing.candidates for images in all_folders},
-            max_pixels=self.rules.max_pixels,
-            colour=self.colour,
+            reader=self.reader,
             on_progress=on_progress,
             stopping=stopping,
         )
@@ -155,12 +174,10 @@ class UnpairedFolders:
             seed=seed,
             bad_a=self._a.skipped_indices,
             bad_b=self._b.skipped_indices,
-            replacing=self.rules.bad_files == "skip",
-            transparent_as=self.transparent_as,
-            colour=self.colour,
+            replacing=self.rules.bad_files != "error",
+            reader=self.reader,
             channels_a=self.channels_a,
             channels_b=self.channels_b,
-            max_pixels=self.rules.max_pixels,
         )
 
     def probes(self, count: int) -> tuple[Tensor, Tensor]:
@@ -178,16 +195,7 @@ class UnpairedFolders:
 
     def _centres(self, test: ImageFolder | None, train: ImageFolder, count: int, channels: Channels) -> Tensor:
         files = (test.usable if test else []) or train.usable
-        images = [
-            reading.read_8_bit(
-                file,
-                channels=channels,
-                colour=self.colour,
-                transparent_as=self.transparent_as,
-                max_pixels=self.rules.max_pixels,
-            )
-            for file in _evenly_spaced(files, count)
-        ]
+        images = [self.reader.read(file, channels=channels) for file in _evenly_spaced(files, count)]
         return torch.stack([self.crop.centre(image) for image in images])
 
     def __str__(self) -> str:
@@ -225,6 +233,19 @@ def _folder(folder: str | None, root: str | None, name: str, key: str) -> Path:
     return Path(root) / name
 
 
+def _found_elsewhere(a: str | None, b: str | None, root: str | None, domains: tuple[str, str]) -> str:
+    """Return the end of an error message: the settings with which the images in or near `root` can be used.
+
+    The text is empty if `root` is not used, if both of its folders `trainA` and `trainB` contain images, or if
+    `suggestion` finds no such settings.
+    """
+    if root is None or not (a is None or b is None):
+        return ""
+    if all(any(True for _ in images_in(Path(root) / name)) for name in ("trainA", "trainB")):
+        return ""
+    return suggestion(Path(root), domains)
+
+
 def _check_settings(domain_a: str, domain_b: str, *, workers: int, max_pixels: int, transparent_as: str) -> None:
     if domain_a == domain_b:
         raise CommandError(f"data.domain_a and data.domain_b are both {domain_a!r}: give them different names")
@@ -243,6 +264,20 @@ def _check_settings(domain_a: str, domain_b: str, *, workers: int, max_pixels: i
         ) from None
 
 
+def _check_file_settings(tolerance: float, value_range: ValueRange, decoder: DecoderName) -> None:
+    if not 0 <= tolerance < 1:
+        raise CommandError(f"data.tolerance={tolerance:g}: give the share of damaged files, from 0 to less than 1")
+    if value_range == "full":
+        return
+    low, high = value_range
+    if not 0 <= low < high <= 65535:
+        raise CommandError(f"data.range=[{low},{high}]: give two values from 0 to 65535, black and then white")
+    if decoder == "earlier":
+        raise CommandError(
+            f"data.range=[{low},{high}] needs data.decoder=photo: this run reads 16-bit files as earlier versions did"
+        )
+
+
 def _check_apart(a: Path, b: Path) -> None:
     """Raise a DataError if both domains use the same folder, or one folder lies inside the other."""
     if not (a.exists() and b.exists()):
@@ -257,14 +292,16 @@ def _check_apart(a: Path, b: Path) -> None:
             )
 
 
-def _training_images(folder: Path, domain: str, homepage: str | None) -> ImageFolder:
-    remedy = "+experiment=demo needs no data"
-    if homepage:
+def _training_images(
+    folder: Path, domain: str, homepage: str | None, decoder: DecoderName, elsewhere: str
+) -> ImageFolder:
+    remedy = elsewhere or "+experiment=demo needs no data"
+    if homepage and not elsewhere:
         remedy = f"get the set from {homepage} and unpack it there, or give data.root=; {remedy}"
     where = printable(folder.absolute())
     if not folder.is_dir():
         raise DataError(f"no folder {where} with the pictures of {domain} ({nearest_existing(folder)}): {remedy}")
-    images = ImageFolder(folder, f"pictures of {domain}")
+    images = ImageFolder(folder, f"pictures of {domain}", decoder=decoder)
     regular = sum(not candidate.reason for candidate in images.listing.candidates)
     if not regular:
         raise DataError(f"no pictures of {domain} in {where}, which contains {list_contents(folder)}: {remedy}")
@@ -276,14 +313,25 @@ def _training_images(folder: Path, domain: str, homepage: str | None) -> ImageFo
     return images
 
 
-def _test_images(test_folder: str | None, root: str | None, name: str, key: str, domain: str) -> ImageFolder | None:
-    """Return the images in `test_folder` or, by default, in `root`/`name`; None if this default does not exist."""
+def _test_images(
+    test_folder: str | None, root: str | None, name: str, key: str, domain: str, decoder: DecoderName
+) -> ImageFolder | None:
+    """Return the test images of a domain; None if `test_folder` is None and there is no folder `root`/`name`.
+
+    Args:
+        test_folder: folder with the images; None for the folder `root`/`name`.
+        key, domain: config key of `test_folder` and name of the domain, for messages.
+        decoder: see `ImageFolder`.
+
+    Raises:
+        DataError: `test_folder` does not exist, or the folder cannot be listed.
+    """
     if test_folder is None and (root is None or not (Path(root) / name).is_dir()):
         return None
     folder = Path(root or "") / name if test_folder is None else Path(test_folder)
     if not folder.is_dir():
         raise DataError(f"no folder {printable(folder.absolute())} with test pictures: correct {key} or leave it out")
-    return ImageFolder(folder, f"test pictures of {domain}")
+    return ImageFolder(folder, f"test pictures of {domain}", decoder=decoder)
 
 
 def _evenly_spaced(files: list[Path], count: int) -> list[Path]:

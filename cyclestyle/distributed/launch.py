@@ -16,11 +16,18 @@ from cyclestyle.signals import STOPPED, StopRequest, handled
 
 FOLDER = "CYCLESTYLE_PROCESSES"  # environment variable: folder where processes write their ids and exit codes
 CONFIG = "CYCLESTYLE_CONFIG"  # environment variable: digest of the config of the training that was relaunched
+REASON = "reason"  # name of the file in `FOLDER` with the reason why a process was ended by a signal
 ECHO_S = 0.5  # seconds after a Ctrl-C during which a second one is ignored: the key may be held down
 
 
 def relaunch(
-    processes: int, *, threads: int, stop: StopRequest, abandoned: Callable[[], object], config: str = ""
+    processes: int,
+    *,
+    threads: int,
+    stop: StopRequest,
+    abandoned: Callable[[], object],
+    killed: Callable[[str], object] = lambda reason: None,
+    config: str = "",
 ) -> int:
     """Run this program again, as several processes under torchrun; return the exit code of the run.
 
@@ -29,6 +36,8 @@ def relaunch(
         threads: number of threads per process; ignored if the environment sets OMP_NUM_THREADS.
         stop: request to stop; checked before and after the processes are started.
         abandoned: function called after a second Ctrl-C, once all processes are killed; `stop.abort` is called next.
+        killed: function called with the reason if rank 0 began but wrote no exit code, for example because a signal
+            killed it; rank 0 then did not record the end of the run.
         config: text of the config of this training, by which `is_relaunched` recognizes the training in the processes.
 
     Raises:
@@ -47,12 +56,12 @@ def relaunch(
         command = [sys.executable, "-m", "cyclestyle.distributed.quiet_torchrun", *arguments]
         child = subprocess.Popen(command, env=environment, start_new_session=True)
         received: list[int] = []
-        interrupted, killed = 0.0, False
+        interrupted, is_aborted = 0.0, False
 
         def forward(number: int, _: object) -> None:
-            nonlocal interrupted, killed
+            nonlocal interrupted, is_aborted
             if number == signal.SIGINT and interrupted and time.monotonic() - interrupted > ECHO_S:
-                killed = True
+                is_aborted = True
                 _kill_all(child, folder)
             elif not received:
                 child.terminate()  # torchrun forwards SIGTERM to its processes; SIGUSR1 would kill torchrun
@@ -65,7 +74,9 @@ def relaunch(
             if stop():  # requested while the processes were starting
                 forward(signal.SIGTERM, None)
             code = child.wait()
-        if not killed:
+        if not is_aborted:
+            if (folder / "0.pid").exists() and not (folder / "0.code").exists():
+                killed(_reason_of_end(folder))
             return _run_code(folder, code, processes, stop_requested=bool(received))
     abandoned()
     return stop.abort()
@@ -95,7 +106,7 @@ def program(processes: int) -> list[str]:
 
 
 def is_relaunched(config: str | None = None) -> bool:
-    """Return whether `relaunch` started this process, and for the training with `config` if it is given."""
+    """Return whether `relaunch` started this process; if `config` is given, whether it did so for this config."""
     return FOLDER in os.environ and (config is None or os.environ.get(CONFIG) == _digest(config))
 
 
@@ -111,6 +122,12 @@ def write_exit_code(code: int) -> None:
         (Path(folder) / f"{os.environ['RANK']}.code").write_text(str(code))
 
 
+def write_reason(reason: str) -> None:
+    """Write the reason for the end of a killed process to a file that the launching command reads."""
+    if folder := os.environ.get(FOLDER):
+        (Path(folder) / REASON).write_text(reason)
+
+
 def will_be_restarted() -> bool:
     """Return whether torchrun will restart this process if this process exits with a code other than 0."""
     restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
@@ -123,6 +140,8 @@ def close_streams() -> None:
     Python flushes both streams again when it exits. If that failed, the command's exit code would be lost.
     """
     for stream in (sys.stdout, sys.stderr):
+        if stream is None:  # it was closed before the program started
+            continue
         try:
             stream.flush()
         except OSError:
@@ -143,6 +162,12 @@ def _kill_all(torchrun: "subprocess.Popen[bytes]", folder: Path) -> None:
             os.kill(int(file.read_text()), signal.SIGKILL)
         except (ProcessLookupError, ValueError):
             continue
+
+
+def _reason_of_end(folder: Path) -> str:
+    """Return the reason that `write_reason` recorded in `folder`; a general reason if it recorded none."""
+    file = folder / REASON
+    return file.read_text() if file.exists() else "process 0 ended without an exit code"
 
 
 def _run_code(folder: Path, torchrun_code: int, processes: int, *, stop_requested: bool) -> int:

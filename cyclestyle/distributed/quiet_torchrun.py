@@ -1,14 +1,16 @@
 """Run torchrun without its long failure report, since a process that fails prints an error itself.
 
 `python -m cyclestyle.train trainer.devices=2` runs
-`python -m cyclestyle.distributed.quiet_torchrun --standalone --nproc_per_node=2 -m cyclestyle.train ...`; with
-`trainer.devices=2`, a script of the user's own runs the same with its path in place of `-m cyclestyle.train`.
+`python -m cyclestyle.distributed.quiet_torchrun --standalone --nproc_per_node=2 -m cyclestyle.train ...`. For a script
+that trains with `trainer.devices=2`, the path of the script takes the place of `-m cyclestyle.train`.
 """
 
 import logging
 import signal
 import sys
 
+from cyclestyle.distributed.launch import write_reason
+from cyclestyle.errors import warn
 from cyclestyle.signals import terminate_with_parent
 
 
@@ -26,7 +28,9 @@ def main() -> None:
         rank, failure = error.get_first_failure()
         if failure.exitcode < 0:  # a process that a signal killed has printed no error
             name = signal.Signals(-failure.exitcode).name
-            print(f"cyclestyle: process {rank} was ended by {name}, the others with it", file=sys.stderr)
+            reason = f"process {rank} was ended by {name}, the others with it"
+            write_reason(reason)
+            warn(reason)
         sys.exit(1)
     except SignalException:
         sys.exit(1)

@@ -107,9 +107,10 @@ class World:
         return values
 
     def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Average the gradients of `parameters` over all ranks, except those that a wrapper of `synchronize` averages.
+        """Average gradients over all ranks, for those `parameters` that do not belong to a wrapped module.
 
-        A missing gradient counts as zero if there are several ranks.
+        Modules wrapped by `synchronize` average theirs in the backward pass. A missing gradient counts as zero. With
+        one rank, do nothing.
         """
         if self.size == 1:
             return
@@ -152,7 +153,7 @@ class World:
         """Return whether `number` is equal on all ranks; all ranks get the same result and must call this together.
 
         Raises:
-            LostProcessError: another rank has ended.
+            LostProcessError: another rank has ended or does not respond within a day.
         """
         if self._setup is None:
             return True
@@ -165,7 +166,10 @@ class World:
         return bool(minimum == -negated_maximum)
 
     def total(self, name: str, amount: int) -> int:
-        """Add `amount` to the counter `name`, which all ranks share; return the new total."""
+        """Add `amount` to the counter `name`, which all ranks share; return the new total without waiting for others.
+
+        In the result of `duplicate`, each rank has a counter of its own.
+        """
         if self._store is not None:
             return int(self._store.add(f"total {name}", amount))
         self._totals[name] = self._totals.get(name, 0) + amount
@@ -223,7 +227,11 @@ class World:
         )
 
     def first_to_fail(self, code: int, reason: str) -> bool:
-        """Return whether this rank is the first to fail; if so, post `code` and `reason` for the other ranks."""
+        """Record that this rank fails; return whether it is the first rank to fail.
+
+        If so, post the exit code `code` and the `reason`, which the other ranks read by `first_failure`. If the store
+        cannot be reached, return True.
+        """
         if self._store is None:
             return True
         try:
@@ -348,10 +356,10 @@ def session(device_type: str, *, timeout_s: float = 600.0) -> Iterator[World]:
 
 
 def _store() -> Any:
-    """Return the key-value store that all ranks share, with a prefix for the keys of one session.
+    """Return the key-value store that all ranks share, with a prefix for the keys of one call of `session`.
 
-    The prefix changes when `torchrun --max-restarts` restarts the processes, and with each session of a process: new
-    processes and sessions must not read values that earlier ones posted.
+    The prefix changes with each call, and when `torchrun --max-restarts` restarts the processes. Otherwise, a rank
+    could read values posted during an earlier call or before the restart.
     """
     restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     return dist.PrefixStore(f"restart {restart} session {next(_sessions)}", _connection())  # type: ignore[attr-defined]

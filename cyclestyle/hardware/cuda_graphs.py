@@ -68,7 +68,7 @@ class CudaGraphCapture:
 
 
 class CapturedGraph(NamedTuple):
-    """Replay of a captured call, and the tensors that hold its arguments and results."""
+    """Captured call of a function: its replay, and the tensors that every replay reads and writes."""
 
     replay: Callable[[], None]
     inputs: tuple[Tensor, ...]  # read by each replay
@@ -76,18 +76,21 @@ class CapturedGraph(NamedTuple):
 
 
 class GraphedCalls:
-    """Wraps a function: its first three calls run eagerly, the fourth is captured as a CUDA graph and then replayed.
+    """Wraps a function: after a warm-up, calls replay CUDA graphs of the function instead of running its Python code.
 
-    Calls with another name are captured separately. The function may read and change device tensors whose addresses do
-    not change. A value that differs between calls must be a tensor argument of the function or the content of such a
-    tensor, since a replay runs no Python code. If a capture fails, the user is warned, and from then on all calls are
-    eager.
+    Calls have the arguments `name, parts, *tensors`; `parts` are Python objects that the function needs, such as loss
+    functions. Each name has a graph of its own: the first three calls with a name run eagerly, the fourth is captured,
+    and this and all later calls replay the graph. If a capture fails, the user is warned, and from then on all calls
+    run eagerly.
+
+    A replay ignores `parts` and reads only the contents of tensors. So calls with the same name must pass the same
+    `parts`, and tensors of the same shapes. The function may also read and change other device tensors, but their
+    addresses must stay the same.
 
     Args:
         capture: captures the operations of a call.
-        function: function of a name, any value that is the same at every call with this name, and tensors whose shapes
-            are the same. It returns tensors in nested tuples and dicts, and must not raise an error in normal
-            operation.
+        function: function to wrap, called as `function(name, parts, *tensors)`. It returns tensors in nested tuples and
+            dicts, and must not raise an error in normal operation.
     """
 
     def __init__(self, capture: GraphCapture, function: Callable[..., Output]) -> None:
@@ -97,7 +100,10 @@ class GraphedCalls:
         self._graphs: dict[str, CapturedGraph] = {}
 
     def __call__(self, name: str, parts: Any, *tensors: Tensor) -> Any:
-        """Return the result of `function(name, parts, *tensors)`, in tensors that later calls do not overwrite."""
+        """Return the result of `function(name, parts, *tensors)`; later calls do not overwrite its tensors.
+
+        For the arguments, see the class.
+        """
         call = functools.partial(self._function, name, parts)
         if self._gave_up:
             return call(*tensors)
@@ -147,9 +153,10 @@ def choose_capture(
     """Choose whether training steps are captured; return the `GraphCapture` to use, or None to run steps eagerly.
 
     Args:
-        requested: value of `trainer.cuda_graphs`; `auto` captures steps if no obstacle applies and `pays` is True.
-        capture: object that captures on this device; None if the device does not support capture.
-        obstacles: keys are reasons against capture, worded for the error text; values are whether the reason applies.
+        requested: value of `trainer.cuda_graphs`. `auto` captures steps if no obstacle applies and `pays` is True; True
+            captures them even if `pays` is False.
+        capture: object that captures on this device; None if the device cannot capture, which is then an obstacle.
+        obstacles: reason against capture, worded for the error text -> whether the reason applies to this run.
         pays: whether replaying captured steps is faster than running them eagerly.
 
     Raises:
@@ -162,7 +169,10 @@ def choose_capture(
 
 
 def _root_cause(error: BaseException) -> str:
-    """Return the first line of the message of the error that came first; cleaning up after it may raise others."""
+    """Return the first line of the message of the earliest error in a chain of exceptions.
+
+    Cleaning up after a failed capture may raise further errors, which hide the earliest one.
+    """
     while error.__context__ is not None:
         error = error.__context__
     return str(error).partition("\n")[0]

@@ -117,9 +117,10 @@ class Hardware:
         return self.autocast(call)
 
     def prepare_inference(self, module: nn.Module) -> Callable[..., Any]:
-        """Return a function that calls a trained module for inference, like `wrap`; it casts the weights only once.
+        """Return a function that calls a trained module for inference in this precision, and returns float32.
 
-        The function uses a copy of the module, with weights in this precision; the module itself is unchanged.
+        The function calls a copy of the module, compiled if requested. The weights of the copy are cast here, once,
+        whereas the function that `wrap` returns casts the weights in every call. The module itself is unchanged.
         """
         low = copy.deepcopy(module)
         low.to(dtype=self.dtype, memory_format=self.layout)  # type: ignore[call-overload]
@@ -166,12 +167,22 @@ def device_count(device: str) -> int:
     return torch.cuda.device_count() if device_type(device) == "cuda" else 1
 
 
-def _device(name: str, world: World) -> torch.device:
+def check_device(name: str, *, key: str = "device") -> str:
+    """Return the device type for config value `name`; raise a CommandError if this machine has no such device.
+
+    Args:
+        key: config key of the value, for the error message.
+    """
     kind = device_type(name)
     if (kind == "cuda" and not torch.cuda.is_available()) or (kind == "mps" and not torch.backends.mps.is_available()):
         raise CommandError(
-            f"device={name}: this machine has none that PyTorch can use; it would run on {device_type('auto')}"
+            f"{key}={name}: this machine has none that PyTorch can use; it would run on {device_type('auto')}"
         )
+    return kind
+
+
+def _device(name: str, world: World) -> torch.device:
+    kind = check_device(name)
     return torch.device("cuda", world.local_rank) if kind == "cuda" else torch.device(kind)
 
 
@@ -228,9 +239,10 @@ def process_count(devices: int | Literal["auto"], device: Literal["auto", "cpu",
         device: value of `trainer.device`.
 
     Raises:
-        CommandError: `devices` is below 1, or exceeds the number of GPUs and training runs on GPUs.
+        CommandError: this machine has no such device, `devices` is below 1, or `devices` exceeds the number of GPUs
+            when training on GPUs.
     """
-
+    check_device(device, key="trainer.device")
     available = device_count(device)
     if devices == "auto":
         return available

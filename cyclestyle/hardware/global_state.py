@@ -1,4 +1,4 @@
-"""Restoration of PyTorch's and Python's global settings after training in a process that continues."""
+"""Restoration of global settings of PyTorch and Python after training, for the caller's later code in this process."""
 
 import contextlib
 import os

@@ -9,6 +9,11 @@ import torch
 from cyclestyle.errors import ResourceError
 from cyclestyle.filesystem.atomic import megabytes
 
+# Bytes per pixel of a photo of 8 bits that translation needs beside the network: photo and translation as float32 (24),
+# and as integers while they are decoded, batched or encoded (8). 16 bits take up to 16 more.
+PHOTO_BYTES = 32
+LIBRARY_BYTES = 300_000_000  # for buffers of the libraries, and freed memory that they keep for later
+
 
 class Remedies(NamedTuple):
     """Advice for users, to be appended to an error text."""
@@ -43,6 +48,24 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an exception means that memory ran out."""
     # PyTorch's CPU allocator raises a plain RuntimeError: only its text shows that memory ran out.
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "t allocate memory" in str(error)
+
+
+def above_limit(limit: int, *, program: int) -> str:
+    """Return a line that explains why the process's peak memory exceeds `limit`; empty if it does not.
+
+    The limit applies only to the network's computation; the line lists what else needs memory.
+
+    Args:
+        limit: value of the option `memory=`, in bytes.
+        program: memory of the process before the first photo, in bytes; the line states this number.
+    """
+    peak = resident_peak()
+    if peak <= limit:
+        return ""
+    return (
+        f"peak memory {megabytes(peak)}: {megabytes(program)} for the program, up to memory={megabytes(limit)} for the "
+        f"network, and the rest for photos (up to {PHOTO_BYTES} bytes per pixel) and for buffers of libraries"
+    )
 
 
 def resident_peak() -> int:

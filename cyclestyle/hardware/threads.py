@@ -1,4 +1,4 @@
-"""Number of compute threads, their spinning before they sleep, and detection of other processes on the same cores.
+"""Number of compute threads, their busy-waiting, and detection of other processes on the same cores.
 
 Threads that share an operation synchronise at its end. If other processes occupy the cores, one thread waits for
 another that is not running: two threads are then many times slower than one.
@@ -41,7 +41,10 @@ class Choice(NamedTuple):
 
 
 def spin_briefly(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Let waiting OpenMP threads sleep sooner; call this before PyTorch is imported and reads GOMP_SPINCOUNT."""
+    """Let waiting OpenMP threads sleep sooner, by setting GOMP_SPINCOUNT; call this before PyTorch is imported.
+
+    Does nothing if the user has set GOMP_SPINCOUNT or OMP_WAIT_POLICY.
+    """
     if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & environment.keys():
         environment["GOMP_SPINCOUNT"] = str(SPINS)
 
@@ -53,15 +56,19 @@ def check(threads: int | Literal["auto"], *, key: str) -> None:
 
 
 def choose(threads: int | Literal["auto"], *, key: str, since: Look | None) -> Choice:
-    """Number of threads for a new training run or translation; its note suggests fewer if other processes use cores.
+    """Choose the number of threads for a new training run or translation.
+
+    If `threads` is `auto` and other processes use the cores, a note suggests fewer threads. There is no note if
+    environment variables set the number, or if torchrun started several processes on this machine.
 
     The number does not depend on other processes. If it did, two runs of one command could differ in rounding, and a
     run started beside a short-lived process would keep too few threads after the end of that process.
 
     Args:
         threads: requested number; `auto` takes `usable_threads()`.
-        key: config key that sets the number of threads; the suggestion names this key.
-        since: sample taken at the start of the command; None if other processes do not matter, as on a GPU.
+        key: config key that sets the number of threads; the note names this key.
+        since: sample taken at the start of the command; the note covers the time from then on. None, as on a GPU, gives
+            no note.
     """
     if threads != "auto":
         return Choice(threads)
@@ -97,7 +104,7 @@ def left_by_others(others: float, cores: int) -> int:
 
 
 def resolve(usual: int, *, fixed: bool, cores: int, quota: float | None, ranks: int) -> int:
-    """Number of threads that `threads=auto` gives under these conditions.
+    """Number of threads that `threads=auto` gives, computed from the settings and limits of the process.
 
     Args:
         usual: PyTorch's default number of threads.

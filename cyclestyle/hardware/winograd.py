@@ -32,14 +32,15 @@ _WINDOWS = 1024  # windows computed at a time, so that intermediate values stay 
 
 
 class WinogradConv2d(nn.Conv2d):
-    """3x3 convolution without padding, with Winograd's backward pass; shares its parameters with `conv`.
+    """3x3 convolution without padding, with Winograd's backward pass.
 
     Outputs equal PyTorch's outputs. Gradients of images and weights take fewer multiplications if height and width are
     even and the layer is large enough for this to pay. In bf16 the rounding error of these gradients is about 2.4 times
     the error of PyTorch's gradients, which is small against the rounding error of the outputs (docs/benchmarks.md).
 
     Args:
-        conv: `nn.Conv2d(in_channels, out_channels, 3)`: (N, in_channels, H, W) -> (N, out_channels, H - 2, W - 2).
+        conv: convolution to replace, `nn.Conv2d(in_channels, out_channels, 3)`: (N, in_channels, H, W) ->
+            (N, out_channels, H - 2, W - 2). The new module shares its parameters.
     """
 
     winograd_from = 2**18  # smallest layer: min(in_channels, out_channels) times the number of pixels of all images
@@ -128,10 +129,12 @@ def _transform_input(x: Tensor) -> Tensor:
 
 
 def _apply_bt(even: Tensor, odd: Tensor, output: Tensor, *, dim: int) -> None:
-    """Write B^T times each window along `dim` to `output` (4, ...).
+    """Multiply B^T by each window of 4 px along `dim`.
 
     Args:
-        even, odd: pixels at even and at odd positions along `dim`.
+        even, odd: pixels at even and at odd positions along `dim`. Window i has the pixels even[i], odd[i],
+            even[i + 1] and odd[i + 1].
+        output: tensor (4, ...) for the products, written in place; the first dimension holds their 4 entries.
     """
     count = even.shape[dim] - 1
     first, second, third, fourth = (x.narrow(dim, start, count) for start in (0, 1) for x in (even, odd))
@@ -156,7 +159,7 @@ def _inverse_input(values: Tensor, x: Tensor) -> None:
 
 
 def _apply_b(values: Tensor, even: Tensor, odd: Tensor, *, dim: int) -> None:
-    """Multiply `values` (4, ...) by the 4x4 matrix B of F(2, 3), and add each product to a window of 4 px along `dim`.
+    """Multiply `values` (4, ...) by the 4x4 matrix B, and add each product to a window of 4 px along `dim`.
 
     Neighbouring windows overlap by 2 px.
 

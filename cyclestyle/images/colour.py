@@ -60,16 +60,17 @@ def srgb_grey() -> bytes:
 def to_srgb(colours: PixelArray, profile: bytes) -> tuple[PixelArray, str]:
     """Convert colours to sRGB with relative colorimetric intent and black point compensation.
 
-    A profile that is empty, unreadable or made for another kind of colours is not used. Grey and RGB colours are then
-    treated as sRGB, and CMYK inks are subtracted from white. An RGB profile is also used for grey colours.
+    The profile is used if it is readable and made for the same kind of colours (grey, RGB or CMYK); an RGB profile is
+    used for grey colours too. Without a usable profile, grey and RGB colours are treated as sRGB, and CMYK inks are
+    subtracted from white.
 
     Args:
         colours: uint8 or uint16 (H, W) grey, (H, W, 3) RGB or (H, W, 4) CMYK. In CMYK, larger values mean more ink.
         profile: ICC profile of the colours; empty if they have none.
 
     Returns:
-        sRGB array (H, W, 3) of the same dtype, and a note to show to the photo's owner if `profile` is
-        given but cannot be used; else the note is empty.
+        sRGB array (H, W, 3) of the same dtype, and a note to show to the photo's owner. The note is empty unless
+        `profile` is given but cannot be used.
     """
     conversion, note = _select(_mode(colours), profile)
     return (_without_profile(colours) if conversion is None else _apply(colours, conversion)), note
@@ -99,9 +100,10 @@ def _from_lab() -> ImageCms.ImageCmsTransform:
 
 
 def _select(mode: str, profile: bytes) -> tuple[Conversion | None, str]:
-    """Return the conversion for colours of `mode`, and a note to show to the photo's owner if `profile` is unusable.
+    """Return the conversion for colours of Pillow's `mode`, and a note to show to the photo's owner.
 
-    The conversion is None if colours are converted without a profile; sRGB colours also need none.
+    The conversion is None if `profile` is empty, unusable or nearly sRGB. The note is empty unless `profile` is
+    unusable.
     """
     if not profile:
         return None, ""
@@ -153,7 +155,10 @@ _TO_RGB: dict[str, Callable[[PixelArray], PixelArray]] = {"L": _grey_to_rgb, "RG
 
 @lru_cache(maxsize=16)  # most photos of a set share one profile
 def _conversion(profile: bytes) -> Conversion | None:
-    """Parse an ICC profile; return None if the profile is damaged or its colour space is not grey, RGB or CMYK."""
+    """Build the conversion to sRGB from the colour space of an ICC profile.
+
+    Return None if the profile is damaged or its colour space is not grey, RGB or CMYK.
+    """
     try:
         opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         mode = _MODES[opened.profile.xcolor_space.strip()]

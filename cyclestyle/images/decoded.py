@@ -21,4 +21,5 @@ class DecodedImage(NamedTuple):
     dpi: tuple[Any, Any] | None
     format: str  # Pillow's name of the file format, such as `WEBP`
     notes: tuple[str, ...] = ()  # to show to the photo's owner, a few words each
+    iptc: bytes = b""  # IPTC-IIM records; empty if the file has none
     is_animated: Callable[[], bool] = lambda: False  # searches the open file for further frames, which can take long

@@ -1,6 +1,7 @@
-"""Decoders of image files: one reads every file that can be translated, one the files that networks are trained on."""
+"""Decoders of image files: one for all files that can be translated, one for training as in earlier versions."""
 
 import functools
+import io
 from pathlib import Path
 from typing import IO, Literal, Protocol
 
@@ -11,12 +12,16 @@ from cyclestyle.images import decoding, file_formats, high_bit_depth
 from cyclestyle.images.colour import lab_to_srgb
 from cyclestyle.images.decoded import DecodedImage
 from cyclestyle.images.decoding import ImageError, check_size
-from cyclestyle.images.metadata import exif_of, xmp_of
+from cyclestyle.images.metadata import embedded_exif, exif_of, iptc_of, xmp_of
 from cyclestyle.images.photo import PixelArray
 
 # Use of embedded ICC profiles: `managed` converts colours to sRGB by the profile, `raw` takes them for sRGB.
 Colour = Literal["managed", "raw"]
 
+# Decoder of training images: `photo` is `decode_photo`, `earlier` is `decode_for_training`.
+DecoderName = Literal["photo", "earlier"]
+
+_START_OF_JPEG, _END_OF_JPEG = b"\xff\xd8", b"\xff\xd9"
 _FRAME_NAMES = {"TIFF": "pages", "HEIF": "pictures"}  # word for frames in notes; "frames" for other formats
 
 _GREY = frozenset({"1", "L", "LA", "La"})
@@ -26,17 +31,21 @@ _WITH_ALPHA = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
 
 
 class Decoder(Protocol):
-    """Decodes the first frame of the image file at `path`, which is open as `stream`.
+    """Function that decodes the first frame of the image file at `path`, which is open as `stream`.
 
     A decoder raises an `ImageError` if the image has more than `max_pixels` pixels, and errors of any type for damaged
-    data. `colour` is the use of the ICC profile; a decoder may depend on it, but does not apply the profile.
+    data. It returns the ICC profile without applying it. `colour` announces whether the caller will apply the profile
+    (`managed`) or ignore it (`raw`); the choice of the decoding method may depend on this.
     """
 
     def __call__(self, path: Path, stream: IO[bytes], *, colour: Colour, max_pixels: int) -> DecodedImage: ...
 
 
 def decode_photo(path: Path, stream: IO[bytes], *, colour: Colour, max_pixels: int) -> DecodedImage:
-    """Decode any file that can be translated; see `Decoder`. Colours have the 8 or 16 bits per channel of the file."""
+    """Decode any file that can be translated; see `Decoder`.
+
+    Colours have 16 bits per channel if the file is a PNG or TIFF with 16 bits, else 8.
+    """
     header = high_bit_depth.header(path, stream)
     if header is not None:
         check_size(path, header.width, header.height, max_pixels)
@@ -44,7 +53,7 @@ def decode_photo(path: Path, stream: IO[bytes], *, colour: Colour, max_pixels: i
             high_bit_depth.check_libraries(path)
             return _checked(header.read(path, stream), header.width, header.height)
     if not file_formats.HAS_HEIF and _is_heif(stream):
-        raise ImageError(path, "HEIC needs another library: pip install 'cyclestyle[heic]'")
+        raise ImageError(path, "HEIC needs another library: pip install 'cyclestyle[heic]'", False)
     with decoding.identify(path, stream, formats=file_formats.READ) as image:
         check_size(path, image.width, image.height, max_pixels)
         width, height = image.size
@@ -53,11 +62,14 @@ def decode_photo(path: Path, stream: IO[bytes], *, colour: Colour, max_pixels: i
 
 
 def decode_for_training(path: Path, stream: IO[bytes], *, colour: Colour, max_pixels: int) -> DecodedImage:
-    """Decode a training image with Pillow, to an upright image with 8 bits per channel; see `Decoder`.
+    """Decode a training image as earlier versions did: with Pillow, upright, with 8 bits per channel; see `Decoder`.
 
-    Runs of all versions train on the files that this function reads. It differs from `decode_photo`: HEIC, CIELAB and
-    damaged EXIF are errors, and 16-bit RGB values are cut to their upper 8 bits. But if a managed image has a profile,
-    16 bits are decoded by `decode_photo`, provided that the libraries for it are installed.
+    Training runs that began in an earlier version use this decoder, so they resume with the same pixels. Differences
+    from `decode_photo`: HEIC, CIELAB and damaged EXIF are errors, 16-bit RGB values are cut to their upper 8 bits, and
+    some layouts of 16-bit TIFF files are misread.
+
+    One exception: if `colour` is `managed`, a PNG or TIFF with an ICC profile and 16 bits per channel is decoded
+    by `decode_photo`, provided that the libraries for 16 bits are installed.
     """
     image = decoding.identify(path, stream)
     check_size(path, image.width, image.height, max_pixels)
@@ -71,8 +83,32 @@ def decode_for_training(path: Path, stream: IO[bytes], *, colour: Colour, max_pi
     return DecodedImage(colours, alpha, profile, Image.Exif(), b"", None, str(image.format), is_animated=is_animated)
 
 
+def completing(decoder: Decoder) -> Decoder:
+    """Return a decoder that equals `decoder`, except that it also decodes JPEG files that lack their last bytes.
+
+    The part of the image that was in the missing bytes is grey, or blurred if the JPEG is progressive.
+    """
+
+    def decode(path: Path, stream: IO[bytes], *, colour: Colour, max_pixels: int) -> DecodedImage:
+        try:
+            return decoder(path, stream, colour=colour, max_pixels=max_pixels)
+        except (ImageError, MemoryError):
+            raise
+        except Exception:
+            stream.seek(0)
+            content = stream.read()
+            if not content.startswith(_START_OF_JPEG):
+                raise
+            return decoder(path, io.BytesIO(content + _END_OF_JPEG), colour=colour, max_pixels=max_pixels)
+
+    return decode
+
+
+DECODERS: dict[DecoderName, Decoder] = {"photo": decode_photo, "earlier": decode_for_training}
+
+
 def _has_16_bits_and_profile(path: Path, stream: IO[bytes], image: ImageFile.ImageFile) -> bool:
-    """Return whether an opened image has an ICC profile and 16 bits per channel, and `decode_photo` can read them."""
+    """Return whether an opened image has an ICC profile, and 16 bits per channel that `decode_photo` can read."""
     if image.format not in ("PNG", "TIFF") or not image.info.get("icc_profile"):
         return False
     position = stream.tell()
@@ -85,7 +121,7 @@ def _has_16_bits_and_profile(path: Path, stream: IO[bytes], image: ImageFile.Ima
 
 
 def _channels_for_training(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
-    """Return the colours of an image, mode L, RGB or CMYK, and its alpha, mode L; alpha is None if it is opaque.
+    """Split an image into its colours, mode L, RGB or CMYK, and its alpha, mode L; alpha is None for an opaque image.
 
     Raises:
         ValueError: the colours are floating-point numbers or CIELAB.
@@ -137,20 +173,32 @@ def _decode_8bit(path: Path, image: ImageFile.ImageFile, *, bits: int) -> Decode
     if high_bit_depth.is_negative_plane(getattr(image, "tag_v2", {})):
         _invert_when_decoded(image)
     decoding.decode(image)
-    exif, notes = exif_of(image.getexif)
+    exif, notes = exif_of(lambda: embedded_exif(image))
     profile, xmp, dpi = image.info.get("icc_profile", b""), xmp_of(image.info), image.info.get("dpi")
     if image.mode == "L" and bits < 8 and isinstance(image.info.get("transparency"), int):
         image.info["transparency"] *= 255 // (2**bits - 1)  # Pillow scales the pixels to 8 bits, but not this value
     colours, alpha = _channels(image)
     notes += (f"{bits} bits a channel became 8",) if bits > 8 else ()
-    return DecodedImage(colours, alpha, profile, exif, xmp, dpi, str(image.format), notes + _frames(image))
+    iptc, frames = iptc_of(image.info, getattr(image, "tag_v2", {})), _frames(image)
+    return DecodedImage(
+        colours,
+        alpha,
+        profile,
+        exif,
+        xmp,
+        dpi,
+        str(image.format),
+        notes + frames,
+        iptc,
+        is_animated=lambda: bool(frames),
+    )
 
 
 def _invert_when_decoded(image: ImageFile.ImageFile) -> None:
-    """Set up `image` so that Pillow inverts its pixels while decoding them; do nothing if they are compressed.
+    """Make Pillow invert the pixels of an uncompressed image when it decodes them; leave compressed images unchanged.
 
-    This is needed for files for which `high_bit_depth.is_negative_plane` returns True. By default, Pillow inverts their
-    pixels only if they are compressed.
+    Call this for files for which `high_bit_depth.is_negative_plane` returns True. Pillow already inverts the compressed
+    ones.
     """
     image.tile = [
         tile._replace(args=(f"{image.mode};I", *tile.args[1:]))

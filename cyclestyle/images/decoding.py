@@ -1,4 +1,4 @@
-"""Finding, checking, decoding by Pillow, and encoding of image files; `reading.open_image` opens them.
+"""Functions that find, check, decode (with Pillow) and save image files; `reading.open_image` opens a file.
 
 This module does not import PyTorch.
 """
@@ -17,6 +17,7 @@ from PIL import Image, ImageColor, ImageFile, ImageOps, UnidentifiedImageError
 from cyclestyle.errors import DataError
 from cyclestyle.filesystem.atomic import atomic_write
 from cyclestyle.filesystem.listing import listing, one_line, printable, special_file_reason
+from cyclestyle.images.metadata import embedded_exif, exif_of
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 MAX_PIXELS = 178_956_970  # Pillow's default limit: it raises an error for images with more pixels
@@ -59,12 +60,13 @@ class TooManyPixelsError(ImageError):
 
 
 class ImageInfo(NamedTuple):
-    """Size of an image, and whether its file is animated and was decoded; returned by `reading.probe`."""
+    """Properties of an image file, returned by `reading.probe`."""
 
     width: int  # px, of the upright image
     height: int  # px, of the upright image
     animated: bool  # more than one frame; only the first is used
     decoded: bool  # False if only the header was read, because the image has too many pixels
+    values: tuple[int, int] | None = None  # smallest and largest value, from 0 to 65535; None unless it has 16 bits
 
 
 def find(root: Path) -> list[Path]:
@@ -157,7 +159,7 @@ def save(image: Image.Image, path: Path) -> None:
 def open_bytes(path: Path) -> Iterator[IO[bytes]]:
     """Context manager: open a non-empty file for reading; errors here or in the `with` block become `ImageError`s.
 
-    Only a MemoryError is raised unchanged.
+    A MemoryError is raised unchanged.
     """
     try:
         with _stream(path) as stream:
@@ -201,6 +203,8 @@ def decode(image: ImageFile.ImageFile) -> None:
     if image.format == "PNG":
         assert image.fp is not None
         check_png(image.fp)
+    if image.format == "TIFF":
+        exif_of(lambda: embedded_exif(image))  # otherwise Pillow would turn the image by the orientation in XMP
     ImageFile.LOAD_TRUNCATED_IMAGES = False  # Pillow's default, which some other libraries change
     image.load()
 
@@ -208,6 +212,7 @@ def decode(image: ImageFile.ImageFile) -> None:
 def apply_orientation(image: ImageFile.ImageFile) -> Image.Image:
     """Decode an image, rotate or mirror it in place according to its EXIF orientation, and return it."""
     decode(image)
+    embedded_exif(image)  # removes an orientation that comes from XMP
     ImageOps.exif_transpose(image, in_place=True)
     return image
 

@@ -6,6 +6,7 @@ Pillow reduces such files to 8 bits per channel, or cannot open them.
 import io
 import logging
 import struct
+import zlib
 from collections.abc import Mapping
 from importlib.util import find_spec
 from math import prod
@@ -19,7 +20,7 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from cyclestyle.images import decoding
 from cyclestyle.images.decoded import DecodedImage
 from cyclestyle.images.decoding import ImageError
-from cyclestyle.images.metadata import exif_of, xmp_of
+from cyclestyle.images.metadata import embedded_exif, exif_of, iptc_of, xmp_of
 from cyclestyle.images.photo import PixelArray, largest
 
 _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _SAMPLES, _PLANAR, _EXTRA, _FORMAT = 256, 257, 258, 262, 277, 284, 338, 339
@@ -41,9 +42,11 @@ class Png(NamedTuple):
     bits: int  # number of bits per channel
 
     def read(self, path: Path, stream: IO[bytes]) -> DecodedImage:
-        """Decode the PNG file with this header from `stream`; it must have 16 bits per channel.
+        """Decode the PNG file with this header; the file must have 16 bits per channel.
 
-        `path` is used only in error messages.
+        Args:
+            path: path of the file, for error messages.
+            stream: the open file.
         """
         import imagecodecs
 
@@ -63,10 +66,11 @@ class Png(NamedTuple):
                 image.load()  # Pillow reads chunks after the pixels only when it decodes
             info = image.info
             frames = int(getattr(image, "n_frames", 1))
-            exif, notes = exif_of(lambda: Image.Image.getexif(image))  # `PngImageFile.getexif` would decode the pixels
+            exif, notes = exif_of(lambda: embedded_exif(image))
             profile, xmp, dpi = info.get("icc_profile", b""), xmp_of(info), info.get("dpi")
         notes += (f"the first of {frames} frames",) if frames > 1 else ()
-        return DecodedImage(colours, alpha, profile, exif, xmp, dpi, "PNG", notes)
+        iptc = iptc_of(info, {})
+        return DecodedImage(colours, alpha, profile, exif, xmp, dpi, "PNG", notes, iptc, is_animated=lambda: frames > 1)
 
 
 class Tiff(NamedTuple):
@@ -86,9 +90,11 @@ class Tiff(NamedTuple):
         return int(self.tags[_HEIGHT])
 
     def read(self, path: Path, stream: IO[bytes]) -> DecodedImage:
-        """Decode the TIFF file with this header from `stream`; it must have 16 bits per channel.
+        """Decode the TIFF file with this header; the file must have 16 bits per channel.
 
-        `path` is used only in error messages.
+        Args:
+            path: path of the file, for error messages.
+            stream: the open file.
         """
         kind = self.tags.get(_PHOTOMETRIC, -1)
         if kind not in _COLOURS:
@@ -110,7 +116,8 @@ class Tiff(NamedTuple):
         exif, notes = exif_of(lambda: self._exif(stream))
         profile, xmp = self.tags.get(_PROFILE, b""), self.tags.get(_XMP, b"")
         notes += (f"the first of {pages} pages",) if pages > 1 else ()
-        return DecodedImage(colours, alpha, profile, exif, xmp, self._dpi(), "TIFF", notes)
+        has_pages, dpi, iptc = pages > 1, self._dpi(), iptc_of({}, self.tags)
+        return DecodedImage(colours, alpha, profile, exif, xmp, dpi, "TIFF", notes, iptc, is_animated=lambda: has_pages)
 
     def _exif(self, stream: IO[bytes]) -> Image.Exif:
         exif = Image.Exif()
@@ -125,15 +132,15 @@ class Tiff(NamedTuple):
 
 
 def header(path: Path, stream: IO[bytes]) -> Png | Tiff | None:
-    """Read the header of a PNG or TIFF file; return None for files of other formats.
+    """Read the header of a PNG or TIFF file; return None for other formats, and for headers without a valid size.
 
     Raises:
         ImageError: the channels of a TIFF have an unsupported number type or number of bits.
     """
     stream.seek(0)
-    start = stream.read(32)
+    start = stream.read(33)
     stream.seek(0)
-    if start.startswith(b"\x89PNG\r\n\x1a\n") and start[12:16] == b"IHDR" and len(start) > 24:
+    if start.startswith(b"\x89PNG\r\n\x1a\n") and start[12:16] == b"IHDR" and _has_checksum(start):
         return Png(*struct.unpack(">IIB", start[16:25]))
     if start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         directory = ImageFileDirectory_v2(start[: 16 if 43 in start[2:4] else 8])
@@ -146,10 +153,18 @@ def header(path: Path, stream: IO[bytes]) -> Png | Tiff | None:
     return None
 
 
+def _has_checksum(start: bytes) -> bool:
+    """Return whether `start`, the first 33 bytes of a PNG, has the right header checksum.
+
+    With a wrong checksum, the size in the header is meaningless.
+    """
+    return len(start) == 33 and zlib.crc32(start[12:29]).to_bytes(4, "big") == start[29:]
+
+
 def check_libraries(path: Path) -> None:
     """Raise an `ImageError` about `path` unless the libraries for 16 bits per channel are installed."""
     if not has_libraries():
-        raise ImageError(path, "16 bits a channel need more libraries: pip install 'cyclestyle[deep]'")
+        raise ImageError(path, "16 bits a channel need more libraries: pip install 'cyclestyle[deep]'", False)
 
 
 def has_libraries() -> bool:
@@ -170,9 +185,12 @@ def _tiff_bits(path: Path, tags: Mapping[int, Any]) -> int:
 
 
 def is_negative_plane(tags: Mapping[int, Any]) -> bool:
-    """Return whether `tags` describe a TIFF with separate planes, whose only channel is grey with 0 as white.
+    """Return whether a TIFF has one grey channel, 0 as white, and the planar configuration "separate planes".
 
     If the pixels of such a file are uncompressed, Pillow does not invert them, so the caller must.
+
+    Args:
+        tags: tag number -> value.
     """
     samples = tags.get(_SAMPLES, 1)
     return tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO and tags.get(_PLANAR) == _SEPARATE_PLANES and samples == 1

@@ -19,6 +19,7 @@ class Metadata:
     exif: bytes = b""  # `Exif\\0\\0` and a TIFF structure: orientation 1, no thumbnail
     xmp: bytes = b""  # XML in UTF-8
     dpi: tuple[float, float] | None = None  # pixels per inch, across and down
+    iptc: bytes = b""  # IPTC-IIM records
 
 
 @dataclass(frozen=True, eq=False)

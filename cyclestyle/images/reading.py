@@ -1,7 +1,7 @@
-"""The one door for image files: `open_image` decodes a file for training, evaluation and translation alike."""
+"""Decoding of image files: training, evaluation and translation all open image files with `open_image`."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -9,15 +9,16 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from cyclestyle.images import decoding, file_formats
+from cyclestyle.images import colour_tags, decoding, file_formats, png
 from cyclestyle.images.colour import image_to_srgb, to_srgb
 from cyclestyle.images.decoded import DecodedImage
-from cyclestyle.images.decoders import Colour, Decoder, decode_for_training, decode_photo
+from cyclestyle.images.decoders import DECODERS, Colour, Decoder, DecoderName, completing, decode_photo
 from cyclestyle.images.decoding import ImageInfo, TooManyPixelsError
 from cyclestyle.images.metadata import orientation_of, select_metadata
 from cyclestyle.images.photo import Metadata, Photo, PixelArray, fault, largest, to_8_bits
 
 Channels = Literal[1, 3]  # grey or RGB
+ValueRange = Literal["full"] | tuple[int, int]  # values of 16-bit files that are black and white; full: 0 and 65535
 
 # To undo an EXIF orientation: mirror left and right if the orientation is in `_MIRRORED`, then rotate
 # counter-clockwise by `_QUARTERS` quarter turns.
@@ -27,7 +28,7 @@ _QUARTERS = {1: 0, 2: 0, 3: 2, 4: 2, 5: 1, 6: 3, 7: 3, 8: 1}
 
 @dataclass(frozen=True)
 class OpenedImage:
-    """Decoded image file, whose colours `to_image` or `to_photo` converts to sRGB; both return an upright image."""
+    """Decoded image file; `to_image` and `to_photo` convert it to an upright sRGB image."""
 
     path: Path
     decoded: DecodedImage
@@ -48,15 +49,15 @@ class OpenedImage:
         return decoding.over_background(image, transparent_as)
 
     def to_photo(self, *, metadata: bool = False) -> Photo:
-        """Return a photo with the bits, alpha and notes of the file; with its EXIF, XMP and resolution if `metadata`.
+        """Return a photo with the bit depth, alpha and notes of the file, and with its metadata if `metadata` is True.
 
-        The decoder must be `decode_photo`.
+        The image must have been decoded by `decode_photo`.
         """
         decoded = self.decoded
         assert not isinstance(decoded.colours, Image.Image)
         assert not isinstance(decoded.alpha, Image.Image)
         preserved, metadata_notes = (
-            select_metadata(decoded.exif, decoded.xmp, decoded.dpi) if metadata else (Metadata(), ())
+            select_metadata(decoded.exif, decoded.xmp, decoded.dpi, decoded.iptc) if metadata else (Metadata(), ())
         )
         orientation = orientation_of(decoded.exif)
         pixels, colour_note = to_srgb(decoded.colours, decoded.profile)
@@ -66,7 +67,7 @@ class OpenedImage:
         return Photo(_turned(pixels, orientation), alpha, preserved, notes)
 
     def corner(self) -> "OpenedImage":
-        """Return the pixel at the top left as an image, to check cheaply that colours can be converted."""
+        """Return only the top left pixel; converting it checks cheaply that the colours are supported."""
         colours, alpha = _corner(self.decoded.colours), self.decoded.alpha
         alpha = None if alpha is None else _corner(alpha)
         return OpenedImage(self.path, self.decoded._replace(colours=colours, alpha=alpha))
@@ -78,25 +79,34 @@ def open_image(
     *,
     colour: Colour = "managed",
     decoder: Decoder = decode_photo,
+    value_range: ValueRange = "full",
     max_pixels: int = decoding.MAX_PIXELS,
 ) -> Iterator[OpenedImage]:
     """Context manager: open and decode an image file; only the first frame of an animation is decoded.
 
-    Training, samples, inspection, evaluation and translation open images by this function alone. Errors in the `with`
-    block become `ImageError`s.
+    Training, evaluation and translation open image files only with this function. Errors in the `with` block become
+    `ImageError`s.
 
     Args:
-        colour: `managed` converts colours to sRGB by the ICC profile in the file; `raw` ignores the profile.
+        colour: `managed` converts colours to sRGB by the ICC profile in the file, or by the colour space that the file
+            declares by numbers, see `colour_tags`; `raw` ignores both.
         decoder: function that decodes the file.
+        value_range: the two values of a 16-bit file, from 0 to 65535, that become black and white; `full` leaves all
+            values unchanged. Values outside of the range are clipped.
         max_pixels: largest accepted product of width and height; a larger image is rejected without decoding.
 
     Raises:
         ImageError: the file is not an image, is damaged, has too many pixels or unsupported colours, or needs a
             library that is not installed.
     """
-    with decoding.open_bytes(path) as stream:
+    with decoding.open_bytes(path) as file:
+        stream, faults = png.without_faults(file)
+        tag = colour_tags.read(stream) if colour == "managed" else colour_tags.ColourTag()
+        stream.seek(0)
         decoded = decoder(path, stream, colour=colour, max_pixels=max_pixels)
-        yield OpenedImage(path, decoded if colour == "managed" else decoded._replace(profile=b""))
+        decoded = decoded._replace(notes=(*faults, *decoded.notes))
+        decoded = decoded if value_range == "full" else _stretched(decoded, *value_range)
+        yield OpenedImage(path, _tagged(decoded, tag) if colour == "managed" else decoded._replace(profile=b""))
 
 
 def read(
@@ -106,7 +116,7 @@ def read(
 
     Args:
         resize: maximum length of the longer side, px; larger photos are shrunk to it. None means no limit.
-        metadata: whether the result contains EXIF, XMP and resolution, to be preserved in the output file.
+        metadata: whether the result contains EXIF, XMP, IPTC and resolution, to be preserved in the output file.
         max_pixels: see `open_image`.
 
     Raises:
@@ -124,45 +134,116 @@ def read(
         return photo
 
 
+@dataclass(frozen=True)
+class ImageReader:
+    """Reads image files as opaque sRGB images with 8 bits per channel, for training and evaluation.
+
+    With the default arguments, images have the same colours as in translation, reduced to 8 bits and placed over white.
+
+    Args:
+        colour: see `open_image`.
+        decoder: `photo` decodes files as translation does; `earlier` decodes them as training did in earlier versions,
+            see `decoders.decode_for_training`.
+        value_range: see `open_image`.
+        transparent_as: colour that shows through transparent pixels, in any notation that `decoding.colour` accepts.
+        max_pixels: see `open_image`.
+        incomplete: whether JPEG files that lack their last bytes are read, see `decoders.completing`.
+    """
+
+    colour: Colour = "managed"
+    decoder: DecoderName = "photo"
+    value_range: ValueRange = "full"
+    transparent_as: str = "white"
+    max_pixels: int = decoding.MAX_PIXELS
+    incomplete: bool = False
+
+    def read(self, path: Path, *, channels: Channels = 3) -> Image.Image:
+        """Decode an image file to an upright image: mode RGB for 3 channels, or mode L (luma of ITU-R BT.601) for 1.
+
+        Raises:
+            ImageError: see `open_image`.
+        """
+        with self._open(path) as opened:
+            image = opened.to_image(transparent_as=self.transparent_as)
+            return image if channels == 3 else image.convert("L")
+
+    def probe(self, path: Path) -> ImageInfo:
+        """Check an image file by decoding it completely; return its properties.
+
+        If the image has more than `max_pixels` pixels, only its header is read, and no error is raised.
+
+        Raises:
+            ImageError: `read` cannot read the file, for a reason other than too many pixels.
+        """
+        try:
+            with self._open(path) as opened:
+                opened.corner().to_image()  # raises for unsupported colours
+                width, height = _upright_size(opened.decoded)
+                return ImageInfo(width, height, opened.decoded.is_animated(), True, _values(opened.decoded.colours))
+        except TooManyPixelsError as error:
+            return ImageInfo(error.width, error.height, animated=False, decoded=False)
+
+    def _open(self, path: Path) -> AbstractContextManager[OpenedImage]:
+        decoder = DECODERS[self.decoder]
+        return open_image(
+            path,
+            colour=self.colour,
+            decoder=completing(decoder) if self.incomplete else decoder,
+            value_range=self.value_range,
+            max_pixels=self.max_pixels,
+        )
+
+
 def read_8_bit(
     path: Path,
     *,
     channels: Channels = 3,
     colour: Colour = "managed",
+    decoder: DecoderName = "photo",
     transparent_as: str = "white",
     max_pixels: int = decoding.MAX_PIXELS,
 ) -> Image.Image:
-    """Decode an image file to an upright, opaque sRGB image with 8 bits per channel, for training and evaluation.
+    """Decode an image file to an upright, opaque sRGB image with 8 bits per channel; see `ImageReader`."""
+    reader = ImageReader(colour=colour, decoder=decoder, transparent_as=transparent_as, max_pixels=max_pixels)
+    return reader.read(path, channels=channels)
 
-    Args:
-        channels: 3 for an RGB image; 1 for a grey image of mode L, with the luma of ITU-R 601.
-        colour: see `open_image`.
-        transparent_as: colour that shows through transparent pixels, in any notation that `decoding.colour` accepts.
-        max_pixels: see `open_image`.
 
-    Raises:
-        ImageError: see `open_image`.
+def probe(
+    path: Path,
+    *,
+    colour: Colour = "managed",
+    decoder: DecoderName = "photo",
+    max_pixels: int = decoding.MAX_PIXELS,
+) -> ImageInfo:
+    """Check an image file by decoding it completely; see `ImageReader.probe`."""
+    return ImageReader(colour=colour, decoder=decoder, max_pixels=max_pixels).probe(path)
+
+
+def _stretched(decoded: DecodedImage, low: int, high: int) -> DecodedImage:
+    """Scale the colours of a 16-bit image linearly so that `low` becomes 0 and `high` 65535; clip other values."""
+    colours = decoded.colours
+    if isinstance(colours, Image.Image) or colours.dtype != np.uint16:
+        return decoded
+    full = largest(colours)
+    scaled = (colours.astype(np.float32) - low) * (full / (high - low))
+    return decoded._replace(colours=scaled.round().clip(0, full).astype(np.uint16))
+
+
+def _values(colours: PixelArray | Image.Image) -> tuple[int, int] | None:
+    """Return the smallest and the largest value of a 16-bit image; None for an image with 8 bits per channel."""
+    if isinstance(colours, Image.Image) or colours.dtype != np.uint16:
+        return None
+    return int(colours.min()), int(colours.max())
+
+
+def _tagged(decoded: DecodedImage, tag: colour_tags.ColourTag) -> DecodedImage:
+    """Return a decoded image with the profile and the notes of `tag`.
+
+    An image that has an ICC profile is returned unchanged, unless `tag` is valid and has `precedes_icc` set.
     """
-    with open_image(path, colour=colour, decoder=decode_for_training, max_pixels=max_pixels) as opened:
-        image = opened.to_image(transparent_as=transparent_as)
-        return image if channels == 3 else image.convert("L")
-
-
-def probe(path: Path, *, colour: Colour = "managed", max_pixels: int = decoding.MAX_PIXELS) -> ImageInfo:
-    """Check a training image by decoding it completely; return its size, and whether it is animated.
-
-    If the image has more than `max_pixels` pixels, only its header is read.
-
-    Raises:
-        ImageError: `read_8_bit` cannot read the file.
-    """
-    try:
-        with open_image(path, colour=colour, decoder=decode_for_training, max_pixels=max_pixels) as opened:
-            opened.corner().to_image()  # raises for unsupported colours
-            width, height = _upright_size(opened.decoded)
-            return ImageInfo(width, height, animated=opened.decoded.is_animated(), decoded=True)
-    except TooManyPixelsError as error:
-        return ImageInfo(error.width, error.height, animated=False, decoded=False)
+    if decoded.profile and not (tag.precedes_icc and (tag.profile or not tag.notes)):
+        return decoded
+    return decoded._replace(profile=tag.profile or b"", notes=(*decoded.notes, *tag.notes))
 
 
 def _corner(channels: PixelArray | Image.Image) -> PixelArray | Image.Image:

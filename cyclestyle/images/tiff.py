@@ -28,6 +28,7 @@ _X_RESOLUTION, _Y_RESOLUTION, _PLANAR, _UNIT, _PREDICTOR, _EXTRA, _XMP, _PROFILE
     700,
     34675,
 )
+_IPTC = 33723
 _DEFLATE, _BLACK_IS_ZERO, _RGB, _INTERLEAVED, _DIFFERENCES, _ALPHA, _INCH = 8, 1, 2, 1, 2, 2, 2
 DEFLATE_LEVEL = 4  # photos take as many bytes as at level 6, and encoding is up to four times as fast
 _STRIP = 2**18  # maximum bytes in a strip before compression; a strip has at least one row
@@ -41,8 +42,8 @@ def encoded(channels: PixelArray, *, profile: bytes, metadata: Metadata, exif: M
         channels: uint8 or uint16, (H, W, 1) grey or (H, W, 3) RGB, one channel more with alpha; colours are not
             premultiplied by alpha.
         profile: ICC profile to embed.
-        metadata: source of XMP and resolution; its EXIF data are ignored, since `exif` provides them.
-        exif: EXIF tags and their values; the value for the tag of a nested directory is a mapping of the tags in it.
+        metadata: source of XMP, IPTC and resolution; its EXIF data are ignored, since `exif` provides them.
+        exif: EXIF tags and their values; the value of a nested directory is itself a mapping from tags to values.
     """
     height, width, count = channels.shape
     rows = max(1, _STRIP // (width * count * channels.itemsize))
@@ -61,6 +62,9 @@ def encoded(channels: PixelArray, *, profile: bytes, metadata: Metadata, exif: M
     if metadata.xmp:
         directory[_XMP] = metadata.xmp
         directory.tagtype[_XMP] = TiffTags.BYTE
+    if metadata.iptc:
+        directory[_IPTC] = metadata.iptc
+        directory.tagtype[_IPTC] = TiffTags.UNDEFINED
     if metadata.dpi:
         directory[_X_RESOLUTION], directory[_Y_RESOLUTION] = metadata.dpi
         directory[_UNIT] = _INCH

@@ -14,7 +14,7 @@ from PIL import ExifTags, Image, PngImagePlugin
 from cyclestyle.filesystem.atomic import atomic_write
 from cyclestyle.images import colour, file_formats, high_bit_depth, tiff
 from cyclestyle.images.decoding import ImageError
-from cyclestyle.images.metadata import with_size
+from cyclestyle.images.metadata import iptc_resources, with_size
 from cyclestyle.images.photo import Metadata, Photo, PixelArray, largest, to_8_bits
 
 _ANY = 2**31 - 1  # bytes or px; practically no limit
@@ -34,6 +34,7 @@ class _Format(NamedTuple):
     longest: int = _ANY  # longest side, px
     exif: int = _ANY  # bytes
     xmp: int = _ANY  # bytes
+    iptc: int = 0  # bytes
     dpi: bool = True
     doubtful: bool = False  # the encoder sometimes produces files that no decoder reads
 
@@ -154,6 +155,9 @@ def _fitting_metadata(
     if len(metadata.xmp) > kind.xmp:
         fitting = replace(fitting, xmp=b"")
         notes.append(f"its XMP data do not fit a {name}: left out")
+    if len(metadata.iptc) > kind.iptc:
+        fitting = replace(fitting, iptc=b"")
+        notes.append(f"its IPTC data do not fit a {name}: left out")
     if metadata.dpi and not kind.dpi:
         fitting = replace(fitting, dpi=None)
         if not fitting.exif:  # EXIF data hold the resolution too
@@ -172,6 +176,7 @@ def _by_pillow(pillow_name: str, **options: Any) -> Callable[[PixelArray, Metada
         fields |= {"exif": metadata.exif} if metadata.exif else {}
         fields |= {"xmp": metadata.xmp} if metadata.xmp else {}
         fields |= {"dpi": metadata.dpi} if metadata.dpi else {}
+        fields |= {"extra": _app13(metadata.iptc)} if metadata.iptc else {}
         stream = io.BytesIO()
         _to_pil(channels).save(stream, pillow_name, **fields)
         return stream.getvalue()
@@ -186,8 +191,10 @@ def _png(channels: PixelArray, metadata: Metadata, quality: int) -> bytes:
     fields: dict[str, Any] = {"icc_profile": _profile(channels), "compress_level": tiff.DEFLATE_LEVEL}
     fields |= {"exif": metadata.exif} if metadata.exif else {}
     fields |= {"dpi": metadata.dpi} if metadata.dpi else {}
+    fields["pnginfo"] = PngImagePlugin.PngInfo()
+    if metadata.iptc:
+        fields["pnginfo"].add(b"zTXt", _iptc_text(metadata.iptc))
     if metadata.xmp:
-        fields["pnginfo"] = PngImagePlugin.PngInfo()
         fields["pnginfo"].add_itxt("XML:com.adobe.xmp", metadata.xmp.decode("utf-8", "replace"))
     stream = io.BytesIO()
     _to_pil(channels).save(stream, "PNG", **fields)
@@ -208,8 +215,23 @@ def _png_16bit(channels: PixelArray, metadata: Metadata) -> bytes:
         chunks.append((b"eXIf", metadata.exif.removeprefix(b"Exif\0\0")))
     if metadata.xmp:
         chunks.append((b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + metadata.xmp))
+    if metadata.iptc:
+        chunks.append((b"zTXt", _iptc_text(metadata.iptc)))
     start = 8 + 12 + 13  # bytes of the signature and the header chunk
     return pixels_only[:start] + b"".join(_chunk(kind, data) for kind, data in chunks) + pixels_only[start:]
+
+
+def _app13(iptc: bytes) -> bytes:
+    """Return a JPEG segment (APP13) that contains the given IPTC records."""
+    content = iptc_resources(iptc)
+    return b"\xff\xed" + struct.pack(">H", 2 + len(content)) + content
+
+
+def _iptc_text(iptc: bytes) -> bytes:
+    """Return the data of a zTXt chunk with the given IPTC records, in the notation of ImageMagick and ExifTool."""
+    content = iptc_resources(iptc)
+    text = f"\niptc\n{len(content):8}\n{content.hex()}\n"
+    return b"Raw profile type iptc\0\0" + zlib.compress(text.encode())
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:
@@ -237,10 +259,16 @@ def _profile(channels: PixelArray) -> bytes:
 
 
 _FORMATS = {
-    "PNG": _Format(_png, grey=True, sixteen_bit=True),
-    "TIFF": _Format(_tiff, grey=True, grey_alpha_16bit=False, sixteen_bit=True),
+    "PNG": _Format(_png, grey=True, sixteen_bit=True, iptc=_ANY),
+    "TIFF": _Format(_tiff, grey=True, grey_alpha_16bit=False, sixteen_bit=True, iptc=_ANY),
     "JPEG": _Format(
-        _by_pillow("JPEG", subsampling=0), alpha=False, grey=True, longest=65_500, exif=65_533, xmp=65_533 - 29
+        _by_pillow("JPEG", subsampling=0),
+        alpha=False,
+        grey=True,
+        longest=65_500,
+        exif=65_533,
+        xmp=65_533 - 29,
+        iptc=65_533 - 28,
     ),
     "WebP": _Format(_by_pillow("WEBP"), longest=16_383, dpi=False),
     "BMP": _Format(_by_pillow("BMP"), alpha=False, grey=True, exif=0, xmp=0),

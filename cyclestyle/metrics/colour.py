@@ -84,7 +84,9 @@ def colour_distance(x: ColourStatistics, y: ColourStatistics) -> float:
 
 
 def global_colour_map(source: ColourStatistics, target: ColourStatistics) -> ColourMap:
-    """Return the colour map that gives images with the statistics `source` the statistics `target`.
+    """Return the map that changes the mean and standard deviation of each channel from `source` to `target`.
+
+    A channel with a standard deviation of 0 is only shifted to the target mean.
 
     Args:
         source, target: colour statistics of two sets of images, computed from RGB values from 0 to 255.

@@ -1,4 +1,8 @@
-"""Export formats for generators; each direction of a model is exported to a file of its own."""
+"""Export formats for the generators of a model, one generator and one file per direction of translation.
+
+The format `reference` is that of the 2017 PyTorch implementation of CycleGAN, called the reference. In this format, the
+discriminators are exported too, to further files.
+"""
 
 import io
 import re
@@ -9,15 +13,16 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from cyclestyle.checkpoints.model import Model, model_bytes
+from cyclestyle.checkpoints.model import Model, model_bytes, state_dict_mismatch
 from cyclestyle.errors import CheckpointError
 from cyclestyle.model_files import onnx
 from cyclestyle.model_files.generator_file import GeneratorFile, GeneratorFiles, build
-from cyclestyle.model_files.original_weights import reference_options, to_reference
+from cyclestyle.model_files.original_weights import discriminator_options, reference_options, to_reference
+from cyclestyle.networks import registry
 
 
 class File(NamedTuple):
-    """Name, content and notes of the file for one exported generator; the file is not yet written."""
+    """Name, content and notes of a file for one exported network; the file is not yet written."""
 
     name: str
     content: bytes
@@ -32,14 +37,19 @@ class Encoded(NamedTuple):
 
 
 class Format(NamedTuple):
-    """Format of exported files: how a file is named, and how a generator is encoded."""
+    """Export format: naming of files, and encoding of a generator."""
 
     name: Callable[[GeneratorFile, str], str]  # returns the file name for a source and its file stem (see `_stem`)
     encode: Callable[[nn.Module, GeneratorFile], Encoded]
+    has_discriminators: bool = False  # whether the discriminators are exported beside the generators
 
 
 def files(sources: GeneratorFiles, *, format: str, direction: str | None = None) -> list[File]:  # noqa: A002
     """Encode the generators of all directions of a model, or only the generator of `direction`.
+
+    With format `reference`, the returned list ends with the discriminators that score the outputs of these generators.
+    A discriminator is left out if the model file lacks it, or if the 2017 implementation of CycleGAN cannot build it.
+    In the second case, the notes of the generator's file contain the reason.
 
     Args:
         sources: generators of the model.
@@ -51,11 +61,15 @@ def files(sources: GeneratorFiles, *, format: str, direction: str | None = None)
         CheckpointError: the weights do not fit the network, or the format does not support the network.
     """
     kind = FORMATS[format]
-    encoded_files = []
+    encoded_files, judges = [], []
     for source in _selected(sources, direction):
         encoded = kind.encode(build(source), source)
-        encoded_files.append(File(kind.name(source, _stem(source)), encoded.content, encoded.notes))
-    return encoded_files
+        notes = encoded.notes
+        if kind.has_discriminators and (judge := _judge_of(source, sources)):
+            judges += [judge] if isinstance(judge, File) else []
+            notes = notes if isinstance(judge, File) else [*notes, judge]
+        encoded_files.append(File(kind.name(source, _stem(source, sources)), encoded.content, notes))
+    return encoded_files + judges
 
 
 def names(sources: GeneratorFiles, *, format: str, direction: str | None = None) -> list[str]:  # noqa: A002
@@ -64,7 +78,12 @@ def names(sources: GeneratorFiles, *, format: str, direction: str | None = None)
     Raises:
         CommandError: `direction` is unknown.
     """
-    return [FORMATS[format].name(source, _stem(source)) for source in _selected(sources, direction)]
+    kind, selected = FORMATS[format], _selected(sources, direction)
+    judges = [_judge_of(source, sources) for source in selected] if kind.has_discriminators else []
+    return [
+        *(kind.name(source, _stem(source, sources)) for source in selected),
+        *(judge.name for judge in judges if isinstance(judge, File)),
+    ]
 
 
 def _selected(sources: GeneratorFiles, direction: str | None) -> list[GeneratorFile]:
@@ -96,6 +115,35 @@ def _reference(generator: nn.Module, source: GeneratorFile) -> Encoded:
     return Encoded(stream.getvalue(), [f"the reference tools load it with {options}"])
 
 
+def _judge_of(source: GeneratorFile, sources: GeneratorFiles) -> File | str | None:
+    """Encode the discriminator that scores the outputs of a generator, in format `reference`.
+
+    Returns:
+        The file; a note with the reason if the 2017 implementation of CycleGAN cannot build the discriminator; None if
+        the model file has no such discriminator, or does not state the generator's direction.
+
+    Raises:
+        CheckpointError: the weights do not fit the discriminator.
+    """
+    domain = source.side[1]
+    stored = sources.discriminators.get(domain)
+    if stored is None or not source.states_direction:
+        return None
+    try:
+        network = registry.build(stored.architecture, kind="discriminator")
+        options = discriminator_options(network)
+    except CheckpointError as error:
+        return f"discriminator {domain} is not written: {error}"
+    if differences := state_dict_mismatch(network.state_dict(), stored.tensors):
+        fault = f"{source.path}: its weights discriminators.{domain}.* do not fit its header"
+        raise CheckpointError("\n  ".join([fault, *differences]))
+    network.load_state_dict(stored.tensors)
+    stream = io.BytesIO()
+    torch.save(OrderedDict(to_reference(network)), stream)
+    note = f"it judges the outputs of latest_net_G{_letter(source)}.pth; the reference tools load it with {options}"
+    return File(f"latest_net_D{_letter(source)}.pth", stream.getvalue(), [note])
+
+
 def _onnx(generator: nn.Module, source: GeneratorFile) -> Encoded:
     content, differences, multiple, minimum = onnx.export(generator, source)
     shapes = ", ".join(f"{largest:.1e} at {' x '.join(map(str, shape))}" for shape, largest in differences)
@@ -110,28 +158,30 @@ def _onnx(generator: nn.Module, source: GeneratorFile) -> Encoded:
 
 FORMATS = {
     "safetensors": Format(lambda _, stem: f"{stem}.safetensors", _safetensors),
-    "reference": Format(lambda source, _: f"latest_net_G{_letter(source)}.pth", _reference),
+    "reference": Format(lambda source, _: f"latest_net_G{_letter(source)}.pth", _reference, has_discriminators=True),
     "onnx": Format(lambda _, stem: f"{stem}.onnx", _onnx),
 }
 
 
 def _letter(source: GeneratorFile) -> str:
-    """Return the suffix for the direction in file names of the 2017 implementation: `_A` or `_B`.
+    """Return the suffix that names a direction in file names of the 2017 implementation of CycleGAN.
 
-    The suffix is empty if the direction is unknown.
+    It is `_A` for translation from the first domain to the second, `_B` for the reverse, and empty if the model file
+    does not state the direction.
     """
     if not source.states_direction:
         return ""
     return "_A" if source.side == "ab" else "_B"
 
 
-def _stem(source: GeneratorFile) -> str:
+def _stem(source: GeneratorFile, sources: GeneratorFiles) -> str:
     """Return the name of the exported file without extension, made of the domain names, such as `photo2monet`.
 
-    If the source does not state its step (a `.pth` file never does), return the source's file name without extension.
+    If the model file does not state its training step (a `.pth` file never does), return the name of the model file
+    without extension, followed by the direction if the file has two generators.
     """
     if source.step is None:
-        return source.path.stem
+        return source.path.stem if len(sources.by_side) == 1 else f"{source.path.stem}_{source.direction}"
     names = [re.sub(r"[^\w.-]+", "_", name).strip(".")[:_MAX_NAME] for name in source.domains]
     ab, ba = "2".join(names), "2".join(reversed(names))
     if ab.casefold() == ba.casefold() or not all(names):  # both directions would get the same file

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -13,15 +12,13 @@ from torch import Tensor, nn
 from cyclestyle.checkpoints import directory, model
 from cyclestyle.checkpoints.model import Model
 from cyclestyle.errors import CheckpointError, CommandError
-from cyclestyle.model_files import original_weights, pth
+from cyclestyle.model_files import file_kinds, original_weights, other_programs, pth
 from cyclestyle.networks import registry
 
 Side = Literal["ab", "ba"]
 Weights = Literal["ema", "raw"]
 
-REFERENCE = (".pth", ".pt")  # suffixes of files of the 2017 implementation
 _GROUPS: dict[Weights, str] = {"ema": "ema", "raw": "generators"}  # first part of tensor names in a model file
-_LETTER = re.compile(r"_G_([AB])\.(pth|pt)", re.IGNORECASE)  # latest_net_G_A.pth translates A to B
 
 
 class GeneratorFile(NamedTuple):
@@ -43,12 +40,20 @@ class GeneratorFile(NamedTuple):
         return directions(self.domains)[self.side == "ba"]
 
 
+class DiscriminatorFile(NamedTuple):
+    """Discriminator of one domain, as read from a checkpoint: architecture and weights of the last step."""
+
+    architecture: dict[str, Any]  # from the file's header; not validated
+    tensors: dict[str, Tensor]
+
+
 class GeneratorFiles(NamedTuple):
     """Generators of all directions of a model: two from a checkpoint, one from an exported file or a `.pth` file."""
 
     by_side: dict[Side, GeneratorFile]
     path: Path
     domains: tuple[str, str]
+    discriminators: Mapping[str, DiscriminatorFile] = {}  # "a", "b" -> discriminator; empty if the file has none
 
     @property
     def directions(self) -> tuple[str, ...]:
@@ -61,8 +66,8 @@ class GeneratorFiles(NamedTuple):
         precedence: if the first domain is called b and the second a, `b2a` translates from the first to the second.
 
         Raises:
-            CommandError: the model has two directions and `direction` is None, or the model is not known to have this
-                direction.
+            CommandError: for a model of two directions, `direction` is None or neither of them. For a model of one
+                direction, `direction` is another one, or it is not None and the file states no direction.
         """
         if len(self.by_side) == 1:
             return self._only(direction)
@@ -85,7 +90,8 @@ def read(path: Path, *, weights: Weights = "ema") -> GeneratorFiles:
     """Read the generators of a model.
 
     Args:
-        path: a run folder, a checkpoint folder, a safetensors file, or a `.pth` file of the 2017 implementation.
+        path: a run folder, a checkpoint folder, a safetensors file, or a file of `torch.save` with generators of this
+            program or of the 2017 implementation, such as `latest_net_G_A.pth`.
         weights: `ema` selects the moving average of the weights if the model has one, else the weights of the last
             step; `raw` always selects the weights of the last step.
 
@@ -93,12 +99,20 @@ def read(path: Path, *, weights: Weights = "ema") -> GeneratorFiles:
         CheckpointError: the file is missing, damaged, or does not hold a generator.
         CommandError: `weights` is `raw`, but the file holds only the moving average.
     """
-    if path.suffix.lower() == ".onnx" and path.is_file():
+    if path.name in directory.POINTERS or not path.is_file():
+        if reason := file_kinds.tensorflow_reason(path):
+            raise CheckpointError(f"{path} {reason}")
+        return _from_model(directory.read_model(path), weights)
+    kind = file_kinds.kind_of(path)
+    if kind == "onnx":
+        remedy = "" if path.suffix.lower() == ".onnx" else "rename it to .onnx to translate with it, or "
         raise CheckpointError(
-            f"{path} is an .onnx file, which only onnxruntime runs: give the checkpoint that it was exported from"
+            f"{path} is an ONNX file, which only onnxruntime runs: {remedy}give the checkpoint that it came from"
         )
-    if path.suffix.lower() in REFERENCE and path.is_file():
-        return _from_reference(path)
+    if kind == "torch":
+        return _from_tensors(path, pth.read_tensors(path))
+    if (foreign := directory.read_foreign_tensors(path)) is not None:
+        return _from_tensors(path, foreign)
     return _from_model(directory.read_model(path), weights)
 
 
@@ -172,7 +186,12 @@ def _from_model(model: Model, weights: Weights) -> GeneratorFiles:
             )
     if not by_side:
         raise CheckpointError(f"{model.path} holds no generator: expected generators.ab.* or ema.ab.* in it")
-    return GeneratorFiles(by_side, model.path, model.domains)
+    discriminators = {
+        side: DiscriminatorFile(architecture, tensors)
+        for side, architecture in model.discriminators.items()
+        if (tensors := model.weights_under(f"discriminators.{side}."))
+    }
+    return GeneratorFiles(by_side, model.path, model.domains, discriminators)
 
 
 def _training(model: Model) -> dict[str, Any] | None:
@@ -180,26 +199,33 @@ def _training(model: Model) -> dict[str, Any] | None:
     return training if isinstance(training, dict) else None
 
 
-def _from_reference(path: Path) -> GeneratorFiles:
-    tensors = pth.read_tensors(path)
+def _from_tensors(path: Path, tensors: Mapping[str, Tensor]) -> GeneratorFiles:
+    """Return the generators in a file that states no architecture, as files of other programs do.
+
+    The direction of each generator follows from the prefix of its tensors, else from the name of the file.
+    """
     try:
-        architecture, weights = original_weights.detect_architecture(tensors)
+        found = original_weights.find_generators(tensors)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    if not all(tensor.is_floating_point() for tensor in weights.values()):
-        raise CheckpointError(f"{path}: its weights are not floating-point numbers")
-    match = _LETTER.search(path.name)
-    side: Side = "ba" if match and match[1].upper() == "B" else "ab"
-    source = GeneratorFile(
-        dict(architecture),
-        {name: tensor.float() for name, tensor in weights.items()},
-        side,
-        ("a", "b"),
-        "raw",
-        path,
-        states_direction=match is not None,
-    )
-    return GeneratorFiles({side: source}, path, source.domains)
+    by_side: dict[Side, GeneratorFile] = {}
+    for prefix, (architecture, weights) in found.items():
+        if not all(tensor.is_floating_point() for tensor in weights.values()):
+            raise CheckpointError(f"{path}: its weights are not floating-point numbers")
+        stated = other_programs.side_in(prefix) or (other_programs.side_in(path.stem) if len(found) == 1 else None)
+        side: Side = stated or "ab"
+        if (stated is None and len(found) > 1) or side in by_side:
+            names = ", ".join(other[:80].rstrip(".") for other in found)
+            raise CheckpointError(
+                f"{path}: the names of its generators, {names}, do not state one direction each, as G_AB and G_BA do: "
+                f"save one of them alone"
+            )
+        # Copied, as the tensors may map the file.
+        copies = {name: tensor.detach().to(torch.float32, copy=True) for name, tensor in weights.items()}
+        by_side[side] = GeneratorFile(
+            dict(architecture), copies, side, ("a", "b"), "raw", path, states_direction=stated is not None
+        )
+    return GeneratorFiles(dict(sorted(by_side.items())), path, ("a", "b"))
 
 
 def _unambiguous_names(domains: tuple[str, str]) -> tuple[str, str]:

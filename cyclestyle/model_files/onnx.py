@@ -52,9 +52,10 @@ class Unpadded(Protocol):
 
 
 class AnySize(nn.Module):
-    """A plugin's generator without `unpadded`; its forward pass accepts images of any size from `minimum` px.
+    """Wrapper that adds the method `unpadded` to a plugin's generator that lacks it.
 
-    `multiple` and `minimum` are those of the generator if it has them.
+    The method is the generator's forward pass. `multiple` and `minimum` are copied from the generator. A missing
+    `multiple` is set to 1, a missing `minimum` to 16 px, rounded up to a multiple of `multiple`.
     """
 
     def __init__(self, generator: nn.Module) -> None:
@@ -89,11 +90,14 @@ class Exported(NamedTuple):
 
 
 def export(generator: nn.Module, source: GeneratorFile) -> Exported:
-    """Convert a generator, which must be on the CPU, to an ONNX file, and compare its outputs with PyTorch's.
+    """Convert a generator to an ONNX file, and compare the file's outputs with PyTorch's.
 
     The file accepts any batch size, and all heights and widths that are multiples of `generator.multiple` and at least
-    `generator.minimum` px. For a plugin's generator without `unpadded`, see `AnySize`. `source` describes the generator
-    for the file's header.
+    `generator.minimum` px. For a plugin's generator without `unpadded`, see `AnySize`.
+
+    Args:
+        generator: network on the CPU.
+        source: description of the generator, for the file's header.
 
     Raises:
         CommandError: the required packages are not installed.
@@ -260,10 +264,7 @@ class _Core(nn.Module):
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Context manager: silence the warnings, log lines and printed graphs of PyTorch's ONNX exporter.
-
-    They concern its internals.
-    """
+    """Context manager: silence PyTorch's ONNX exporter, whose warnings, log lines and prints do not concern users."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -304,9 +305,10 @@ _COLOURS = {1: "grey", 3: "RGB"}
 def _differences(generator: nn.Module, exported: OnnxGenerator) -> list[Difference]:
     """Compare the outputs of PyTorch and onnxruntime for images of three shapes, none of them used for the export.
 
-    The shapes include odd sides, a batch of two images, and sides of different lengths; for a generator of `AnySize`,
-    which pads by a method of its own if at all, they include only sizes that need no padding. No shape is tiny:
-    instance norm over few values magnifies rounding errors, which differ between PyTorch and onnxruntime.
+    One shape is a batch of two images. The others are single images that are not square and that our own networks pad.
+    The shapes for an `AnySize` need no padding, since a plugin's generator may pad differently from `OnnxGenerator`. No
+    shape is tiny: instance norm over few values magnifies rounding errors, which differ between PyTorch and
+    onnxruntime.
     """
     shapes = _test_shapes(generator)
     random = torch.Generator().manual_seed(0)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from cyclestyle.errors import CheckpointError
+from cyclestyle.model_files import other_programs
 from cyclestyle.networks.patchgan import PatchDiscriminator
 from cyclestyle.networks.resnet import ResNetGenerator
 from cyclestyle.networks.unet import UNetGenerator
@@ -30,7 +31,7 @@ _DEPTHS = {"resnet": "blocks", "unet": "levels"}
 
 
 class DetectedArchitecture(NamedTuple):
-    """Architecture and weights of a generator from a reference file, as `detect_architecture` returns them."""
+    """Detected architecture of a network, and its weights under the parameter names of our networks."""
 
     architecture: Architecture
     weights: dict[str, Tensor]  # unchanged tensors, under the parameter names of our networks
@@ -41,20 +42,18 @@ def detect_architecture(state_dict: Mapping[str, Tensor]) -> DetectedArchitectur
 
     The new names are the parameter names of our network with this architecture.
 
-    The architecture follows from the names and shapes of the tensors. The prefix `module.` is removed if all names have
-    it. Running statistics of instance norms, found in old files, are ignored. Dropout in a ResNet is detected from the
-    index of a convolution, which dropout shifts; the dropout rate is assumed to be 0.5, as in the reference. Dropout in
-    a U-Net cannot be detected, so the dropout rate is set to 0.
+    The architecture follows from the names and shapes of the tensors. A prefix that DataParallel or torch.compile has
+    added to all names is removed. Running statistics of instance norms, found in old files, are ignored. Dropout in a
+    ResNet is detected from the index of a convolution, which dropout shifts; the dropout rate is assumed to be 0.5, as
+    in the reference. Dropout in a U-Net cannot be detected, so the dropout rate is set to 0.
 
     Raises:
-        CheckpointError: the tensors do not belong to a generator, or the generator has batch norm or lacks layers.
+        CheckpointError: the tensors do not belong to a generator, the generator lacks layers, or it has another
+            architecture, such as one with batch norm.
     """
+    if reason := other_programs.foreign_reason(state_dict):
+        raise CheckpointError(reason)
     tensors = _without_unused(state_dict)
-    if norm := next((name for name, tensor in tensors.items() if name.endswith(".weight") and tensor.ndim == 1), None):
-        raise CheckpointError(
-            f"it has batch norm ({norm.removesuffix('.weight')} has weights of its own), and generators here have "
-            "instance norm: train it with --norm instance"
-        )
     for network, matches, describe in _FAMILIES:
         if matches(tensors):
             try:
@@ -64,7 +63,64 @@ def detect_architecture(state_dict: Mapping[str, Tensor]) -> DetectedArchitectur
             names = _names(network, architecture)
             return DetectedArchitecture(architecture, _renamed(tensors, names))
     kind = "a discriminator" if "model.0.weight" in tensors else "not a generator of the reference"
-    raise CheckpointError(f"it is {kind}: expected a ResNet or a U-Net, such as latest_net_G_A.pth")
+    first = f" (its first layer is {next(iter(tensors))[:80]})" if tensors and kind != "a discriminator" else ""
+    raise CheckpointError(f"it is {kind}{first}: expected a ResNet or a U-Net, such as latest_net_G_A.pth")
+
+
+def find_generators(state_dict: Mapping[str, Tensor]) -> dict[str, DetectedArchitecture]:
+    """Detect all generators in a file, and rename their tensors to the parameter names of our networks.
+
+    The generators may be the reference's or our own ResNets, under any prefixes: in a checkpoint of PyTorch Lightning,
+    for example, the names of a generator's tensors may begin with `state_dict.netG_A.`.
+
+    Returns:
+        Dict from the prefix of a generator's tensors to the generator. The prefix is empty for a file that holds one
+        generator and nothing else.
+
+    Raises:
+        CheckpointError: the file holds no generator, or one that `detect_architecture` rejects.
+    """
+    tensors = _without_wrapper(state_dict)
+    prefixes = other_programs.generator_prefixes(tensors)
+    if prefixes in ([], [""]):
+        return {"": _detect_any(other_programs.under(tensors, "") if prefixes else tensors)}
+    return {prefix: _detect_any(other_programs.under(tensors, prefix)) for prefix in prefixes}
+
+
+def detect_discriminator(state_dict: Mapping[str, Tensor]) -> DetectedArchitecture:
+    """Detect the architecture of the reference's PatchGAN discriminator from its tensors, and rename the tensors.
+
+    Raises:
+        CheckpointError: the tensors are not those of a patch discriminator with instance norm.
+    """
+    if reason := other_programs.foreign_reason(state_dict):
+        raise CheckpointError(reason.replace("generators here", "discriminators here"))
+    tensors = _without_unused(state_dict)
+    layers = _count(tensors, lambda i: f"model.{2 + 3 * i}.weight") - 1  # the last one is the head
+    if "model.0.weight" not in tensors or layers < 1:
+        raise CheckpointError("it is not a patch discriminator of the reference, such as latest_net_D_A.pth")
+    stem = tensors["model.0.weight"]
+    architecture: Architecture = {
+        "name": "patch",
+        "channels": stem.shape[0],
+        "layers": layers,
+        "norm": True,
+        "in_channels": stem.shape[1],
+    }
+    return DetectedArchitecture(architecture, _renamed(tensors, _weights_and_biases(_patch_layers(layers))))
+
+
+def discriminator_options(network: nn.Module) -> str:
+    """Return command-line options with which the reference builds a discriminator that can load `network`'s weights.
+
+    Raises:
+        CheckpointError: the reference has no such discriminator, see `reference_names`.
+    """
+    reference_names(network)
+    assert isinstance(network, PatchDiscriminator), "generators have other options"
+    layers = network.architecture["layers"]
+    kind = "--netD basic" if layers == 3 else f"--netD n_layers --n_layers_D {layers}"
+    return f"{kind} --ndf {network.architecture['channels']}"
 
 
 def from_reference(state_dict: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
@@ -121,9 +177,9 @@ def reference_names(network: nn.Module) -> dict[str, str]:
     levels of a U-Net are nested modules.
 
     Raises:
-        CheckpointError: the reference does not have this network or saves it with other layers. This concerns networks
-            with `upsample="resize"`, U-Nets with `detail`, patch discriminators without norm, and the pixel and texture
-            discriminators.
+        CheckpointError: the reference lacks this network, or has it with other layers. This concerns networks with
+            `upsample="resize"`, U-Nets with `detail`, patch discriminators without norm, the pixel and texture
+            discriminators, and networks of plugins.
     """
     if isinstance(network, PatchDiscriminator) and network.architecture["norm"]:
         return _weights_and_biases(_patch_layers(len(network.body)))
@@ -188,11 +244,28 @@ def _patch_layers(layers: int) -> dict[str, str]:
     return {"stem.conv": "model.0", **body, "head": f"model.{2 + 3 * layers}"}
 
 
+def _detect_any(tensors: Mapping[str, Tensor]) -> DetectedArchitecture:
+    """Detect the architecture of a generator whose tensors have the reference's names or those of our ResNet."""
+    if not other_programs.is_own(tensors):
+        return detect_architecture(tensors)
+    if reason := other_programs.foreign_reason(tensors):
+        raise CheckpointError(reason)
+    return DetectedArchitecture(other_programs.describe_own(tensors), dict(tensors))
+
+
 def _without_unused(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Remove unused buffers of instance norms, and the prefix `module.` if DataParallel has added it to all names."""
-    wrapped = all(name.startswith("module.") for name in state_dict)
-    tensors = {name.removeprefix("module.") if wrapped else name: tensor for name, tensor in state_dict.items()}
+    """Remove unused buffers of instance norms, and the prefixes that `_without_wrapper` removes."""
+    tensors = _without_wrapper(state_dict)
     return {name: tensor for name, tensor in tensors.items() if name.rpartition(".")[2] not in _UNUSED}
+
+
+def _without_wrapper(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Remove the prefixes `module.` (DataParallel) and `_orig_mod.` (torch.compile) from names if all have them."""
+    tensors = dict(state_dict)
+    for wrapper in ("module.", "_orig_mod."):
+        if all(name.startswith(wrapper) for name in tensors):
+            tensors = {name.removeprefix(wrapper): tensor for name, tensor in tensors.items()}
+    return tensors
 
 
 def _is_resnet(tensors: Mapping[str, Tensor]) -> bool:

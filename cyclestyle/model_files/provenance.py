@@ -76,9 +76,9 @@ def _plain(value: object) -> str | float | bool | None:
 
 
 def _losses(path: Path, step: int) -> dict[str, float]:
-    """Return the losses of the last logged step that has losses and is at most `step`; empty if there is none.
+    """Return the losses of the last logged step up to `step` that has losses; empty if there is none.
 
-    A step may have several log lines: one of the training, and one for each task.
+    A step may have several log lines: one from the training step, and one from each periodic task.
     """
     losses, last = dict[str, float](), -1.0
     try:

@@ -17,7 +17,8 @@ _SIDE = re.compile(r"_(a|b|ab|ba)$")  # domain or direction of a loss
 class Console:
     """Shows losses, speed and remaining time: as a live progress bar on a terminal, else as a line per `metrics` call.
 
-    Values of a task, which have neither losses nor speeds, get a line of their own, on a terminal above the bar.
+    Values of a periodic task of the user (an evaluation, for example) get a line of their own, on a terminal above the
+    bar. They are recognized by the absence of losses and speeds.
 
     Args:
         folder: run folder; unused, but every logger receives the same arguments.
@@ -53,9 +54,7 @@ class Console:
         elif self._bar is not None:
             self._bar.update(self._task, completed=step, losses=line)
         else:
-            step_s = (time.perf_counter() - self._since) / max(step - self.start, 1)
-            remaining = timedelta(seconds=round(step_s * (self.total - step)))
-            print(f"step {step}/{self.total}  {line}  {remaining} left", flush=True)
+            print(f"step {step}/{self.total}  {line}{self._remaining(step)}", flush=True)
 
     def pictures(self, step: int, a: Samples, b: Samples) -> None:
         """Do nothing: the console shows no images."""
@@ -63,6 +62,13 @@ class Console:
     def close(self) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+    def _remaining(self, step: int) -> str:
+        """Format the remaining time; return "" before this process has trained a step."""
+        if step <= self.start:
+            return ""
+        step_s = (time.perf_counter() - self._since) / (step - self.start)
+        return f"  {timedelta(seconds=round(step_s * (self.total - step)))} left"
 
     def _print(self, line: str) -> None:
         """Print a line; on a terminal, above the progress bar."""
@@ -73,13 +79,13 @@ class Console:
 
 
 def training_line(values: dict[str, float]) -> str | None:
-    """Format the values of a training step: sums of losses, speed, and share of waiting for data if it is over 5 %.
+    """Format the values of a training step: sums of losses, and speed.
 
     Losses whose names differ only in the domain or direction at the end are added: `loss/gan_ab` and `loss/gan_ba` are
-    shown as `gan`.
+    shown as `gan`. The share of time spent waiting for data is added if it is over 5 %.
 
     Returns:
-        The line; None if there are neither losses nor speeds, since other values belong to a task.
+        The line; None if there are neither losses nor speeds, since the values are then those of a task of the user.
     """
     sums: dict[str, float] = {}
     for name, value in values.items():

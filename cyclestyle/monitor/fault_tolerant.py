@@ -3,14 +3,16 @@
 from collections.abc import Callable
 
 from cyclestyle.errors import warn
+from cyclestyle.monitor.disk import Plan
 from cyclestyle.monitor.logger import Logger, Samples
 
 
 class FaultTolerantLogger:
-    """Passes all calls to a logger; catches the logger's disk errors and warns about the first one only.
+    """Passes all calls to a logger; catches the logger's disk errors (OSError) and warns about the first one only.
 
     Args:
-        make: function that creates the logger; after an OSError, the next `metrics` or `pictures` call calls it again.
+        make: function that creates the logger. If it raises an OSError, the next call of `metrics` or `pictures` tries
+            it again.
         name: name of the logger in the warning.
         warn: function that receives the text of the warning.
     """
@@ -33,6 +35,11 @@ class FaultTolerantLogger:
     def pictures(self, step: int, a: Samples, b: Samples) -> None:
         """Log the samples of domain a and of domain b at a step."""
         self._try(lambda logger: logger.pictures(step, a, b))
+
+    def disk_use(self, plan: Plan) -> dict[str, int]:
+        """Return the logger's estimate of the size of its files, in bytes by kind of file; empty if it makes none."""
+        forecast = getattr(self._logger, "disk_use", None)
+        return forecast(plan) if forecast is not None else {}
 
     def close(self) -> None:
         """Close the logger, if it could be created."""

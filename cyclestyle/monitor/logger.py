@@ -21,8 +21,9 @@ class Samples(NamedTuple):
 class Logger(Protocol):
     """Receives the losses, speeds and sample images of a training run; only rank 0 has loggers.
 
-    The values of one `metrics` call may have any names: losses and speeds of the steps, or numbers of one task. The
-    constructor receives those of the keyword arguments `folder`, `domains`, `start`, `total` and `config` that it
+    A `metrics` call passes either the losses and speeds of training, or the numbers of one periodic task of the user
+    (an evaluation, for example). The names of these values are not fixed. The constructor may accept any of the keyword
+    arguments `folder`, `domains`, `start`, `log_from`, `total`, `networks` and `config`; it receives only those that it
     accepts.
     """
 

@@ -186,7 +186,7 @@ def breakdown(events: Iterable[Mapping[str, Any]], phases: Sequence[str], *, ste
 
 
 def markdown(times: Breakdown) -> list[str]:
-    """Lines of the table in Markdown, with aligned columns, so that the Markdown source is readable."""
+    """Format the mean times as a Markdown table with aligned columns; return its lines."""
     head, *rows = _rows(times)
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     rule = "|".join(["", "-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:]), ""])
@@ -195,7 +195,7 @@ def markdown(times: Breakdown) -> list[str]:
 
 
 def plain(times: Breakdown) -> list[str]:
-    """Lines of the table for a terminal, with aligned columns and without borders."""
+    """Format the mean times as a table for a terminal, without borders; return its lines."""
     rows = _rows(times)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(_padded(row, widths)) for row in rows]
@@ -221,9 +221,11 @@ def _exported(profiler: profile) -> bytes:
 def _parse_events(
     events: Iterable[Mapping[str, Any]], phases: Sequence[str]
 ) -> tuple[list[Span], dict[int, float], list[tuple[int, Span]]]:
-    """Return (sorted marks of phases and steps, correlation id -> launch time, list of GPU work).
+    """Sort the events of a trace into marks of phases and steps, launches of GPU work, and the GPU work itself.
 
-    Each piece of GPU work is (correlation id, span); the id connects the work with its launch.
+    Returns:
+        Sorted marks; launch times in microseconds, keyed by correlation id; pairs of correlation id and span, one for
+        each piece of GPU work. The correlation id connects GPU work with its launch.
     """
     marks: list[Span] = []
     launch_times: dict[int, float] = {}
@@ -249,7 +251,7 @@ def _union_length(spans: Iterable[Span]) -> float:
 
 
 def _rows(times: Breakdown) -> list[list[str]]:
-    """Rows of the table, as lists of cells, the header first; the GPU column is omitted if the GPU did no work."""
+    """Rows of the table of mean times, as lists of cells, header first; no GPU column if the GPU did no work."""
     rows = [["part", "s/step", "share", "GPU s/step"]]
     for name, row in {**times.phases, STEP: times.step}.items():
         share = row.clock_s / times.step.clock_s

@@ -1,35 +1,47 @@
 """Logger that writes curves of all metrics, samples, and a description of the run, for TensorBoard."""
 
+import io
 import json
 import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml  # type: ignore[import-untyped, unused-ignore]
+from PIL import Image
 
 from cyclestyle.cli.keys import flat, may_change
+from cyclestyle.errors import CommandError
+from cyclestyle.monitor.disk import Plan
 from cyclestyle.monitor.logger import Samples
-from cyclestyle.monitor.sample_grid import column_titles, grid
+from cyclestyle.monitor.sample_grid import column_titles, encoded_grid
+
+# Bytes of one point of a curve; measured: 53 on average.
+_POINT_BYTES = 53
 
 
 class TensorBoard:
     """Writes TensorBoard events into the run folder; curves continue after a resume.
 
-    Each start adds texts: command line and environment, read from starts.json, and the config. The recipe (config
-    values that determine a run's weights and losses) is written as hyper-parameters. TensorBoard's table of
-    hyper-parameters shows the last value of every curve beside them.
+    Each start or resume of the run adds texts: command line and environment, read from starts.json, and the config. The
+    recipe (config values that determine a run's weights and losses) is written as hyper-parameters. TensorBoard's table
+    of hyper-parameters shows the last value of every curve beside them.
 
     If the disk is full, `metrics` and `pictures` raise OSError, and the next call of either begins a new file.
 
     Args:
         folder: run folder.
         domains: names of domains a and b.
-        start: number of steps done before this process started. TensorBoard hides the events that earlier processes
-            wrote for step `start` and later steps.
+        start: number of steps done before this process started.
         total: step at which training ends.
+        log_from: first step that this process may log: `start`, or `start` + 1 if an earlier process has logged
+            `start` already; None for `start`. TensorBoard hides events of earlier processes from this step on.
         config: resolved config of the run as nested mappings; None writes neither config nor hyper-parameters.
+        images: number of equal parts into which the run is divided. In each part, only the first samples are written;
+            those of the run's last step are written too. None writes all samples.
+
+    Raises:
+        CommandError: `images` is below 1.
     """
 
     def __init__(
@@ -39,19 +51,27 @@ class TensorBoard:
         domains: tuple[str, str],
         start: int = 0,
         total: int = 0,
+        log_from: int | None = None,
         config: Mapping[str, Any] | None = None,
+        images: int | None = 100,
     ) -> None:
+        if images is not None and images < 1:
+            raise CommandError(
+                f"logger.tensorboard.images={images}: give 1 or more, or null for the samples of all steps"
+            )
+        self._images = images
+        self._part = -1 if not start else self._part_of((start if log_from is None else log_from) - 1, total)
         self.domains, self._folder, self._config = domains, folder, config
         self._step, self._total = start, total
         self._writer: Any = None
         # The writer's thread passes its error to the next call; printing its traceback would only repeat the error.
         self._hook = threading.excepthook
-        self._open(purge_step=start)
+        self._open(purge_step=start if log_from is None else log_from)
         threading.excepthook = self._mute_writer_thread
         self._describe_run(start)
 
     def on_step(self, step: int) -> None:
-        """Store the number of finished steps; `metrics` adds the points of the curves."""
+        """Store the number of finished steps, by which `close` recognizes that the run is complete."""
         self._step = step
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
@@ -65,29 +85,47 @@ class TensorBoard:
             raise
 
     def pictures(self, step: int, a: Samples, b: Samples) -> None:
+        part = self._part_of(step, self._total)
+        if part == self._part and step < self._total:
+            return
+        self._part = part
         first, second = self.domains
         try:
             writer = self._open()
             for samples, source, target in ((a, first, second), (b, second, first)):
-                sheet = grid(samples, column_titles(source, target))
-                writer.add_image(f"{source}2{target}", np.asarray(sheet), step, dataformats="HWC")
+                jpeg = encoded_grid(samples, column_titles(source, target))
+                writer.file_writer.add_summary(_image_summary(f"{source}2{target}", jpeg), step)
             writer.flush()
         except OSError:
             self._writer = None
             raise
+
+    def disk_use(self, plan: Plan) -> dict[str, int]:
+        """Estimate how many bytes this process will add to the event files, under the key `TensorBoard`."""
+        sampled = [step for step in plan.sampled if step >= plan.start]
+        parts = {step if self._images is None else self._part_of(step, plan.total) for step in sampled}
+        return {"TensorBoard": len(parts) * plan.grid_bytes + plan.coming_logs * plan.values * _POINT_BYTES}
 
     def close(self) -> None:
         try:
             if self._writer is not None:
                 if self._config is not None and self._step >= self._total:  # the run is complete
                     _, _, end = _hyper_parameters(self._config)
-                    self._writer.file_writer.add_summary(end, self._step)
+                    # Stored one step later, so that it is hidden if the run is extended.
+                    self._writer.file_writer.add_summary(end, self._step + 1)
                 self._writer.close()
         finally:
             threading.excepthook = self._hook
 
+    def _part_of(self, step: int, total: int) -> int:
+        """Divide the run into `images` equal parts; return the number, from 0, of the part that contains `step`.
+
+        Return `step` itself if `images` is None.
+        """
+        return step if self._images is None or total < 1 else step * self._images // total
+
     def _describe_run(self, step: int) -> None:
-        """Write the texts and the hyper-parameters of this start, which was at `step`."""
+        """Write the texts and the hyper-parameters of this start; `step` is the number of steps done before it."""
         writer = self._open()
         for name, text in {**_start_texts(self._folder / "starts.json"), **_config_text(self._config)}.items():
             writer.add_text(f"run/{name}", text, step)
@@ -107,6 +145,16 @@ class TensorBoard:
     def _mute_writer_thread(self, args: threading.ExceptHookArgs) -> None:
         if not type(args.thread).__module__.startswith("tensorboard"):
             self._hook(args)
+
+
+def _image_summary(name: str, jpeg: bytes) -> Any:
+    """Summary of an image that is already encoded; `add_image` would encode it as PNG, which is four times as large."""
+    from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped, unused-ignore]
+
+    with Image.open(io.BytesIO(jpeg)) as image:
+        width, height = image.size
+    image_value = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=jpeg)
+    return Summary(value=[Summary.Value(tag=name, image=image_value)])
 
 
 def _start_texts(path: Path) -> dict[str, str]:
@@ -131,7 +179,10 @@ def _config_text(config: Mapping[str, Any] | None) -> dict[str, str]:
 
 
 def _code(text: str) -> str:
-    """Format text as a code block in Markdown: by indentation, which no content of the text can end."""
+    """Format text as an indented code block in Markdown.
+
+    A fenced block is unsuitable, because a fence inside the text would end it.
+    """
     return "\n".join(f"    {line}" for line in _encodable(text).splitlines())
 
 
@@ -146,7 +197,7 @@ def _encodable(text: str) -> str:
 
 
 def _hyper_parameters(config: Mapping[str, Any]) -> tuple[Any, Any, Any]:
-    """Summaries of the recipe in `config`: of the experiment, of the start and of the end of a run."""
+    """Return TensorBoard's hyper-parameter summaries of the recipe in `config`: experiment, run start, run end."""
     from torch.utils.tensorboard.summary import hparams
 
     recipe = {key: value for key, value in flat(config).items() if not may_change(key)}

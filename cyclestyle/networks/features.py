@@ -20,8 +20,8 @@ def recorded(network: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Te
         layers: names of submodules, such as `trunk.0`; the activation of a layer is the output of the submodule.
 
     Raises:
-        CommandError: `network` has no submodule of this name, its forward pass did not call the submodule, or another
-            layer has overwritten the activation.
+        CommandError: a name in `layers` is not the name of a submodule, the forward pass did not call one of the
+            submodules, or the next layer has overwritten an activation in place.
     """
     activations: dict[str, Tensor] = {}
     versions: dict[str, int] = {}  # number of changes in place, as counted by PyTorch

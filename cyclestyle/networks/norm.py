@@ -11,6 +11,7 @@ class InstanceNorm(nn.InstanceNorm2d):
     PyTorch computes instance norm as the batch norm of one image with N * C channels. For tensors in channels-last
     layout, this needs a copy before and after. On CPUs, up to torch 2.15, PyTorch's method also yields wrong gradients
     for a single image.
+
     Batches in channels-last layout, and single images in any layout, are therefore normalised image by image as batches
     of size 1, which gives the same values without the copies.
     """

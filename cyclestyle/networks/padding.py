@@ -15,7 +15,9 @@ class Padded(NamedTuple):
 
 
 def pad_to_multiple(x: Tensor, multiple: int, *, minimum: int) -> Padded:
-    """Pad (N, C, H, W) until H and W are multiples of `multiple` and at least `minimum`, which is a multiple too.
+    """Pad (N, C, H, W) until H and W are multiples of `multiple` and at least `minimum`.
+
+    `minimum` must be a multiple of `multiple`.
 
     The added pixels are split evenly between opposite sides; an odd pixel is added at the right or bottom. They are
     filled by reflection, or by repeating the edge pixels along an axis that is too short for reflection. An image that

@@ -15,7 +15,8 @@ class PatchDiscriminator(nn.Module):
     (N, in_channels, H, W) in [-1, 1] -> (N, 1, H / 2**layers - 2, W / 2**layers - 2). Arguments, with their ranges in
     brackets:
 
-    channels    width of the first convolution; later widths double, up to eight times this one (1 to 1024)
+    channels    number of output channels of the first convolution; doubled by each later convolution but the last, up
+                to eightfold (1 to 1024)
     layers      number of convolutions of stride 2; 1, 2 or 3 give patches of 16, 34 or 70 px (1 to 8)
     norm        whether instance norm follows each convolution but the first and last (true or false); instance norm
                 hides the strength of a texture

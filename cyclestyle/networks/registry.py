@@ -49,9 +49,9 @@ _plugins: dict[Kind, Table] = {"generator": {}, "discriminator": {}}  # networks
 
 
 def load_plugins(modules: Iterable[str]) -> None:
-    """Import modules of the user's, and add the networks in their tables `GENERATORS` and `DISCRIMINATORS`.
+    """Import plugin modules, and add the networks in their tables `GENERATORS` and `DISCRIMINATORS` to the registry.
 
-    A table maps the name of a network to its class. Modules loaded earlier remain.
+    A table maps the name of a network to its class. Networks of plugins loaded earlier remain in the registry.
 
     Raises:
         CommandError: a module cannot be imported or has neither table, a table is malformed, or a name in it belongs to
@@ -122,12 +122,15 @@ def with_defaults(architecture: Mapping[str, object]) -> Architecture:
 
 
 def channels_of(generator: nn.Module) -> Channels:
-    """Return the numbers of channels of a generator's input and output: its attributes, or 3 if it has none."""
+    """Return the attributes `in_channels` and `out_channels` of a generator; 3 for an attribute that it lacks."""
     return Channels(int(getattr(generator, "in_channels", 3)), int(getattr(generator, "out_channels", 3)))
 
 
 def require_rebuildable(network: nn.Module, *, kind: Kind) -> None:
-    """Raise a CommandError unless `build` can build `network` from its architecture, as later commands must."""
+    """Raise a CommandError unless `build` can build `network` from its architecture, as later commands must.
+
+    A discriminator must also have the properties `minimum_size` and `receptive_field`.
+    """
     label = f"{kind}: {type(network).__name__}"
     architecture = getattr(network, "architecture", None)
     if not isinstance(architecture, Mapping) or not isinstance(architecture.get("name"), str):

@@ -125,7 +125,10 @@ class UNetGenerator(nn.Module):
         return self.unpadded(x)[crop]
 
     def unpadded(self, x: Tensor) -> Tensor:
-        """Translate images whose size needs no padding; can be exported to ONNX, as no branch depends on the size."""
+        """Translate images whose sides are multiples of `multiple` px, without padding.
+
+        The method can be exported to ONNX, as no branch depends on the image size.
+        """
         image, skips = x, []
         for down in self.down:
             x = down(x)

@@ -24,7 +24,7 @@ class LeastSquares:
 
 
 class BinaryCrossEntropy:
-    """Cross-entropy of scores as logits; the generator loss does not saturate (Goodfellow et al. 2014, section 3)."""
+    """Cross-entropy with scores as logits; the generator loss is non-saturating (Goodfellow et al. 2014, section 3)."""
 
     def real(self, scores: Tensor) -> Tensor:
         return F.binary_cross_entropy_with_logits(scores, torch.ones_like(scores))

@@ -41,8 +41,9 @@ class Pools(NamedTuple):
 class Prepare(Protocol):
     """Function that wraps a module with autocast, compilation, DDP or the like.
 
-    With `synchronized=True`, the gradients of the module's parameters are averaged over all ranks. The wrapped module
-    must then be called once for each backward pass, and the last pass of an update must use all of its parameters.
+    With `synchronized=True`, the wrapper averages the gradients of the module's parameters over all ranks. The wrapper
+    must then be called once for each backward pass, and the last backward pass of an update must use all parameters of
+    the module.
     """
 
     def __call__(self, module: nn.Module, *, synchronized: bool) -> Callable[..., Any]: ...
@@ -53,7 +54,9 @@ def _bare(module: nn.Module, *, synchronized: bool) -> Callable[..., Any]:
 
 
 class CycleGAN:
-    """All losses of a CycleGAN, by name and with weights; a loss of weight 0 and the images for it are not computed.
+    """All losses of a CycleGAN, by name and with weights.
+
+    Losses of weight 0, and images that only these losses need, are not computed.
 
     The attributes `generators` and `discriminators` are the modules without the wrapper of `prepare`, for saving.
 
@@ -61,21 +64,21 @@ class CycleGAN:
         generators: both generators.
         discriminators: both discriminators.
         adversarial: adversarial loss (paper: least squares).
-        pools: past translations, on which the discriminators train.
+        pools: image pools, whose past translations the discriminators train on, besides new ones.
         cycle_a: weight of |ba(ab(a)) - a| (paper: 10).
         cycle_b: weight of |ab(ba(b)) - b|.
         identity: weight of |ba(a) - a| and |ab(b) - b|, relative to the cycle weight of the same domain (paper: 0.5). A
             cycle weight of 0 turns the identity loss of that domain off too.
-        terms: further losses of the generators.
-        discriminator_terms: further losses of the discriminators.
+        terms: additional losses of the generators, with their names and weights.
+        discriminator_terms: additional losses of the discriminators, with their names and weights.
         backward: `split` back-propagates the losses of the two translation directions one after the other, which needs
             half the memory; `joint` back-propagates them in one pass. Both settings give equal gradients.
-        prepare: wrapper for the calls of the networks.
+        prepare: function that wraps the networks, see `Prepare`.
 
     Raises:
-        CommandError: a weight is negative or not finite, a term is unusable or has the name of another loss, a term
-            needs a layer that a generator lacks, or identity images are needed although the domains have unequal
-            channels.
+        CommandError: a weight is negative or not finite; a term is invalid (see `Terms`), has the name of another loss,
+            or needs a layer that a generator lacks; or an identity loss or a term needs identity images, but the
+            domains have unequal numbers of channels.
     """
 
     def __init__(
@@ -137,10 +140,10 @@ class CycleGAN:
         return generator_scalars | discriminator_scalars
 
     def generator_losses(self, requests: Sequence[Request], a: Tensor, b: Tensor) -> PartResult:
-        """Compute the losses of the generators for some directions (Zhu et al. 2017, eq. 3 and section 5.2).
+        """Compute the losses of the generators for the requested directions (Zhu et al. 2017, eq. 3 and section 5.2).
 
         Args:
-            requests: one or both directions.
+            requests: one or both directions, and the images to compute for each.
             a, b: real images (N, C, H, W) in [-1, 1].
 
         Returns:
@@ -191,11 +194,11 @@ class CycleGAN:
         return PartResult(losses, means)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the parameters of the terms, equal on all ranks; empty if no term has any."""
+        """Return the trained parameters of the additional losses (terms), equal on all ranks; may be empty."""
         return {side: state for side, terms in self._sides.items() if (state := terms.state_dict())}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the parameters of the terms from a result of `state_dict`.
+        """Restore the trained parameters of the additional losses (terms) from a result of `state_dict`.
 
         Raises:
             CheckpointError: the parameters of a term differ in name or shape.
@@ -204,7 +207,7 @@ class CycleGAN:
             terms.load_state_dict(state.get(side, {}))
 
     def rank_state_dict(self) -> dict[str, Any]:
-        """Return this rank's share of the image pools, and the buffers of the terms if they have any."""
+        """Return this rank's share of the image pools, and the buffers of the additional losses (terms), if any."""
         buffers = {side: state for side, terms in self._sides.items() if (state := terms.buffers())}
         return {
             "pools": {"a": self.pools.a.state_dict(), "b": self.pools.b.state_dict()},
@@ -214,10 +217,11 @@ class CycleGAN:
     def load_rank_state_dicts(
         self, states: Sequence[Mapping[str, Any]], *, rank: int, ranks: int, device: torch.device
     ) -> None:
-        """Restore image pools and buffers from the results of `rank_state_dict` of all ranks of the saved run.
+        """Restore the image pools, and the buffers of the additional losses (terms).
 
-        The stored images are divided among the ranks of this run. The buffers are those of the same rank; a rank
-        that the saved run did not have takes those of rank 0.
+        `states` has the result of `rank_state_dict` for each rank of the saved run. The images of all pools are divided
+        among the ranks of this run. Each rank restores the buffers that the rank of the same number had in the saved
+        run; a rank that the saved run did not have restores the buffers of rank 0.
         """
         for side, pool in (("a", self.pools.a), ("b", self.pools.b)):
             stored = (item for state in states for item in state["pools"][side].items())
@@ -227,7 +231,7 @@ class CycleGAN:
             terms.load_buffers(buffers.get(side, {}))
 
     def _requests(self) -> list[Request]:
-        """Requests of both directions, for all images that a loss of weight above 0 needs."""
+        """Return one request per direction, for all images that the losses with a weight above 0 need."""
         needs, layers = self.terms.needs, self.terms.layers
         if unknown := needs - {"reconstructed", "identity"}:
             raise CommandError(
@@ -257,11 +261,11 @@ class CycleGAN:
 
 
 def _one_by_one(requests: Sequence[Request]) -> list[Sequence[Request]]:
-    """Divide both directions into two parts, so that each needs half the memory.
+    """Group the requests into parts that are back-propagated one after the other, to halve the memory.
 
-    A part has three of the six generator passes: translation and reconstruction in one direction, and the identity
-    image of the translating generator. The last part must use every parameter of both generators, as DDP requires, and
-    a direction with a reconstruction does. If neither has one, both directions stay together.
+    Each direction is a part of its own if at least one direction has a reconstruction. DDP requires that the last part
+    use every parameter of both generators. A reconstruction uses both generators, so a direction with a reconstruction
+    comes last. If neither direction has a reconstruction, both directions form one part.
     """
     parts = sorted(requests, key=lambda request: request.reconstructed)  # a direction with a reconstruction comes last
     return [[request] for request in parts] if parts[-1].reconstructed else [requests]
@@ -272,7 +276,10 @@ def _trained(module: nn.Module) -> Iterator[nn.Parameter]:
 
 
 def _place_in_sum(loss: tuple[str, Tensor]) -> tuple[int, str]:
-    """Sort key of a named loss: adversarial, cycle, identity, others; the order of a sum affects its rounding."""
+    """Return the sort key of a loss, given as (log key, value).
+
+    The order is adversarial, cycle, identity, others. It is fixed because the order of a sum affects its rounding.
+    """
     kind = loss[0].removeprefix("loss/").rpartition("_")[0]
     kinds = ("gan", "cycle", "identity")
     return kinds.index(kind) if kind in kinds else len(kinds), loss[0]

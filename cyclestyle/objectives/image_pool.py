@@ -10,16 +10,18 @@ from cyclestyle.rng import rng_for
 
 
 class ImagePool:
-    """A pool of past translations into one domain, divided among the positions of the global batch.
+    """A pool of past translations into one domain, with separate slots for each position in the global batch.
 
-    The global batch has B = `batch_size` positions, and each position has ceil(size / B) slots for images. Until the
-    slots of a position are full, each new image is stored and returned. Afterwards, with probability 1/2 the new image
-    is returned and not stored; otherwise a random stored image is returned, and the new image takes its slot. With
-    B = 1, this is the pool of the CycleGAN paper. Random numbers depend on the seed, `purpose` and the sample index
-    alone, so that the images returned at a position depend neither on other positions nor on the number of ranks.
+    The global batch, which spans all ranks, has B = `batch_size` positions. Each position has ceil(size / B) slots for
+    images. Until the slots of a position are full, each new image is stored and returned. Afterwards, with probability
+    1/2 the new image is returned and not stored; otherwise a random stored image is returned, and the new image takes
+    its slot. With B = 1, this is the pool of the CycleGAN paper. Random numbers depend only on the seed, `purpose` and
+    the number of the training pair in the run. The images returned at a position therefore depend neither on other
+    positions nor on the number of ranks.
 
     Args:
-        size: number of slots of the whole pool; with 0, each new image is returned and none is stored.
+        size: number of slots of the whole pool, rounded up to a multiple of `batch_size`. With 0, each new image is
+            returned and none is stored.
         batch_size: number of pairs in the global batch, over all ranks.
         seed: the run's seed.
         purpose: name of this pool's random stream, such as `"pool a"`.
@@ -40,7 +42,8 @@ class ImagePool:
 
         Args:
             images: new translations (N, C, H, W), detached.
-            draws: sample index of each image; the image with sample index n has position n mod `batch_size`.
+            draws: for each image, the number of its training pair, counted from 0 over all steps and ranks of the run.
+                The image of pair i has position i mod `batch_size`.
 
         Returns:
             Images (N, C, H, W) on the device of `images`.
@@ -64,9 +67,9 @@ class ImagePool:
         return older
 
     def state_dict(self) -> dict[int, Tensor]:
-        """Return the images stored on this rank: a dictionary from each of its positions to images (n, C, H, W)."""
+        """Return the images stored on this rank, (images, C, H, W), by their position in the global batch."""
         return {position: torch.stack(stored) for position, stored in self.stored.items()}
 
     def load_state_dict(self, state: dict[int, Tensor]) -> None:
-        """Restore images from `state`, a result of `state_dict`; images at positions of other ranks stay unused."""
+        """Replace the stored images with those in `state`, which maps positions to images as `state_dict` does."""
         self.stored = {position: list(images.unbind()) for position, images in state.items()}

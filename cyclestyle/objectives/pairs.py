@@ -1,4 +1,7 @@
-"""The two generators as one module, and the two discriminators as one module: one call for each backward pass."""
+"""A module that joins both generators, and one that joins both discriminators.
+
+DDP allows only one call of a module for each backward pass.
+"""
 
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
@@ -35,14 +38,17 @@ class Generators(nn.Module):
         """Compute the requested directions, in as few generator calls as possible.
 
         Each generator gets the inputs for translation and for the identity image in one call. With instance norm, which
-        computes its statistics per image, results are those of separate calls; batch norm would mix the two inputs.
+        computes its statistics per image, results equal those of separate calls; batch norm would mix the two inputs.
         """
         # All translations before all reconstructions: this order decides the random numbers of dropout.
         directions = [self._translate(request, a, b) for request in requests]
         return tuple(self._complete(*pair) for pair in zip(requests, directions, strict=True))
 
     def _translate(self, request: Request, a: Tensor, b: Tensor) -> Direction:
-        """Compute `fake` and the images that the same call of the generator returns."""
+        """Return a `Direction` with translations and, if requested, identity images and `source_features`.
+
+        The generator is called once for all of them.
+        """
         generator, source, target = (self.ab, a, b) if request.name == "ab" else (self.ba, b, a)
         inputs = torch.cat([source, target]) if request.identity else source
         with recorded(generator, request.layers) as activations:
@@ -53,7 +59,7 @@ class Generators(nn.Module):
         return Direction(request.name, source, target, fake, identity=identity, source_features=source_features)
 
     def _complete(self, request: Request, direction: Direction) -> Direction:
-        """Add the images that are computed from `fake`."""
+        """Return `direction` with reconstructions and `fake_features` added, as far as they are requested."""
         generator, back = (self.ab, self.ba) if request.name == "ab" else (self.ba, self.ab)
         return direction._replace(
             reconstructed=back(direction.fake) if request.reconstructed else None,
@@ -62,7 +68,7 @@ class Generators(nn.Module):
 
 
 class Scores(NamedTuple):
-    """Score maps (N, 1, h, w) of both discriminators, trained to be high for real images; None for a missing input."""
+    """Score maps (N, 1, h, w) of both discriminators, trained to be high for real images; None for an input of None."""
 
     a: Tensor | None
     b: Tensor | None

@@ -1,7 +1,8 @@
 """Contract between an objective, which computes losses, and the trainer, which updates networks.
 
-An objective states the order of its updates, and the losses of each update as one or more parts. The trainer computes
-the parts one after the other, back-propagates each, and then moves the parameters of that update once.
+A training step consists of updates; each update changes one group of parameters once, such as those of the generators.
+The losses of an update are computed by one or more functions, its parts. The trainer calls the parts one after the
+other, back-propagates the losses of each part before the next call, and then changes the parameters.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +23,7 @@ class Images(NamedTuple):
 
 
 class PartResult(NamedTuple):
-    """Results of one part of an update."""
+    """Return value of a part, which is a function that computes some or all losses of an update."""
 
     losses: Scalars  # weighted losses, whose sum is minimised
     scores: Mapping[str, Tensor] = {}  # further scalars for the log, without gradients
@@ -33,7 +34,7 @@ Part = Callable[..., PartResult]  # receives the tensors that were passed to `Up
 
 
 class UpdateResult(NamedTuple):
-    """Results of one update."""
+    """Return value of an `Update`: scalars for the log, and images for the rest of the training step."""
 
     scalars: Scalars  # losses and scores, averaged over micro-batches, without gradients
     images: dict[str, Tensor]  # images of all parts and micro-batches, without gradients
@@ -50,13 +51,13 @@ class Update(Protocol):
         name: name of the update, a key of `Objective.parameters`.
         parts: functions that compute the losses. Each is called once for each micro-batch, and its losses are
             back-propagated before the next call. The last part must use every parameter of the update. Under CUDA
-            graphs, Python code runs only in the first calls with a name: pass the same parts at every call, and
-            everything that changes in `tensors`.
+            graphs, the Python code of the parts runs only in the first calls with each `name`. Therefore pass the same
+            parts at every call, and pass changing values in `tensors`.
         tensors: arguments of the parts, at least one, all with the same first dimension N, along which they are split
             into micro-batches. Pass a changing number as a tensor of N copies.
 
     Raises:
-        UpdateSkipped: the update was left out.
+        UpdateSkipped: the parameters were left unchanged, because a loss or gradient was not finite.
     """
 
     def __call__(self, name: str, parts: Sequence[Part], *tensors: Tensor) -> UpdateResult: ...
@@ -84,7 +85,7 @@ class Objective(Protocol):
         """Return state that is equal on all ranks, without the weights of `modules`; may be empty."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore a result of `state_dict`; an empty mapping belongs to a run that had no such state."""
+        """Restore a result of `state_dict`; it is empty if the saved run had no such state."""
 
     def rank_state_dict(self) -> dict[str, Any]:
         """Return state of this rank alone, such as its share of an image pool; may be empty."""
@@ -92,10 +93,11 @@ class Objective(Protocol):
     def load_rank_state_dicts(
         self, states: Sequence[Mapping[str, Any]], *, rank: int, ranks: int, device: torch.device
     ) -> None:
-        """Restore `rank_state_dict` of all ranks of a saved run, for rank `rank` of the `ranks` ranks of this run.
+        """Restore the state of one rank from the results of `rank_state_dict` on all ranks of a saved run.
 
         Args:
-            states: one result of `rank_state_dict` per rank of the saved run, which may have had another number of
-                ranks.
+            states: one result per rank of the saved run, which may have had another number of ranks than this run.
+            rank: number of this rank.
+            ranks: number of ranks of this run.
             device: device of the trained networks; `states` are on the CPU.
         """

@@ -1,4 +1,4 @@
-"""Additional losses of an objective: one object per loss, which a config names and weights.
+"""Terms, the additional losses of an objective: one object per loss, whose name and weight are set in the config.
 
 A term of the generators is called once for each direction of translation, a term of the discriminators once for each
 domain. A term that is a module may have parameters: they are trained, saved and resumed with the networks.
@@ -18,8 +18,9 @@ from cyclestyle.errors import CheckpointError, CommandError
 class Direction(NamedTuple):
     """One direction of translation for N pairs of images, each image (N, C, H, W) in [-1, 1].
 
-    In direction ab, the source images are of domain a, and the target images are of domain b. Gradients flow from
-    `fake`, `reconstructed`, `identity` and the features into the generators.
+    In direction ab, the source images are of domain a, and the target images are of domain b. Features are
+    activations of generator layers. Gradients flow from `fake`, `reconstructed`, `identity` and the features into the
+    generators.
     """
 
     name: Literal["ab", "ba"]
@@ -45,13 +46,13 @@ class Term(Protocol):
 class DiscriminatorTerm(Protocol):
     """Loss of the discriminators; it returns a scalar for one domain, such as a gradient penalty.
 
-    The discriminator runs in float32 and can be differentiated twice. Its images are detached: a term that needs their
-    gradients calls `requires_grad_()` on detached copies.
+    The discriminator runs in float32 and can be differentiated twice. `real` and `fake` are detached. A term that needs
+    gradients with respect to them calls `requires_grad_()` on detached copies.
 
     Args:
         discriminator: discriminator of the domain.
         real: real images (N, C, H, W) in [-1, 1].
-        fake: translations from the image pool, like `real`.
+        fake: translations from the image pool, with the shape and range of `real`.
     """
 
     def __call__(self, discriminator: nn.Module, real: Tensor, fake: Tensor, /) -> Tensor: ...
@@ -68,9 +69,13 @@ class Weighted(NamedTuple):
         """Call the term and return its weighted loss.
 
         Raises:
-            CommandError: the term does not return a scalar tensor.
+            CommandError: the term does not return a scalar tensor, or has changed an image or activation in place.
         """
+        given = list(_tensors_in(inputs))
+        versions = [tensor._version for tensor in given]
         value = self.term(*inputs)
+        if [tensor._version for tensor in given] != versions:
+            raise CommandError(f"term {self.name} changed its images in place, but other losses use them: clone them")
         if not isinstance(value, Tensor) or value.dim():
             found = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise CommandError(f"term {self.name} returned {found}: a loss is a scalar tensor")
@@ -84,13 +89,13 @@ def check_weight(key: str, weight: float) -> None:
 
 
 class Terms:
-    """Terms of one side of the objective, in the order of their names, with the modules among them.
+    """All terms of the generators or all terms of the discriminators, sorted by name, with their trained parameters.
 
     Args:
         key: config key of the terms, such as `objective.terms`, for error messages.
         terms: terms with different names; those of weight 0 are left out.
         inputs: names of the arguments with which each term is called.
-        reserved: names whose log keys belong to other losses.
+        reserved: names that a term may not have, since other losses are logged under them.
 
     Raises:
         CommandError: a name is reserved or used twice, a weight is negative or not finite, a term cannot be called with
@@ -115,7 +120,7 @@ class Terms:
                     f"{key}.{name}: {type(term).__name__} cannot be called with ({', '.join(inputs)}): see "
                     f"docs/extending.md"
                 )
-            _check_modules(f"{key}.{name}", term)
+            _check_state(f"{key}.{name}", term)
         self._terms = sorted((term for term in terms if term.weight), key=lambda term: term.name)
 
     def __iter__(self) -> Iterator[Weighted]:
@@ -150,7 +155,7 @@ class Terms:
         return {name: state for name, state in trained.items() if state}
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Restore a result of `state_dict`; a term that is missing there keeps its initial parameters.
+        """Restore a result of `state_dict`; a term that is missing in `state` keeps its initial parameters.
 
         Raises:
             CheckpointError: the parameters of a term differ in name or shape.
@@ -159,14 +164,21 @@ class Terms:
             _copy(name, present, state.get(name, present))
 
     def buffers(self) -> dict[str, dict[str, Tensor]]:
-        """Return the saved buffers of each term, such as running means, which may differ between ranks."""
+        """Return the persistent buffers of each term, such as running means, which may differ between ranks."""
         buffers = {name: _saved_buffers(module) for name, module in self.modules.items()}
         return {name: state for name, state in buffers.items() if state}
 
     def load_buffers(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Restore a result of `buffers`; a term that is missing there keeps its initial buffers."""
-        for name, present in self.buffers().items():
-            _copy(name, present, state.get(name, present))
+        """Restore a result of `buffers`; buffers that are missing there keep their initial values.
+
+        A buffer takes the saved shape, since it may have grown, or may have been None when the term was built.
+
+        Raises:
+            CheckpointError: a term lacks a saved buffer.
+        """
+        for name, module in self.modules.items():
+            for key, saved in state.get(name, {}).items():
+                _restore_buffer(name, module, key, saved)
 
 
 def _declared(term: object, attribute: Literal["needs", "layers"]) -> Collection[str]:
@@ -177,7 +189,7 @@ def _declared(term: object, attribute: Literal["needs", "layers"]) -> Collection
 
 
 def _saved_buffers(module: nn.Module) -> dict[str, Tensor]:
-    parameters = dict(module.named_parameters())
+    parameters = dict(module.named_parameters(remove_duplicate=False))
     return {key: value for key, value in module.state_dict().items() if key not in parameters}
 
 
@@ -186,14 +198,40 @@ def _copy(name: str, present: Mapping[str, Tensor], saved: Mapping[str, Tensor])
     shapes, saved_shapes = ({key: tuple(value.shape) for key, value in state.items()} for state in (present, saved))
     if shapes != saved_shapes:
         keys = [key for key in {**shapes, **saved_shapes} if shapes.get(key) != saved_shapes.get(key)]
-        raise CheckpointError(f"term {name}: {', '.join(keys)} differ from the checkpoint in presence or shape")
+        raise CheckpointError(
+            f"term {name}: {', '.join(keys)} differ from the checkpoint in presence or shape: give the changed term "
+            f"another name"
+        )
     for key, value in present.items():
         value.copy_(saved[key])
 
 
-def _check_modules(key: str, term: object) -> None:
-    """Raise a CommandError if a term that is no module holds trained parameters, since nothing would save them."""
+def _restore_buffer(name: str, module: nn.Module, key: str, saved: Tensor) -> None:
+    path, _, attribute = key.rpartition(".")
+    try:
+        owner = module.get_submodule(path)
+        present = owner._buffers[attribute]
+    except (AttributeError, KeyError):
+        raise CheckpointError(
+            f"term {name}: it has no buffer {key}, which the checkpoint holds: give the changed term another name"
+        ) from None
+    if present is not None and present.shape == saved.shape:
+        present.copy_(saved)
+    else:
+        device = next((tensor.device for tensor in module.state_dict().values()), saved.device)
+        owner._buffers[attribute] = saved.clone().to(device)
+
+
+def _check_state(key: str, term: object) -> None:
+    """Raise a CommandError if a term has state that would not be saved, or lazy parameters, which have no shape yet.
+
+    Not saved are the extra state of modules (`get_extra_state`), and trained parameters in a term that is no module.
+    """
     if isinstance(term, nn.Module):
+        if any(type(module).get_extra_state is not nn.Module.get_extra_state for module in term.modules()):
+            raise CommandError(f"{key}: {type(term).__name__} has extra state, which is not saved: keep it in buffers")
+        if any(isinstance(parameter, nn.parameter.UninitializedParameter) for parameter in term.parameters()):
+            raise CommandError(f"{key}: {type(term).__name__} has lazy modules: give their sizes to the constructor")
         return
     for attribute, value in vars(term).items() if hasattr(term, "__dict__") else ():
         if any(parameter.requires_grad for parameter in _parameters_in(value)):
@@ -201,6 +239,18 @@ def _check_modules(key: str, term: object) -> None:
                 f"{key}: {type(term).__name__}.{attribute} has trained parameters: derive {type(term).__name__} from "
                 f"torch.nn.Module, so that they are trained and saved, or freeze them with requires_grad_(False)"
             )
+
+
+def _tensors_in(value: object) -> Iterator[Tensor]:
+    """Yield the tensors in nested tuples and mappings."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple):
+        for item in value:
+            yield from _tensors_in(item)
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _tensors_in(item)
 
 
 def _parameters_in(value: object) -> Iterator[nn.Parameter]:

@@ -88,7 +88,7 @@ def batches(
     """Yield batches of images that have equal size and dtype.
 
     Images wait until enough images of the same size and dtype have been read. If too many images are waiting, the
-    largest group of equal images is yielded early, as a smaller batch. The last groups are yielded at the end.
+    group with the most pixels is yielded early, as a smaller batch. At the end, the incomplete groups are yielded.
 
     Args:
         items: images, whose sizes may differ.
@@ -119,7 +119,7 @@ def check_batch_size(batch_size: int) -> None:
 
 
 def _is_crowded(groups: Iterable[list[_Item]], batch_size: int) -> bool:
-    """Return whether all groups together hold too many images, and the largest group must be yielded.
+    """Return whether the groups of waiting images together hold too many images, so that one must be yielded early.
 
     The limits are `4 * batch_size` images and `MAX_WAITING_PIXELS` pixels.
     """

@@ -4,20 +4,30 @@ import fnmatch
 import glob
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 
 from cyclestyle.errors import DataError
-from cyclestyle.filesystem.listing import list_contents, listing, nearest_existing, printable, special_file_reason
+from cyclestyle.filesystem.listing import (
+    PassedOver,
+    list_contents,
+    listing,
+    nearest_existing,
+    printable,
+    special_file_reason,
+)
 from cyclestyle.images import file_formats
 from cyclestyle.photoset import path_lists
+from cyclestyle.photoset.contact_sheet import page
 
-FORMATS = "JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF or HEIC"  # `ENDINGS` in words
+FORMATS = "JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF, JPEG 2000 or HEIC"  # `ENDINGS` in words
 # HEIC files are found even if the library that reads them is missing: they are reported, never skipped silently.
 ENDINGS = file_formats.ENDINGS | {".heic", ".heif", ".hif"}
 STANDARD_INPUT = "-"
 LIST = ".txt"
+FOLDER = ".cyclestyle"  # folder in an output folder, which `journal` describes
 
 
 KnownOutputs = Callable[[Path], Collection[str]]  # output folder -> names of its known translations
@@ -34,10 +44,12 @@ class InputFile(NamedTuple):
 
 
 class FoundInputs(NamedTuple):
-    """Photos found by `find`, and a count of the files that it skipped."""
+    """Photos found by `find`, and the files that it skipped."""
 
     sources: list[InputFile]
     skipped_own_outputs: int  # count of translations of earlier commands, which are not translated again
+    repeated: tuple[Path, ...] = ()  # further names of photos, made by links; each photo is translated once
+    passed_over: PassedOver = PassedOver()  # other files in folders; a pattern leaves out files on purpose: not counted
 
 
 def find(
@@ -63,14 +75,17 @@ def find(
         DataError: no photos were found; or the list cannot be decoded, or names a folder above the list's folder.
     """
     path = Path(spec)
+    passed_over = PassedOver()
     is_list = False  # a list names photos one by one, so only known translations are skipped
     if spec == STANDARD_INPUT:
-        content = (stream or sys.stdin.buffer).read()
-        is_list, candidates = True, _from_list(content, "standard input", folder=Path(), allow_zeros=True)
+        content = _standard_input(stream)
+        is_list = True
+        candidates, passed_over = _from_list(content, "standard input", folder=Path(), allow_zeros=True)
     elif path.is_dir():
-        candidates = list(_in_folder(path, Path()))
+        candidates, passed_over = _in_folder(path, Path())
     elif path.is_file() and path.suffix.lower() == LIST:
-        is_list, candidates = True, _from_list_file(path)
+        is_list = True
+        candidates, passed_over = _from_list_file(path)
     elif os.path.lexists(path):
         return FoundInputs([_single(path)], 0)
     elif glob.has_magic(spec):
@@ -78,11 +93,24 @@ def find(
     else:
         raise DataError(f"no picture or folder {printable(path.absolute())}: {nearest_existing(path)}")
 
-    candidates = _unique(candidates)
+    if output is not None and output.resolve().is_relative_to(path.resolve()) and _has_own_page(output):
+        passed_over = PassedOver(_removed(passed_over.files, Path(page.NAME).suffix), passed_over.folders)
+    candidates, repeated = _unique(candidates)
     sources = list(_without_translations(candidates, path, output=output, is_list=is_list, known_outputs=known_outputs))
     if not sources:
         raise DataError(_nothing_found(spec, path, skipped_own_outputs=len(candidates)))
-    return FoundInputs(sources, len(candidates) - len(sources))
+    return FoundInputs(sources, len(candidates) - len(sources), tuple(repeated), passed_over)
+
+
+def _standard_input(stream: IO[bytes] | None) -> bytes:
+    """Return all bytes of `stream`, or of standard input if `stream` is None.
+
+    Raises:
+        DataError: standard input is closed.
+    """
+    if stream is None and sys.stdin is None:
+        raise DataError("input=-: standard input is closed: pipe a list of paths into the command")
+    return (stream or sys.stdin.buffer).read()
 
 
 def names(folder: Path) -> list[Path]:
@@ -91,6 +119,8 @@ def names(folder: Path) -> list[Path]:
     Raises:
         DataError: the folder is missing, has no photos, or contains a file or subfolder that cannot be read.
     """
+    if folder.is_file():
+        raise DataError(f"{printable(folder.absolute())} is a file: give a folder of pictures")
     if not folder.is_dir():
         raise DataError(f"no folder {printable(folder.absolute())}: {nearest_existing(folder)}")
     sources = find(os.fspath(folder)).sources
@@ -100,13 +130,34 @@ def names(folder: Path) -> list[Path]:
     return [source.name for source in sources]
 
 
-def _in_folder(folder: Path, prefix: Path) -> Iterator[InputFile]:
-    """Yield the photos below a folder, and the subfolders that cannot be listed; `prefix` is prepended to each name."""
+def _in_folder(folder: Path, prefix: Path) -> tuple[list[InputFile], PassedOver]:
+    """Return the photos below a folder, and counts of the other files.
+
+    A photo that links make reachable through several paths is returned once for each path. A subfolder that cannot be
+    listed is returned among the photos, with a `reason`.
+
+    Args:
+        folder: folder to search.
+        prefix: path that is prepended to each photo's path relative to `folder`, to give `InputFile.name`.
+    """
     contents = listing(folder, endings=ENDINGS)
-    for name, size, modified_ns, reason in contents.candidates:
-        yield InputFile(folder / name, prefix / name, size, modified_ns, reason)
-    for name, reason in contents.unlisted.items():
-        yield InputFile(folder / name, prefix / name, reason=f"this folder cannot be listed: {reason}")
+    photos = [
+        InputFile(folder / name, prefix / name, size, modified_ns, reason)
+        for name, size, modified_ns, reason in contents.candidates
+    ]
+    repeated = [_source(folder / name, prefix / name) for name in contents.repeated]
+    unlisted = [
+        InputFile(folder / name, prefix / name, reason=f"this folder cannot be listed: {reason}")
+        for name, reason in contents.unlisted.items()
+    ]
+    others = contents.passed_over
+    passed_over = PassedOver(others.files, _removed(others.folders, FOLDER, count=others.folders[FOLDER]))
+    return photos + repeated + unlisted, passed_over
+
+
+def _removed(counts: Counter[str], key: str, *, count: int = 1) -> Counter[str]:
+    """Return the counts with `count` fewer of `key`; counts of 0 are left out."""
+    return counts - Counter({key: count})
 
 
 def _single(path: Path) -> InputFile:
@@ -134,8 +185,9 @@ def _matching(pattern: Path) -> list[InputFile]:
     root = Path(*_until_magic(pattern.parts))
     rest = pattern.parts[len(root.parts) :]
     if not root.is_dir():
-        return []
-    return [source for source in _in_folder(root, Path()) if _matches(source.name.parts, rest)]
+        raise DataError(f"no folder {printable(root.absolute())}: {nearest_existing(root)}")
+    photos, _ = _in_folder(root, Path())
+    return [source for source in photos if _matches(source.name.parts, rest)]
 
 
 def _until_magic(parts: Iterable[str]) -> Iterator[str]:
@@ -155,7 +207,7 @@ def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
     return bool(parts) and fnmatch.fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
 
 
-def _from_list_file(path: Path) -> list[InputFile]:
+def _from_list_file(path: Path) -> tuple[list[InputFile], PassedOver]:
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -163,8 +215,10 @@ def _from_list_file(path: Path) -> list[InputFile]:
     return _from_list(content, printable(path), folder=path.parent, allow_zeros=False)
 
 
-def _from_list(content: bytes, list_name: str, *, folder: Path, allow_zeros: bool) -> list[InputFile]:
-    """Return the photos that a list of paths names.
+def _from_list(
+    content: bytes, list_name: str, *, folder: Path, allow_zeros: bool
+) -> tuple[list[InputFile], PassedOver]:
+    """Return the photos that a list of paths names, and count the other files in the folders that it names.
 
     The names of the photos are relative to the current folder if that folder contains all paths, else to the deepest
     folder that contains all paths.
@@ -181,13 +235,16 @@ def _from_list(content: bytes, list_name: str, *, folder: Path, allow_zeros: boo
     absolute = [Path(os.path.abspath(path)) for path in paths]  # noqa: PTH100 - removes .. and follows no link
     root = _common_folder(absolute)
     sources: list[InputFile] = []
+    passed_over = PassedOver()
     for path, absolute_path in zip(paths, absolute, strict=True):
         name = absolute_path.relative_to(root)
         if path.is_dir():
-            sources += _in_folder(path, name)
+            photos, others = _in_folder(path, name)
+            sources += photos
+            passed_over = passed_over.plus(others)
         else:
             sources.append(_source(path, name))
-    return sources
+    return sources, passed_over
 
 
 def _common_folder(paths: list[Path]) -> Path:
@@ -198,16 +255,26 @@ def _common_folder(paths: list[Path]) -> Path:
     return Path(os.path.commonpath([path.parent for path in paths]))
 
 
-def _unique(candidates: Iterable[InputFile]) -> list[InputFile]:
-    """Return the candidates sorted by name; if several paths lead to one file, only the first is kept."""
-    seen: set[tuple[int, int] | Path] = set()
-    unique = []
+def _has_own_page(output: Path) -> bool:
+    """Return whether an output folder contains a contact sheet of this program."""
+    return (output / page.NAME).is_file() and page.is_own_page(output / page.NAME)
+
+
+def _unique(candidates: Iterable[InputFile]) -> tuple[list[InputFile], list[Path]]:
+    """Return each photo of `candidates` once, sorted by name, and all further paths that lead to these photos.
+
+    If the same path occurs twice, the repetition is not among the further paths.
+    """
+    seen: dict[tuple[int, int] | Path, set[Path]] = {}
+    unique, repeated = [], []
     for source in sorted(candidates, key=lambda source: source.name.parts):
         identity = identity_of(source.path) or source.path
         if identity not in seen:
-            seen.add(identity)
             unique.append(source)
-    return unique
+        elif source.path not in seen[identity]:
+            repeated.append(source.path)
+        seen.setdefault(identity, set()).add(source.path)
+    return unique, repeated
 
 
 def identity_of(path: Path) -> tuple[int, int] | None:
@@ -222,17 +289,16 @@ def identity_of(path: Path) -> tuple[int, int] | None:
 def _without_translations(
     candidates: Iterable[InputFile], root: Path, *, output: Path | None, is_list: bool, known_outputs: KnownOutputs
 ) -> Iterator[InputFile]:
-    """Yield the candidates that are not translations of earlier commands.
+    """Yield the photos that are not translations of earlier commands.
 
-    Known translations are the files that `known_outputs` names for a folder. If the input is a folder or a pattern, all
-    files in the output folder are left out, and so are the known translations in other folders below the input. If the
-    input is a list, only the known translations in the output folder are left out: a command such as `find` may have
-    listed them together with the photos.
+    If the input is a folder or a pattern, all files in the output folder are left out, and so are the files that
+    `known_outputs` returns for each subfolder of the input. If the input is a list, only the files that `known_outputs`
+    returns for the output folder are left out: a command such as `find` may have listed them together with the photos.
 
     Args:
         candidates: photos found in the input.
-        root: path that the user gave as input; if it lies in the output folder, the output folder is ignored.
-        output: output folder.
+        root: path that the user gave as input.
+        output: output folder; treated as None if `root` lies in it.
         is_list: whether the input is a list of paths.
         known_outputs: see `find`.
     """
@@ -260,7 +326,13 @@ def _within(path: Path, folder: Path) -> str:
 
 
 def _nothing_found(spec: str, path: Path, *, skipped_own_outputs: int) -> str:
-    """Return the error message for an input without photos; `skipped_own_outputs` is its number of old translations."""
+    """Return the error message for an input without photos.
+
+    Args:
+        spec: input as the user gave it, see `find`.
+        path: `spec` as a path.
+        skipped_own_outputs: number of files in the input that were skipped as translations of earlier commands.
+    """
     if skipped_own_outputs:
         return (
             f"all {skipped_own_outputs:,} pictures of {printable(path)} are translations that an earlier command made"

@@ -21,7 +21,8 @@ class InterruptedSetError(CyclestyleError):
 class InterruptHandler:
     """Context manager for the main thread: the first stop signal ends the `with` block immediately.
 
-    The photos finished before the signal are in the journal. A second signal ends the process without a message.
+    Stop signals are SIGINT (Ctrl-C), SIGTERM and SIGUSR1. The photos finished before the signal are in the journal of
+    the output folder. A second signal ends the process without a message.
 
     Raises:
         InterruptedSetError: a stop signal has ended the `with` block on rank 0. Other ranks raise SystemExit instead,

@@ -3,7 +3,7 @@
 ```
 output/.cyclestyle/
   journal.jsonl    a line before a photo's translations are written, and a line when they are written or have failed
-  report.jsonl     outcome of each photo in the last run of a command, sorted by path
+  report.jsonl     outcome of each photo in the last run of a command, sorted by path; then counts of other files
   thumbnails/      images that the contact sheet shows
   lock             file that the running command has locked
 ```
@@ -22,21 +22,22 @@ from typing import Any, Literal, NamedTuple
 
 from cyclestyle.errors import CommandError, DiskError
 from cyclestyle.filesystem.atomic import atomic_write
-from cyclestyle.filesystem.listing import printable
+from cyclestyle.filesystem.listing import PassedOver, printable
 from cyclestyle.filesystem.lock import Lock
+from cyclestyle.photoset import inputs
 from cyclestyle.photoset.inputs import InputFile
 
-FOLDER = ".cyclestyle"
+FOLDER = inputs.FOLDER
 NAME = "journal.jsonl"
 VERSION = 1
 MAX_LINES = 4  # maximum number of lines per photo; a longer journal is rewritten
 
 Stamp = tuple[int, int]  # size in bytes, and modification time in ns
-Status = Literal["translated", "up to date", "kept", "failed"]
+Status = Literal["translated", "up to date", "kept", "failed", "orphan", "removed"]  # the last two: see `orphans`
 
 
 class JournalEntry(NamedTuple):
-    """Record of one photo and its translations; the last entry with a `Job.key` replaces all earlier ones."""
+    """Record of one photo and its translations; it replaces all earlier entries with the same `Job.key`."""
 
     source: str  # absolute path of the photo
     stamp: Stamp  # stamp of the photo when it was read
@@ -78,19 +79,26 @@ class Journal:
         self._lock = Lock(self.folder / "lock")
         self._needs_rewrite = False
 
-    def acquire(self) -> None:
+    def acquire(self, *, is_needed: bool = True) -> bool:
         """Create the journal's folder and lock it for this command, until `release` or the end of the process.
 
+        Args:
+            is_needed: whether to raise an error if another command holds the lock.
+
+        Returns:
+            True if this command holds the lock; False if another command holds it and `is_needed` is false.
+
         Raises:
-            CommandError: another command has locked this folder.
+            CommandError: another command holds the lock, and `is_needed` is true.
             DiskError: the folder cannot be written.
         """
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             is_acquired = self._lock.acquire()
-        if not is_acquired:
+        if not is_acquired and is_needed:
             by = "" if (pid := self._lock.holder()) is None else f" by pid {pid}"
             raise CommandError(f"{printable(self.output)} is in use{by}: wait for it, or choose another output=")
+        return is_acquired
 
     def translations(self) -> set[str]:
         """Return the names of all translations in the journal, relative to the output folder."""
@@ -119,8 +127,11 @@ class Journal:
     def tidy(self) -> None:
         """Rewrite the journal if most of its lines are outdated, or its last line is incomplete."""
         if self._needs_rewrite:
-            with writing(self._file), atomic_write(self._file) as stream:
-                stream.writelines(_line(key, entry) for key, entry in self.entries.items())
+            self._rewrite()
+
+    def _rewrite(self) -> None:
+        with writing(self._file), atomic_write(self._file) as stream:
+            stream.writelines(_line(key, entry) for key, entry in self.entries.items())
 
     def add(self, key: str, entry: JournalEntry) -> None:
         """Append the new state of a photo to the journal.
@@ -143,8 +154,20 @@ class Journal:
             finally:
                 os.close(descriptor)
 
-    def report(self, rows: Iterable[ReportRow]) -> None:
-        """Write the outcome of each photo of this command to `report.jsonl`."""
+    def discard(self, keys: Iterable[str]) -> None:
+        """Remove the entries with these keys, and rewrite the journal; call this only while no other process writes."""
+        keys = set(keys)
+        self.entries = {key: entry for key, entry in self.entries.items() if key not in keys}
+        self._rewrite()
+
+    def report(self, rows: Iterable[ReportRow], *, passed_over: PassedOver | None = None) -> None:
+        """Write the outcome of each photo of this command to `report.jsonl`.
+
+        Args:
+            rows: outcomes of the photos.
+            passed_over: counts of the files in the input that are no photos, and of skipped folders. They are written
+                as the last line, unless there are none.
+        """
         path = self.folder / "report.jsonl"
         with writing(path), atomic_write(path) as stream:
             for row in rows:
@@ -154,6 +177,9 @@ class Journal:
                 optional = {key: value for key, value in optional.items() if value}
                 stream.write(json.dumps(fields | optional | size).encode())
                 stream.write(b"\n")
+            if passed_over is not None and passed_over.summary():
+                counts = {"files": passed_over.kinds(), "folders": passed_over.folders}
+                stream.write(json.dumps({"status": "passed over"} | counts).encode() + b"\n")
 
 
 @contextmanager

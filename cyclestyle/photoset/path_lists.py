@@ -23,9 +23,11 @@ def entries(content: bytes, list_name: str, *, allow_zeros: bool) -> list[Path]:
     """Return the paths in a list, in the order of the list.
 
     The list has one path per line. It is decoded as UTF-8, or as UTF-16 or UTF-32 if it begins with the byte order
-    mark of that encoding. Empty lines and lines that begin with `#` are skipped, quotes around a whole line are
-    removed, and a leading `~` is replaced with the home folder. If zero bytes separate the paths, the paths are used
-    unchanged.
+    mark of that encoding. A path that is not valid UTF-8 is decoded as Windows-1252 if no file with its original bytes
+    exists, but a file with the decoded path does. Empty lines and lines that begin with `#` are skipped, quotes around
+    a whole line are removed, and a leading `~` is replaced with the home folder.
+
+    The paths in a list may also be separated by zero bytes instead of line ends. These paths are used unchanged.
 
     Args:
         content: bytes of the list.
@@ -41,20 +43,20 @@ def entries(content: bytes, list_name: str, *, allow_zeros: bool) -> list[Path]:
         paths = [Path(os.fsdecode(name)) for name in names]
     else:
         text = _decode(content, *(encoding or (b"", "")), list_name)
-        paths = [Path(os.path.expanduser(name)) for name in _names(text)]  # noqa: PTH111 - leaves an unknown user's ~ as it is
+        paths = [Path(os.path.expanduser(_existing(name))) for name in _names(text)]  # noqa: PTH111 - leaves an unknown user's ~ as it is
     if not paths:
         raise DataError(f"{list_name} lists no pictures: give a path on each line")
     return paths
 
 
 def check_places(paths: Sequence[Path], folder: Path, list_name: str) -> None:
-    """Raise a DataError if a path in a list is a root folder or a folder above `folder`.
+    """Raise a DataError if a list of paths names a root folder, or a folder above the folder that contains the list.
 
-    A list with such a path is probably damaged. Links and `..` in the paths are resolved; `folder` itself is allowed.
+    A list with such a path is probably damaged. Links and `..` in the paths are resolved.
 
     Args:
         paths: paths in the list.
-        folder: folder that contains the list.
+        folder: folder that contains the list; the list may name this folder itself.
         list_name: name of the list in error messages.
 
     Raises:
@@ -116,6 +118,22 @@ def _names(text: str) -> Iterator[str]:
             continue
         is_quoted = len(bare) > 2 and bare[0] in _QUOTES and bare[-1] == bare[0]
         yield bare[1:-1] if is_quoted else line
+
+
+def _existing(name: str) -> str:
+    """Return the path `name` unchanged, or decoded as Windows-1252.
+
+    It is decoded if `name` is not valid UTF-8 and does not exist, but the decoded path does.
+    """
+    content = os.fsencode(name)
+    if os.path.lexists(content) or content.isascii():
+        return name
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError:
+        other = content.decode("cp1252", errors="surrogateescape")
+        return other if os.path.lexists(other) else name
+    return name
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

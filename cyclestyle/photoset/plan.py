@@ -14,13 +14,15 @@ from typing import Literal, NamedTuple
 from cyclestyle.distributed.world import World
 from cyclestyle.errors import CommandError
 from cyclestyle.filesystem import atomic
-from cyclestyle.filesystem.listing import printable
+from cyclestyle.filesystem.listing import PassedOver, printable
 from cyclestyle.images import file_formats
 from cyclestyle.images.file_formats import Format
-from cyclestyle.photoset.inputs import ENDINGS, LIST, InputFile, find, identity_of
+from cyclestyle.photoset.inputs import ENDINGS, LIST, STANDARD_INPUT, InputFile, find, identity_of
 from cyclestyle.photoset.journal import FOLDER, NAME, Journal, JournalEntry, ReportRow, stamp, writing
 
 Existing = Literal["skip", "overwrite", "error"]
+
+_NAMED = "named "  # start of the note about a translation with another name
 
 
 class Job(NamedTuple):
@@ -44,13 +46,15 @@ class Jobs(NamedTuple):
 
     folder: Path  # output folder
     jobs: list[Job]
-    is_single: bool  # one photo with a file name as output: no journal, no contact sheet
+    is_single: bool  # one photo with a file name as output: no contact sheet, no report
     skipped_own_outputs: int = 0  # count of inputs skipped as translations of earlier commands
+    repeated: tuple[Path, ...] = ()  # inputs skipped as further names of other inputs, made by links
+    passed_over: PassedOver = PassedOver()  # other files in the input
 
     @property
-    def hidden(self) -> Path | None:
-        """Folder that holds the journal, the report and the thumbnails; None if the output is a single file."""
-        return None if self.is_single else self.folder / FOLDER
+    def hidden(self) -> Path:
+        """Folder that holds the journal, the report and the thumbnails."""
+        return self.folder / FOLDER
 
 
 class Plan(NamedTuple):
@@ -60,7 +64,9 @@ class Plan(NamedTuple):
     jobs: list[Job]  # all jobs
     todo: list[Job]
     already_done: list[ReportRow]  # results of the other jobs: up to date, kept, or unreadable
-    journal: Journal | None  # None for a single photo with a file name as output
+    journal: Journal
+    is_single: bool = False  # one photo with a file name as output: no contact sheet, no report
+    passed_over: PassedOver = PassedOver()  # other files in the input
 
 
 def make_jobs(spec: str, output: Path, *, format: Format = "keep", folders: Sequence[str] = ("",)) -> Jobs:  # noqa: A002
@@ -70,7 +76,8 @@ def make_jobs(spec: str, output: Path, *, format: Format = "keep", folders: Sequ
         spec: photo, folder, pattern or list, see `inputs.find`.
         output: a folder; if the input is one photo, also a file name with the ending of an image format.
         format: format of the translations, which decides the endings of their file names.
-        folders: folders below the output folder, one for each translation of a photo.
+        folders: one folder for each strength, relative to the output folder; "" is the output folder itself. Each photo
+            gets one target file in each of these folders.
 
     Raises:
         CommandError: a translation would overwrite an input; or `output` does not fit the input or the format; or
@@ -87,30 +94,34 @@ def make_jobs(spec: str, output: Path, *, format: Format = "keep", folders: Sequ
         )
     if Path(spec).is_dir() and output.exists() and output.samefile(spec):
         raise CommandError(f"output={printable(output)} is the input folder itself: inputs are never overwritten")
-    sources, skipped = find(spec, output=output, known_outputs=_translations)
+    sources, skipped, repeated, passed_over = find(spec, output=output, known_outputs=_translations)
     targets = target_names([source.name for source in sources], format)
     all_jobs = [
         Job(source, tuple(Path(folder) / name for folder in folders), notes)
         for source, (name, notes) in zip(sources, targets, strict=True)
     ]
     _protect_inputs(all_jobs, output)
-    return Jobs(output, all_jobs, is_single=False, skipped_own_outputs=skipped)
+    return Jobs(
+        output, all_jobs, is_single=False, skipped_own_outputs=skipped, repeated=repeated, passed_over=passed_over
+    )
 
 
 def make_plan(requested: Jobs, *, existing: Existing, settings: str, world: World) -> Plan:
     """Divide jobs into those to do and those already done, according to the journal.
 
-    The journal stays locked until it is released or the process ends.
+    A job is up to date, and thus done, if its target files are unchanged and were made from the current photo with the
+    current `settings`. Any other job whose photo can be read is to do, and replaces target files of earlier commands.
 
-    A translation is up to date if its photo and settings are unchanged. Otherwise the photo is translated again, and
-    the new translation replaces the file of an earlier command. Files of other origin are kept instead: files that this
-    program did not write, files that were changed after this program wrote them, and files that were made from another
-    photo that still needs them.
+    A target file is protected if this program did not write it, if it was changed since, or if it was made from another
+    photo that still needs it.
+
+    The journal stays locked until it is released or the process ends. It is not locked if the output is a single file.
 
     Args:
         requested: all jobs of the command.
-        existing: `skip` applies the rules above; `overwrite` translates every photo again and replaces files of other
-            origin too; `error` raises a CommandError if a target file exists that is not up to date.
+        existing: with `skip`, a job with a protected target file is not to do: the file is kept. With `overwrite`,
+            every photo is translated again, and protected files are replaced too. With `error`, a CommandError is
+            raised if a job that is not up to date has a target file that exists.
         settings: fingerprint of all settings that affect a translation's pixels.
         world: the ranks, which divide the jobs among themselves.
 
@@ -119,21 +130,23 @@ def make_plan(requested: Jobs, *, existing: Existing, settings: str, world: Worl
             this output; or the ranks have found different jobs.
         DiskError: the output cannot be written.
     """
-    journal = None if requested.is_single else Journal(requested.folder)
-    if journal is not None:
-        with world.main_first():
-            if world.is_main:
-                journal.acquire()
-                journal.read()
-                journal.tidy()
-                clean_output_folder(requested.folder, requested.jobs)
-        journal.read()
+    journal = Journal(requested.folder)
+    with world.main_first():
+        # A single file needs no lock: other files of its folder may be written at the same time. Only a command that
+        # holds the lock rewrites the journal and removes temporary files.
+        if world.is_main and journal.acquire(is_needed=not requested.is_single):
+            journal.read()
+            journal.tidy()
+            clean_output_folder(requested.folder, requested.jobs)
+        if requested.is_single:
+            journal.release()
+    journal.read()
     ownership = _OutputOwnership(requested, journal)
     todo: list[Job] = []
     done: list[ReportRow] = []
     existing_targets: list[Path] = []
     for job in requested.jobs:
-        entry = journal.entries.get(job.key) if journal is not None else None
+        entry = journal.entries.get(job.key)
         objection = next(filter(None, (ownership.objection(job, target) for target in job.targets)), "")
         if job.source.reason:
             done.append(_row(job, "failed", job.source.reason))
@@ -150,7 +163,7 @@ def make_plan(requested: Jobs, *, existing: Existing, settings: str, world: Worl
             f"{printable(requested.folder / existing_targets[0])}{more} there already: existing=skip or overwrite"
         )
     _check_agreement(todo, world)
-    return Plan(requested.folder, requested.jobs, todo, done, journal)
+    return Plan(requested.folder, requested.jobs, todo, done, journal, requested.is_single, requested.passed_over)
 
 
 def clean_output_folder(folder: Path, jobs: Iterable[Job]) -> None:
@@ -172,10 +185,10 @@ def clean_output_folder(folder: Path, jobs: Iterable[Job]) -> None:
 def target_names(names: Sequence[Path], format: Format) -> list[tuple[Path, tuple[str, ...]]]:  # noqa: A002
     """Choose a unique name for each translation: the photo's name with the new ending, or else another name.
 
-    A change of format can make two names equal, and so can a file system that ignores case. If several translations
-    compete for a name, a photo that already has this name keeps it; otherwise the first photo gets it. Each other
-    translation gets its photo's full name plus the new ending (`a.jpg.png`), or a number before the ending (`a-2.png`).
-    No file gets the name of a folder that other translations need.
+    A change of format can make two names equal, and so can a file system that ignores case. If the translations of
+    several photos compete for a name, the photo that already has this name takes precedence, or else the first photo.
+    Each other translation gets its photo's full name plus the new ending (`a.jpg.png`), or a number before the ending
+    (`a-2.png`). No file gets the name of a folder that other translations need.
 
     Args:
         names: paths of the photos, relative to the input.
@@ -206,12 +219,24 @@ def heic_as_jpeg(jobs: Iterable[Job]) -> int:
     return sum(file_formats.HEIC_AS_JPEG in job.notes for job in jobs)
 
 
+def renamed(jobs: Iterable[Job]) -> list[Job]:
+    """Return the jobs whose translations got another name, since the photo's name with the new ending was taken."""
+    return [job for job in jobs if any(note.startswith(_NAMED) for note in job.notes)]
+
+
 def _notes(name: Path, chosen: Path, natural: Path, format: Format) -> Iterator[str]:  # noqa: A002
-    """Yield notes for the user if a HEIC photo becomes a JPEG, or if the name `natural` was taken."""
+    """Yield notes for the user about one translation: that HEIC becomes JPEG, and that another name was chosen.
+
+    Args:
+        name: path of the photo.
+        chosen: path of the translation.
+        natural: path that the translation would have if it were not taken.
+        format: format of the translations.
+    """
     if file_formats.becomes_jpeg(name, format):
         yield file_formats.HEIC_AS_JPEG
     if chosen != natural:
-        yield f"named {chosen.name}: the name {natural.name} is taken"
+        yield f"{_NAMED}{chosen.name}: the name {natural.name} is taken"
 
 
 def _alternatives(name: Path, natural: Path) -> Iterator[Path]:
@@ -226,6 +251,8 @@ def _single(spec: str, output: Path, format: Format, folders: Sequence[str]) -> 
     """Return the only job of a command that has one photo as its input and a file name as its `output`."""
     if len(folders) > 1:
         raise CommandError(f"output={printable(output)} is one file: several strengths need a folder")
+    if spec != STANDARD_INPUT and not os.path.lexists(spec):
+        find(spec)  # raises the error for a missing input, unless `spec` is a pattern
     if not Path(spec).is_file() or Path(spec).suffix.lower() == LIST:
         raise CommandError(
             f"output={printable(output)} is a name for one picture, but input= is not one picture: give a folder"
@@ -234,7 +261,7 @@ def _single(spec: str, output: Path, format: Format, folders: Sequence[str]) -> 
         raise CommandError(f"output={printable(output)}: this format cannot be written, choose .png")
     if format != "keep" and file_formats.target_name(Path(output.name), format) != Path(output.name):
         raise CommandError(f"output={printable(output)} does not end like format={format}: leave format= out")
-    ((source,), _) = find(spec)
+    (source,) = find(spec).sources
     job = Job(source, (Path(output.name),))
     _protect_inputs([job], output.parent)
     return Jobs(output.parent, [job], is_single=True)
@@ -276,11 +303,11 @@ def _is_current(job: Job, entry: JournalEntry, settings: str, output: Path) -> b
 class _OutputOwnership:
     """Check, based on the journal, whether a job may replace a file in the output folder."""
 
-    def __init__(self, requested: Jobs, journal: Journal | None) -> None:
+    def __init__(self, requested: Jobs, journal: Journal) -> None:
         self.folder = requested.folder
         self._targets_of = {_absolute(job): {target.as_posix() for target in job.targets} for job in requested.jobs}
         self._entries_for: dict[str, list[JournalEntry]] = {}  # keys are targets
-        for entry in journal.entries.values() if journal is not None else ():
+        for entry in journal.entries.values():
             for name in entry.targets:
                 self._entries_for.setdefault(name, []).append(entry)
 
@@ -315,7 +342,10 @@ def _absolute(job: Job) -> str:
 
 
 def _translations(folder: Path) -> set[str]:
-    """Return the names of the translations in the journal of an output folder; empty if there is no journal."""
+    """Return the translations that the journal of an output folder records, as paths relative to this folder.
+
+    The set is empty if the folder has no journal.
+    """
     if not (folder / FOLDER / NAME).is_file():
         return set()
     journal = Journal(folder)

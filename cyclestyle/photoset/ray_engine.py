@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 import sys
 import traceback
 import warnings
@@ -21,6 +22,9 @@ from cyclestyle.progress import Counter
 from cyclestyle.translation.pipeline import TranslationPipeline
 
 Make = Callable[[], TranslationPipeline]
+
+RETRIES = 1  # number of times that Ray repeats a call whose actor died
+ANSWER_S = 5.0  # seconds within which a cluster must accept a connection
 
 LOST = "the process that translated it was killed twice: is it too large for the memory?"
 
@@ -54,8 +58,7 @@ def run_plan(plan: Plan, make: Make, settings: Settings, *, workers: int | Liter
     streak = FailureStreak()
 
     def note(job: Job, entry: JournalEntry) -> None:
-        if plan.journal is not None:
-            plan.journal.add(job.key, entry)
+        plan.journal.add(job.key, entry)
         rows.append(runner.report_row(job, entry))
         done.add(job.key)
 
@@ -102,10 +105,10 @@ class Actor:
         self.pipeline, self.settings, self.todo = make(), settings, todo
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Translate the photo of the job `todo[row["number"]]`.
+        """Translate the photo of the job whose index in `self.todo` is `row["number"]`.
 
-        Return a row with the photo's journal entry or with an error message. Errors are not raised, since Ray would
-        repeat the call after a raised error.
+        Return a row with this index and either the photo's journal entry or an error message. Errors are not raised,
+        since Ray would repeat the call after a raised error.
         """
         number = int(row["number"])
         empty = {"number": number, "entry": None, "disk": "", "device": "", "trace": "", "reason": ""}
@@ -135,23 +138,24 @@ def _results(
         _start(ray)
     try:
         for job in plan.todo:
-            if plan.journal is not None:
-                plan.journal.add(job.key, runner.pending_entry(job, settings))
+            plan.journal.add(job.key, runner.pending_entry(job, settings))
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.max_errored_blocks = -1  # each block is one photo, and a failed photo must not stop the others
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-        gpus = int(ray.cluster_resources().get("GPU", 0))
-        actors = workers if workers != "auto" else gpus or len(ray.nodes())
-        numbers = ray.data.from_items([{"number": number} for number in range(len(plan.todo))])
+        resources, count = ray.cluster_resources(), len(plan.todo)
+        gpus = int(resources.get("GPU", 0))
+        actors = min(max(1, workers if workers != "auto" else gpus or len(ray.nodes())), count)
+        numbers = ray.data.from_items([{"number": number} for number in range(count)], override_num_blocks=count)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # newer versions of Ray have another name for `max_task_retries`
-            results = numbers.repartition(len(plan.todo)).map(
+            results = numbers.map(
                 Actor,
                 fn_constructor_args=(make, settings, plan.todo),
-                concurrency=min(max(1, actors), len(plan.todo)),
+                concurrency=actors,
                 num_gpus=1 if gpus else 0,
-                max_task_retries=1,  # without a limit, the default, a photo that kills its actor would run for ever
+                num_cpus=cores_of_each(actors, resources.get("CPU", 1)),
+                max_task_retries=RETRIES,  # without a limit, a photo that kills its actor would be repeated for ever
             )
         for row in results.iter_rows():
             if row["disk"]:
@@ -163,6 +167,14 @@ def _results(
     finally:
         if is_started_here:
             ray.shutdown()
+
+
+def cores_of_each(actors: int, cores: float) -> float:
+    """Return the number of cores that Ray reserves for each actor: 1, or `cores` / (`actors` + 1) if this is less.
+
+    The cores that remain are for Ray's own tasks, which would wait for ever if the actors reserved all cores.
+    """
+    return min(1.0, int(100 * cores / (actors + 1)) / 100)
 
 
 def _absolute(plan: Plan) -> Plan:
@@ -178,10 +190,25 @@ def _start(ray: Any) -> None:
     was killed.
     """
     address = os.environ.get("RAY_ADDRESS", "local")
+    check_address(address)
     try:
         with _silenced_stderr():
             ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL, include_dashboard=False)
-    except ConnectionError:
+    except (ConnectionError, ValueError):
+        raise CommandError(f"engine=ray: no Ray cluster answers at RAY_ADDRESS={address}") from None
+
+
+def check_address(address: str) -> None:
+    """Raise a CommandError unless a server accepts connections at an address `HOST:PORT` or `ray://HOST:PORT`.
+
+    Ray itself would try to connect for minutes. Other addresses, such as `local` and `auto`, are not checked.
+    """
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if not colon:
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S).close()
+    except (OSError, ValueError, OverflowError):
         raise CommandError(f"engine=ray: no Ray cluster answers at RAY_ADDRESS={address}") from None
 
 
@@ -197,10 +224,11 @@ def library() -> Any:
 
 @contextmanager
 def _silenced_stderr() -> Iterator[None]:
-    """Context manager: discard stderr in the `with` block; Ray's C++ processes stay silent after the block too.
+    """Context manager for the start of Ray: discard stderr in the `with` block; Ray's exceptions are still raised.
 
-    Without this context manager, the C++ processes would warn about how Ray Data itself passes arguments to actors, and
-    would report at their start that their log level was changed. Ray's exceptions are still raised.
+    An environment variable also limits the log of Ray's C++ processes to fatal errors, unless the user has set this
+    variable. Otherwise, they would later warn about how Ray Data itself passes arguments to actors. The discarded
+    output includes a report of each C++ process that its log level was changed.
     """
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     sys.stderr.flush()

@@ -39,9 +39,9 @@ SHOWN = 5  # maximum number of failures in the summary; the report lists all fai
 class Pipeline(Protocol):
     """Interface of a model with its settings, see `TranslationPipeline`.
 
-    A call translates a batch of images, uint8 or uint16 (N, 3, H, W), and returns one tensor of the same dtype and size
-    for each strength; it has 3 channels, or 1 for grey. `max_batch` returns the maximum number of images of a height
-    and width in a batch.
+    A call translates a batch of images, a uint8 or uint16 tensor (N, 3, H, W). It returns a list with one tensor
+    (N, C, H, W) of the same dtype for each strength, that is, each weight of the model's output in a translation.
+    C is 1 if the model's output is grey, else 3. `max_batch` returns the maximum N for images of a height and width.
     """
 
     def __call__(self, pixels: Tensor, *, advance: Callable[[float], object] | None = None) -> list[Tensor]: ...
@@ -57,7 +57,7 @@ class LoadedPhoto(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """Options for reading and writing photos, and a fingerprint that is stored in the journal."""
+    """Options for reading and writing photos, and a fingerprint of all settings that affect a translation's pixels."""
 
     reading: Reading
     writing: Writing
@@ -69,6 +69,7 @@ class JobResult(NamedTuple):
 
     lines: list[ReportRow]  # one row for each photo, in order
     elapsed_s: float
+    remaining: int = 0  # number of photos that a stopped command did not reach
 
     def count(self, *statuses: str) -> int:
         return sum(row.status in statuses for row in self.lines)
@@ -94,7 +95,7 @@ def run_plan(
     workers: int | Literal["auto"] = "auto",
     batch_size: int = 8,
 ) -> JobResult:
-    """Run the jobs of a plan; several ranks divide the jobs among themselves.
+    """Run the jobs of a plan, one job for each photo; several ranks divide the jobs among themselves.
 
     Args:
         plan: jobs, output and journal.
@@ -117,7 +118,7 @@ def run_plan(
         rows = translate(
             share, pipeline, settings, workers=pool, journal=plan.journal, batch_size=batch_size, progress=progress
         )
-        if world.size > 1 and plan.journal is not None:
+        if world.size > 1:
             world.any(False, no_timeout=True)
             plan.journal.read()
             entries = plan.journal.entries
@@ -131,6 +132,39 @@ def run_plan(
     return job_result(plan, rows, elapsed_s)
 
 
+@contextlib.contextmanager
+def unfinished(plan: Plan, settings: Settings, *, report: Callable[[JobResult], object] | None) -> Iterator[None]:
+    """Context manager: if the `with` block is stopped, by a signal or an error, report the photos done so far.
+
+    Args:
+        plan: plan of the command.
+        settings: settings with which the photos are translated.
+        report: called with the outcomes so far if at least one photo is translated or up to date; None reports nothing.
+    """
+    started_at = time.perf_counter()
+    try:
+        yield
+    except BaseException:
+        if report is not None:
+            with contextlib.suppress(CyclestyleError, OSError):  # the first error matters; the disk may be full
+                outcome = _outcome_so_far(plan, settings, time.perf_counter() - started_at)
+                if outcome.count("translated", "up to date"):
+                    report(outcome)
+        raise
+
+
+def _outcome_so_far(plan: Plan, settings: Settings, elapsed_s: float) -> JobResult:
+    """Return the outcomes that the journal has recorded; photos that were not reached are only counted."""
+    plan.journal.read()
+    entries = [(job, plan.journal.entries.get(job.key)) for job in plan.todo]
+    rows = [
+        report_row(job, entry)
+        for job, entry in entries
+        if entry is not None and (entry.reason or (entry.is_done and entry.settings == settings.fingerprint))
+    ]
+    return job_result(plan, rows, elapsed_s)._replace(remaining=len(plan.todo) - len(rows))
+
+
 def complete_sheet(plan: Plan, outcome: JobResult, settings: Settings, workers: int | Literal["auto"]) -> None:
     """Write the missing thumbnails of photos that an earlier command translated without a contact sheet.
 
@@ -141,7 +175,9 @@ def complete_sheet(plan: Plan, outcome: JobResult, settings: Settings, workers: 
         return
     current = {row.targets for row in outcome.lines if row.status == "up to date"}
     jobs = [job for job in plan.jobs if tuple(target.as_posix() for target in job.targets) in current]
-    jobs = [job for job in jobs if not all((sheet / name).exists() for name in thumbnail_names(job.targets))]
+    jobs = [
+        job for job in jobs if not all((sheet / name).exists() for name in sheet_names(job.source.path, job.targets))
+    ]
     with Workers.suited(workers, len(jobs)) as pool:
         for _, task in pool.ahead(functools.partial(_rewrite_thumbnails, how=settings.writing), jobs):
             try:
@@ -156,7 +192,7 @@ def _rewrite_thumbnails(job: Job, how: Writing) -> None:
 
 def remove_temporaries(plan: Plan) -> None:
     """Remove the temporary files of killed workers; call this function only when no worker is writing."""
-    if plan.journal is not None:
+    if not plan.is_single:
         clean_output_folder(plan.folder, plan.todo)
 
 
@@ -230,7 +266,8 @@ def translate_one(job: Job, pipeline: Pipeline, settings: Settings) -> JournalEn
         return pending._replace(reason=_reason(error))
     try:
         arrays = [tensors.tensor_to_array(result[0]) for result in results]
-        written = worker_tasks.write(photo, arrays, job.targets, thumbnail_names(job.targets), settings.writing)
+        thumbs = thumbnail_names(job.targets)
+        written = worker_tasks.write(photo, arrays, job.targets, thumbs, settings.writing, job.source.path)
     except Exception as error:
         return pending._replace(reason=_reason(error))
     return _done_entry(pending, job, photo, written)
@@ -244,8 +281,8 @@ def pending_entry(job: Job, settings: Settings) -> JournalEntry:
 def failed_entry(job: Job, journal: Journal | None, reason: str) -> JournalEntry:
     """Return the journal entry of a failed photo.
 
-    The entry keeps those targets of the photo's previous entry whose files still exist. It names no other target, since
-    any file that appears in the output later belongs to the user.
+    The entry lists those translation files of the photo's previous entry that still exist, and no others: a file that
+    appears in the output folder later belongs to the user.
     """
     previous = journal.entries.get(job.key) if journal is not None else None
     entry = started_entry(job.source, "", ())._replace(reason=reason)
@@ -256,9 +293,33 @@ def failed_entry(job: Job, journal: Journal | None, reason: str) -> JournalEntry
 
 
 def thumbnail_names(targets: Sequence[str | Path]) -> list[str]:
-    """Return thumbnail names for a photo and its translations; each name begins with a hash of the first target."""
+    """Return names for the thumbnails of a photo and of its translations, in this order.
+
+    Args:
+        targets: file names of the translations; each thumbnail name begins with a hash of the first of them.
+    """
     stem = hashlib.sha256(os.fsencode(targets[0])).hexdigest()[:16]
     return [f"{stem}-{number}.webp" for number in range(1 + len(targets))]
+
+
+def sheet_names(source: Path, targets: Sequence[str | Path]) -> list[str]:
+    """Return the names of all images that the contact sheet needs for a photo: thumbnails and web-sized copies."""
+    thumbs = thumbnail_names(targets)
+    return [*thumbs, *filter(None, web_copy_names(thumbs, source, targets))]
+
+
+def web_copy_names(thumbs: Sequence[str], source: Path, targets: Sequence[str | Path]) -> list[str]:
+    """Return the names of the web-sized copies of a photo and its translations, in the order of their thumbnails.
+
+    A name is empty if browsers can show the file itself, so it needs no copy.
+
+    Args:
+        thumbs: names of the thumbnails, see `thumbnail_names`.
+        source: path of the photo.
+        targets: names of the translations.
+    """
+    files = [source, *map(Path, targets)]
+    return [worker_tasks.web_copy_name(thumb, file) for thumb, file in zip(thumbs, files, strict=True)]
 
 
 def report_row(job: Job, entry: JournalEntry) -> ReportRow:
@@ -271,6 +332,8 @@ def report_row(job: Job, entry: JournalEntry) -> ReportRow:
 
 def summary(outcome: JobResult, plan: Plan, *, where: Path) -> str:
     """Return the text that summarizes a command: one line with counts, then one line for each of the first failures.
+
+    The last line counts the files of the input that are no photos, if there are any.
 
     Args:
         outcome: outcome of all photos.
@@ -286,13 +349,15 @@ def summary(outcome: JobResult, plan: Plan, *, where: Path) -> str:
         f"in {outcome.elapsed_s:.{0 if outcome.elapsed_s >= 10 else 1}f} s{pace}: {printable(where)}"
     )
     lines = [f"{printable(row.source)}: {row.reason}" for row in outcome.failures[:SHOWN]]
-    if len(outcome.failures) > SHOWN and plan.journal is not None:
+    if len(outcome.failures) > SHOWN:
         report = plan.journal.folder / "report.jsonl"
         lines.append(f"and {len(outcome.failures) - SHOWN:,} more, all listed in {printable(report)}")
     kept_rows = [row for row in outcome.lines if row.status == "kept"]
     if kept_rows:
         more = f", and {len(kept_rows) - 1:,} more" if len(kept_rows) > 1 else ""
         lines.append(f"kept: {kept_rows[0].reason}{more}")
+    if passed_over := plan.passed_over.summary():
+        lines.append(passed_over)
     return "\n  ".join([first, *lines])
 
 
@@ -367,8 +432,8 @@ class _Work:
         If the model fails on the batch, its photos are translated one by one.
 
         Raises:
-            Exception: the model's error, if this error is fatal, or if the model has failed on too many photos in a
-                row.
+            Exception: the model's error, if it would affect all photos; or, if the model has failed on too many photos
+                in a row, its error on the first of them.
         """
         advance = None if self.progress is None else self.progress.partial
         started_at = time.perf_counter()
@@ -393,7 +458,13 @@ class _Work:
                 self.journal.add(job.key, entry)
             arrays = [tensors.tensor_to_array(result[number]) for result in results]
             task = self.workers.start(
-                worker_tasks.write, photo, arrays, job.targets, thumbnail_names(job.targets), self.settings.writing
+                worker_tasks.write,
+                photo,
+                arrays,
+                job.targets,
+                thumbnail_names(job.targets),
+                self.settings.writing,
+                job.source.path,
             )
             self._writing.append((job, photo, entry, task))
         self.note_written()
@@ -436,12 +507,12 @@ class _Work:
                 self._note(job, _done_entry(entry, job, photo, task.future.result()))
 
     def _clear_streak(self) -> None:
-        """Record the photos of the failure streak as failed; called when the model has translated another photo."""
+        """Record as failed all photos on which the model failed in a row; called when it has translated another."""
         for job, reason in self.streak.clear():
             self._note(job, failed_entry(job, self.journal, reason))
 
     def _max_waiting(self) -> int:
-        """Return the maximum number of photos that wait for the model, and also of those that wait to be written.
+        """Return the maximum number of photos that may wait for the model; equally many may wait to be written.
 
         The maximum is lower for large photos.
         """
@@ -480,7 +551,7 @@ def _concerns_one_photo(error: Exception) -> bool:
 
 
 def _checked(job: Job, photo: Photo) -> Photo:
-    """Return `photo` if it can join a batch; raise an ImageError if its arrays are faulty."""
+    """Return `photo`; raise an ImageError if one of its arrays has an invalid dtype or shape."""
     if problem := fault(photo):
         raise ImageError(job.source.path, f"it was read as {problem}", permanent=False)
     return photo

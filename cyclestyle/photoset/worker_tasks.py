@@ -6,6 +6,7 @@ This module imports no torch, so a worker starts in a fraction of a second.
 import dataclasses
 import multiprocessing
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,10 +14,12 @@ from typing import NamedTuple
 
 from cyclestyle.errors import CyclestyleError
 from cyclestyle.filesystem.atomic import atomic_write
-from cyclestyle.images import decoding, reading, thumbnails, writing
+from cyclestyle.images import cutouts, decoder_warnings, decoding, reading, thumbnails, writing
 from cyclestyle.images.decoding import ImageError
 from cyclestyle.images.photo import Photo, PixelArray
 from cyclestyle.signals import terminate_with_parent
+
+UNSHOWN_ENDINGS = frozenset({".tif", ".tiff", ".heic", ".heif", ".hif"})  # most browsers cannot show such files
 
 
 class Reading(NamedTuple):
@@ -54,16 +57,34 @@ def initialize_worker() -> None:
 
 
 def read(path: Path, how: Reading) -> Photo:
-    """Read the photo at `path` with the options `how`; raise an ImageError if it cannot be read."""
-    return reading.read(path, resize=how.resize, metadata=how.metadata, max_pixels=how.max_pixels)
+    """Read the photo at `path` with the options `how`, and give colours to its transparent pixels.
+
+    Warnings of the decoders become a note of the photo. Lines that C libraries print are collected only in a worker
+    process, which reads one photo at a time.
+
+    Raises:
+        ImageError: the photo cannot be read.
+    """
+    is_worker = multiprocessing.parent_process() is not None and threading.active_count() == 1
+    with decoder_warnings.collected(stderr=is_worker) as lines:
+        photo = reading.read(path, resize=how.resize, metadata=how.metadata, max_pixels=how.max_pixels)
+    if lines:
+        photo = dataclasses.replace(photo, notes=(*photo.notes, *decoder_warnings.note(lines)))
+    return cutouts.filled(photo)
 
 
 def write(
-    photo: Photo, translations: Sequence[PixelArray], targets: Sequence[Path], thumbs: Sequence[str], how: Writing
+    photo: Photo,
+    translations: Sequence[PixelArray],
+    targets: Sequence[Path],
+    thumbs: Sequence[str],
+    how: Writing,
+    source: Path | None = None,
 ) -> Written:
     """Write the translations of a photo and, if `how.sheet` is set, its thumbnails for the contact sheet.
 
-    If a thumbnail cannot be made, a note is added and no error is raised, since the translation itself exists.
+    If browsers cannot show a file, such as a TIFF, a web-sized copy is written beside its thumbnail. If a thumbnail
+    cannot be made, a note is added and no error is raised, since the translation itself exists.
 
     Args:
         photo: the photo; its metadata and alpha channel are written into the files.
@@ -72,6 +93,7 @@ def write(
         targets: paths of the translations, relative to the output folder.
         thumbs: names of the thumbnails; the first is for the photo, the others are for the translations.
         how: options for writing.
+        source: path of the photo, whose extension decides whether a web-sized copy is written; None means no copy.
 
     Raises:
         ImageError: the format of a target cannot hold the image, or the written file cannot be opened again.
@@ -87,9 +109,10 @@ def write(
             status = path.stat()
         stamps[target.as_posix()] = status.st_size, status.st_mtime_ns
     if how.sheet is not None:
-        for pixels, name in zip([photo.pixels, *translations], thumbs, strict=True):
+        files = [source or Path(), *targets]
+        for pixels, file, name in zip([photo.pixels, *translations], files, thumbs, strict=True):
             try:
-                write_thumbnail(pixels, photo.alpha, how.sheet / name)
+                write_thumbnails(pixels, photo.alpha, file, how.sheet / name)
             except ImageError as error:
                 notes.append(error.reason)
     return Written(stamps, tuple(dict.fromkeys(notes)))
@@ -100,18 +123,50 @@ def rewrite_thumbnails(source: Path, targets: Sequence[Path], thumbs: Sequence[s
     assert how.sheet is not None
     for path, name in zip([source, *(how.output / target for target in targets)], thumbs, strict=True):
         photo = reading.read(path)
-        write_thumbnail(photo.pixels, photo.alpha, how.sheet / name)
+        write_thumbnails(photo.pixels, photo.alpha, path, how.sheet / name)
 
 
-def write_thumbnail(pixels: PixelArray, alpha: PixelArray | None, path: Path) -> None:
-    """Write the thumbnail of an image, with its alpha channel if it has one, to `path`.
+def web_copy_name(thumb: str, file: Path) -> str:
+    """Return the name of the web-sized copy of an image file; empty if browsers can show the file itself.
+
+    Args:
+        thumb: name of the thumbnail.
+        file: name of the image file, whose extension decides.
+    """
+    return thumb.replace(".webp", "-large.webp") if file.suffix.lower() in UNSHOWN_ENDINGS else ""
+
+
+def write_thumbnails(pixels: PixelArray, alpha: PixelArray | None, file: Path, path: Path) -> None:
+    """Write a thumbnail of an image; if browsers cannot show the image's own file, also write a web-sized copy.
+
+    The copy lies beside the thumbnail and is named by `web_copy_name`.
+
+    Args:
+        pixels: the image.
+        alpha: alpha channel of the image, if it has one.
+        file: path of the image's own file, whose extension decides whether a copy is written.
+        path: path of the thumbnail.
+
+    Raises:
+        ImageError: the thumbnail cannot be encoded.
+        OSError: a file cannot be written.
+    """
+    write_thumbnail(pixels, alpha, path)
+    if name := web_copy_name(path.name, file):
+        write_thumbnail(pixels, alpha, path.with_name(name), largest=thumbnails.WEB_COPY)
+
+
+def write_thumbnail(
+    pixels: PixelArray, alpha: PixelArray | None, path: Path, *, largest: tuple[int, int] = thumbnails.THUMBNAIL
+) -> None:
+    """Write an image, with its alpha channel if it has one, to `path`, shrunk to at most `largest` (width, height) px.
 
     Raises:
         ImageError: the thumbnail cannot be encoded.
         OSError: the file cannot be written; the error's `filename` is `path`.
     """
     try:
-        content = thumbnails.thumbnail(pixels, alpha)
+        content = thumbnails.thumbnail(pixels, alpha, largest=largest)
     except MemoryError:
         raise
     except Exception as error:  # encoders raise errors of any type

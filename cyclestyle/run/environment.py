@@ -77,9 +77,10 @@ def describe_start(*, step: int, processes: int) -> dict[str, Any]:
 
 
 def command_line() -> str:
-    """Command line of this process, quoted for a shell; for a process that torchrun started, that of torchrun.
+    """Return the command line of this process, quoted for a shell.
 
-    Processes that `trainer.devices` started have the arguments of the command that started them.
+    If the user ran torchrun, return the command line of torchrun instead. If the user's command started one process
+    for each of several `trainer.devices`, each of these processes has the arguments of that command.
     """
     arguments = sys.orig_argv
     if "LOCAL_RANK" in os.environ:
@@ -99,8 +100,8 @@ def git_state(folder: Path, *, timeout_s: float = 5.0) -> dict[str, Any] | None:
         timeout_s: seconds after which git is killed.
 
     Returns:
-        `{"commit": ..., "dirty": ...}`; the commit is None before the first one. None if `folder` is in no checkout, or
-        git is missing, fails or takes too long.
+        `{"commit": ..., "dirty": ...}`; the commit is None if there are no commits yet. None if `folder` is in no
+        checkout, or git is missing, fails or takes too long.
     """
     output = _git(folder, "status", "--porcelain=v2", "--branch", "--untracked-files=no", timeout_s=timeout_s)
     if output is None:
@@ -114,7 +115,10 @@ def git_state(folder: Path, *, timeout_s: float = 5.0) -> dict[str, Any] | None:
 
 
 def _package_state() -> dict[str, Any] | None:
-    """Git state of the package's source; None if git does not track it, as in a virtual environment in a checkout."""
+    """Return the `git_state` of the package's source folder; None if git does not track the source.
+
+    An installed package is not tracked, even if its virtual environment lies inside a git checkout.
+    """
     folder = Path(cyclestyle.__file__).parent
     tracked = _git(folder, "ls-files", "--error-unmatch", "__init__.py")
     return None if tracked is None else git_state(folder)
@@ -179,7 +183,10 @@ def _memory_gb() -> float | None:
 
 
 def _driver_version() -> str | None:
-    """Version of NVIDIA's driver on Linux, as in `NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  ...`."""
+    """Return the version of NVIDIA's driver on Linux, such as 550.54.15; None if it is unknown.
+
+    It is read from a line such as `NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  ...`.
+    """
     for line in _lines(_NVIDIA / "version"):
         if line.startswith("NVRM version:"):
             return next((word for word in line.split() if word[0].isdigit() and "." in word), None)
@@ -187,7 +194,7 @@ def _driver_version() -> str | None:
 
 
 def _gpu_names() -> list[str]:
-    """Names of the visible GPUs; of all NVIDIA GPUs of the machine if this run does not use CUDA."""
+    """Return the names of the GPUs visible to CUDA; if this run does not use CUDA, of all the machine's NVIDIA GPUs."""
     if _uses_cuda():
         return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     # Without a run on CUDA, the names are read from files: PyTorch would take memory on each GPU for them.
@@ -197,7 +204,7 @@ def _gpu_names() -> list[str]:
 
 
 def _cudnn_version() -> int | None:
-    """Version of cuDNN, such as 92400; None if this run does not use CUDA, for which the library is not loaded."""
+    """Return cuDNN's version, such as 92400; None if this run does not use CUDA, since cuDNN is then not loaded."""
     return torch.backends.cudnn.version() if _uses_cuda() else None  # type: ignore[no-untyped-call]
 
 

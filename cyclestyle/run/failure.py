@@ -18,7 +18,8 @@ from cyclestyle.run.folder import RunFolder
 class FailureReport:
     """Context manager around a whole run: if the run raises an error, record it in status.json and re-raise it.
 
-    The lock of the run folder is released at the end, so that a process that continues can train in it again.
+    The lock of the run folder is released at the end, so that a process that lives on, such as a notebook, can use the
+    folder again.
 
     Errors are recorded only after `folder` has been set. An error that is not a bug is re-raised as a
     `CyclestyleError`. If several ranks fail, as happens after one rank has died, only the first to fail raises its
@@ -59,6 +60,8 @@ class FailureReport:
         if not first:
             sys.stderr.flush()
             raise SystemExit(code) from None
+        if known is not None:
+            known.concerns_one_rank = True
         if known is not None and known is not error:
             raise known from error
 

@@ -29,6 +29,13 @@ class ResumePoint(NamedTuple):
     changes: list[str]  # one line per changed config key or file list; all these changes are permitted
 
 
+class Done(NamedTuple):
+    """Periodic work that an earlier process did at the step from which a run resumes; it is not repeated there."""
+
+    log: bool = False  # losses and speeds of the steps up to this step were logged
+    tasks: bool = False  # samples were taken, and the user's own tasks were done
+
+
 class RunFolder:
     """The folder that holds config, status, checkpoints and samples of one run.
 
@@ -57,6 +64,7 @@ class RunFolder:
         self.checkpoints = Checkpoints(path / "checkpoints", keep=keep, keep_every=keep_every)
         self._lock = Lock(path / "lock")
         self._step: Callable[[], int | None] = lambda: None
+        self.notes: list[dict[str, Any]] = []  # remarkable events of the run: step and text of each
 
     def acquire(self) -> None:
         """Create the folder and lock it until this process ends or is killed.
@@ -87,7 +95,7 @@ class RunFolder:
     def resume_point(
         self, recipe: Mapping[str, Any], files: Files, *, bad: Mapping[str, Mapping[str, str]], repair: bool = False
     ) -> ResumePoint | None:
-        """Load the newest undamaged checkpoint and check that its recipe and files match those of this command.
+        """Load the newest undamaged checkpoint; check that its config and training files match those of this command.
 
         Args:
             recipe: resolved config of this command.
@@ -101,7 +109,8 @@ class RunFolder:
 
         Raises:
             CheckpointError: all checkpoints are damaged, or they hold networks of another architecture.
-            CommandError: the files or fixed keys of the recipe have changed, and `allow_changed` is false.
+            CommandError: the training files, or config keys that a resumed run must not change, have changed, and
+                `allow_changed` is false.
         """
         checkpoint = self.checkpoints.load(repair=repair, warn=warn if repair else lambda _: None)
         if checkpoint is None:
@@ -135,15 +144,36 @@ class RunFolder:
         """
         self._step = step
 
-    def write_status(self, state: State, *, code: int | None = None, reason: str | None = None) -> None:
+    def note(self, text: str) -> None:
+        """Add an event at the current step to the list `notes`, which the next `write_status` writes to status.json."""
+        self.notes.append({"step": self._step(), "text": text})
+
+    def read_notes(self, step: int) -> None:
+        """Append the notes in status.json to `notes`, but none from after `step`: later steps are trained again."""
+        notes = self._status().get("notes")
+        for note in notes if isinstance(notes, list) else ():
+            if isinstance(note, dict) and isinstance(note.get("step"), int) and note["step"] <= step:
+                self.notes.append({"step": note["step"], "text": str(note.get("text"))})
+
+    def write_status(
+        self, state: State, *, code: int | None = None, reason: str | None = None, done: Done | None = None
+    ) -> None:
         """Write status.json; print a warning if it cannot be written.
 
         Args:
             state: state of the run, such as `running`.
             code: exit code; None while the run continues.
             reason: why the run ended, as a text for the user; None while the run continues.
+            done: periodic work that was done at the current step. None keeps the work that status.json already records,
+                unless that work was done at another step; before `read_step_from` is called, None always keeps it.
         """
         newest, step = self.checkpoints.newest(), self._step()
+        notes = self.notes if step is not None else self._status().get("notes")
+        at, earlier = self._done()
+        if done is None and step in (None, at):
+            step_done, done = at, earlier
+        else:
+            step_done = step
         status = {
             "state": state,
             "code": code,
@@ -152,11 +182,22 @@ class RunFolder:
             "checkpoint": newest.name if newest else None,
             "host": socket.gethostname(),
             "pid": os.getpid(),
+            **({"notes": notes} if notes else {}),
+            **({"done": {"step": step_done, **done._asdict()}} if done is not None and done.log else {}),
         }
         try:
             write_text(self.path / "status.json", json.dumps(status, indent=1) + "\n")
         except OSError as error:
             warn(f"cannot write {self.path / 'status.json'}: {(error.strerror or '').lower()}")
+
+    def done(self, step: int) -> Done:
+        """Return the periodic work at `step` that status.json records as done; `Done()` if it has no record for `step`.
+
+        For a finished run, all work is recorded as done; for a run that stopped on request, only the log. After any
+        other end there is no record, and the work is repeated. A command that ends before it trains keeps the record.
+        """
+        at, done = self._done()
+        return done if at == step else Done()
 
     def has_finished(self) -> bool:
         """Return whether status.json records that the run trained to the end, including its last log and samples."""
@@ -178,6 +219,16 @@ class RunFolder:
             return dict(yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError, yaml.YAMLError):
             return {}
+
+    def _done(self) -> tuple[int | None, Done]:
+        """Read the record of periodic work from status.json: (step, work), or (None, `Done()`) if there is none."""
+        status = self._status()
+        record = status.get("done")
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            return record["step"], Done(log=record.get("log") is True, tasks=record.get("tasks") is True)
+        if status.get("state") == "finished" and isinstance(status.get("step"), int):  # written by an earlier version
+            return status["step"], Done(log=True, tasks=True)
+        return None, Done()
 
     def _status(self) -> dict[str, Any]:
         """Return the content of status.json; an empty dict if the file cannot be read."""

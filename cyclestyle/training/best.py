@@ -12,14 +12,15 @@ if TYPE_CHECKING:
 
 
 class BestKeeper:
-    """Saves checkpoints, and marks the one whose number is the best so far.
+    """Saves checkpoints, and marks the one with the best value of a chosen logged number.
 
-    A number that a task returns counts at every step but 0: if it is the best so far, the step is saved. A number in
-    the usual log counts only at steps that are saved anyway, since it would cause a save after almost every log.
+    The number comes from a user-defined task, such as an evaluation, or from the usual log of losses and speeds. A new
+    best value from a task saves a checkpoint of its step if there is none yet, except at step 0. A value from the usual
+    log counts only at steps that are saved anyway, since a loss may reach a new best value in almost every log.
 
     Args:
         save: function that saves a checkpoint of the trainer; called on all ranks.
-        best: rule for the best value; without a name, nothing is marked.
+        best: name of the number, and rule for the better value; without a name, no checkpoint is marked.
     """
 
     def __init__(self, trainer: "Trainer", save: Save, best: BestCheckpoint) -> None:
@@ -33,7 +34,11 @@ class BestKeeper:
         self._saved = self._trainer.step
 
     def on_log(self, step: int, values: Mapping[str, float]) -> None:
-        """Consider the numbers of the usual log; on ranks other than 0 they are ignored."""
+        """Mark the checkpoint of `step`, if one was saved, as the best if the usual log, `values`, has a better value.
+
+        The first call warns if the chosen number is neither in `values` nor among the numbers that tasks have returned.
+        All ranks must call this together; only the values on rank 0 count.
+        """
         if self._best.name is None:
             return
         if not self._is_known and self._best.name not in values and self._trainer.world.is_main:
@@ -46,7 +51,10 @@ class BestKeeper:
             self._consider(step, values)
 
     def on_task(self, step: int, values: Mapping[str, float]) -> None:
-        """Consider the numbers of a task; all ranks must call this together."""
+        """Save and mark a checkpoint of `step` if a task has returned a new best value; do nothing at step 0.
+
+        All ranks must call this together; only the values on rank 0 count.
+        """
         if self._best.name is not None and step > 0:
             self._consider(step, values)
         self._is_known |= self._best.name in values

@@ -21,14 +21,15 @@ class Average(Protocol):
 class GeneratorAverage:
     """Exponential moving average (EMA) of a module's parameters.
 
-    Step t (0-based) gives the old average the weight min(decay, (1 + t) / (10 + t)). This weight is small at first, so
-    that the random initial parameters soon lose their influence. Buffers are not averaged.
+    After step t (0-based), the new average is w * old average + (1 - w) * parameters, where
+    w = min(decay, (1 + t) / (10 + t)). The weight w is small at first, so that the random initial parameters soon lose
+    their influence. Buffers are not averaged.
 
     Args:
         module: module whose parameters are averaged; `self.module`, a copy of the module, holds the average.
-        decay: largest weight of the old average, in (0, 1).
-        start: number of steps before which the average equals the current parameters.
-        warm_up: False gives the old average the weight `decay` at every step from `start` on.
+        decay: largest value of w, in (0, 1).
+        start: number of initial steps during which the average is a copy of the current parameters.
+        warm_up: False sets w = `decay` at every later step.
     """
 
     def __init__(self, module: nn.Module, decay: float, *, start: int = 0, warm_up: bool = True) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from cyclestyle.errors import CyclestyleError, DivergedError
 from cyclestyle.hardware.threads import Choice
 from cyclestyle.signals import STOPPED, StopRequest
+from cyclestyle.training.rates import rate_lines
 
 if TYPE_CHECKING:
     from cyclestyle.data import UnpairedDataset, UnpairedFolders
@@ -20,28 +21,44 @@ if TYPE_CHECKING:
 PrintLine = Callable[[str], object]
 
 
+def record_killed(folder: "RunFolder", reason: str) -> None:
+    """Write the state `failed` to status.json for a run whose rank 0 was killed and could not write the file itself.
+
+    Do nothing if no rank has created the run folder, or if another command uses the folder.
+    """
+    if folder.path.is_dir() and _acquired(folder):
+        folder.write_status("failed", code=1, reason=reason)
+
+
 def record_abandoned(folder: "RunFolder") -> None:
-    """Write status.json for a run that a second Ctrl-C ends immediately."""
+    """Write the state `stopped` to status.json for a run that a second Ctrl-C ends immediately."""
     folder.write_status("stopped", code=130, reason="second Ctrl-C: steps since the newest checkpoint are lost")
 
 
 def record_all_abandoned(folder: "RunFolder") -> None:
-    """Write status.json for a run after the launching process has killed all ranks of this run.
+    """Write the state `stopped` to status.json after a second Ctrl-C, for which the launcher has killed all ranks.
 
-    Do nothing if the lock of the folder stays held: then another command uses the folder, and status.json belongs to
-    that command.
+    Do nothing if another command holds the lock of the folder, since status.json then belongs to that command.
     """
-    until = time.monotonic() + 5  # time, in seconds, for the system to release the lock of killed rank 0
+    if _acquired(folder):
+        record_abandoned(folder)
+
+
+def _acquired(folder: "RunFolder") -> bool:
+    """Try for 5 s to lock the run folder; return whether this succeeded.
+
+    The operating system releases the lock of a killed rank 0, which may take a moment.
+    """
+    until = time.monotonic() + 5
     while True:
         try:
             folder.acquire()
         except CyclestyleError:
             if time.monotonic() > until:
-                return
+                return False
             time.sleep(0.05)
         else:
-            record_abandoned(folder)
-            return
+            return True
 
 
 def name_images_in_error(error: DivergedError, draws: "UnpairedDataset", batch_size: int) -> DivergedError:
@@ -50,8 +67,9 @@ def name_images_in_error(error: DivergedError, draws: "UnpairedDataset", batch_s
     If `error` does not name a step, return it unchanged.
 
     Args:
-        draws: data set that returns the image files for each sample index.
-        batch_size: number of sample indices per step.
+        draws: training data. Its method `files` returns the two image files of a training pair, which is given by its
+            number, counted from 0 over the whole run.
+        batch_size: number of training pairs per step, over all ranks.
     """
     remedy = "a lower optimizer.lr or trainer.precision=fp32 may help"
     if "skipped" not in str(error):
@@ -81,10 +99,14 @@ def report_finished(
     if not finished:
         return report_stopped(folder, trainer.world, stop, report, saved=trainer.step)
     if trainer.world.is_main:
-        folder.write_status("finished", code=0, reason="reached the last step")
+        from cyclestyle.run.folder import Done
+
+        folder.write_status("finished", code=0, reason="reached the last step", done=Done(log=True, tasks=True))
         stop.clear()  # removes a stop file that appeared during the last step
     best = folder.checkpoints.best()
     report(f"finished at step {trainer.step}: {folder.path}")
+    for note in folder.notes:
+        report(f"  note:       {note['text']}")
     if best is not None:
         report(f"  best:       {best.name} {best.value:.6g} at step {best.step}: {folder.path / 'best'}")
     report(_next_commands(folder.path, domains))
@@ -100,9 +122,14 @@ def report_stopped(
         saved: step of the last checkpoint; None or 0 if the run was stopped before training.
     """
     if world.is_main:
-        folder.write_status("stopped", code=STOPPED, reason=stop.reason or "asked in another process")
+        from cyclestyle.run.folder import Done
+
+        reason = stop.reason or "asked in another process"
+        folder.write_status("stopped", code=STOPPED, reason=reason, done=Done(log=True) if saved else None)
         stop.clear()
     what = f"stopped at step {saved}, saved" if saved else "stopped before training"
+    for note in folder.notes:
+        report(f"note: {note['text']}")
     report(f"{what}: the same command continues from here")
     return STOPPED
 
@@ -118,9 +145,9 @@ def announce(
     """Print the first lines of a run: its folder, steps, data, batch size, hardware and network sizes.
 
     Args:
-        resumed: state that the run resumes from; changed settings and files, listed there, are printed too. None for a
-            new run.
-        chosen: number of threads and a note about it; the number is printed only if the run uses a CPU.
+        resumed: checkpoint that the run resumes from, and the settings and files that have changed since then; these
+            changes are printed too. None for a new run.
+        chosen: number of CPU threads, printed only if the run trains on a CPU, and a note about it for the user.
     """
     from cyclestyle.hardware.device import device_count
 
@@ -145,8 +172,11 @@ def announce(
         if (before := len(resumed.checkpoint.ranks)) != world.size:
             report(
                 f"saved by {before} process(es), continuing with {world.size}: the same draws, batch, rates and image "
-                f"pools, and numbers that are equal but for rounding"
+                f"pools, and numbers that are equal but for rounding, random numbers of networks and terms, and their "
+                f"buffers"
             )
+    for line in rate_lines(trainer, resumed=resumed is not None):
+        report(line)
     if chosen.note:
         report(chosen.note)
     visible = device_count(trainer.hardware.device.type)

@@ -11,10 +11,11 @@ from cyclestyle.errors import CommandError
 
 
 class Optimizers:
-    """One optimizer for each update of a training step, by the name of the update.
+    """Optimizers by name: one for each parameter update of a training step.
 
     Args:
-        optimizers: optimizers, such as `generators=` and `discriminators=`, each with its initial learning rate.
+        optimizers: keyword arguments such as `generators=` and `discriminators=`: one optimizer each, which has its
+            initial learning rate.
     """
 
     def __init__(self, **optimizers: Optimizer) -> None:
@@ -36,11 +37,11 @@ class Optimizers:
         return [p for group in self._optimizers[name].param_groups for p in group["params"]]
 
     def rates(self, factor: float) -> dict[str, float]:
-        """Return the learning rate of each optimizer if the schedule multiplies its initial rate by `factor`."""
+        """Return the learning rates by optimizer name: `factor` times the initial learning rate of each optimizer."""
         return {name: rate * factor for name, rate in self.base_rates.items()}
 
     def set_rates(self, factor: float) -> None:
-        """Set the learning rate of each optimizer for the next step, see `rates`."""
+        """Set the learning rate of each optimizer to `factor` times its initial learning rate."""
         for name, rate in self.rates(factor).items():
             for group in self._optimizers[name].param_groups:
                 if isinstance(group["lr"], Tensor):
@@ -61,13 +62,16 @@ class Optimizers:
                 group["capturable"] = True
 
     def state_dict(self) -> dict[str, Any]:
-        """Return moments, keyed by optimizer name; without learning rates and betas, which come from the config."""
+        """Return moments and step counts by optimizer name.
+
+        Learning rates and betas are left out, since they come from the config.
+        """
         return {name: optimizer.state_dict()["state"] for name, optimizer in self._optimizers.items()}
 
     def load_state_dict(self, moments: Mapping[str, Any]) -> None:
-        """Load the moments of all optimizers; learning rates and betas stay unchanged.
+        """Load moments and step counts of all optimizers; learning rates and betas stay unchanged.
 
-        Moments that fit no parameter of an optimizer, such as those of a removed term, are left out.
+        Moments that fit no parameter of the optimizer, such as those of a removed loss term, are left out.
         """
         for name, optimizer in self._optimizers.items():
             groups = optimizer.state_dict()["param_groups"]
@@ -99,7 +103,7 @@ def check_batch(batch_size: int, *, ranks: int, accumulate: int) -> None:
 
 
 def _fits(state: Mapping[str, Any], parameter: Tensor) -> bool:
-    """Return whether each moment in the state of a parameter has the parameter's shape; step counts are scalars."""
+    """Return whether all moments in `state` have the shape of `parameter`; scalars, such as step counts, always fit."""
     return all(value.shape == parameter.shape for value in state.values() if isinstance(value, Tensor) and value.dim())
 
 

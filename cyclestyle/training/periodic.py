@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from cyclestyle.errors import CommandError
 from cyclestyle.monitor.logger import Logger, Phase, Samples
+from cyclestyle.run.folder import Done
 from cyclestyle.training.samples import translate_probes
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class Networks(NamedTuple):
 
 
 class OwnTask(Protocol):
-    """Task of the user's own; it is called on rank 0 and may return numbers to log, by name."""
+    """User-defined task, called on rank 0 with the number of steps done; it may return numbers to log, by name."""
 
     def __call__(self, step: int, networks: Networks, /) -> Mapping[str, float] | None: ...
 
@@ -90,6 +91,7 @@ def usual_tasks(
     log_every: int = 50,
     sample_every: int = 500,
     save_every: int = 1000,
+    done: Done | None = None,
 ) -> list[Task]:
     """Return the tasks that every run has, in the order in which they are done: save, log, sample.
 
@@ -98,18 +100,23 @@ def usual_tasks(
     Args:
         save: function that saves a checkpoint; called on all ranks.
         loggers: loggers on rank 0; empty on other ranks.
-        probes: probe images of domains a and b, each uint8 (N, C, H, W); None logs no samples.
+        probes: fixed images of domains a and b that show progress, each uint8 (N, C, H, W); None logs no samples.
         on_log: function that is called on all ranks with the step and the logged numbers.
         log_every: number of steps between two logs.
-        sample_every: number of steps between two logs of samples, which are translations of the probe images.
+        sample_every: number of steps between two logs of samples, which are translations of `probes`.
         save_every: number of steps between two checkpoints.
+        done: tasks that an earlier process did at the step from which this process resumes; they are not repeated.
+            None if there are none.
 
     Raises:
         CommandError: a number of steps is below 1.
     """
+    done = done or Done()
     check_intervals(log_every=log_every, sample_every=sample_every, save_every=save_every)
 
     def log(moment: Moment) -> None:
+        if moment.step == moment.start and done.log:
+            trainer.running_means.clear()  # the restored sums are those of the earlier log
         if trainer.running_means.steps:  # a resumed run may have steps to log at its start
             values = trainer.running_means.values() | _rates(trainer) | {"epoch": trainer.epoch}
             for logger in loggers:
@@ -125,15 +132,18 @@ def usual_tasks(
     return [
         Task(lambda moment: save(last=moment.leaving), save_every, at_start=False, at_stop=True, phase=Phase.SAVING),
         Task(log, log_every, at_stop=True),
-        Task(log_samples, sample_every),
+        Task(log_samples, sample_every, at_start=not done.tasks),
     ]
 
 
 def sample(trainer: "Trainer", a: Tensor, b: Tensor) -> tuple[Samples, Samples]:
-    """Return samples for probe images of both domains, computed with the averaged generators if there are any.
+    """Translate fixed images of both domains that show progress, with the averaged generators if there are any.
 
     Args:
-        a, b: probe images, uint8 (N, C, H, W).
+        a, b: probe images of domains a and b, uint8 (N, C, H, W).
+
+    Returns:
+        Translations, reconstructions and identity outputs for `a`, and the same for `b`.
     """
     with evaluating(trainer) as networks:
         return translate_probes(networks.averaged, trainer.hardware, a, b)
@@ -147,6 +157,7 @@ def own_task(
     every: int,
     loggers: Sequence[Logger],
     on_values: Callable[[int, Mapping[str, float]], Any] = lambda step, values: None,
+    at_start: bool = True,
 ) -> Task:
     """Return a task that calls `task` on rank 0, and logs the numbers that it returns.
 
@@ -155,6 +166,7 @@ def own_task(
     Args:
         name: name of the task in the config, for error messages.
         on_values: function that is called on all ranks with the step and the numbers, which are empty except on rank 0.
+        at_start: whether the task, if it is due, is also called before this process trains its first step.
     """
     check_every(f"tasks.{name}.every", every)
 
@@ -168,11 +180,11 @@ def own_task(
         trainer.world.any(False, no_timeout=True)  # all ranks wait here for rank 0
         on_values(moment.step, values)
 
-    return Task(action, every)
+    return Task(action, every, at_start=at_start)
 
 
 def networks_of(trainer: "Trainer") -> Networks:
-    """Return the networks of a trainer, in their present mode."""
+    """Return the networks of a trainer, without a change of their training or evaluation mode."""
     raw, discriminators = (trainer.objective.modules[name] for name in ("generators", "discriminators"))
     return Networks(raw, raw if trainer.average is None else trainer.average.module, discriminators)
 
@@ -202,7 +214,7 @@ def unchanged(networks: Networks, name: str) -> Iterator[None]:
     Changes through `tensor.data`, which PyTorch does not count, are not detected.
 
     Args:
-        name: config key of the work in the block, for the error message.
+        name: config key of the task that runs in the block, for the error message.
 
     Raises:
         CommandError: a tensor was changed in place.
@@ -222,21 +234,38 @@ def unchanged(networks: Networks, name: str) -> Iterator[None]:
 
 
 def _rates(trainer: "Trainer") -> dict[str, float]:
-    """Learning rate of the first update as `lr`; rates of updates with another initial rate under their own names."""
+    """Return the learning rates to log, by log key.
+
+    The first optimizer's rate has the key `lr`. Every other optimizer's rate has the key `lr_NAME`, but is left out if
+    its initial value equals that of the first optimizer.
+    """
     rates, initial = trainer.learning_rates, trainer.updater.optimizers.base_rates
     first, *others = rates
     return {"lr": rates[first], **{f"lr_{name}": rates[name] for name in others if initial[name] != initial[first]}}
 
 
 def _checked(values: Mapping[str, float] | None, name: str) -> dict[str, float]:
-    """Convert the result of a task to numbers by name.
+    """Check the numbers that a task returned, and convert them to floats; return an empty dict for None.
+
+    Args:
+        values: what the task returned, by the names under which the numbers will be logged.
+        name: name of the task, for error messages.
 
     Raises:
-        CommandError: the result is no mapping from names to numbers.
+        CommandError: `values` is no mapping from names to numbers, or uses a name that training logs itself.
     """
-    try:
-        return {str(key): float(value) for key, value in ({} if values is None else values).items()}
-    except (AttributeError, TypeError, ValueError):
+    if values is None:
+        return {}
+    if not isinstance(values, Mapping):
         raise CommandError(
             f"{name} returned {type(values).__name__}: a task returns a mapping from names to numbers, or None"
-        ) from None
+        )
+    numbers: dict[str, float] = {}
+    for key, value in values.items():
+        if str(key) in ("lr", "epoch") or str(key).startswith(("lr_", "loss/", "score/", "speed/")):
+            raise CommandError(f"{name} returned the name {key}, which belongs to the log of training: choose another")
+        try:
+            numbers[str(key)] = float(value)
+        except (TypeError, ValueError, OverflowError):
+            raise CommandError(f"{name} returned {key}={value!r:.60}: expected a number") from None
+    return numbers

@@ -1,4 +1,4 @@
-"""Values to log: means of losses and scores, counts of steps and images, and speed, all since the last log."""
+"""Values to log, all since the last log: means of losses and scores, speeds, and counts of skips and replacements."""
 
 import time
 from typing import Any
@@ -16,6 +16,7 @@ class RunningMeans:
         self.hardware = hardware
         self.steps = self.skipped = 0  # a skipped step increases both counts
         self._sums: dict[str, Tensor] = {}
+        self.earlier_speeds: dict[str, float] = {}  # for the next log, if this process has trained none of its steps
         self._images = self._replaced = 0
         self._waiting_s, self._since = 0.0, time.perf_counter()
 
@@ -39,10 +40,11 @@ class RunningMeans:
         self._waiting_s += seconds
 
     def values(self) -> dict[str, float]:
-        """Return the values to log, computed over the steps since the last call; start again from zero.
+        """Return the values to log, computed over the steps since the last call, and reset all sums and counts.
 
-        Losses and scores are means over all ranks and over all steps that were not skipped. This call waits for the
-        device; all ranks must call it together.
+        Losses and scores are means over all ranks and over all steps that were not skipped. Speeds are measured over
+        the steps that this process has trained; if it has trained none, the attribute `earlier_speeds` supplies them
+        from the log of an earlier process. This call waits for the device; all ranks must call it together.
         """
         world, trained = self.hardware.world, max(self.steps - self.skipped, 1)
         replaced = torch.tensor(self._replaced, dtype=torch.get_default_dtype(), device=self.hardware.device)
@@ -51,13 +53,16 @@ class RunningMeans:
         ).tolist()
         values = dict(zip(self._sums, means, strict=True))
         elapsed_s = time.perf_counter() - self._since
-        values["speed/images_per_s"] = self._images / elapsed_s
-        values["speed/waiting_for_data"] = self._waiting_s / elapsed_s
+        if self._images:
+            values["speed/images_per_s"] = self._images / elapsed_s
+            values["speed/waiting_for_data"] = self._waiting_s / elapsed_s
+        else:
+            values |= self.earlier_speeds
         if self.skipped:
             values["skipped_steps"] = self.skipped
         if replaced_mean:
             values["replaced_pictures"] = round(replaced_mean * world.size)
-        self._clear()
+        self.clear()
         return values
 
     def state_dict(self) -> dict[str, Any]:
@@ -67,24 +72,27 @@ class RunningMeans:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Load sums and counts that `state_dict` or `redistribute` returned."""
-        self._clear()
+        self.clear()
         self._sums = {name: value.to(self.hardware.device) for name, value in state["sums"].items()}
         self.steps, self.skipped, self._replaced = state["steps"], state["skipped"], state["replaced"]
 
-    def _clear(self) -> None:
-        self._sums = {}
+    def clear(self) -> None:
+        """Set all sums and counts to zero; speeds are measured from now on."""
+        self._sums, self.earlier_speeds = {}, {}
         self.steps = self.skipped = self._images = self._replaced = 0
         self._waiting_s, self._since = 0.0, time.perf_counter()
 
 
 def redistribute(states: list[dict[str, Any]], rank: int) -> dict[str, Any]:
-    """Return the state for one rank of a run that resumes with another number of ranks than it was saved with.
-
-    The means over all ranks stay equal.
+    """Combine the running means of all saved ranks for a run that resumes with another number of ranks.
 
     Args:
         states: `RunningMeans.state_dict` of every rank of the saved run.
-        rank: rank in the resumed run that will load the state; rank 0 gets all counts of replaced images.
+        rank: rank in the resumed run that will load the result.
+
+    Returns:
+        State with the sums averaged over the saved ranks, so that the logged means do not change. The total count of
+        replaced images is given to rank 0 alone; the other ranks get 0.
     """
     sums = {name: torch.stack([state["sums"][name] for state in states]).mean(dim=0) for name in states[0]["sums"]}
     replaced = sum(state["replaced"] for state in states)

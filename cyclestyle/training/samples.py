@@ -14,10 +14,12 @@ from cyclestyle.monitor.logger import Samples
 def translate_probes(generators: nn.Module, hardware: Hardware, a: Tensor, b: Tensor) -> tuple[Samples, Samples]:
     """Return translations, reconstructions and identity outputs for the probe images of both domains.
 
+    Probe images are fixed images that show progress. A reconstruction is an image translated there and back. An
+    identity output is a generator's output for an image of its target domain.
+
     Args:
         generators: both generators in evaluation mode, as `.ab` and `.ba`.
-        a, b: probe images, uint8 (N, C, H, W). If C differs, no generator accepts an image of its target domain, and
-            the samples have no identity outputs.
+        a, b: probe images, uint8 (N, C, H, W). If C differs between `a` and `b`, there are no identity outputs.
 
     Returns:
         Samples for `a` and samples for `b`, as uint8 images on the CPU.

@@ -1,4 +1,4 @@
-"""Learning-rate schedules: a factor for the base learning rates that depends on the number of epochs done alone."""
+"""Learning-rate schedules: factors for the base learning rates, which depend only on the number of epochs done."""
 
 import math
 from typing import Protocol
@@ -12,14 +12,15 @@ class Schedule(Protocol):
     epochs: int  # length of the whole schedule; training ends there unless the config sets another length
 
     def factor(self, epoch: float, /) -> float:
-        """Return the factor for the base learning rates after `epoch` epochs; 0 at the start of training."""
+        """Return the factor for the base learning rates after `epoch` epochs; `epoch` is 0 at the start of training."""
 
 
 class LinearDecay:
     """Learning-rate factor: 1 for some epochs, then a linear decay towards zero; the factor changes once per epoch.
 
-    In 0-based epoch e the factor is 1 - max(0, e + 1 - constant_epochs) / (decay_epochs + 1), so that the last epoch
-    and all later ones have factor 1 / (decay_epochs + 1) (schedule of the original code; Zhu et al. 2017, section 5).
+    In epoch e (0-based), the factor is 1 - max(0, e + 1 - constant_epochs) / (decay_epochs + 1). In the last epoch it
+    is 1 / (decay_epochs + 1), and it keeps this value if training continues. This is the schedule of the original code
+    (Zhu et al. 2017, section 5).
 
     Args:
         constant_epochs: number of epochs at the full learning rate.
@@ -35,7 +36,7 @@ class LinearDecay:
         self.epochs = constant_epochs + decay_epochs
 
     def factor(self, epoch: float) -> float:
-        """Return the factor for the base learning rate after `epoch` epochs; the fraction has no effect."""
+        """Return the factor for the base learning rate after `epoch` epochs; only completed epochs count."""
         past = max(0, int(epoch) + 1 - self.constant_epochs)
         return max(1 - past / (self.decay_epochs + 1), 1 / (self.decay_epochs + 1))
 
@@ -105,12 +106,12 @@ class Step:
         self.epochs, self.every_epochs, self.gamma = epochs, every_epochs, gamma
 
     def factor(self, epoch: float) -> float:
-        """Return the factor for the base learning rate after `epoch` epochs; the fraction has no effect."""
+        """Return the factor for the base learning rate after `epoch` epochs; only completed epochs count."""
         return self.gamma ** (int(epoch) // self.every_epochs)
 
 
 def _check_epochs(**epochs: int) -> None:
-    """Raise a CommandError unless no number of epochs is negative, and their sum is 1 or more."""
+    """Raise a CommandError if a number of epochs is negative, or if all are 0."""
     if min(epochs.values()) < 0 or sum(epochs.values()) < 1:
         numbers = ", ".join(f"schedule.{name}={number}" for name, number in epochs.items())
         rule = "neither may be negative, and they must not both be 0" if len(epochs) > 1 else "give 1 or more"

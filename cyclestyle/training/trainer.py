@@ -93,7 +93,7 @@ class Trainer:
             True if the last step was reached, False if a stop was requested before it.
 
         Raises:
-            DivergedError: a loss or gradient was not finite in some step; no task was done from then on.
+            DivergedError: a loss or gradient was not finite in some step; no task is done after that step.
         """
         start = self.step
 
@@ -130,10 +130,10 @@ class Trainer:
 
         Returns:
             All losses and scores by name, averaged over this rank's share, as scalars on the device; empty if the step
-            was skipped.
+            was skipped because of a loss or gradient that is not finite.
 
         Raises:
-            DivergedError: `SKIPS` consecutive steps were skipped.
+            DivergedError: this is the last of `SKIPS` (see `training.updater`) consecutive skipped steps.
         """
         # Random numbers and learning rates are functions of seed, rank and step, so they need not be saved.
         torch.manual_seed(int(rng_for(self.seed, f"networks {self.world.rank}", self.step).integers(2**62)))
@@ -163,12 +163,12 @@ class Trainer:
 
     @property
     def epoch(self) -> float:
-        """Number of epochs done; the fraction counts the pairs of the epoch that has begun."""
+        """Number of epochs done, including the completed fraction of the current epoch."""
         return self.step * self.batch_size / self.samples_per_epoch
 
     @property
     def learning_rates(self) -> dict[str, float]:
-        """Learning rate of the next step by update; apart from settings, it depends on `self.step` alone."""
+        """Learning rates of the next step by optimizer name; they depend only on the settings and `self.step`."""
         return self.updater.optimizers.rates(self.schedule.factor(self.epoch))
 
     def state_dict(self) -> dict[str, Any]:
@@ -194,7 +194,7 @@ class Trainer:
             ranks: `rank_state_dict` of all ranks of the saved run.
 
         Raises:
-            CommandError: the saved run had another batch size, so its steps used other sample indices.
+            CommandError: the saved run had another batch size, so its steps used other image pairs.
         """
         if shared["batch_size"] != self.batch_size:
             raise CommandError(

@@ -19,17 +19,18 @@ LARGE = 2**16  # fewest pixels per image for which memory is trimmed; below this
 
 
 class Updater:
-    """Changes the parameters of an objective; an object of this class is the `Update` that an objective calls.
+    """Changes the parameters of an objective; implements `Update`, the function that an objective calls.
 
     Args:
         optimizers: one optimizer for each update of the objective.
         hardware: device, precision, and the ranks that share the work.
         accumulate: number of micro-batches into which each rank splits its share of a batch. Micro-batches are computed
             one after the other, which saves memory.
-        on_nonfinite: response to a loss or gradient that is not finite. `stop` ends training before the next task,
-            before anything is written. `skip` leaves the update out, which costs a wait for the device at every step.
-        clip_norm: largest norm of all gradients of an update together; longer gradients are scaled down to it. None
-            leaves gradients as they are.
+        on_nonfinite: response to a loss or gradient that is not finite. `stop` ends training before the next periodic
+            task, so that nothing is saved or logged. `skip` leaves out this update and the rest of the step; it has to
+            wait for the device at every update.
+        clip_norm: largest total norm of the gradients of an update; larger gradients are scaled down to it. None leaves
+            gradients unchanged.
 
     Raises:
         CommandError: `clip_norm` is not a positive number.
@@ -55,7 +56,12 @@ class Updater:
         self._step = torch.zeros((), dtype=torch.int64, device=hardware.device)
 
     def __call__(self, name: str, parts: Sequence[Part], *tensors: Tensor) -> UpdateResult:
-        """Compute the losses of an update, back-propagate them, and change the parameters; see `Update`.
+        """Compute the losses of an update, back-propagate them, and change the parameters.
+
+        Args:
+            name: name of the update and of its optimizer.
+            parts: functions that compute the losses; each is called once for each micro-batch.
+            tensors: arguments of the parts, which are split along the first dimension into micro-batches.
 
         Raises:
             UpdateSkipped: a loss or gradient was not finite on any rank, and `on_nonfinite` is `skip`.
@@ -87,7 +93,7 @@ class Updater:
         self.has_changed = False
 
     def end_step(self, *, skipped: bool) -> None:
-        """Count a step, finished or skipped.
+        """Update the number of consecutive skipped steps at the end of a step.
 
         Raises:
             DivergedError: this is the last of `SKIPS` consecutive skipped steps.
@@ -106,11 +112,11 @@ class Updater:
         """Wait for the device and check that training has not diverged; all ranks must call this together.
 
         Args:
-            step: number of steps done.
+            step: number of steps done, for the error message.
 
         Raises:
-            DivergedError: an update was not finite and was not skipped, or gradients overflow in fp16 at every gradient
-                scale.
+            DivergedError: a loss or gradient of an update that was not skipped was not finite, or gradients overflow in
+                fp16 even at the lowest gradient scale.
         """
         if not self.skips_nonfinite and (first := self._first_bad()) is not None:  # `end_step` checks skipped steps
             raise DivergedError(_divergence_message(first), step=first.step)
@@ -121,7 +127,7 @@ class Updater:
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return optimizer moments, the gradient scale and the number of skipped steps in a row."""
+        """Return optimizer moments, the gradient scale and the number of consecutive skipped steps."""
         return {
             "optimizers": self.optimizers.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -129,14 +135,17 @@ class Updater:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore a result of `state_dict`, which may hold further keys."""
+        """Restore the state that `state_dict` returned; further keys in `state` are ignored."""
         self.optimizers.load_state_dict(state["optimizers"])
         if state["scaler"]:  # empty for a run without a gradient scaler
             self.scaler.load_state_dict(state["scaler"])
         self._skipped_in_a_row = state["skipped_in_a_row"]
 
     def _compute(self, part: Part, micro_batch: Sequence[Tensor]) -> PartResult:
-        """Compute and back-propagate one part of an update; return its results without gradients."""
+        """Call `part`, which computes losses of an update, for one micro-batch, and back-propagate these losses.
+
+        Return the results of `part`, detached.
+        """
         with record_function(Phase.FORWARD):
             losses, scores, images = part(*micro_batch)
         with record_function(Phase.BACKWARD):
@@ -149,7 +158,10 @@ class Updater:
         )
 
     def _trim_memory(self, micro_batch: Sequence[Tensor]) -> None:
-        """Free memory between two parts of large images: freed blocks do not fit the sizes that the next part needs."""
+        """If the images of the micro-batch are large, return freed memory to the system.
+
+        Without this, the freed blocks would stay allocated in sizes that the next computation of losses cannot use.
+        """
         if micro_batch[0].dim() == 4 and micro_batch[0].shape[-2] * micro_batch[0].shape[-1] >= LARGE:
             self.hardware.trim_memory()
 
@@ -180,19 +192,26 @@ class Updater:
             return applied
 
     def _first_bad(self) -> NotFinite | None:
-        """Return the first non-finite update since detectors were last cleared; all ranks must call this together."""
+        """Return the first update with a loss or gradient that is not finite, on any rank; None if there is none.
+
+        The search covers the updates since the last skipped step. All ranks must call this together.
+        """
         firsts = [first for detector in self.detectors.values() if (first := detector.first(self.world)) is not None]
         return min(firsts, key=lambda bad: bad.step, default=None)
 
 
 def _means(results: Sequence[Mapping[str, Tensor]]) -> Scalars:
-    """Average each loss and score over the results that contain it, one for each part of each micro-batch."""
+    """Average each value over the results that contain it; there is one result for each part and micro-batch."""
     names = dict.fromkeys(name for result in results for name in result)
     return {name: torch.stack([each[name] for each in results if name in each]).mean() for name in names}
 
 
 def _joined(results: list[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Concatenate the images of the same name along the batch."""
+    """Concatenate, for each name, the images of all results along the batch dimension.
+
+    Args:
+        results: one mapping from names to images (N, ...) for each part and micro-batch.
+    """
     names = dict.fromkeys(name for result in results for name in result)
     return {name: torch.cat([each[name] for each in results if name in each]) for name in names}
 

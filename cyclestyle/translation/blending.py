@@ -125,8 +125,8 @@ def _mix_lightness(start: Tensor, end: Tensor, strength: float) -> Tensor:
 def _mix_colour(start: Tensor, end: Tensor, strength: float) -> Tensor:
     """Blend the Oklab channels a and b, (..., 2, H, W), of the photo (`start`) and the translation (`end`).
 
-    Above strength 1, chroma along the photo's hue that the translation reduced is reduced further towards zero. It
-    becomes the complementary colour only if it is complementary in the translation already.
+    Above strength 1, chroma along the photo's hue is treated separately. If the translation has less of it than the
+    photo, it decreases further, but does not change sign. A change of sign would turn the hue into its complement.
     """
     straight = start.lerp(end, strength)
     if strength <= 1:
@@ -149,7 +149,10 @@ def _extrapolate_down(start: Tensor, end: Tensor, strength: float) -> Tensor:
 
 
 def _to_oklab(pixels: Tensor) -> Tensor:
-    """Convert sRGB (..., 3, H, W) in [-1, 1] to Oklab (L in [0, 1], a, b), as float32, or float64 if `pixels` is."""
+    """Convert sRGB (..., 3, H, W) in [-1, 1] to Oklab: channels L (in [0, 1]), a and b.
+
+    The result is float64 if `pixels` is float64, else float32.
+    """
     encoded = (pixels.to(torch.promote_types(pixels.dtype, torch.float32)) + 1) / 2
     curve = ((encoded.clamp(min=0) + 0.055) / 1.055) ** 2.4
     linear = torch.where(encoded <= 0.04045, encoded / 12.92, curve)  # IEC 61966-2-1

@@ -18,7 +18,7 @@ from cyclestyle.translation.tiled import tiling
 from cyclestyle.translation.translator import Translator
 
 MAX_PIXELS_IN_BATCH = 2**21  # maximum number of pixels in a batch; 64 channels take about 1 GB per million in float32
-VERSION = 1  # version of the results; increase it whenever the same settings give different pixels
+VERSION = 2  # version of the results; increase it whenever the same settings give different pixels
 UNKNOWN_NETWORK_BYTES = 900  # per pixel; memory assumed for an unknown network, the same as for the default generator
 
 _COLOURS = {1: "grey", 3: "RGB"}
@@ -34,12 +34,13 @@ class TranslationPipeline:
         strength: 0 to 1.5; 0 gives the photo, 1 the model's output, and more than 1 extrapolates, see `blending.blend`.
             A sequence of strengths gives one result per strength.
         keep: property of the photo that is preserved: `none`, `colour` or `luminance`.
-        tile: `auto` tiles an image if running the network on the whole image at once would need more than `memory`,
-            `off` tiles no image, and a number tiles every image, in strips of that height in px.
-        memory: bytes available for the computation, as a number or as text such as `4GB`; the memory that PyTorch
-            itself needs is not counted.
-        folder: folder for files of activations, if those of a tiled image do not fit into `memory`; by default, the
-            system's temporary folder.
+        tile: whether images are tiled, that is, translated in strips. `auto` tiles an image if running the network on
+            the whole image at once would need more than `memory`, `off` tiles no image, and a number tiles every image,
+            in strips of that height in px.
+        memory: bytes available for the network's computation, as a number or as text such as `4GB`. The process needs
+            more: PyTorch itself, and for the photos about `memory.PHOTO_BYTES` per pixel, see `cyclestyle.hardware`.
+        folder: folder for temporary files with the activations of a tiled image that do not fit into `memory`; by
+            default, the system's temporary folder.
         high_precision: translator for 16-bit images, which need more than the 8 significant bits of bf16; by default,
             `translator` is used.
 
@@ -106,9 +107,15 @@ class TranslationPipeline:
 
     @property
     def facts(self) -> list[str]:
-        """Items for the contact sheet: direction, model path with training step, and non-default blending settings."""
+        """Texts about the model and the settings, shown on the contact sheet (the overview page of a photo set).
+
+        They are the direction, the path of the model with its training step, and non-default blending settings.
+        """
         step = "" if self.translator.step is None else f", step {self.translator.step:,}"
-        return [self.translator.direction, f"{self.translator.path}{step}", *self._settings]
+        path = self.translator.path
+        # The page may be passed on: an absolute path would show the names of a user's folders.
+        shown = path if not path.is_absolute() else Path(*path.parts[-3 if path.parent.name == "checkpoints" else -1 :])
+        return [self.translator.direction, f"{shown}{step}", *self._settings]
 
     @property
     def labels(self) -> list[str]:
@@ -135,10 +142,7 @@ class TranslationPipeline:
         photo = tensors.with_channels(tensors.to_float(pixels), self.translator.in_channels)
         translator = self.translator if pixels.dtype == torch.uint8 else self.high_precision
         translation = self._translate(photo, translator, advance)
-        return [
-            tensors.quantize(self._blended(photo, translation, strength=value), pixels.dtype)
-            for value in self.strengths
-        ]
+        return [_quantized(self._blended(photo, translation, strength=value), pixels.dtype) for value in self.strengths]
 
     def max_batch(self, height: int, width: int) -> int:
         """Return the maximum batch size for images of this height and width; 1 if such images are tiled."""
@@ -187,9 +191,8 @@ class TranslationPipeline:
         rows = self.tile if isinstance(self.tile, int) else None
         options = {"hardware": translator.hardware, "rows": rows, "memory": self.memory, "folder": self.folder}
         try:
-            return torch.cat(
-                [tiling.run_tiled(self._tileable, image[None], **options, advance=advance) for image in photo]  # type: ignore[arg-type]
-            )
+            images = [tiling.run_tiled(self._tileable, image[None], **options, advance=advance) for image in photo]  # type: ignore[arg-type]
+            return torch.cat(images) if len(images) > 1 else images[0]
         except CommandError as error:  # too little memory for this image; others may be smaller
             raise DataError(str(error)) from None
 
@@ -209,20 +212,33 @@ class TranslationPipeline:
     def _full_pass_bytes(self, height: int, width: int) -> int:
         """Estimate the bytes needed to run the network on a whole image at once.
 
-        The estimate uses the precision for 16-bit images, which is usually the higher one.
+        The estimate assumes a 16-bit image, since these are usually translated in the higher precision.
         """
         if self._tileable is None:
             return UNKNOWN_NETWORK_BYTES * height * width
         return tiling.full_pass_bytes(self._tileable, height, width, self.high_precision.hardware.dtype)
 
 
-def as_strengths(strength: float | Sequence[float]) -> tuple[float, ...]:
+def _quantized(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Quantize a batch (N, C, H, W), see `tensors.quantize`; strips of a few rows keep temporary copies small."""
+    result = torch.empty(values.shape, dtype=dtype, device=values.device)
+    rows = max(1, blending.STRIP * values.shape[2] * 3 // max(1, values.numel()))
+    for top in range(0, values.shape[2], rows):
+        result[:, :, top : top + rows] = tensors.quantize(values[:, :, top : top + rows], dtype)
+    return result
+
+
+def as_strengths(strength: Any) -> tuple[float, ...]:
     """Convert the value of the option `strength=`, a number or a list, to a tuple.
 
     Raises:
-        CommandError: the list is empty, or contains a strength twice.
+        CommandError: a value is no number, the list is empty, or it contains a strength twice.
     """
-    strengths = tuple(map(float, strength)) if isinstance(strength, Sequence) else (float(strength),)
+    values = [strength] if isinstance(strength, str) or not isinstance(strength, Sequence) else list(strength)
+    try:
+        strengths = tuple(map(float, values))
+    except (TypeError, ValueError):
+        raise CommandError(f"strength={strength}: expected a number from 0 to 1.5, or a list of numbers") from None
     if not strengths or len(set(strengths)) < len(strengths):
         raise CommandError(f"strength={list(strengths)}: give one or more different numbers from 0 to 1.5")
     return strengths

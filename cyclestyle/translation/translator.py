@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Sequence
 from functools import cached_property
+from os import PathLike
 from pathlib import Path
 from typing import Literal, Protocol, overload
 
@@ -13,9 +14,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from cyclestyle.distributed.world import World
-from cyclestyle.errors import CommandError, DataError
+from cyclestyle.errors import CommandError, ImageTypeError
 from cyclestyle.hardware.device import Hardware
-from cyclestyle.images import decoding, tensors
+from cyclestyle.images import decoding, metadata, tensors
 from cyclestyle.model_files import generator_file
 from cyclestyle.model_files.onnx import OnnxGenerator
 from cyclestyle.networks import registry
@@ -137,7 +138,7 @@ class Translator:
                 always the weights of the last step.
             backend: library that runs the generator; `auto` means `onnx` for an `.onnx` file, else `torch`.
             compile: run the network through `torch.compile`.
-            world: the processes of a distributed run, which share out the devices of a machine; None for one process.
+            world: the processes of a distributed run, in which each process uses its own GPU; None for one process.
             plugins: names of modules with networks of your own, see `networks.registry.load_plugins`.
 
         Raises:
@@ -226,21 +227,24 @@ class Translator:
         """Translate an image, or a batch of images of one size; return the same type as `image`.
 
         Args:
-            image: a PIL image of any colour mode, which becomes RGB without colour management, or grey if the model's
-                input is grey; a NumPy array, uint8 (H, W, 3) or (N, H, W, 3); or a tensor on any device, uint8
-                (3, H, W) or (N, 3, H, W). A grey array or tensor has 1 channel in place of 3. `values` accepts tensors
-                of floats.
+            image: a PIL image of any colour mode, which is turned upright by its EXIF orientation, and becomes RGB
+                without colour management, or grey if the model's input is grey; a NumPy array, uint8 (H, W, 3) or
+                (N, H, W, 3); or a tensor on any device, uint8 (3, H, W) or (N, 3, H, W). A grey array or tensor has 1
+                channel in place of 3. `values` accepts tensors of floats.
 
         Raises:
-            DataError: an array or tensor has another shape or dtype.
+            ImageTypeError: `image` is of another type, such as a path, or has another shape or dtype; it is a
+                `TypeError` too.
         """
         if isinstance(image, Image.Image):
-            return tensors.uint8_to_pil(self.batch(tensors.pil_to_uint8(decoding.to_rgb(image))[None])[0])
+            return tensors.uint8_to_pil(self.batch(tensors.pil_to_uint8(_upright_rgb(image))[None])[0])
         if isinstance(image, np.ndarray):
             _check(image, np.dtype(np.uint8), axis=-1, shapes="(H, W, 3) or (N, H, W, 3)")
             pixels = torch.from_numpy(np.array(image)).movedim(-1, -3)
             translated: NDArray[np.uint8] = self(pixels).movedim(-3, -1).contiguous().numpy()
             return translated
+        if not isinstance(image, Tensor):
+            raise ImageTypeError(_no_image(image))
         _check(image, torch.uint8, axis=-3, shapes="(3, H, W) or (N, 3, H, W)")
         return self.batch(image) if image.ndim == 4 else self.batch(image[None])[0]
 
@@ -249,7 +253,13 @@ class Translator:
 
         Instance norm treats each image separately, so the other images of the batch affect an image's translation
         only by rounding.
+
+        Raises:
+            ImageTypeError: `pixels` is of another type, or has another shape or dtype.
         """
+        if not isinstance(pixels, Tensor):
+            raise ImageTypeError(_no_image(pixels))
+        _check(pixels, torch.uint8, axis=-3, shapes="(N, 3, H, W)", axes=(4,))
         return tensors.to_uint8(self.values(tensors.to_float(pixels)))
 
     @torch.inference_mode()
@@ -257,7 +267,16 @@ class Translator:
         """Translate a batch without quantization; input and output are float32 (N, 1 or 3, H, W) in [-1, 1].
 
         The output has `out_channels` channels, and is on the device of the input.
+
+        Raises:
+            ImageTypeError: `images` is of another type, or has another shape or dtype.
         """
+        if not isinstance(images, Tensor):
+            raise ImageTypeError(_no_image(images))
+        if not images.is_floating_point() or images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape:
+            raise ImageTypeError(
+                f"the images are {images.dtype} {tuple(images.shape)}: `values` takes floats (N, 3, H, W) in [-1, 1]"
+            )
         return self.runner(tensors.with_channels(images, self.in_channels))
 
     def __str__(self) -> str:
@@ -266,10 +285,62 @@ class Translator:
         return f"{self.path}{step}, {self.direction}{kind}, on {self.runner}"
 
 
-def _check(image: NDArray[np.uint8] | Tensor, dtype: object, *, axis: int, shapes: str) -> None:
-    """Raise a DataError unless `image` has this dtype, three or four axes, and 1 or 3 channels at `axis`."""
-    if image.dtype != dtype or image.ndim not in (3, 4) or image.shape[axis] not in (1, 3) or 0 in image.shape:
-        raise DataError(f"the images are {image.dtype} {tuple(image.shape)}: give uint8 {shapes}")
+def _upright_rgb(image: Image.Image) -> Image.Image:
+    """Turn an image by its EXIF orientation, and convert it to RGB; raise an ImageTypeError if this is impossible."""
+    if 0 in image.size:
+        raise ImageTypeError(f"the image has {image.width} x {image.height} pixels: give one with pixels")
+    try:
+        return decoding.to_rgb(metadata.upright(image))
+    except ValueError as error:
+        raise ImageTypeError(f"the image has the mode {image.mode}: {error}: convert it to RGB first") from None
+
+
+def _no_image(given: object) -> str:
+    """Return the error message for an object that is neither an image nor an array nor a tensor."""
+    if isinstance(given, str | bytes | PathLike):
+        return f"{given!r} is a path, not an image: give PIL.Image.open({given!r})"
+    if isinstance(given, list | tuple):
+        return f"a {type(given).__name__} is no image: give its images one by one, or a uint8 tensor (N, 3, H, W)"
+    return f"a {type(given).__name__} is no image: give a PIL image, a NumPy array or a tensor"
+
+
+def _check(
+    image: NDArray[np.uint8] | Tensor, dtype: object, *, axis: int, shapes: str, axes: tuple[int, ...] = (3, 4)
+) -> None:
+    """Raise an ImageTypeError if `image` is empty, or has a wrong dtype, number of axes or number of channels.
+
+    Args:
+        dtype: required dtype.
+        axis: index of the channel axis, negative.
+        shapes: accepted shapes, as text for the error message.
+        axes: accepted numbers of axes.
+    """
+    if image.dtype == dtype and image.ndim in axes and image.shape[axis] in (1, 3) and 0 not in image.shape:
+        return
+    shape = tuple(image.shape)
+    raise ImageTypeError(f"the images are {image.dtype} {shape}: give uint8 {shapes}{_hint(image, dtype, axis)}")
+
+
+def _hint(image: NDArray[np.uint8] | Tensor, dtype: object, axis: int) -> str:
+    """Return a hint on how to correct `image`, as the end of an error message; empty if the remedy is not obvious.
+
+    `dtype` is the required dtype, and `axis` the negative index of the channel axis.
+    """
+    is_array, shape = isinstance(image, np.ndarray), tuple(image.shape)
+    if image.dtype != dtype:
+        name = str(image.dtype).removeprefix("torch.")
+        if name.startswith(("float", "bfloat")):
+            convert = "astype('uint8')" if is_array else "to(torch.uint8)"
+            values = "" if is_array else "; `values` takes floats in [-1, 1]"
+            return f", of values in [0, 1] made by (image * 255).round().{convert}{values}"
+        return ", made by image // 257 of 16 bits" if name == "uint16" and is_array else ""
+    if len(shape) == 2:
+        return ", of grey made by image[..., None]" if is_array else ", of grey made by image[None]"
+    if len(shape) == 3 and shape[axis] == 4:
+        return ", without alpha"
+    if len(shape) == 3 and shape[0 if axis == -1 else -1] in (1, 3):
+        return ", made by image.transpose(1, 2, 0)" if is_array else ", made by image.permute(2, 0, 1)"
+    return ""
 
 
 def _backend(path: Path, backend: Literal["auto", "torch", "onnx"]) -> Backend:

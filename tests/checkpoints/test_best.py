@@ -59,7 +59,7 @@ def test_mark_of_missing_checkpoint_warns_and_keeps_former_mark(tmp_path: Path) 
     assert checkpoints.best().step == 2
 
 
-def test_unwritable_mark_warns_and_run_continues(tmp_path: Path) -> None:
+def test_unwritable_best_mark_gives_warning_and_run_continues(tmp_path: Path) -> None:
     checkpoints, warnings = saved(tmp_path, 2, keep=2), []
     (tmp_path / "best").mkdir()  # a folder where the pointer file would be
     checkpoints.mark_best(2, name="kid", value=0.5, warn=warnings.append)
@@ -90,7 +90,7 @@ def test_unreadable_pointer_prevents_pruning(tmp_path: Path) -> None:
 @example(b'step_00000003\n{"name": "kid", "mode": "min", "value": 1, "step": 3}')
 @example(b'../step_00000002\n{"name": "kid", "mode": "min", "value": 1, "step": 2}')
 @example(b"step_00000002\n" + b"[" * 100_000)
-def test_malformed_pointer_or_missing_folder_gives_no_best(
+def test_malformed_pointer_or_missing_folder_gives_no_best_checkpoint(
     tmp_path_factory: pytest.TempPathFactory, text: bytes
 ) -> None:
     folder = tmp_path_factory.mktemp("run")
@@ -100,7 +100,7 @@ def test_malformed_pointer_or_missing_folder_gives_no_best(
     assert Checkpoints(folder).best() is None
 
 
-def test_damaged_best_checkpoint_is_renamed_like_others_and_marks_begin_again(tmp_path: Path) -> None:
+def test_damaged_best_checkpoint_is_set_aside_and_any_next_value_is_an_improvement(tmp_path: Path) -> None:
     checkpoints = saved(tmp_path, 2, 4)
     checkpoints.mark_best(4, name="kid", value=0.5)
     damage(tmp_path / "step_00000004" / "training.pt")
@@ -114,7 +114,9 @@ def test_damaged_best_checkpoint_is_renamed_like_others_and_marks_begin_again(tm
 @pytest.mark.parametrize(
     ("mode", "better", "worse"), [("min", [0.4, -math.inf], [0.5, 0.6, math.inf]), ("max", [0.6], [0.5, 0.4])]
 )
-def test_only_better_value_improves(tmp_path: Path, mode: str, better: list[float], worse: list[float]) -> None:
+def test_improvement_requires_strictly_better_value(
+    tmp_path: Path, mode: str, better: list[float], worse: list[float]
+) -> None:
     best = BestCheckpoint(saved(tmp_path, 2), best="kid", mode=mode)
     assert not best.improves(math.nan)
     assert best.improves(0.5)
@@ -125,7 +127,7 @@ def test_only_better_value_improves(tmp_path: Path, mode: str, better: list[floa
         assert not any(map(decision.improves, [*worse, math.nan]))
 
 
-def test_other_number_or_mode_begins_again(tmp_path: Path) -> None:
+def test_first_value_of_other_name_or_mode_is_an_improvement(tmp_path: Path) -> None:
     checkpoints = saved(tmp_path, 2)
     BestCheckpoint(checkpoints, best="kid").record(2, 0.5)
     assert not BestCheckpoint(checkpoints, best="kid").improves(0.9)
@@ -196,7 +198,7 @@ def test_model_of_best_and_latest_checkpoint_is_read(tmp_path: Path) -> None:
     assert read_model(run / "best").step == 4
 
 
-def test_run_named_best_is_a_run(tmp_path: Path) -> None:
+def test_run_folder_named_best_is_read_as_a_run(tmp_path: Path) -> None:
     saved(tmp_path / "best" / "checkpoints", 2, 4)
     assert read_model(tmp_path / "best").step == 4
 
@@ -225,7 +227,7 @@ def test_damaged_best_or_latest_model_is_reported(tmp_path: Path) -> None:
     assert len(warnings) == 1
 
 
-def test_export_of_best_is_written_beside_that_of_the_run(tmp_path: Path) -> None:
+def test_best_checkpoint_is_exported_to_same_folder_as_run(tmp_path: Path) -> None:
     run = tmp_path / "mine"
     saved(run / "checkpoints", 2).mark_best(2, name="kid", value=0.5)
     model = run / "checkpoints" / "step_00000002" / "networks.safetensors"

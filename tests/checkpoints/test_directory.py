@@ -18,7 +18,7 @@ from cyclestyle.checkpoints.directory import Checkpoints, read, read_model
 from cyclestyle.checkpoints.manifest import sha256_of
 from cyclestyle.checkpoints.model import Model
 from cyclestyle.distributed.world import World
-from cyclestyle.errors import CheckpointError, CommandError, DiskError
+from cyclestyle.errors import CheckpointError, CommandError, DamagedError, DiskError
 from cyclestyle.hardware.device import Hardware
 from cyclestyle.training.optimization import Optimizers
 from cyclestyle.training.state import snapshot_model
@@ -259,6 +259,23 @@ def test_checkpoint_of_newer_program_version_gives_error_with_both_versions(tmp_
     save_file({"x": torch.zeros(1)}, file, metadata={"cyclestyle": '{"version": 7}'})
     with pytest.raises(CheckpointError, match="of version 7, this program reads up to 2: update it"):
         read_model(file)
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_model_file_of_a_checkpoint_is_verified_when_named_directly(tmp_path: Path, linked: bool) -> None:
+    file = save(tmp_path) / "networks.safetensors"
+    named = tmp_path / "link.safetensors" if linked else file
+    if linked:
+        named.symlink_to(file)
+    content = file.read_bytes()
+    assert read_model(named).path == named
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(DamagedError, match=r"^checksum mismatch in .*networks\.safetensors: the file is not what was"):
+        read_model(named)
+
+    alone = tmp_path / "networks.safetensors"  # a copy without its manifest cannot be verified
+    alone.write_bytes(content)
+    assert read_model(alone).path == alone
 
 
 def test_file_without_model_header_is_rejected(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def test_yaml_entries_have_key_value_and_comment(tmp_path: Path) -> None:
     file.write_text(
         "# head\ndefaults:\n  - a: b\n\na: 1 # one\nb: # nodes\n  c: [1, 2] # two: 2\n  d: x#y\ne: http://x # z\n"
     )
-    assert list(help_pages.yaml_entries(file)) == [
+    assert [entry[:3] for entry in help_pages.yaml_entries(file)] == [
         ("a", "1", "one"),
         ("b", "", "nodes"),
         ("b.c", "[1, 2]", "two: 2"),

@@ -30,7 +30,7 @@ def candidates(word: str, command: str = "train") -> list[str]:
     return completion.candidates(word, root, compose.config_folders(), compose.groups(command))
 
 
-def test_candidates_are_keys_options_switches_and_flags() -> None:
+def test_completion_offers_keys_options_booleans_and_flags() -> None:
     assert candidates("trainer.st") == ["trainer.steps="]
     assert candidates("+generator.b") == ["+generator.blocks="]
     assert candidates("gener")[0] == "generator="

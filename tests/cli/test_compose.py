@@ -420,7 +420,7 @@ def test_impossible_removal_or_addition_is_an_error(typed: str, message: str) ->
     ("path", "own"),
     [("objective.terms", "weight=0.5"), ("objective.discriminator_terms", "weight=0"), ("tasks", "every=500")],
 )
-def test_term_or_task_is_added_with_the_programs_own_key(path: str, own: str) -> None:
+def test_term_or_task_is_added_with_weight_or_interval(path: str, own: str) -> None:
     target = f"+{path}.mine._target_={__name__}.Part"
     cfg = config.compose("train", [target, f"{path}.mine.{own}", f"{path}.mine.size=3"])
     config.check(cfg)
@@ -733,7 +733,7 @@ def test_cfg_job_flag_prints_resolved_config(launch: Launch) -> None:
 
 
 @pytest.mark.parametrize("flags", [["--cfg"], ["--cfg=job"], ["-c", "job"], ["--cfg", "job", "--resolve"]])
-def test_config_is_printed_by_all_forms_of_the_flag(launch: Launch, flags: list[str]) -> None:
+def test_all_forms_of_cfg_flag_print_config(launch: Launch, flags: list[str]) -> None:
     assert launch("seed=7", *flags)[1].splitlines()[1] == "seed: 7"
     assert launch(*flags, "seed=7")[1].splitlines()[1] == "seed: 7"
 
@@ -980,7 +980,7 @@ ARGUMENTS = st.text(max_size=20) | st.builds(
 @example(["generator._target_=null"])
 @example(["generator._target_=builtins.dict"])
 @example(["++nonsense.a=1"])
-def test_any_arguments_compose_or_give_a_short_user_error(arguments: list[str]) -> None:
+def test_arbitrary_arguments_compose_or_give_short_user_error(arguments: list[str]) -> None:
     def compose() -> str:
         try:
             cfg = config.compose("train", arguments)

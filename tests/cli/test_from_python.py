@@ -21,7 +21,7 @@ SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False)
 
 
 @given(SCALARS | st.lists(SCALARS, min_size=1))
-def test_value_survives_words_of_command_line(value: object) -> None:
+def test_python_value_survives_round_trip_through_hydra_grammar(value: object) -> None:
     assert parsed(split(f"key={in_hydra_grammar(value, 'key')}")) == value
 
 
@@ -48,7 +48,7 @@ def test_later_overrides_take_precedence() -> None:
     assert config("train", [{"seed": 2}, "seed=1"]).seed == 1
 
 
-def test_words_of_nested_mapping_have_dotted_keys() -> None:
+def test_nested_mapping_yields_arguments_with_dotted_keys() -> None:
     words = list(as_words("train", {"+logger.mine": {"_target_": "my.Logger", "every": 5}}))
     assert words == ["+logger.mine._target_=my.Logger", "+logger.mine.every=5"]
 
@@ -71,7 +71,7 @@ def test_invalid_override_is_a_command_error_of_one_line(override: str | dict, m
     assert "\n" not in str(caught.value)
 
 
-def test_hydra_of_caller_keeps_its_state(tmp_path: Path) -> None:
+def test_hydra_state_of_caller_is_restored(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("x: 1\n")
     with hydra.initialize_config_dir(str(tmp_path), version_base="1.2"):
         before = hydra.version.getbase()
@@ -81,7 +81,7 @@ def test_hydra_of_caller_keeps_its_state(tmp_path: Path) -> None:
     assert not GlobalHydra.instance().is_initialized()
 
 
-def test_configs_are_composed_in_several_threads_at_once() -> None:
+def test_configs_can_be_composed_in_concurrent_threads() -> None:
     seeds: dict[int, int] = {}
     threads = [
         threading.Thread(target=lambda n=n: seeds.update({n: config("train", [f"seed={n}"]).seed})) for n in range(8)

@@ -54,13 +54,13 @@ class Composed:
 
 
 @pytest.mark.parametrize("header", ["", "# @package _global_\n"])
-def test_experiment_in_configs_of_working_directory(header: str) -> None:
+def test_experiment_in_configs_of_working_directory_is_found(header: str) -> None:
     write("configs/experiment/mine.yaml", f"{header}# Mine.\ndefaults:\n  - override /generator: unet\nname: mine\n")
     cfg = Composed("experiment=mine").cfg
     assert (cfg.name, cfg.generator._target_) == ("mine", UNET)
 
 
-def test_options_in_configs_of_working_directory_add_but_do_not_replace() -> None:
+def test_configs_in_working_directory_add_options_but_replace_none() -> None:
     write("configs/optimizer/adam.yaml", "# Foreign.\n_target_: torch.optim.SGD\n")
     write("configs/optimizer/sgd.yaml", "# Mine.\n_target_: torch.optim.SGD\nlr: 0.5\n")
     write("configs/train.yaml", "# Foreign.\nlearning: true\n")
@@ -69,7 +69,7 @@ def test_options_in_configs_of_working_directory_add_but_do_not_replace() -> Non
 
 
 @pytest.mark.parametrize("name", ["own", 'Größe (2) [x], "y"', "it's"])
-def test_options_in_config_dir_come_first(name: str) -> None:
+def test_options_in_config_dir_take_precedence(name: str) -> None:
     write(f"{name}/optimizer/adam.yaml", "# Mine.\n_target_: torch.optim.Adam\nlr: 0.5\n")
     write(f"{name}/experiment/mine.yaml", "name: mine\n")
     composed = Composed("experiment=mine", config_dirs=(name,))
@@ -80,13 +80,13 @@ def test_missing_config_dir_is_an_error() -> None:
     assert message_of(lambda: Composed(config_dirs=("nowhere",))) == "--config-dir nowhere: no such folder"
 
 
-def test_experiment_file_by_path() -> None:
+def test_experiment_is_chosen_by_path_of_its_file() -> None:
     write("my files/mine, too.yaml", "defaults:\n  - override /data: scenes\nname: mine\nseed: 7\n")
     cfg = Composed("experiment=my files/mine, too.yaml", "seed=8").cfg
     assert (cfg.name, cfg.seed, cfg.data._target_) == ("mine", 8, "cyclestyle.data.drawn_scenes")
 
 
-def test_option_file_by_path() -> None:
+def test_option_is_chosen_by_path_of_its_file() -> None:
     write("net.yaml", f"_target_: {UNET}\nlevels: 3\n")
     assert Composed("generator=net.yaml").values["generator"] == {"_target_": UNET, "levels": 3}
 
@@ -124,20 +124,20 @@ def test_help_lists_own_experiments_with_their_folder() -> None:
 # Keys of a former target
 
 
-def test_another_target_drops_keys_that_only_the_former_one_accepts() -> None:
+def test_new_target_drops_keys_that_only_the_replaced_target_accepts() -> None:
     composed = Composed("optimizer._target_=torch.optim.SGD", "optimizer.momentum=0.9")
     assert composed.values["optimizer"] == {"_target_": "torch.optim.SGD", "lr": 2e-4, "momentum": 0.9}
     assert composed.lines == ["optimizer: betas is not a key of torch.optim.SGD, left out"]
 
 
-def test_another_target_in_an_experiment_drops_keys() -> None:
+def test_new_target_in_experiment_drops_keys_of_the_replaced_target() -> None:
     write("mine.yaml", "optimizer:\n  _target_: torch.optim.SGD\n  momentum: 0.9\n")
     composed = Composed("experiment=mine.yaml")
     assert composed.values["optimizer"] == {"_target_": "torch.optim.SGD", "lr": 2e-4, "momentum": 0.9}
     assert composed.lines == ["optimizer: betas is not a key of torch.optim.SGD, left out"]
 
 
-def test_group_option_overrides_the_experiments_target_and_drops_its_keys() -> None:
+def test_group_option_overrides_target_of_experiment_and_drops_keys_of_that_target() -> None:
     composed = Composed("experiment=smoke", "generator=unet")
     assert set(composed.values["generator"]) == {"_target_", "channels", "levels", "dropout", "upsample", "detail"}
     assert composed.lines == [f"generator: blocks is not a key of {UNET}, left out"]
@@ -147,18 +147,18 @@ def test_group_option_overrides_the_experiments_target_and_drops_its_keys() -> N
     assert composed.lines == ["optimizer: momentum is not a key of torch.optim.Adam, left out"]
 
 
-def test_other_data_drops_the_experiments_keys() -> None:
+def test_other_data_option_drops_data_keys_of_experiment() -> None:
     composed = Composed("+experiment=smoke", "data=folders")
     assert composed.lines == ["data: train, test, size are not keys of cyclestyle.data.UnpairedFolders, left out"]
     assert not {"train", "test", "size", "scene_seed"} & composed.values["data"].keys()
 
 
-def test_variant_with_another_target_is_reported() -> None:
+def test_keys_dropped_from_variant_with_another_target_are_reported() -> None:
     lines = Composed("optimizer.discriminators._target_=torch.optim.SGD").lines
     assert lines == ["optimizer.discriminators: betas is not a key of torch.optim.SGD, left out"]
 
 
-def test_typed_key_of_a_former_target_stays_an_error() -> None:
+def test_key_of_replaced_target_on_command_line_is_an_error() -> None:
     typed = ("optimizer._target_=torch.optim.SGD", "optimizer.betas=[0.5,0.9]")
     assert message_of(lambda: Composed(*typed)).startswith("no key optimizer.betas: ")
 
@@ -169,7 +169,7 @@ def test_mistyped_key_in_experiment_is_not_dropped() -> None:
     assert message.startswith("no key generator.bloks")
 
 
-def test_unchanged_targets_report_nothing() -> None:
+def test_nothing_is_reported_if_no_target_changes() -> None:
     for experiment in ("demo", "monet"):
         assert Composed(f"experiment={experiment}").lines == []
 
@@ -186,7 +186,7 @@ def test_unchanged_targets_report_nothing() -> None:
         (f"adversarial._target_={__name__}.Loss", "name=\\${x}"),
     ],
 )
-def test_saved_config_gives_the_same_config_again(folder: Path, arguments: tuple[str, ...]) -> None:
+def test_saved_config_reproduces_the_config(folder: Path, arguments: tuple[str, ...]) -> None:
     (folder / "a ${b} \\${c}").mkdir()
     first = Composed(*arguments)
     write("runs/x/config.yaml", compose.yaml(first.cfg, auto={"trainer.threads": 2}))
@@ -196,21 +196,21 @@ def test_saved_config_gives_the_same_config_again(folder: Path, arguments: tuple
     assert again.lines == []
 
 
-def test_saved_config_takes_other_values_and_another_name() -> None:
+def test_values_and_name_of_saved_config_can_be_overridden() -> None:
     write("my.yaml", compose.yaml(Composed("experiment=demo").cfg))
     cfg = Composed("experiment=my.yaml", "name=other", "generator=resnet", "seed=3").cfg
     assert (cfg.run_dir, cfg.seed, cfg.data._target_) == ("runs/other", 3, "cyclestyle.data.drawn_scenes")
     assert compose.to_plain(cfg)["generator"] == compose.to_plain(Composed().cfg)["generator"]
 
 
-def test_run_folder_of_a_saved_config_belongs_to_its_name() -> None:
+def test_new_name_for_saved_config_gives_new_run_folder() -> None:
     write("my.yaml", compose.yaml(Composed("experiment=demo", "run_dir=/scratch/x").cfg))
     assert Composed("experiment=my.yaml").cfg.run_dir == "/scratch/x"
     assert Composed("experiment=my.yaml", "name=other").cfg.run_dir == "runs/other"
     assert Composed("experiment=my.yaml", "name=other", "run_dir=/y").cfg.run_dir == "/y"
 
 
-def test_saved_config_in_a_config_folder() -> None:
+def test_saved_config_is_found_in_config_dir() -> None:
     write("experiment/my.yaml", compose.yaml(Composed("experiment=smoke", "generator=unet", "name=my").cfg))
     composed = Composed("experiment=my", config_dirs=(".",))
     assert composed.values == Composed("experiment=smoke", "generator=unet", "name=my").values
@@ -225,3 +225,13 @@ def test_saved_config_of_an_earlier_version_is_read() -> None:
 def test_unknown_key_in_saved_config_is_an_error() -> None:
     write("my.yaml", compose.yaml(Composed().cfg) + "schedul: 3\n")
     assert message_of(lambda: Composed("experiment=my.yaml")).startswith("my.yaml: Key 'schedul' not in 'Train'")
+
+
+def test_keys_of_replaced_logger_are_left_out_and_reported() -> None:
+    lines: list[str] = []
+    cfg = compose.compose(
+        "train", ["experiment=smoke", "logger.tensorboard._target_=tests.test_calls.Narrow"], report=lines.append
+    )
+    compose.check(cfg)
+    assert "images" not in cfg.logger.tensorboard
+    assert lines == ["logger.tensorboard: images is not a key of tests.test_calls.Narrow, left out"]

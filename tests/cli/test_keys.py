@@ -49,6 +49,9 @@ def test_former_names_in_saved_config_are_replaced() -> None:
             "colour": "raw",
             "channels_a": 3,
             "channels_b": 3,
+            "tolerance": 0.01,
+            "decoder": "earlier",
+            "range": "full",
         },
         "trainer": {"backward": "split", "steps": 5},
     }
@@ -57,7 +60,7 @@ def test_former_names_in_saved_config_are_replaced() -> None:
     assert with_present_names(odd) == {"trainer": {"backward": ["lean"]}, "adversarial": {"_target_": ["x"]}}
 
 
-def test_config_of_an_earlier_version_is_completed_with_the_values_that_held_for_it() -> None:
+def test_config_of_earlier_version_gets_missing_keys_with_former_behaviour() -> None:
     old = {
         "objective": {"cycle_a": 10.0, "cycle_b": 10.0, "identity": 0.5},
         "schedule": {"constant_epochs": 100, "decay_epochs": 100},
@@ -73,12 +76,12 @@ def test_config_of_an_earlier_version_is_completed_with_the_values_that_held_for
     assert "ema" not in with_present_names({"objective": {}})
 
 
-def test_config_of_this_version_is_not_completed() -> None:
+def test_config_of_this_version_gets_no_missing_keys() -> None:
     saved = {"objective": {"_target_": "my.Objective"}, "ema": {"decay": 0.5}}
     assert with_present_names(saved) == saved
 
 
-def test_added_keys_exist() -> None:
+def test_keys_added_to_old_configs_exist() -> None:
     assert ADDED.keys() <= known_keys()
 
 

@@ -18,7 +18,7 @@ import cyclestyle
         (["train"], 2, ""),
     ],
 )
-def test_overview_and_version(words: list[str], code: int, out: str) -> None:
+def test_package_prints_overview_or_version(words: list[str], code: int, out: str) -> None:
     done = subprocess.run([sys.executable, "-m", "cyclestyle", *words], capture_output=True, text=True, check=False)
     assert done.returncode == code
     assert done.stdout.startswith(out)

@@ -54,7 +54,7 @@ def test_variant_with_another_target_drops_keys_that_only_the_first_target_accep
 
 
 @pytest.mark.parametrize("name", ["all", "lr"])
-def test_variant_of_other_name_has_keys_of_its_component(name: str) -> None:
+def test_unknown_variant_has_keys_of_component(name: str) -> None:
     variant = compose.variant(composed("optimizer.discriminators.lr=4e-4").optimizer, name)
     assert dict(variant) == {"_target_": "torch.optim.Adam", "lr": 2e-4, "betas": [0.5, 0.999]}
 
@@ -79,12 +79,12 @@ def test_mistake_in_variant_is_an_error(typed: str, message: str) -> None:
     assert message_of(lambda: composed(typed)).startswith(message)
 
 
-def test_key_that_only_the_former_target_accepts_is_an_error_in_the_variant_itself() -> None:
+def test_key_typed_in_variant_that_only_the_component_target_accepts_is_an_error() -> None:
     typed = ["generator.ba._target_=cyclestyle.networks.UNetGenerator", "generator.ba.blocks=3"]
     assert message_of(lambda: composed(*typed)).startswith("no key generator.ba.blocks: ")
 
 
-def test_other_nodes_have_no_variants() -> None:
+def test_variant_of_node_without_variants_is_an_error() -> None:
     assert message_of(lambda: composed("trainer.ba.blocks=6")).startswith("no key trainer.ba.blocks")
     assert message_of(lambda: composed("generator.a.blocks=6")).startswith("no key generator.a.blocks")
 

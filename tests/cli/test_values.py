@@ -87,7 +87,7 @@ def test_number_at_the_end_of_its_range_is_accepted(typed: str) -> None:
     checked(typed)
 
 
-def test_components_of_the_user_check_their_numbers_themselves() -> None:
+def test_numbers_of_custom_component_are_not_checked() -> None:
     checked(f"adversarial._target_={HERE}.Strict", "adversarial.size=inf")
 
 
@@ -148,7 +148,7 @@ def test_error_in_a_method_keeps_its_traceback() -> None:
         ("logger.console", f"{HERE}.Strict", "logger needs the methods on_step, metrics, pictures, close; missing: on"),
     ],
 )
-def test_component_without_its_methods_is_rejected(path: str, target: str, reason: str) -> None:
+def test_component_that_lacks_required_methods_is_rejected(path: str, target: str, reason: str) -> None:
     cfg = checked(f"{path}._target_={target}")
     node = cfg.logger.console if path == "logger.console" else cfg[path]
     assert message_of(lambda: compose.build(node)).startswith(f"{path}._target_={target}: {reason}")
@@ -177,7 +177,7 @@ def test_term_or_task_that_cannot_be_called_is_rejected(path: str) -> None:
         ),
     ],
 )
-def test_component_that_is_no_optimizer_for_a_training_loop_is_rejected(target: str, reason: str) -> None:
+def test_optimizer_that_the_training_loop_cannot_use_is_rejected(target: str, reason: str) -> None:
     cfg = checked(f"optimizer._target_={target}")
     message = message_of(lambda: compose.build(cfg.optimizer, params=[torch.zeros(1, requires_grad=True)]))
     assert reason in message

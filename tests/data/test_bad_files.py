@@ -61,7 +61,7 @@ def test_bad_files_are_listed_by_path_and_reason(tmp_path: Path) -> None:
     first, *rest = str(caught.value).splitlines()
     assert first == (
         f"5 of 8 pictures of a in {tmp_path}/trainA are damaged, more than the 1 % that is skipped (0): "
-        f"repair or remove them"
+        f"repair or remove them, or raise data.tolerance=0.01"
     )
     reasons = {
         "empty.jpg": "empty, not a picture that can be read",
@@ -230,7 +230,7 @@ def test_first_frame_of_animated_image_is_used_and_noted(tmp_path: Path) -> None
     assert "x.gif" in data.files["a"]
 
 
-def test_pipes_devices_and_links_never_block(tmp_path: Path) -> None:
+def test_inspection_does_not_block_on_pipes_devices_or_links(tmp_path: Path) -> None:
     two_domains(tmp_path)
     files = copies(tmp_path / "many", 300)
     for number in range(3):
@@ -259,7 +259,7 @@ def test_pipes_devices_and_links_never_block(tmp_path: Path) -> None:
     assert notes[2].startswith("3 of 301 pictures of b are not used:\n")
 
 
-def test_odd_file_names_are_usable(tmp_path: Path) -> None:
+def test_files_with_odd_names_are_usable(tmp_path: Path) -> None:
     two_domains(tmp_path)
     for name in ODD_NAMES:
         picture(7).save(tmp_path / "trainA" / name)

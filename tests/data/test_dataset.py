@@ -24,6 +24,7 @@ from cyclestyle.data.crop import Crop
 from cyclestyle.data.dataset import Batch, Pair, UnpairedDataset
 from cyclestyle.data.loader import batches
 from cyclestyle.errors import DataError
+from cyclestyle.images.reading import ImageReader
 from cyclestyle.signals import STOP_SIGNALS
 from tests.pictures import folder_of, picture
 
@@ -118,7 +119,7 @@ def test_batches_are_independent_of_worker_count(draws: UnpairedDataset, workers
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("channels", [(1, 3), (3, 1), (1, 1)])
-def test_domains_can_be_grey_or_colour(draws: UnpairedDataset, channels: tuple[int, int], workers: int) -> None:
+def test_each_domain_can_be_grey_or_colour(draws: UnpairedDataset, channels: tuple[int, int], workers: int) -> None:
     mixed = UnpairedDataset(
         draws.a, draws.b, crop=draws.crop, seed=SEED, channels_a=channels[0], channels_b=channels[1]
     )
@@ -143,7 +144,7 @@ def test_pairs_of_global_batch_are_interleaved_over_ranks(draws: UnpairedDataset
             assert torch.equal(shares[rank][step].b, batch.b[rank::2])
 
 
-def test_batches_are_independent_of_first_step(draws: UnpairedDataset) -> None:
+def test_batches_are_independent_of_start_step(draws: UnpairedDataset) -> None:
     assert same(fetched(draws, start=4), fetched(draws)[4:])
 
 
@@ -220,7 +221,7 @@ def test_bad_file_raises_data_error_if_replacing_is_false(draws: UnpairedDataset
 
 
 def test_image_above_max_pixels_is_replaced(draws: UnpairedDataset) -> None:
-    limited = UnpairedDataset(draws.a, draws.b, crop=draws.crop, seed=SEED, max_pixels=500)
+    limited = UnpairedDataset(draws.a, draws.b, crop=draws.crop, seed=SEED, reader=ImageReader(max_pixels=500))
     picture(1, 30, 30).save(draws.a[1])
     reported = {line for batch in fetched(limited) for line in batch.replaced}
     assert reported == {f"{draws.a[1]}: 30 x 30 pixels are more than 500"}

@@ -11,8 +11,8 @@ from PIL import Image
 
 from cyclestyle.data.inspection import FileCheck, FileChecks, as_image_error, inspect
 from cyclestyle.filesystem.listing import Candidate, listing
-from cyclestyle.images.decoders import Colour
 from cyclestyle.images.decoding import ImageInfo
+from cyclestyle.images.reading import ImageReader
 from tests.filesystem.test_listing import AS_ROOT, ODD_NAMES
 from tests.forked import NOBODY, in_a_child
 from tests.pictures import folder_of, picture
@@ -31,13 +31,12 @@ def listed(folder: Path) -> list[Candidate]:
     return listing(folder, endings={".png", ".jpg", ".gif"}).candidates
 
 
-def inspected(folder: Path, *, max_pixels: int = 10**8, colour: Colour = "raw") -> tuple[dict[str, FileCheck], int]:
+def inspected(folder: Path, **settings: object) -> tuple[dict[str, FileCheck], int]:
     """Return the results of inspecting `folder`, and the number of files that were opened."""
     progress: list[tuple[int, int]] = []
     checks = inspect(
         {folder: listed(folder)},
-        max_pixels=max_pixels,
-        colour=colour,
+        reader=ImageReader(**settings),
         on_progress=lambda *counts: progress.append(counts),
     )
     assert checks is not None
@@ -183,7 +182,7 @@ def test_partial_results_are_cached_if_inspection_stops(tmp_path: Path, cache: P
     candidates = listed(tmp_path / "x")
     checks = inspect(
         {tmp_path / "x": candidates},
-        max_pixels=10**8,
+        reader=ImageReader(),
         on_progress=lambda done, _: counts.append(done),
         stopping=stopping,
     )
@@ -192,7 +191,7 @@ def test_partial_results_are_cached_if_inspection_stops(tmp_path: Path, cache: P
 
     (cache_file,) = cache.iterdir()
     cache_file.unlink()
-    assert inspect({tmp_path / "x": candidates}, max_pixels=10**8, stopping=lambda: True) is None
+    assert inspect({tmp_path / "x": candidates}, reader=ImageReader(), stopping=lambda: True) is None
     assert inspected(tmp_path / "x")[1] == 9
 
 
@@ -216,7 +215,7 @@ def test_permission_error_is_reported_and_not_cached(
     candidates = listed(Path("x"))
 
     def inspect_again() -> dict[str, FileCheck]:
-        checks = inspect({Path("x"): candidates}, max_pixels=10**8)
+        checks = inspect({Path("x"): candidates}, reader=ImageReader())
         assert checks is not None
         return by_name(checks[Path("x")])
 
@@ -243,7 +242,7 @@ def test_file_removed_after_listing_is_reported(tmp_path: Path) -> None:
     files = folder_of(tmp_path / "x", 2)
     candidates = listed(tmp_path / "x")
     files[1].unlink()
-    checks = inspect({tmp_path / "x": candidates}, max_pixels=10**8)
+    checks = inspect({tmp_path / "x": candidates}, reader=ImageReader())
     assert checks is not None
     assert checks[tmp_path / "x"][Path("001.png")] == FileCheck(None, "No such file or directory", False)
 

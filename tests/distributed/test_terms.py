@@ -12,7 +12,7 @@ STEPS, BATCH = 4, 4
 
 
 @pytest.mark.usefixtures("double_precision")
-def test_two_ranks_with_terms_match_one_process(tmp_path: Path) -> None:
+def test_two_ranks_with_extra_loss_terms_match_one_process(tmp_path: Path) -> None:
     ranks = train_together(tmp_path, steps=STEPS, batch_size=BATCH, backward="split", accumulate=2, terms=True)
 
     whole = tiny_trainer(batch_size=BATCH, pool=9, ema=0.9, backward="joint", **tiny_terms())

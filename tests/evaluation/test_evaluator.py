@@ -79,7 +79,7 @@ def test_content_score_needs_no_ground_truth_or_target(tmp_path: Path) -> None:
     assert "content kept" in evaluator.table(report, truth=None, target=None)
 
 
-def test_table_is_aligned_for_perfect_results(tmp_path: Path) -> None:
+def test_table_of_perfect_scores_is_aligned(tmp_path: Path) -> None:
     write_set(tmp_path / "a", centre=100, seed=0)
     report = evaluator.evaluate(lambda pixels: pixels, tmp_path / "a", truth=tmp_path / "a", target=tmp_path / "a")
     table = evaluator.table(report, truth=tmp_path / "a", target=tmp_path / "a")

@@ -35,11 +35,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_code_of_page_equals_files_of_user() -> None:
+def test_code_in_extending_page_equals_example_files() -> None:
     assert sorted(text for language, text in BLOCKS if language) == sorted(FILES.values())
 
 
-def test_every_command_trains_or_translates() -> None:
+def test_every_command_in_extending_page_trains_or_translates() -> None:
     assert len(TRAINING) >= len(FILES)
     for words in COMMANDS:
         module = words[words.index("-m") + 1]
@@ -47,7 +47,7 @@ def test_every_command_trains_or_translates() -> None:
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=lambda words: " ".join(words[-3:]))
-def test_command_of_page_passes_check(words: list[str], folder: Path) -> None:
+def test_command_in_extending_page_passes_config_check(words: list[str], folder: Path) -> None:
     start = words.index("-m") + 1
     flags = split_flags(words[start + 1 :])
     notes: list[str] = []
@@ -58,7 +58,7 @@ def test_command_of_page_passes_check(words: list[str], folder: Path) -> None:
     load_plugins(cfg.plugins)
 
 
-def test_commands_name_every_module_of_user() -> None:
+def test_commands_in_extending_page_use_every_example_module() -> None:
     text = " ".join(word for words in TRAINING for word in words) + FILES["mine.yaml"]
     for name in FILES:
         assert re.search(rf"\b{Path(name).stem}\.", text), name

@@ -121,13 +121,13 @@ def test_best_checkpoint_has_lowest_logged_number(runs: dict[int, Path], process
 
 
 @pytest.mark.parametrize("processes", PROCESSES)
-def test_own_logger_gets_config_values_and_pictures(runs: dict[int, Path], processes: int) -> None:
+def test_user_logger_gets_config_values_and_pictures(runs: dict[int, Path], processes: int) -> None:
     folder = runs[processes] / "service" / "service" / "mine"
     assert json.loads((folder / "config.json").read_text())["trainer"]["batch_size"] == 2
     assert len((folder / "scalars.jsonl").read_text().splitlines()) == STEPS
     assert {path.name for path in folder.glob("*.png")} == {"0.png", f"{STEPS}.png"}
 
 
-def test_modules_of_the_user_are_short() -> None:
+def test_example_modules_have_at_most_40_lines() -> None:
     for path in (PROGRAM.parent / "user").glob("*.py"):
         assert len(path.read_text().splitlines()) <= 40, path.name

@@ -49,7 +49,7 @@ def test_save_killed_at_any_operation_leaves_valid_checkpoint(tmp_path: Path) ->
     print(f"\n{len(kills)} operations of a save, killed at each")
 
 
-def test_mark_of_best_killed_at_any_operation_leaves_former_or_new_mark(tmp_path: Path) -> None:
+def test_marking_best_checkpoint_killed_at_any_operation_leaves_former_or_new_mark(tmp_path: Path) -> None:
     kills = kills_of("mark", tmp_path)
     former, new = [2, "kid", 1 / 2, "min"], [6, "kid", 1 / 6, "min"]
     best = [kill["best"] for kill in kills]

@@ -100,6 +100,18 @@ def test_run_with_killed_rank_ends_and_keeps_checkpoint(command: Callable[..., C
     assert status(run)["checkpoint"] == f"step_{newest(run).step:08d}"
 
 
+@pytest.mark.slow  # the launching command imports PyTorch, then torchrun does, then each rank
+def test_launching_command_records_failure_if_rank_0_is_killed(command: Callable[..., Command], tmp_path: Path) -> None:
+    run = tmp_path / "runs/smoke"
+    job = command(*LONG)
+    until(lambda: len(log(run)) >= 5, "five steps", alive=job)
+    os.kill(job.rank(0), signal.SIGKILL)
+    assert job.wait(within=GONE_S) == 1
+    assert ended(run) == ("failed", 1, "process 0 was ended by SIGKILL, the others with it")
+    assert status(run)["checkpoint"] == f"step_{newest(run).step:08d}"
+    until(lambda: not job.processes(), "the exit of all processes", within=GONE_S)
+
+
 def test_traceback_of_failed_rank_is_printed_once_at_the_end(command: Callable[..., Command], tmp_path: Path) -> None:
     slow = ("_target_=tests.faults.faulty_parts.SlowConsole", "output=output 0", "slow_at=3")
     job = command(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cyclestyle.errors import DataError
-from cyclestyle.filesystem.listing import Listing, list_contents, listing, one_line, printable
+from cyclestyle.filesystem.listing import Listing, PassedOver, list_contents, listing, one_line, printable
 from tests.forked import NOBODY, in_a_child
 
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
@@ -100,6 +100,67 @@ def test_deeply_nested_file_is_listed(tmp_path: Path) -> None:
     deep.mkdir(parents=True)
     (deep / "x.png").touch()
     assert names(tmp_path) == [str(deep.relative_to(tmp_path) / "x.png")]
+
+
+def make(root: Path, *paths: str) -> None:
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).touch()
+
+
+SYSTEM = [
+    "@eaDir", "#recycle", "#snapshot", "@Recycle", "__MACOSX", "$RECYCLE.BIN", "System Volume Information", "lost+found"
+]  # fmt: skip
+
+
+def test_system_and_hidden_folders_are_skipped_and_named_in_summary(tmp_path: Path) -> None:
+    make(tmp_path, "x.jpg", "deep/@eaDir/x.jpg/SYNOPHOTO_THUMB_M.jpg", ".AppleDouble/x.jpg", "deep/._x.jpg")
+    make(tmp_path, *(f"{folder}/{number}/x.jpg" for folder in SYSTEM for number in range(2)), ".DS_Store", "Thumbs.db")
+    assert names(tmp_path) == ["x.jpg"]
+    passed_over = list_images(tmp_path).passed_over
+    assert passed_over.folders == {**dict.fromkeys(SYSTEM, 1), "@eaDir": 2, ".AppleDouble": 1}
+    assert not passed_over.files  # hidden files and those of systems are no pictures that the user may miss
+    assert passed_over.summary() == (
+        "passed over: 10 hidden or system folders: #recycle, #snapshot, $RECYCLE.BIN, .AppleDouble, @Recycle, @eaDir, "
+        "System Volume Information, __MACOSX, 1 other names"
+    )
+    assert names(tmp_path / "@eaDir") == ["0/x.jpg", "1/x.jpg"]  # a folder that the user names is listed
+
+
+def test_link_is_skipped_by_its_own_name_not_by_name_of_its_target(tmp_path: Path) -> None:
+    make(tmp_path, "elsewhere/@eaDir/x.jpg", "root/y.jpg", "root/@eaDir.jpg")
+    (tmp_path / "root" / "photos").symlink_to(tmp_path / "elsewhere" / "@eaDir")
+    (tmp_path / "root" / "__MACOSX").symlink_to(tmp_path / "elsewhere")
+    assert names(tmp_path / "root") == ["@eaDir.jpg", "photos/x.jpg", "y.jpg"]
+
+
+def test_empty_system_folders_argument_lists_system_folders(tmp_path: Path) -> None:
+    make(tmp_path, "@eaDir/x.jpg", ".AppleDouble/x.jpg")
+    listed = listing(tmp_path, endings={".jpg"}, system_folders=())
+    assert [candidate.name for candidate in listed.candidates] == [Path("@eaDir/x.jpg")]
+
+
+def test_files_passed_over_are_counted_by_kind(tmp_path: Path) -> None:
+    make(tmp_path, *(f"{n}.CR2" for n in range(6)), *(f"deep/{n}.cr2" for n in range(2)), "x.JPG", "README")
+    make(tmp_path, "x.xmp", "y.xmp", "a.made in summer", "b.psd", "c.\x1b[31m")
+    (tmp_path / "gone").symlink_to("nowhere")
+    passed_over = list_images(tmp_path).passed_over
+    assert passed_over.kinds() == {".CR2": 8, "without an extension": 3, ".xmp": 2, r".\x1b[31m": 1, ".psd": 1}
+    assert passed_over.summary() == (
+        r"passed over: 15 files: 8 .CR2, 3 without an extension, 2 .xmp, 1 .\x1b[31m, 1 .psd"
+    )
+
+
+def test_counts_of_two_listings_are_added_and_rare_kinds_summed_up(tmp_path: Path) -> None:
+    make(
+        tmp_path, *(f"a/{n}.k{kind}" for kind in range(10) for n in range(10 - kind)), "a/.git/x", "b/x.k9", "b/.git/x"
+    )
+    both = list_images(tmp_path / "a").passed_over.plus(list_images(tmp_path / "b").passed_over)
+    assert both.summary() == (
+        "passed over: 56 files: 10 .k0, 9 .k1, 8 .k2, 7 .k3, 6 .k4, 5 .k5, 4 .k6, 3 .k7, 4 of 2 more kinds; "
+        "2 hidden or system folders: .git"
+    )
+    assert PassedOver().summary() == ""
 
 
 ODD_NAMES = ["-rf.png", "a\nb.png", "\x1b[31m.png", "🎨.png", os.fsdecode(b"\xff\xfe.png"), " .png"]

@@ -740,22 +740,24 @@ def tag_orientation(path: Path, orientation: int) -> None:
 
 
 @pytest.mark.parametrize("case", UNTAGGED, ids=lambda case: case.name)
-def test_untagged_file_is_read_alike_with_managed_and_raw_colour(tmp_path: Path, case: Good | Bad) -> None:
+def test_earlier_decoder_reads_untagged_file_alike_with_managed_and_raw_colour(
+    tmp_path: Path, case: Good | Bad
+) -> None:
     case.make(tmp_path / case.name)
     managed, raw = (outcome(tmp_path / case.name, colour) for colour in ("managed", "raw"))
     assert managed == raw == outcome_in_pillow(tmp_path / case.name)
 
 
 @pytest.mark.parametrize("case", TAGGED, ids=lambda case: case.name)
-def test_raw_colour_ignores_profiles(tmp_path: Path, case: Good) -> None:
+def test_earlier_decoder_ignores_profiles_with_raw_colour(tmp_path: Path, case: Good) -> None:
     case.make(tmp_path / case.name)
     assert outcome(tmp_path / case.name, "raw") == outcome_in_pillow(tmp_path / case.name)
 
 
 def outcome(path: Path, colour: Colour) -> tuple[object, ...]:
-    """Return size and pixels of the training image in a file; for an unreadable file, return only the text `error`."""
+    """Return size and pixels of an image as earlier versions read it; for an unreadable file, only the text `error`."""
     try:
-        image = reading.read_8_bit(path, colour=colour)
+        image = reading.read_8_bit(path, colour=colour, decoder="earlier")
     except decoding.ImageError:
         return ("error",)
     return image.mode, image.size, image.tobytes()

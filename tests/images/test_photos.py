@@ -16,10 +16,10 @@ from typing import IO, Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, IptcImagePlugin, PngImagePlugin, TiffImagePlugin
 from PIL.ExifTags import IFD
 
-from cyclestyle.images import file_formats, reading, writing
+from cyclestyle.images import file_formats, reading, writing, xmp
 from cyclestyle.images.decoding import ImageError
 from cyclestyle.images.photo import Metadata, Photo
 from tests.forked import in_a_child
@@ -170,8 +170,8 @@ def test_metadata_are_preserved_with_corrected_size_and_orientation(tmp_path: Pa
         assert (gps[1], tuple(map(float, gps[2]))) == ("N", (48.0, 12.0, 30.0))
         assert not exif.get_ifd(IFD.IFD1)
         if source in ("jpg", "webp"):
-            xmp = image.info.get("xmp") or image.info["XML:com.adobe.xmp"].encode()
-            assert xmp == XMP.replace(b'"6"', b'"1"')
+            packet_back = image.info.get("xmp") or image.info["XML:com.adobe.xmp"].encode()
+            assert packet_back == XMP.replace(b'"6"', b'"1"')
         if ending in (".jpg", ".png", ".tif") and source != "webp":
             assert image.info["dpi"] == pytest.approx((300, 200), abs=0.1)
     assert small.getvalue() not in (tmp_path / f"out{ending}").read_bytes()
@@ -218,6 +218,124 @@ def test_damaged_exif_is_dropped_with_a_note(tmp_path: Path) -> None:
     read_back = reading.read(tmp_path / "x.png", metadata=True)
     assert read_back.metadata.exif == b""
     assert read_back.notes == ("its EXIF data are damaged: left out, and the picture is taken for upright",)
+
+
+# -- entries that are no longer true, IPTC ----------------------------------------------------------------------------
+
+RDF = b'xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"'
+NAMESPACES = (
+    b'xmlns:tiff="http://ns.adobe.com/tiff/1.0/" xmlns:exif="http://ns.adobe.com/exif/1.0/" '
+    b'xmlns:xmp="http://ns.adobe.com/xap/1.0/" xmlns:photoshop="http://ns.adobe.com/photoshop/1.0/" '
+    b'xmlns:hdrgm="http://ns.adobe.com/hdr-gain-map/1.0/" xmlns:dc="http://purl.org/dc/elements/1.1/"'
+)
+IPTC = b"\x1c\x02\x00\x00\x02\x00\x04\x1c\x02\x69\x00\x08headline"  # record version, headline
+
+
+def packet(attributes: bytes, elements: bytes = b"") -> bytes:
+    """Return an XMP packet with one description, which has these attributes and elements."""
+    return (
+        b'<?xpacket begin="" id="W5M0MpCehiHzreSzNTczkc9d"?>\n<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF '
+        + RDF
+        + b">"
+        b"<rdf:Description " + NAMESPACES + b' rdf:about="" ' + attributes + b">" + elements + b"</rdf:Description>"
+        b'</rdf:RDF></x:xmpmeta>\n<?xpacket end="w"?>'
+    )
+
+
+def test_untrue_xmp_entries_are_removed_and_others_kept() -> None:
+    untrue = packet(
+        b'tiff:Orientation="6" tiff:ImageWidth="40" exif:ColorSpace="2" exif:PixelXDimension="40" xmp:Rating="5" '
+        b'photoshop:ICCProfile="Adobe RGB" hdrgm:Version="1.0" dc:format="image/heic"',
+        b"<exif:PixelYDimension>30</exif:PixelYDimension><xmp:Thumbnails><rdf:Alt/></xmp:Thumbnails>"
+        b"<dc:title>k\xc3\xb6nig &amp; co</dc:title><tiff:ImageLength>30</tiff:ImageLength>",
+    )
+    expected = packet(b'tiff:Orientation="1" xmp:Rating="5"', b"<dc:title>k\xc3\xb6nig &amp; co</dc:title>")
+    updated, notes = xmp.updated(untrue)
+    assert notes == ()
+    assert b"".join(updated.split()) == b"".join(expected.split())
+
+
+def test_untrue_xmp_entries_are_found_by_namespace() -> None:
+    other = packet(b"").replace(
+        b'rdf:about=""', b'xmlns:T="http://ns.adobe.com/tiff/1.0/" T:Orientation="8" T:ImageWidth="40" T:Make="maker"'
+    )
+    updated, _ = xmp.updated(other)
+    assert b'T:Orientation="1"' in updated
+    assert b'T:Make="maker"' in updated
+    assert b"ImageWidth" not in updated
+
+
+def test_xmp_packet_without_untrue_entries_is_unchanged() -> None:
+    true = packet(b'tiff:Orientation="1" xmp:Rating="3"')
+    assert xmp.updated(true) == (true, ())
+
+
+@pytest.mark.parametrize(
+    "damaged", [b"no xml", b"<a", b'<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>', b"\xff\xfe<\0a\0", b"<a>\xff</a>"]
+)
+def test_damaged_xmp_is_left_out_with_a_note(damaged: bytes) -> None:
+    assert xmp.updated(damaged) == (b"", ("its XMP data are damaged: left out",))
+
+
+@pytest.mark.parametrize("ending", [".jpg", ".png", ".webp", ".tif"])
+@pytest.mark.parametrize("exif", [None, 1, 3])
+def test_orientation_in_xmp_is_ignored(tmp_path: Path, ending: str, exif: int | None) -> None:
+    path, pixels = tmp_path / f"x{ending}", np.kron(noise(4, 6) // 2, np.ones((16, 16, 1), np.uint8))
+    options: dict[str, Any] = {"lossless": True} if ending == ".webp" else {"quality": 95} if ending == ".jpg" else {}
+    turned = packet(b'tiff:Orientation="6"')
+    if ending == ".png":
+        options["pnginfo"] = PngImagePlugin.PngInfo()
+        options["pnginfo"].add_itxt("XML:com.adobe.xmp", turned.decode())
+    elif ending == ".tif":
+        options["tiffinfo"] = {700: turned} | ({} if exif is None else {0x0112: exif})
+    else:
+        options["xmp"] = turned
+    if exif is not None and ending != ".tif":
+        options["exif"] = camera_exif(exif)
+    Image.fromarray(pixels).save(path, **options)
+    with Image.open(path) as image:
+        assert image.info.get("xmp") or image.info["XML:com.adobe.xmp"]
+    expected = pixels[::-1, ::-1] if exif == 3 else pixels
+    for read_back in (reading.read(path).pixels, np.asarray(reading.read_8_bit(path))):
+        assert read_back.shape == expected.shape
+        assert np.abs(read_back.astype(int) - expected).mean() < 3
+
+
+@pytest.mark.parametrize("ending", [".jpg", ".png", ".tif"])
+@pytest.mark.parametrize("sixteen_bit", [False, True])
+def test_iptc_records_are_preserved(tmp_path: Path, ending: str, sixteen_bit: bool) -> None:
+    if sixteen_bit:
+        needs_16_bit()
+    photo = Photo(noise(sixteen_bit=sixteen_bit and ending != ".jpg"), None, Metadata(iptc=IPTC))
+    assert writing.write(photo, tmp_path / f"x{ending}") == ()
+    assert reading.read(tmp_path / f"x{ending}", metadata=True).metadata.iptc == IPTC
+    assert reading.read(tmp_path / f"x{ending}").metadata.iptc == b""
+    if ending == ".jpg":
+        with Image.open(tmp_path / "x.jpg") as image:
+            assert IptcImagePlugin.getiptcinfo(image)[(2, 105)] == b"headline"  # type: ignore[index, arg-type]
+
+
+def test_iptc_records_of_photoshop_are_read_from_tiff(tmp_path: Path) -> None:
+    as_numbers = IPTC + bytes(-len(IPTC) % 4)
+    directory = TiffImagePlugin.ImageFileDirectory_v2()
+    directory[33723] = as_numbers
+    directory.tagtype[33723] = 7
+    Image.fromarray(noise()).save(tmp_path / "x.tif", tiffinfo=directory)
+    content = (tmp_path / "x.tif").read_bytes()
+    entry = struct.pack("<HHI", 33723, 7, len(as_numbers))
+    assert entry in content
+    longs = struct.pack("<HHI", 33723, 4, len(as_numbers) // 4)  # declared as 32-bit numbers, as Photoshop does
+    (tmp_path / "x.tif").write_bytes(content.replace(entry, longs))
+    assert reading.read(tmp_path / "x.tif", metadata=True).metadata.iptc == as_numbers
+
+
+@pytest.mark.parametrize("ending", [".webp", ".bmp", ".avif", *({".heic"} & file_formats.ENDINGS)])
+def test_iptc_records_that_do_not_fit_are_left_out_with_a_note(tmp_path: Path, ending: str) -> None:
+    name = file_formats.BY_ENDING[ending]
+    notes = writing.write(Photo(noise(), None, Metadata(iptc=IPTC)), tmp_path / f"x{ending}")
+    assert notes == (f"its IPTC data do not fit a {name}: left out",)
+    long = Photo(noise(), None, Metadata(iptc=IPTC + bytes(66_000)))
+    assert writing.write(long, tmp_path / "x.jpg") == ("its IPTC data do not fit a JPEG: left out",)
 
 
 # -- formats ----------------------------------------------------------------------------------------------------------

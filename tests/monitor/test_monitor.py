@@ -2,6 +2,7 @@
 
 import collections
 import gzip
+import io
 import itertools
 import json
 import re
@@ -27,12 +28,13 @@ from tensorboard.plugins.hparams.backend_context import Context
 from tensorboard.plugins.hparams.list_session_groups import Handler
 
 from cyclestyle.data.dataset import Batch
+from cyclestyle.errors import CommandError
 from cyclestyle.hardware.device import Hardware
 from cyclestyle.images import tensors
 from cyclestyle.monitor import Console, MetricsFile, Profile, TensorBoard
 from cyclestyle.monitor.logger import Phase, Samples
 from cyclestyle.monitor.profiler import ProfileWindow, breakdown, markdown
-from cyclestyle.monitor.sample_grid import column_titles, grid, wrapped
+from cyclestyle.monitor.sample_grid import column_titles, encoded_grid, grid, wrapped
 from cyclestyle.networks import ResNetGenerator
 from cyclestyle.objectives.pairs import Generators
 from cyclestyle.training.periodic import sample
@@ -77,7 +79,7 @@ def test_grid_shows_grey_images_and_leaves_out_missing_identity() -> None:
         assert np.array_equal(sheet[top : top + 20, 38:68], grey[row].permute(1, 2, 0).expand(20, 30, 3).numpy())
 
 
-def test_samples_of_unequal_channels_have_no_identity() -> None:
+def test_samples_of_domains_with_unequal_channels_have_no_identity() -> None:
     generators = Generators(
         ResNetGenerator(2, 1, in_channels=1, out_channels=3), ResNetGenerator(2, 1, in_channels=3, out_channels=1)
     ).eval()
@@ -204,9 +206,69 @@ def test_sample_files_are_named_by_step_and_direction(tmp_path: Path) -> None:
     log.pictures(1200, a, b)
     log.close()
     files = sorted((tmp_path / "samples").iterdir())
-    assert [file.name for file in files] == ["step_00001200_monet2photo.png", "step_00001200_photo2monet.png"]
-    assert np.array_equal(np.asarray(Image.open(files[0])), np.asarray(grid(a, column_titles("monet", "photo"))))
-    assert np.array_equal(np.asarray(Image.open(files[1])), np.asarray(grid(b, column_titles("photo", "monet"))))
+    assert [file.name for file in files] == ["step_00001200_monet2photo.jpg", "step_00001200_photo2monet.jpg"]
+    assert files[0].read_bytes() == encoded_grid(a, column_titles("monet", "photo"))
+    assert files[1].read_bytes() == encoded_grid(b, column_titles("photo", "monet"))
+
+
+def test_encoded_grid_is_a_jpeg_close_to_the_grid() -> None:
+    smooth = torch.nn.functional.interpolate(torch.rand(4, 2, 3, 4, 4).flatten(0, 1), 64, mode="bicubic")
+    samples = Samples(*(smooth.clamp(0, 1) * 255).to(torch.uint8).unflatten(0, (4, 2)))
+    content, sheet = encoded_grid(samples, ("a", "b", "c", "d")), grid(samples, ("a", "b", "c", "d"))
+    with Image.open(io.BytesIO(content)) as image:
+        assert image.format == "JPEG"
+        assert np.abs(np.asarray(image).astype(int) - np.asarray(sheet)).mean() < 2
+    png = io.BytesIO()
+    sheet.save(png, format="PNG")
+    assert len(content) < 0.5 * len(png.getvalue())
+
+
+def test_sample_files_are_thinned_with_age(tmp_path: Path) -> None:
+    probes = noise(1, count=1, height=8, width=8)
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "samples" / "step_00000500_monet2photo.png").touch()  # written by an earlier version
+    log = MetricsFile(tmp_path, domains=DOMAINS, keep_samples=4)
+    for step in range(0, 32 * 500, 500):
+        log.pictures(step, probes, probes)
+    log.close()
+    names = sorted(path.name for path in (tmp_path / "samples").iterdir())
+    assert [int(name[5:13]) // 500 for name in names if name.endswith("_monet2photo.jpg")] == [
+        0, 8, 16, 20, 24, 26, 28, 29, 30, 31
+    ]  # fmt: skip
+    assert len(names) == 2 * 10 + 1
+    assert (tmp_path / "samples" / "step_00000500_monet2photo.png").exists()
+
+
+def test_all_samples_are_kept_without_a_limit(tmp_path: Path) -> None:
+    probes = noise(1, count=1, height=8, width=8)
+    log = MetricsFile(tmp_path, domains=DOMAINS, keep_samples=None)
+    for step in range(60):
+        log.pictures(step, probes, probes)
+    log.close()
+    assert len(list((tmp_path / "samples").iterdir())) == 120
+
+
+@pytest.mark.parametrize("part", [{"logger.metrics.keep_samples": 1}, {"logger.tensorboard.images": 0}])
+def test_too_small_number_of_samples_gives_error_with_config_key(tmp_path: Path, part: dict[str, int]) -> None:
+    ((key, value),) = part.items()
+    logger = MetricsFile if "metrics" in key else TensorBoard
+    with pytest.raises(CommandError, match=f"{key}={value}: give . or more, or null"):
+        logger(tmp_path, domains=DOMAINS, **{key.rpartition(".")[2]: value})
+
+
+@pytest.mark.parametrize("start", [0, 500])
+def test_tensorboard_has_samples_of_evenly_spaced_steps_and_last_step(tmp_path: Path, start: int) -> None:
+    probes = noise(1, count=1, height=8, width=8)
+    for first, last in ((0, start), (start, 1000)) if start else ((0, 1000),):
+        board = TensorBoard(tmp_path, domains=DOMAINS, start=first, total=1000, images=4)
+        for step in range(first, last + 1, 50):
+            board.pictures(step, probes, probes)
+        board.close()
+    shown = events(tmp_path).Images("monet2photo")
+    assert [image.step for image in shown] == [0, 250, 500, 750, 1000]
+    assert shown[0].encoded_image_string == encoded_grid(probes, column_titles("monet", "photo"))
+    with Image.open(io.BytesIO(shown[0].encoded_image_string)) as image:
+        assert (shown[0].width, shown[0].height) == image.size
 
 
 def events(folder: Path) -> EventAccumulator:
@@ -354,7 +416,7 @@ def test_console_prints_plain_lines_without_terminal(tmp_path: Path, capsys: pyt
 
 
 @pytest.mark.usefixtures("_no_terminal")
-def test_console_adds_losses_of_both_sides_under_any_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_console_sums_losses_over_domains_and_directions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     console = Console(tmp_path, domains=DOMAINS, total=2000)
     losses = {"patchnce_ab": 1.0, "patchnce_ba": 0.5, "r1_a": 0.25, "r1_b": 0.125, "colour_a": 2.0, "whole": 3.0}
     console.metrics(500, {**{f"loss/{name}": value for name, value in losses.items()}, "lr": 2e-4, "epoch": 1.0})

@@ -30,7 +30,7 @@ def test_recorded_activations_are_outputs_of_the_layers() -> None:
     assert num_hooks(generator) == 0
 
 
-def test_network_without_requested_layers_runs_as_usual() -> None:
+def test_recording_no_layers_leaves_output_unchanged() -> None:
     generator, images = ResNetGenerator(4, 1), torch.rand(1, 3, 16, 16)
     with recorded(generator, ()) as activations:
         output = generator(images)

@@ -36,7 +36,7 @@ def test_networks_of_plugin_module_are_built_by_name(folder: Path) -> None:
         build({"name": "spectral"}, kind="generator")
 
 
-def test_module_is_not_imported_without_plugins(folder: Path) -> None:
+def test_plugin_module_is_not_imported_unless_requested(folder: Path) -> None:
     write_module(folder, source="raise SystemExit('imported')")
 
     expected = r"^unknown architecture 'mine': expected one of resnet, .*; .* give plugins=\[module\]$"
@@ -82,7 +82,7 @@ def test_broken_entry_point_is_a_one_line_error(folder: Path, entry_point: str, 
         build({"name": "mine"})
 
 
-def test_entry_point_of_two_packages_is_ambiguous(folder: Path) -> None:
+def test_entry_point_in_two_packages_is_rejected(folder: Path) -> None:
     for package in ("first", "second"):
         write_module(folder, package, source=NETWORKS)
         write_installed_package(folder, {"mine": f"{package}:MyGenerator"}, package)
@@ -156,7 +156,7 @@ GENERATOR = "class Mine(nn.Module):\n    def __init__(self, width: int = 4):\n  
         ("self.architecture = {'name': 'mine', 'width': width, 'id': id(self) % 10**9}", "impossible|rebuilt"),
     ],
 )
-def test_network_against_contract_is_rejected(folder: Path, body: str, message: str) -> None:
+def test_plugin_network_that_violates_contract_is_rejected(folder: Path, body: str, message: str) -> None:
     load(folder, f"import torch\nfrom torch import nn\n{GENERATOR}{body}\nGENERATORS = {{'mine': Mine}}")
     with pytest.raises(CheckpointError, match=message) as caught:
         build({"name": "mine", "width": 5})
@@ -172,14 +172,14 @@ def test_architecture_that_changes_when_rebuilt_is_rejected(folder: Path) -> Non
         build({"name": "mine"})
 
 
-def test_network_of_plugin_can_be_trained(folder: Path) -> None:
+def test_require_rebuildable_accepts_plugin_networks(folder: Path) -> None:
     load(folder)
     require_rebuildable(build({"name": "mine", "width": 3}), kind="generator")
     require_rebuildable(build({"name": "spectral", "width": 3}), kind="discriminator")
     require_rebuildable(build({"name": "unet", "channels": 1, "levels": 2}), kind="generator")
 
 
-def test_network_that_no_later_command_could_load_is_rejected(folder: Path) -> None:
+def test_require_rebuildable_rejects_networks_that_build_cannot_load(folder: Path) -> None:
     load(folder)
     mine, spectral = (sys.modules["my_networks"].__dict__[name] for name in ("MyGenerator", "SpectralDiscriminator"))
 
@@ -213,14 +213,14 @@ def test_discriminator_with_spectral_norm_is_rebuilt_from_its_state(folder: Path
     assert torch.equal(rebuilt.eval()(images), network.eval()(images))
 
 
-def test_any_name_is_looked_up_without_other_exceptions() -> None:
+def test_unusual_network_names_raise_only_checkpoint_error() -> None:
     for name in ("", " ", "a b", "[x]", "x" * 40, "x" * 41, "\n", "cyclestyle.networks", "../x", "é", None, 3, ["x"]):
         with contextlib.suppress(CheckpointError):
             build({"name": name})
             raise AssertionError(name)
 
 
-def test_example_in_documentation_is_a_plugin(folder: Path) -> None:
+def test_plugin_example_in_documentation_works(folder: Path) -> None:
     page = (Path(__file__).parents[2] / "docs" / "networks.md").read_text()
     load(folder, page.partition("```python\n")[2].partition("```")[0])
     generator = build({"name": "mine", "width": 2}, kind="generator")

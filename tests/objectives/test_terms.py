@@ -302,7 +302,7 @@ def test_term_that_cannot_be_called_with_a_direction_is_rejected(term: object) -
     ("side", "name"),
     [("terms", "gan"), ("discriminator_terms", "discriminator"), ("discriminator_terms", "cycle")],
 )
-def test_name_of_another_loss_is_rejected(side: str, name: str) -> None:
+def test_term_with_name_of_another_loss_is_rejected(side: str, name: str) -> None:
     message = rf"^objective\.{side}\.{name}: another loss has this name: choose another one$"
     with pytest.raises(CommandError, match=message):
         tiny_objective(**{side: [Weighted(name, Brightness())]})
@@ -310,7 +310,7 @@ def test_name_of_another_loss_is_rejected(side: str, name: str) -> None:
         tiny_objective(terms=[Weighted("twice", Brightness()), Weighted("twice", Return())])
 
 
-def test_unknown_need_or_layer_is_rejected() -> None:
+def test_term_that_needs_unknown_image_or_layer_is_rejected() -> None:
     unknown = LayerDistance()
     unknown.layers = ("trunk.7",)
     with pytest.raises(
@@ -405,7 +405,7 @@ def test_recomputed_activations_give_equal_gradients(layers: tuple[str, ...]) ->
     assert_near(recomputed, expected)
 
 
-def test_terms_get_float32_in_bf16_runs() -> None:
+def test_terms_get_float32_inputs_in_bf16_runs() -> None:
     seen: list[Tensor] = []
 
     class Look(LayerDistance):
@@ -536,3 +536,59 @@ def test_gradients_of_features_flow_through_photo_and_translation() -> None:
         l1_loss(generator.stem(generator(a)), generator.stem(a)), list(generator.parameters())
     )
     assert_near(actual, expected)
+
+
+class Bank(nn.Module):
+    """Term with a buffer that is None at first, and grows with each call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("bank", None)
+
+    def forward(self, direction: Direction) -> Tensor:
+        new = direction.fake.detach().mean().reshape(1)
+        self.bank = new if self.bank is None else torch.cat([self.bank, new])
+        return self.bank.mean() * direction.fake.mean()
+
+
+def test_buffers_that_begin_as_none_and_grow_are_restored() -> None:
+    stopped, resumed = (Terms("objective.terms", [Weighted("bank", Bank())], inputs=["direction"]) for _ in range(2))
+    direction = Direction("ab", *(torch.rand(1, 3, 4, 4) for _ in range(3)))
+    for _ in range(3):
+        next(iter(stopped)).loss(direction)
+    resumed.load_buffers(copy.deepcopy(stopped.buffers()))
+    assert stopped.buffers()["bank"]["bank"].shape == (3,)
+    torch.testing.assert_close(resumed.buffers(), stopped.buffers(), rtol=0, atol=0)
+
+
+def test_saved_buffer_without_a_place_is_rejected() -> None:
+    terms = Terms("objective.terms", [Weighted("bank", Bank())], inputs=["direction"])
+    with pytest.raises(CheckpointError, match=r"^term bank: it has no buffer other, .* give the changed term another"):
+        terms.load_buffers({"bank": {"other": torch.zeros(2)}})
+
+
+@pytest.mark.parametrize("field", ["source", "target", "fake"])
+def test_term_that_changes_its_images_is_rejected(field: str) -> None:
+    def darken(direction: Direction) -> Tensor:
+        with torch.no_grad():
+            getattr(direction, field).mul_(0.5)
+        return direction.fake.mean()
+
+    direction = Direction("ab", *(torch.rand(1, 3, 4, 4) for _ in range(3)))
+    with pytest.raises(CommandError, match="term dark changed its images in place"):
+        Weighted("dark", darken).loss(direction)
+
+
+def test_terms_with_extra_state_or_lazy_modules_are_rejected() -> None:
+    class Extra(Bank):
+        def get_extra_state(self) -> dict[str, int]:
+            return {"count": 1}
+
+    class Lazy(Bank):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.LazyLinear(4)
+
+    for term, words in ((Extra(), "has extra state"), (Lazy(), "has lazy modules")):
+        with pytest.raises(CommandError, match=rf"^objective\.terms\.x: \w+ {words}"):
+            Terms("objective.terms", [Weighted("x", term)], inputs=["direction"])

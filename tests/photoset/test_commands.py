@@ -1,5 +1,6 @@
 """The translate and evaluate commands, started as on a command line."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,8 @@ import pytest
 from PIL import Image
 
 from cyclestyle.errors import CommandError
+from cyclestyle.filesystem.atomic import megabytes
+from cyclestyle.hardware.memory import LIBRARY_BYTES, PHOTO_BYTES
 from cyclestyle.translate import translate
 from tests.translation.models import noise, write_model, write_picture
 
@@ -71,6 +74,76 @@ def test_translate_function_returns_exit_code(tmp_path: Path, capsys: pytest.Cap
     for expected in ("1 ok, 0 failed", "1 ok (1 up to date), 0 failed"):
         assert translate(tmp_path / "model", tmp_path / "in", tmp_path / "out", direction="a2b", device="cpu") == 0
         assert expected in capsys.readouterr().out
+
+
+def test_summary_of_a_single_file_names_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_model(tmp_path / "model")
+    write_picture(tmp_path / "x.png")
+    how = {"direction": "photo2monet", "device": "cpu", "workers": 0}
+    for counted in ("1 ok, 0 failed", "1 ok (1 up to date), 0 failed"):
+        assert translate(tmp_path / "model", tmp_path / "x.png", tmp_path / "out" / "y.png", **how) == 0
+        last = capsys.readouterr().out.splitlines()[-1]
+        assert last.startswith(counted)
+        assert last.endswith(f": {tmp_path / 'out' / 'y.png'}")
+    assert translate(tmp_path / "model", tmp_path / "x.png", tmp_path / "folder", sheet=False, **how) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith(f": {tmp_path / 'folder' / 'x.png'}")
+
+
+def test_files_passed_over_are_in_summary_report_and_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_model(tmp_path / "model")
+    write_picture(tmp_path / "in" / "x.jpg")
+    write_picture(tmp_path / "in" / "X.JPG", seed=1)
+    for name in ("1.CR2", "2.CR2", "3.cr2", "1.xmp"):
+        (tmp_path / "in" / name).touch()
+    (tmp_path / "in" / "@eaDir").mkdir()
+    how = {"direction": "photo2monet", "device": "cpu", "workers": 0}
+    assert translate(tmp_path / "model", tmp_path / "in", tmp_path / "out", **how) == 0
+    _, renamed, _, last = capsys.readouterr().out.splitlines()
+    assert (
+        renamed == "names that are taken, or differ only in capitals: 1 translation has another name, such as x-2.jpg"
+    )
+    text = "passed over: 4 files: 3 .CR2, 1 .xmp; 1 hidden or system folder: @eaDir"
+    assert last == f"  {text}"
+    assert f"<li>{text}</li>" in (tmp_path / "out" / "index.html").read_text()
+    *rows, row = map(json.loads, (tmp_path / "out" / ".cyclestyle" / "report.jsonl").read_text().splitlines())
+    assert len(rows) == 2
+    assert row == {"status": "passed over", "files": {".CR2": 3, ".xmp": 1}, "folders": {"@eaDir": 1}}
+
+
+MEASURED = """
+import sys
+from cyclestyle.hardware.memory import resident_peak
+from cyclestyle.translation.pipeline import TranslationPipeline
+from cyclestyle.translate import translate
+import cyclestyle.photoset.runner, cyclestyle.photoset.ray_engine, cyclestyle.photoset.contact_sheet.cards
+folder, limit = sys.argv[1], int(sys.argv[2])
+how = {"direction": "photo2monet", "device": "cpu", "workers": 0, "threads": 1, "precision": "fp32"}
+translate(folder + "/model", folder + "/small.png", folder + "/out", **how)
+before = resident_peak()
+translate(folder + "/model", folder + "/large.png", folder + "/out", memory=limit, **how)
+print(before, resident_peak())
+"""
+
+
+@pytest.mark.parametrize(("channels", "limit_mb"), [(8, 300), pytest.param(16, 250, marks=pytest.mark.slow)])
+def test_peak_memory_stays_below_limit_plus_program_libraries_and_photo(
+    tmp_path: Path, channels: int, limit_mb: int
+) -> None:
+    """A photo of 4 megapixels, whose network needs more than the limit when it runs on the whole photo."""
+    write_model(tmp_path / "model", architecture={"name": "resnet", "channels": channels, "blocks": 1})
+    write_picture(tmp_path / "small.png", size=(64, 64))
+    Image.new("RGB", (2000, 2000), (120, 90, 60)).save(tmp_path / "large.png")
+    limit = limit_mb * 1_000_000
+    process = subprocess.run(
+        [sys.executable, "-c", MEASURED, str(tmp_path), str(limit)], capture_output=True, text=True, timeout=100
+    )
+    assert process.returncode == 0, process.stderr
+    lines = process.stdout.splitlines()
+    assert process.stdout.count("1 ok, 0 failed") == 2, process.stdout
+    before, peak = map(int, lines[-1].split())
+    assert peak <= before + limit + LIBRARY_BYTES + PHOTO_BYTES * 2000**2
+    assert lines[-2].startswith(f"peak memory {megabytes(peak)}: ")
+    assert f"up to memory={limit_mb} MB for the network" in lines[-2]
 
 
 def test_bad_direction_is_rejected_before_output_is_created(tmp_path: Path) -> None:

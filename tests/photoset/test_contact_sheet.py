@@ -7,13 +7,17 @@ from urllib.parse import unquote
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from cyclestyle.errors import DiskError
+from cyclestyle.photoset import runner
 from cyclestyle.photoset.contact_sheet import cards as contact_sheet
 from cyclestyle.photoset.journal import FOLDER
-from cyclestyle.photoset.runner import JobResult, thumbnail_names
-from tests.translation.sets import run
+from cyclestyle.photoset.runner import JobResult, Settings, thumbnail_names
+from cyclestyle.photoset.worker_tasks import Reading, Writing
+from tests.translation.models import Inverted
+from tests.translation.sets import planned, run
 
 
 @pytest.fixture
@@ -109,7 +113,7 @@ def test_failed_photos_are_listed_with_reason(photos: Path, output: Path) -> Non
     assert list(cards(html)) == ["Süd #1/b.png", "a.png"]
     assert facts(html)[:2] == ["2 photos", "1 failed"]
     section = html[html.index('id="failures"') :]
-    assert re.search(r"<li><b>.*/my photos/broken\.jpg</b> a web page, not a picture that can be read</li>", section)
+    assert re.search(r"<li><b>broken\.jpg</b> a web page, not a picture that can be read</li>", section)
 
 
 def test_page_is_written_if_all_photos_failed(photos: Path, output: Path) -> None:
@@ -188,3 +192,68 @@ def test_notes_are_shown_in_the_card(photos: Path, output: Path) -> None:
     assert {card[3] for card in data(html_of(outcome._replace(lines=rows), output))["cards"]} == {
         "first frame only; no GPS"
     }
+
+
+def test_formats_that_browsers_cannot_show_get_copies_for_the_large_view(photos: Path, output: Path) -> None:
+    Image.fromarray(np.full((40, 2700, 3), 90, dtype=np.uint8)).save(photos / "c.tif")
+    outcome = translated(photos, output)
+    paths_by_name = cards(html_of(outcome, output))
+    assert paths_by_name["a.png"][4:] == [None, None]
+    *_, original, result, photo_copy, copy = paths_by_name["c.tif"]
+    assert (output / str(original)).samefile(photos / "c.tif")
+    assert result == "c.tif"
+    for path, brightness in ((photo_copy, 90), (copy, 255 - 90)):
+        with Image.open(output / str(path)) as image:
+            assert (image.format, image.size) == ("WEBP", (2560, 38))
+            assert abs(np.asarray(image.convert("RGB")).mean() - brightness) < 4
+
+
+def test_missing_copies_for_the_large_view_are_written_by_a_later_command(photos: Path, output: Path) -> None:
+    Image.fromarray(np.full((15, 30, 3), 90, dtype=np.uint8)).save(photos / "c.tif")
+    outcome = translated(photos, output)
+    *_, copy = cards(html_of(outcome, output))["c.tif"]
+    (output / str(copy)).unlink()
+    plan = planned(photos, output)
+    settings = Settings(Reading(), Writing(output, sheet=thumbnails(output)), "settings")
+    runner.complete_sheet(plan, runner.run_plan(plan, Inverted(), settings), settings, 0)
+    plan.journal.release()
+    assert (output / str(copy)).is_file()
+
+
+def test_page_contains_no_absolute_path(photos: Path, output: Path, tmp_path: Path) -> None:
+    (photos / "Süd #1" / "broken.jpg").write_text("<html>not found")
+    outcome = translated(photos, output)
+    reason = f"cannot write {output}/Süd #1/b.png: permission denied"
+    rows = [row if row.status == "failed" else row._replace(notes=(f"see {photos}/a.png",)) for row in outcome.lines]
+    rows.append(rows[0]._replace(source=photos / "d.png", status="failed", reason=reason))
+    html = html_of(outcome._replace(lines=rows), output)
+    assert str(tmp_path) not in html
+    assert "<b>Süd #1/broken.jpg</b>" in html
+    assert "<b>d.png</b> cannot write Süd #1/b.png: permission denied" in html
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), DiskError("the disk is full")], ids=type)
+def test_stopped_command_writes_a_page_of_the_finished_photos(photos: Path, output: Path, error: BaseException) -> None:
+    for number in range(3):
+        Image.fromarray(np.full((20, 30, 3), 90, dtype=np.uint8)).save(photos / f"{number}.png")
+    plan = planned(photos, output)
+    settings = Settings(Reading(), Writing(output, sheet=thumbnails(output)), "settings")
+    written: list[str] = []
+
+    class Stopped(Inverted):
+        def __call__(self, pixels: torch.Tensor, *, advance: object = None) -> list[torch.Tensor]:
+            if len(self.batches) == 2:
+                raise error
+            return super().__call__(pixels, advance=advance)
+
+    def command() -> None:
+        with runner.unfinished(plan, settings, report=lambda outcome: written.append(html_of(outcome, output))):
+            runner.run_plan(plan, Stopped(), settings, batch_size=1, workers=0)
+
+    with pytest.raises(type(error)):
+        command()
+    plan.journal.release()
+    (html,) = written
+    assert len(cards(html)) >= 1
+    assert facts(html)[:2] == [f"{len(cards(html))} photo{'s' if len(cards(html)) > 1 else ''}",
+                               f"stopped early: {5 - len(cards(html))} remain"]  # fmt: skip

@@ -357,3 +357,19 @@ def test_browser_filter_shows_matching_names(site: Path) -> None:
     html = after(site, typed)
     assert '<span id="count" role="status">10 of 5,000</span>' in html
     assert len(re.findall(r"<article[^>]* hidden", html)) == 4990
+
+
+def test_browser_shows_copies_of_files_that_it_cannot_open(tmp_path: Path) -> None:
+    if CHROMIUM is None:
+        pytest.skip("chromium is not installed")
+    shown = card("x.tif")._replace(original="x.tif", copies=("copy0.webp", "copy1.webp"))
+    for path in (shown.before, *shown.after, *shown.copies):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(thumbnail(photograph(3, size=64)))
+    (tmp_path / "x.tif").write_bytes(b"II*\0")
+    write(tmp_path / "index.html", html_of([shown, card("y.jpg")]))
+    html = after(tmp_path, "document.querySelectorAll('.name')[0].click()")
+    large = html[html.index("<dialog") : html.index("</dialog>")]
+    assert re.findall(r'src="(.*?)"', large) == ["copy0.webp", "copy1.webp"]
+    assert "Shown small" not in large
+    assert re.findall(r'id="(?:original|result)"[^>]* href="(.*?)"', large) == ["x.tif", "x.tif"]

@@ -2,12 +2,15 @@
 
 import io
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from cyclestyle.errors import DataError
 from cyclestyle.photoset import inputs
+from cyclestyle.photoset.contact_sheet import page
+from cyclestyle.photoset.plan import make_jobs
 from tests.translation.models import write_picture
 
 
@@ -28,7 +31,7 @@ def test_folder_is_searched_recursively(folder: Path) -> None:
 
 
 def test_single_photo_is_found(folder: Path) -> None:
-    ((source,), _) = inputs.find(str(folder / "b.jpg"))
+    (source,) = inputs.find(str(folder / "b.jpg")).sources
     status = (folder / "b.jpg").stat()
     assert source == (folder / "b.jpg", Path("b.jpg"), status.st_size, status.st_mtime_ns, "")
 
@@ -314,3 +317,56 @@ def test_path_list_in_linked_folder_may_not_name_parents_of_link_or_target(
     (folder / "sub" / "list.txt").write_text(f"{elsewhere}\n")
     with pytest.raises(DataError, match="which is above"):
         inputs.find(str(elsewhere / "link" / "list.txt"))
+
+
+@pytest.mark.parametrize("link", [os.link, os.symlink])
+def test_links_to_a_photo_are_reported_as_repeated(link: Callable[[Path, Path], None], tmp_path: Path) -> None:
+    for name in ("a/x.jpg", "a/y.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "b").mkdir()
+    link(tmp_path / "a/x.jpg", tmp_path / "b/z.jpg")
+    found = inputs.find(str(tmp_path))
+    assert [str(source.name) for source in found.sources] == ["a/x.jpg", "a/y.jpg"]
+    assert found.repeated == (tmp_path / "b/z.jpg",)
+    assert make_jobs(str(tmp_path), tmp_path / "out").repeated == found.repeated
+    # A pattern that names only the further name finds the photo.
+    assert [str(source.name) for source in inputs.find(str(tmp_path / "b" / "*.jpg")).sources] == ["z.jpg"]
+    assert [str(source.name) for source in inputs.find(str(tmp_path / "**" / "z.jpg")).sources] == ["b/z.jpg"]
+
+
+def test_path_listed_twice_is_not_reported_as_repeated(tmp_path: Path) -> None:
+    (tmp_path / "x.jpg").write_bytes(b"x")
+    (tmp_path / "list.txt").write_text(f"{tmp_path}/x.jpg\n" * 2)
+    assert inputs.find(str(tmp_path / "list.txt")).repeated == ()
+
+
+def test_files_passed_over_are_counted_by_kind(folder: Path) -> None:
+    for name in ("raw/1.CR2", "raw/2.CR2", "raw/1.xmp", "@eaDir/b.jpg/SYNOPHOTO_THUMB.jpg", "#recycle/old.jpg"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    for name in ("__MACOSX/._b.jpg", ".AppleDouble/b.jpg", ".cyclestyle/thumbnails/b.jpg"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    found = inputs.find(str(folder))
+    assert not {part for source in found.sources for part in source.name.parts} & {"@eaDir", "#recycle", "__MACOSX"}
+    text = found.passed_over.summary()
+    assert "2 .CR2" in text
+    assert "1 .xmp" in text
+    assert text.endswith("4 hidden or system folders: #recycle, .AppleDouble, @eaDir, __MACOSX")
+
+
+def test_contact_sheet_inside_the_input_is_not_counted_as_passed_over(tmp_path: Path) -> None:
+    write_picture(tmp_path / "x.png")
+    (tmp_path / "out").mkdir()
+    page.write(tmp_path / "out" / page.NAME, page.page([], title="", facts=[]))
+    assert inputs.find(str(tmp_path), output=tmp_path / "out").passed_over.summary() == ""
+    (tmp_path / "other.html").touch()
+    assert inputs.find(str(tmp_path), output=tmp_path / "out").passed_over.summary() == "passed over: 1 file: 1 .html"
+
+
+def test_error_lists_hidden_files_last(tmp_path: Path) -> None:
+    for name in (".DS_Store", ".a", ".b", ".c", "notes.txt", "raw.CR2"):
+        (tmp_path / name).touch()
+    with pytest.raises(DataError, match=r"which contains notes\.txt, raw\.CR2, \.DS_Store, \.a and 2 more$"):
+        inputs.find(str(tmp_path))

@@ -93,9 +93,12 @@ def test_plain_tiff_colours_are_translated_exactly(
     for row in outcome.lines:
         expected = plain_colours(named[row.source.name])
         if row.status == "translated" and expected is not None:
-            pixels = reading.read(folder / "out" / row.source.name).pixels
+            photo = reading.read(folder / "out" / row.source.name)
+            pixels, alpha = photo.pixels, photo.alpha
             assert pixels.shape == (HEIGHT, WIDTH, 3)
-            assert np.array_equal(np.iinfo(pixels.dtype).max - pixels, expected), row.source.name
+            visible = np.ones((HEIGHT, WIDTH), bool) if alpha is None else alpha > 0  # hidden colours are replaced
+            assert visible.mean() > 0.9
+            assert np.array_equal((np.iinfo(pixels.dtype).max - pixels)[visible], expected[visible]), row.source.name
             compared += 1
     assert compared >= 80
 
@@ -163,7 +166,6 @@ def test_invalid_pixels_or_error_from_worker_fail_only_that_photo(
 def translated_one_by_one(source: Path, output: Path) -> list[runner.JournalEntry]:
     """Return the journal entries from `translate_one`, the function that Ray's actors call."""
     plan = planned(source, output)
-    assert plan.journal is not None
     plan.journal.release()
     settings = Settings(worker_tasks.Reading(), worker_tasks.Writing(output), "settings")
     return [runner.translate_one(job, Inverted(), settings) for job in plan.todo]
@@ -238,7 +240,6 @@ def run_picky(folder: Path, colours: str, *, error: Exception | None = None, bat
     model = Picky()
     model.error = error or Picky.error
     plan = planned(folder / "in", folder / "out")
-    assert plan.journal is not None
     try:
         how = Settings(worker_tasks.Reading(), worker_tasks.Writing(folder / "out"), "settings")
         return runner.run_plan(plan, model, how, batch_size=batch_size, workers=0)
@@ -273,7 +274,6 @@ def test_ray_actor_returns_errors_in_rows(tmp_path: Path) -> None:
     (tmp_path / "odd.tif").write_bytes(encoded(Layout(16, 1, 2)))
     write_picture(tmp_path / "white.png")
     plan = planned(tmp_path, tmp_path / "out")
-    assert plan.journal is not None
     plan.journal.release()
     actor = ray_engine.Actor(
         Picky, Settings(worker_tasks.Reading(), worker_tasks.Writing(plan.folder), "settings"), plan.todo
@@ -299,14 +299,12 @@ def test_ray_reports_one_failed_photo_but_raises_if_all_fail(tmp_path: Path) -> 
     Image.new("RGB", (12, 9)).save(tmp_path / "in" / "1.png")
     settings = Settings(worker_tasks.Reading(), worker_tasks.Writing(tmp_path / "out"), "settings")
     plan = planned(tmp_path / "in", tmp_path / "out")
-    assert plan.journal is not None
     outcome = ray_engine.run_plan(plan, Picky, settings, workers=1)
     plan.journal.release()
     assert counts(outcome) == (3, 0, 0, 1)
     assert outcome.failures[0].reason == "the model fails on it (ValueError: nothing to see)"
 
     plan = planned(tmp_path / "in", tmp_path / "out")
-    assert plan.journal is not None
     with pytest.raises(ray_engine.BrokenModelError, match=r"Traceback(.|\n)*nothing to see"):
         ray_engine.run_plan(plan, Picky, settings, workers=1)
     plan.journal.release()

@@ -253,7 +253,7 @@ def test_photo_that_failed_may_replace_its_earlier_translation_but_no_user_file(
     assert counts(run(tmp_path / "in", tmp_path / "out")) == (1, 0, 0, 0)  # the file is unchanged since its translation
 
 
-def test_second_command_may_overwrite_outputs_of_strengths_that_both_list(tmp_path: Path) -> None:
+def test_command_with_other_strengths_replaces_shared_target_files(tmp_path: Path) -> None:
     write_picture(tmp_path / "in" / "x.png")
     jobs = {order: make_jobs(str(tmp_path / "in"), tmp_path / "out", folders=order) for order in ("ab", "ba", "bc")}
     for order in ("ab", "ba", "bc", "ab"):
@@ -271,7 +271,7 @@ def test_translations_stay_up_to_date_if_input_folder_is_renamed(tmp_path: Path)
     assert counts(run(tmp_path / "photos", tmp_path / "out", settings="others")) == (1, 0, 0, 0)
 
 
-def test_added_photo_takes_its_own_name_from_an_earlier_translation(tmp_path: Path) -> None:
+def test_added_photo_keeps_its_name_although_an_earlier_translation_has_it(tmp_path: Path) -> None:
     first = write_picture(tmp_path / "in" / "a.bmp", seed=1)
     run(tmp_path / "in", tmp_path / "out", format="png")
     assert tree(tmp_path / "out") == {"a.png"}
@@ -361,7 +361,6 @@ def test_second_command_for_the_same_output_is_rejected(tmp_path: Path) -> None:
     """The second command runs in a child process, since a process can acquire a lock that it already holds."""
     write_picture(tmp_path / "in" / "x.png")
     holder = planned(tmp_path / "in", tmp_path / "out").journal
-    assert holder is not None
     child = os.fork()
     if child == 0:  # pragma: no cover
         try:
@@ -401,8 +400,9 @@ def test_single_photo_output_is_a_folder_or_a_file(tmp_path: Path, output: str, 
     (tmp_path / "is.png").mkdir()
     assert counts(run(tmp_path / "in" / "x.png", tmp_path / output)) == (1, 0, 0, 0)
     assert (tmp_path / expected).is_file()
-    beside = {path.name for path in (tmp_path / expected).parent.iterdir()}
-    assert (FOLDER in beside) == (not output.endswith(expected))  # no journal beside a single file
+    hidden = (tmp_path / expected).parent / FOLDER
+    assert (hidden / "journal.jsonl").is_file()
+    assert (hidden / "report.jsonl").exists() == (not output.endswith(expected))  # the report of a set is not replaced
 
 
 def test_existing_target_of_single_photo_is_kept_unless_existing_is_overwrite(tmp_path: Path) -> None:
@@ -412,6 +412,61 @@ def test_existing_target_of_single_photo_is_kept_unless_existing_is_overwrite(tm
     with pytest.raises(CommandError, match=r"y\.png is there already"):
         run(tmp_path / "x.png", tmp_path / "y.png", existing="error")
     assert counts(run(tmp_path / "x.png", tmp_path / "y.png", existing="overwrite")) == (1, 0, 0, 0)
+
+
+def test_output_file_is_replaced_only_if_settings_or_photo_changed(tmp_path: Path) -> None:
+    photo, output = tmp_path / "x.png", tmp_path / "out" / "y.png"
+    write_picture(photo)
+    assert counts(run(photo, output)) == (1, 0, 0, 0)
+    assert counts(run(photo, output)) == (0, 1, 0, 0)
+    assert counts(run(photo, output, settings="other")) == (1, 0, 0, 0)
+    pixels = write_picture(photo, seed=1, size=(14, 9))
+    assert counts(run(photo, output, settings="other")) == (1, 0, 0, 0)
+    assert np.array_equal(pixels_of(output), 255 - pixels)
+    output.write_bytes(b"edited by its owner")
+    assert counts(run(photo, output)) == (0, 0, 1, 0)
+
+
+def test_output_file_of_one_photo_is_not_replaced_by_another_photo(tmp_path: Path) -> None:
+    for seed, name in enumerate(("x.png", "z.png")):
+        write_picture(tmp_path / name, seed=seed)
+    assert counts(run(tmp_path / "x.png", tmp_path / "y.png")) == (1, 0, 0, 0)
+    outcome = run(tmp_path / "z.png", tmp_path / "y.png")
+    assert counts(outcome) == (0, 0, 1, 0)
+    assert "y.png was made from" in outcome.lines[0].reason
+    assert counts(run(tmp_path / "x.png", tmp_path / "y.png")) == (0, 1, 0, 0)
+
+
+def test_single_photo_is_translated_while_another_command_locks_the_folder(tmp_path: Path) -> None:
+    for name in ("in/x.png", "one.png"):
+        write_picture(tmp_path / name)
+    plan = planned(tmp_path / "in", tmp_path / "out")
+    child = os.fork()
+    if child == 0:  # pragma: no cover
+        os._exit(0 if counts(run(tmp_path / "one.png", tmp_path / "out" / "one.png")) == (1, 0, 0, 0) else 3)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    plan.journal.release()
+    assert counts(run(tmp_path / "one.png", tmp_path / "out" / "one.png")) == (0, 1, 0, 0)
+
+
+@pytest.mark.parametrize("output", ["x.jfif", "x.jpe", "x.JPG"])
+def test_output_with_any_jpeg_extension_is_a_file(tmp_path: Path, output: str) -> None:
+    write_picture(tmp_path / "x.png")
+    assert counts(run(tmp_path / "x.png", tmp_path / output)) == (1, 0, 0, 0)
+    with Image.open(tmp_path / output) as image:
+        assert image.format == "JPEG"
+
+
+def test_every_ending_of_jpeg_and_heic_is_read(tmp_path: Path) -> None:
+    for name in ("a.jpe", "b.JFIF", "c.mpo", "d.HIF"):
+        write_picture(tmp_path / "source.jpg")
+        (tmp_path / "in").mkdir(exist_ok=True)
+        (tmp_path / "source.jpg").rename(tmp_path / "in" / name)
+    plan = planned(tmp_path / "in", tmp_path / "out")
+    plan.journal.release()
+    assert [job.targets[0].name for job in plan.jobs] == ["a.jpe", "b.JFIF", "c.jpg", "d.jpg"]
+    assert counts(run(tmp_path / "in", tmp_path / "out")) == (4, 0, 0, 0)
+    assert tree(tmp_path / "out") == {"a.jpe", "b.JFIF", "c.jpg", "d.jpg"}
 
 
 def test_output_name_with_unwritable_or_other_format_is_rejected(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def test_each_start_and_resume_of_a_run_adds_an_entry(tmp_path: Path) -> None:
     assert "do-not-record" not in json.dumps(entries)
 
 
-def test_entry_has_versions_and_machine() -> None:
+def test_start_record_has_versions_and_machine() -> None:
     entry = describe_start(step=7, processes=2)
     assert (entry["step"], entry["processes"]) == (7, 2)
     versions, machine = entry["versions"], entry["machine"]
@@ -87,7 +87,7 @@ def test_command_of_torchrun_is_recorded_with_its_own_arguments(tmp_path: Path) 
     assert shlex.split(done.stdout)[-len(command) :] == command
 
 
-def test_git_state_is_commit_and_whether_tracked_files_changed(checkout: Path) -> None:
+def test_git_state_has_commit_and_dirty_flag(checkout: Path) -> None:
     commit = git(checkout, "rev-parse", "HEAD")
     (checkout / "runs").mkdir()
     (checkout / "runs" / "untracked").touch()
@@ -129,7 +129,7 @@ def test_missing_failing_or_hanging_git_gives_no_state(
     assert time.monotonic() - began < 30
 
 
-def test_package_in_a_checkout_that_does_not_track_it_has_no_commit(checkout: Path) -> None:
+def test_package_untracked_by_surrounding_checkout_has_no_commit(checkout: Path) -> None:
     library = checkout / "venv"
     shutil.copytree(REPOSITORY / "cyclestyle", library / "cyclestyle", ignore=shutil.ignore_patterns("__pycache__"))
     code = (
@@ -145,7 +145,7 @@ def test_package_in_a_checkout_that_does_not_track_it_has_no_commit(checkout: Pa
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"[1, 2", b"\xff", b"[" * 100_000])
-def test_malformed_record_is_written_again_with_warning(tmp_path: Path, content: bytes) -> None:
+def test_malformed_start_record_is_replaced_with_warning(tmp_path: Path, content: bytes) -> None:
     warnings: list[str] = []
     (tmp_path / "starts.json").write_bytes(content)
     record_start(tmp_path, step=4, warn=warnings.append)
@@ -157,7 +157,7 @@ def test_malformed_record_is_written_again_with_warning(tmp_path: Path, content:
     assert [entry["step"] for entry in starts(tmp_path)] == [4, 6]
 
 
-def test_unwritable_record_is_a_warning(tmp_path: Path) -> None:
+def test_unwritable_start_record_gives_warning(tmp_path: Path) -> None:
     warnings: list[str] = []
     (tmp_path / "starts.json").mkdir()
     record_start(tmp_path, step=0, warn=warnings.append)

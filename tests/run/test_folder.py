@@ -164,7 +164,7 @@ def test_changed_architecture_is_rejected_even_with_allow_changed(
         assert line.endswith("-> 9")
 
 
-def test_run_resumes_with_the_values_that_auto_had_chosen(folder: RunFolder, recipe: dict[str, Any]) -> None:
+def test_run_resumes_if_auto_is_replaced_by_value_it_had_chosen(folder: RunFolder, recipe: dict[str, Any]) -> None:
     assert recipe["trainer"]["precision"] == "auto"
     folder.write_config("trainer:\n  precision: bf16\n  batch_size: 7\n")
     assert resume(folder, changed(recipe, {"trainer.precision": "bf16"})).changes == []

@@ -45,7 +45,7 @@ class Run:
         return None if best is None else (best.step, best.value)
 
 
-def test_number_of_the_log_counts_only_at_saved_steps(tmp_path: Path) -> None:
+def test_logged_number_marks_best_checkpoint_only_at_saved_steps(tmp_path: Path) -> None:
     run = Run(tmp_path).at(1, log={"kid": 0.1})
     assert (run.best, run.saves) == (None, [])
     assert run.at(2, saved=True, log={"kid": 0.5}).best == (2, 0.5)
@@ -55,7 +55,7 @@ def test_number_of_the_log_counts_only_at_saved_steps(tmp_path: Path) -> None:
     assert run.saves == [2, 4, 6]
 
 
-def test_better_number_of_a_task_causes_one_save(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_new_best_number_from_a_task_saves_one_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = Run(tmp_path).at(0, task={"kid": 0.0})  # step 0, of random weights, does not count
     assert (run.best, run.saves) == (None, [])
     assert capsys.readouterr().err == ""  # no attempt to mark a checkpoint of step 0
@@ -77,13 +77,13 @@ def test_mode_max_prefers_higher_numbers_and_never_nan(tmp_path: Path) -> None:
     assert run.saves == [2, 4]
 
 
-def test_run_without_a_name_marks_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_checkpoint_is_marked_without_checkpoint_best(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = Run(tmp_path, best=None).at(2, saved=True, log={"kid": 0.5}, task={"kid": 0.1})
     assert (run.best, run.saves) == (None, [2])
     assert capsys.readouterr().err == ""
 
 
-def test_unknown_name_is_warned_about_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_number_missing_in_the_first_log_gives_one_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = Run(tmp_path).at(1, log={"lr": 1.0, "epoch": 2.0})
     (warning,) = capsys.readouterr().err.splitlines()
     assert (
@@ -93,12 +93,12 @@ def test_unknown_name_is_warned_about_once(tmp_path: Path, capsys: pytest.Captur
     assert capsys.readouterr().err == ""
 
 
-def test_name_that_a_task_has_logged_causes_no_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_number_logged_by_a_task_gives_no_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Run(tmp_path).at(0, task={"kid": 0.5}).at(1, log={"lr": 1.0})
     assert capsys.readouterr().err == ""
 
 
-def test_resumed_run_keeps_the_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resumed_run_compares_with_earlier_best_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Run(tmp_path).at(2, saved=True, task={"kid": 0.3}).at(4, saved=True, task={"kid": 0.5})
     resumed = Run(tmp_path, step=4).at(4, log={"lr": 1.0}, task={"kid": 0.4})
     assert (resumed.best, resumed.saves) == ((2, 0.3), [])

@@ -52,7 +52,7 @@ def test_task_is_done_at_due_steps_alone(settings: dict[str, Any], expected: lis
     assert steps_done(**settings) == expected
 
 
-def test_moment_leaves_at_the_end_and_at_a_stop() -> None:
+def test_moment_is_leaving_after_last_step_and_on_stop_request() -> None:
     assert Moment(10, 0, finished=True, stopping=False).leaving
     assert Moment(5, 0, finished=False, stopping=True).leaving
     assert not Moment(5, 0, finished=False, stopping=False).leaving
@@ -144,7 +144,7 @@ def test_task_that_changes_a_network_is_rejected(change: Any, name: str) -> None
     assert str(caught.value).startswith(f"tasks.mine changed the network weights {name}: tasks may only read networks")
 
 
-def test_copies_of_networks_may_be_changed() -> None:
+def test_task_may_change_copies_of_network_weights() -> None:
     def task(step: int, networks: Networks) -> None:
         with torch.no_grad():
             first(networks.raw).clone().zero_()
@@ -182,7 +182,7 @@ def test_networks_are_in_evaluation_mode_inside_a_task_and_restored_after() -> N
         assert torch.is_grad_enabled()
 
 
-def test_averaged_networks_are_the_raw_ones_without_an_average() -> None:
+def test_averaged_generators_are_the_raw_ones_without_moving_average() -> None:
     trainer = tiny_trainer()
     assert networks_of(trainer).averaged is networks_of(trainer).raw is trainer.objective.generators
 
@@ -224,19 +224,27 @@ def test_numbers_of_a_task_are_logged_as_floats(values: Any, expected: dict[str,
     assert all(type(value) is float for value in given.values())
 
 
-@pytest.mark.parametrize(
-    "values",
-    [0.5, 0.0, False, [], [1.0], "kid", torch.zeros(3), {"kid": None}, {"kid": "low"}, {"kid": torch.zeros(2)}],
-    ids=str,
-)
-def test_result_that_is_no_mapping_to_numbers_is_rejected(values: Any) -> None:
+@pytest.mark.parametrize("values", [0.5, 0.0, False, [], [1.0], "kid", torch.zeros(3)], ids=str)
+def test_result_that_is_no_mapping_is_rejected(values: Any) -> None:
     message = f"^tasks.mine returned {type(values).__name__}: a task returns a mapping from names to numbers, or None$"
     with pytest.raises(CommandError, match=message):
         run_once(lambda *_: values)
 
 
+@pytest.mark.parametrize("value", [None, "low", torch.zeros(2), 10**400], ids=["none", "text", "tensor", "huge"])
+def test_value_that_is_no_number_is_rejected(value: Any) -> None:
+    with pytest.raises(CommandError, match=r"^tasks\.mine returned kid=.*: expected a number$"):
+        run_once(lambda *_: {"kid": value})
+
+
+@pytest.mark.parametrize("name", ["lr", "lr_discriminators", "epoch", "loss/cycle_a", "score/real_a", "speed/x"])
+def test_names_of_the_training_log_are_rejected(name: str) -> None:
+    with pytest.raises(CommandError, match=rf"^tasks\.mine returned the name {name}, which belongs to the log"):
+        run_once(lambda *_: {name: 1.0})
+
+
 @pytest.mark.parametrize("every", [0, -5])
-def test_number_of_steps_below_one_is_rejected(every: int) -> None:
+def test_task_interval_below_one_step_is_rejected(every: int) -> None:
     trainer = tiny_trainer()
     with pytest.raises(CommandError, match=rf"^tasks\.mine\.every={every}: give a number of steps, 1 or more$"):
         own_task(trainer, lambda *_: None, name="mine", every=every, loggers=[])

@@ -309,7 +309,7 @@ def test_nonfinite_score_does_not_count_as_divergence() -> None:
     assert not values["score/size"].requires_grad
 
 
-def test_divergence_is_reported_at_the_end_without_tasks() -> None:
+def test_divergence_in_last_step_raises_error_even_without_tasks() -> None:
     trainer, objective = averaging(steps=1)
     with torch.no_grad():
         objective.parameters["network"][0].fill_(torch.nan)

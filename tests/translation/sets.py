@@ -29,11 +29,10 @@ def run(source: Path | str, output: Path, *, count: int = 1, settings: str = "se
     try:
         run_settings = Settings(Reading(**reading), Writing(plan.folder, sheet=sheet), settings)
         outcome = runner.run_plan(plan, Inverted(count), run_settings, **working)
-        if plan.journal is not None:
+        if not plan.is_single:
             plan.journal.report(outcome.lines)
     finally:
-        if plan.journal is not None:
-            plan.journal.release()
+        plan.journal.release()
     return outcome
 
 

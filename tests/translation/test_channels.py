@@ -104,7 +104,7 @@ def test_tiled_translation_equals_full_pass(tmp_path: Path, channels: tuple[int,
         assert (whole.double() - tiled.double()).abs().max() <= 1e-4 * largest + 1
 
 
-def test_estimate_of_tiled_pass_assumes_the_input_channels_of_the_network() -> None:
+def test_padded_image_for_memory_estimate_has_network_input_channels() -> None:
     for channels in (1, 3):
         network = registry.build(RESNET | {"in_channels": channels})
         image = tiling._padded(tiling._plan_for(network), network, 30, 20)
@@ -169,7 +169,7 @@ def test_grey_translations_are_written_as_grey_files(tmp_path: Path, channels: t
     assert np.array_equal(
         reading.read(tmp_path / "out" / "x.png").pixels, np.repeat(expected[0].numpy().transpose(1, 2, 0), 3, 2)
     )
-    assert len(list((tmp_path / "out").rglob("*.webp"))) == 1 + 2 * 6  # a translation, and thumbnails of each pair
+    assert len(list((tmp_path / "out").rglob("*.webp"))) == 1 + 2 * 6 + 2  # a translation, thumbnails, copies of TIFF
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".jpg"])
@@ -206,7 +206,7 @@ def test_grey_translations_keep_16_bits_and_alpha(tmp_path: Path, suffix: str, w
     assert (output.alpha is None) if not with_alpha else np.array_equal(output.alpha, deep[..., 3])
 
 
-def test_photo_with_colour_profile_becomes_grey_by_its_srgb_colours(tmp_path: Path) -> None:
+def test_grey_network_input_is_made_from_srgb_colours_of_the_photo(tmp_path: Path) -> None:
     path = model(tmp_path / "model", (1, 3))
     (tmp_path / "photos").mkdir()
     Image.fromarray(noise(12, 9)).save(tmp_path / "photos" / "x.png", icc_profile=profiles.wide())
@@ -228,7 +228,7 @@ def test_grey_translations_are_evaluated_as_rgb(tmp_path: Path, capsys: pytest.C
     assert "colour distance" in capsys.readouterr().out
 
 
-def test_other_numbers_of_channels_are_rejected(tmp_path: Path) -> None:
+def test_networks_with_neither_1_nor_3_channels_are_rejected(tmp_path: Path) -> None:
     path = write_model(tmp_path, architecture=RESNET | {"in_channels": 4})
     with pytest.raises(CheckpointError, match=r"its generator has in_channels=4: expected 1 \(grey\) or 3 \(RGB\)$"):
         load(path)

@@ -75,7 +75,7 @@ def test_16_bit_images_use_fp32_by_default(tmp_path: Path) -> None:
     assert (coarse - exact).abs().max() > 20  # steps of 16 bits, which bf16 cannot resolve
 
 
-def test_each_strength_gives_its_blend(tmp_path: Path) -> None:
+def test_result_for_each_strength_is_the_blend_with_that_strength(tmp_path: Path) -> None:
     path = write_model(tmp_path)
     images = pixels(20, 16)
     results = load(path, strength=[0, 0.5, 1, 1.5])(images)
@@ -87,7 +87,7 @@ def test_each_strength_gives_its_blend(tmp_path: Path) -> None:
         assert torch.equal(result, expected)
 
 
-def test_keep_is_passed_to_blend(tmp_path: Path) -> None:
+def test_keep_option_is_passed_to_blend(tmp_path: Path) -> None:
     path = write_model(tmp_path)
     images = pixels(20, 16)
     translation = load(path).translator.values(tensors.to_float(images))
@@ -104,7 +104,7 @@ def test_batch_size_is_limited_by_memory(tmp_path: Path) -> None:
     assert small.max_batch(6000, 4000) == 1
 
 
-def test_fingerprint_covers_all_pixel_settings(tmp_path: Path) -> None:
+def test_fingerprint_depends_on_all_settings_that_change_pixels(tmp_path: Path) -> None:
     path, other = write_model(tmp_path / "a"), write_model(tmp_path / "b", domains=("x", "y"))
     usual = load(path).fingerprint(quality=95)
     assert load(other).fingerprint(quality=95) == usual  # the same weights with other domain names
@@ -138,6 +138,6 @@ def test_settings_out_of_range_are_rejected(tmp_path: Path, options: dict, messa
         load(write_model(tmp_path), **options)
 
 
-def test_several_strengths_have_a_folder_each() -> None:
+def test_each_of_several_strengths_has_its_own_folder() -> None:
     assert strength_folders(as_strengths(0.5)) == ("",)
     assert strength_folders(as_strengths([0.25, 1])) == ("strength-0.25", "strength-1")

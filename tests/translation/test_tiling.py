@@ -363,7 +363,7 @@ def test_too_little_memory_error_names_the_minimum(generator: nn.Module) -> None
         translate_tiled(generator, image, rows=40, memory=min_memory(generator, image, 40) - 1)
 
 
-def test_strips_shrink_before_files_are_used() -> None:
+def test_strips_shrink_before_activations_are_kept_in_files() -> None:
     generator = ResNetGenerator()
     room = tiled_bytes(generator, 4000, 6000, torch.float32, 4)
     divisions = {

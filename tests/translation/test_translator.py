@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from cyclestyle import networks
 from cyclestyle.checkpoints.directory import Checkpoints, read_model
@@ -72,7 +72,7 @@ def test_translated_batch_equals_single_translations(tmp_path: Path) -> None:
     assert (together - together.roll(1, 0)).abs().max() > 1
 
 
-def test_arrays_and_tensors_give_pixels_of_pil_image_in_their_own_type(tmp_path: Path) -> None:
+def test_array_and_tensor_inputs_give_same_pixels_as_pil_input(tmp_path: Path) -> None:
     translator, pixels = load(write_model(tmp_path)), noise(21, 18)
     expected = np.asarray(translator(Image.fromarray(pixels)))
     read_only = np.broadcast_to(pixels, (2, *pixels.shape))
@@ -101,10 +101,88 @@ def test_array_of_other_shape_or_dtype_is_a_data_error(tmp_path: Path, image: ob
         load(write_model(tmp_path))(image)
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_of_a_pil_image_is_applied(tmp_path: Path, orientation: int) -> None:
+    translator, pixels = load(write_model(tmp_path)), noise(21, 18)
+    photo = Image.fromarray(pixels)
+    exif = photo.getexif()
+    exif[0x0112] = orientation
+    photo.save(tmp_path / "x.png", exif=exif)
+    expected = translator(ImageOps.exif_transpose(photo))
+    with Image.open(tmp_path / "x.png") as opened:
+        for image in (opened, photo):  # from a file, and made in memory
+            output = translator(image)
+            assert output.size == ((18, 21) if orientation > 4 else (21, 18))
+            assert np.array_equal(np.asarray(output), np.asarray(expected))
+            assert 0x0112 not in output.getexif()
+            assert image.getexif()[0x0112] == orientation  # the image of the caller is unchanged
+
+
+def test_xmp_orientation_of_a_pil_image_is_not_applied(tmp_path: Path) -> None:
+    packet = b'<a xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/>'
+    Image.fromarray(noise(21, 18)).save(tmp_path / "x.jpg", xmp=packet)
+    with Image.open(tmp_path / "x.jpg") as image:
+        assert ImageOps.exif_transpose(image).size == (18, 21)  # Pillow turns it
+        assert load(write_model(tmp_path))(image).size == (21, 18)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        ("photo.jpg", "'photo.jpg' is a path, not an image: give PIL.Image.open('photo.jpg')"),
+        (Path("a/b.jpg"), "is a path, not an image: give PIL.Image.open("),
+        ([np.zeros((4, 5, 3), np.uint8)], "a list is no image: give its images one by one"),
+        (None, "a NoneType is no image: give a PIL image, a NumPy array or a tensor"),
+        (np.zeros((18, 21), np.uint8), "made by image[..., None]"),
+        (np.zeros((3, 18, 21), np.uint8), "made by image.transpose(1, 2, 0)"),
+        (np.zeros((18, 21, 4), np.uint8), "give uint8 (H, W, 3) or (N, H, W, 3), without alpha"),
+        (np.zeros((0, 21, 3), np.uint8), "uint8 (0, 21, 3): give uint8 (H, W, 3)"),
+        (np.zeros((18, 21, 3), np.float32), "made by (image * 255).round().astype('uint8')"),
+        (np.zeros((18, 21, 3), np.uint16), "made by image // 257 of 16 bits"),
+        (torch.zeros(3, 18, 21), "(image * 255).round().to(torch.uint8); `values` takes floats in [-1, 1]"),
+        (torch.zeros(18, 21, 3, dtype=torch.uint8), "made by image.permute(2, 0, 1)"),
+        (torch.zeros(18, 21, dtype=torch.uint8), "made by image[None]"),
+        (Image.new("F", (4, 5)), "the image has the mode F: floating-point colours are not supported"),
+        (Image.new("RGB", (0, 5)), "the image has 0 x 5 pixels"),
+    ],
+    ids=[
+        *("text", "path", "list", "none", "grey-array", "channels-first", "alpha", "empty", "float-array"),
+        *("uint16", "float-tensor", "channels-last", "grey-tensor", "mode-f", "empty-image"),
+    ],
+)
+def test_wrong_type_or_shape_is_a_type_error_with_the_remedy(tmp_path: Path, image: object, message: str) -> None:
+    with pytest.raises(TypeError, match=re.escape(message)) as caught:
+        load(write_model(tmp_path))(image)
+    assert isinstance(caught.value, DataError)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("method", "images", "message"),
+    [
+        ("batch", torch.zeros(3, 8, 8, dtype=torch.uint8), "give uint8 (N, 3, H, W)"),
+        ("batch", torch.zeros(1, 3, 8, 8), "give uint8 (N, 3, H, W)"),
+        ("batch", np.zeros((1, 8, 8, 3), np.uint8), "a ndarray is no image"),
+        ("values", torch.zeros(1, 3, 8, 8, dtype=torch.uint8), "`values` takes floats (N, 3, H, W) in [-1, 1]"),
+        ("values", torch.zeros(3, 8, 8), "`values` takes floats (N, 3, H, W) in [-1, 1]"),
+        ("values", torch.zeros(1, 4, 8, 8), "`values` takes floats (N, 3, H, W) in [-1, 1]"),
+        ("values", "x.jpg", "'x.jpg' is a path"),
+    ],
+    ids=str,
+)
+def test_methods_for_tensors_reject_other_types_and_shapes(
+    tmp_path: Path, method: str, images: object, message: str
+) -> None:
+    translator = load(write_model(tmp_path))
+    call = {"batch": translator.batch, "values": translator.values}[method]
+    with pytest.raises(TypeError, match=re.escape(message)):
+        call(images)  # type: ignore[arg-type]
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_tensor_returns_to_its_device(tmp_path: Path, device: str) -> None:
+def test_translated_tensor_is_on_the_input_device(tmp_path: Path, device: str) -> None:
     path = write_model(tmp_path)
     translator = Translator.load(path, direction="photo2monet", device=device, precision="fp32")
     pixels = torch.from_numpy(noise(21, 18)).permute(2, 0, 1)
@@ -154,7 +232,7 @@ def test_direction_selects_the_generator(tmp_path: Path, domains: tuple[str, str
     assert all(torch.equal(used[key], expected[key]) for key in expected)
 
 
-def test_direction_is_shown_by_domain_names(tmp_path: Path) -> None:
+def test_direction_is_displayed_with_domain_names(tmp_path: Path) -> None:
     translator = load(write_model(tmp_path), "b2a")
     assert translator.direction == "monet2photo"
     assert translator.directions == ("photo2monet", "monet2photo")
@@ -348,7 +426,7 @@ def test_compiled_translator_exposes_uncompiled_network(tmp_path: Path) -> None:
     assert str(translator).endswith("CPU, fp32, compiled")
 
 
-def test_backend_must_match_the_file(tmp_path: Path) -> None:
+def test_backend_unsuited_to_the_file_is_rejected(tmp_path: Path) -> None:
     path = write_model(tmp_path)
     assert load(path, backend="torch").backend == "torch"
     with pytest.raises(CommandError, match=r"^backend=onnx .* cyclestyle\.export checkpoint=.* format=onnx, then "):

@@ -67,7 +67,7 @@ def _cells(points: Floats, size: int) -> tuple[Ints, Ints]:
 
 
 def _brush_field(landscape: Landscape) -> tuple[Floats, Floats]:
-    """Return two maps (size, size): brush angle and detail in [0, 1].
+    """Return two maps (size, size): the brush angle in radians, and the amount of detail in [0, 1].
 
     The angle follows contours; where there are none, it is `landscape.angle`.
     """

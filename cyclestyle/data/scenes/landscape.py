@@ -77,14 +77,17 @@ class _Canvas:
         self.angle = np.zeros((size, size), dtype=np.float32)
 
     def span(self, first: float, last: float) -> slice:
-        """Return the slice of pixels, on either axis, touched by [first, last], an interval in units of the side."""
+        """Return the slice of pixel rows or columns that an interval touches.
+
+        The interval from `first` to `last` is in units of the image's side.
+        """
         start, stop = (min(max(int(at * self.size), 0), self.size) for at in (first, last + 1 / self.size))
         return slice(start, max(start, stop))
 
     def lay(
         self, alpha: Floats, colour: Floats, angle: Floats | float, rows: slice, columns: slice = slice(None)
     ) -> None:
-        """Blend `colour` with opacity `alpha` into a part of the canvas; where `alpha` > 0.5, also set the angle."""
+        """Blend `colour` with opacity `alpha` into `rows` and `columns`; where `alpha` > 0.5, set the brush angle."""
         window = (rows, columns)
         self.colour[window] += alpha[..., None] * (colour - self.colour[window])
         self.angle[window] = np.where(alpha > 0.5, angle, self.angle[window])
@@ -233,7 +236,10 @@ _KINDS = (  # albedo, width over height, taper (1: a cone), probability
 
 
 def _trees(rng: np.random.Generator, canvas: _Canvas, light: Light, top: float, count: int) -> None:
-    """Draw `count` trees with their feet below y = `top`: far, small ones first, no foot in the middle fifth."""
+    """Draw `count` trees with their feet at y = `top` or below, far and small trees first.
+
+    No tree has its foot in the middle fifth of the image's width.
+    """
     grove = pick(rng, _KINDS)  # most trees are of one kind
     for near in np.sort(rng.uniform(0, 1, count) ** 1.5):
         kind = grove if rng.random() < 0.7 else pick(rng, _KINDS)

@@ -63,7 +63,10 @@ def smooth(t: Floats) -> Floats:
 
 
 def blur(image: Floats, radius: int) -> Floats:
-    """Blur an image (height, width, channels): two box filters per axis, 2 * radius + 1 px wide; repeat edge pixels."""
+    """Blur an image (height, width, channels) with two box filters per axis, each 2 * radius + 1 px wide.
+
+    Beyond the edges of the image, the edge pixels are repeated.
+    """
     for axis in (0, 1, 0, 1):
         wide = np.pad(image, [(radius, radius) if axis == k else (0, 0) for k in range(3)], mode="edge")
         length = image.shape[axis]

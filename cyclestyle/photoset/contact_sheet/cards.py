@@ -9,7 +9,7 @@ from cyclestyle.filesystem.listing import printable
 from cyclestyle.photoset.contact_sheet import page
 from cyclestyle.photoset.contact_sheet.page import Card
 from cyclestyle.photoset.journal import ReportRow, writing
-from cyclestyle.photoset.runner import JobResult, thumbnail_names
+from cyclestyle.photoset.runner import JobResult, thumbnail_names, web_copy_names
 
 
 def write_contact_sheet(
@@ -32,9 +32,11 @@ def write_contact_sheet(
     Raises:
         DiskError: the page cannot be written.
     """
-    cards = [_card(row, folder, thumbnails, labels) for row in outcome.lines if row.status != "kept"]
+    root = _common_folder([row.source for row in outcome.lines])
+    cards = [_card(row, folder, thumbnails, labels, root=root) for row in outcome.lines if row.status != "kept"]
     kept = outcome.count("kept")
     counts = [f"{kept:,} kept as they were, not shown"] if kept else []
+    counts += [f"stopped early: {outcome.remaining:,} remain"] if outcome.remaining else []
     all_facts = [*counts, *facts, f"in {_duration(outcome.elapsed_s)}"]
     html = page.page(cards, title=folder.absolute().name, facts=all_facts, labels=labels)
     path = folder / page.NAME
@@ -47,10 +49,22 @@ def write_contact_sheet(
     return path
 
 
-def _card(row: ReportRow, folder: Path, thumbnails: Path, labels: Sequence[str]) -> Card:
+def _card(row: ReportRow, folder: Path, thumbnails: Path, labels: Sequence[str], *, root: Path) -> Card:
+    """Make the card of a photo; its texts contain no absolute path, since a page may be passed on.
+
+    Args:
+        row, folder, thumbnails, labels: see `write_contact_sheet`; `row` is not of status `kept`.
+        root: absolute path of a folder that contains all photos.
+    """
     if row.status == "failed":
-        return Card(os.fspath(row.source), (0, 0), "", (), None, (), failed=row.reason)
-    before, *after = [_relative_if_exists(thumbnails / name, folder) for name in thumbnail_names(row.targets)]
+        name = os.fspath(row.source.absolute().relative_to(root))
+        return Card(name, (0, 0), "", (), None, (), failed=_without_folders(row.reason, root, folder))
+    thumbs = thumbnail_names(row.targets)
+    before, *after = [_relative_if_exists(thumbnails / name, folder) for name in thumbs]
+    copies = [
+        _relative_if_exists(thumbnails / name, folder) if name else ""
+        for name in web_copy_names(thumbs, row.source, row.targets)
+    ]
     target = PurePosixPath(row.targets[0])
     return Card(
         os.fspath(PurePosixPath(*target.parts[1:]) if labels else target),  # without the strength's folder
@@ -59,8 +73,26 @@ def _card(row: ReportRow, folder: Path, thumbnails: Path, labels: Sequence[str])
         tuple(after),
         _relative(row.source, folder),
         row.targets,
-        note="; ".join(row.notes),
+        note=_without_folders("; ".join(row.notes), root, folder),
+        copies=tuple(copies) if any(copies) else (),
     )
+
+
+def _common_folder(paths: Sequence[Path]) -> Path:
+    """Return the absolute path of the deepest folder that contains all files; an empty path if there is none."""
+    parents = [path.absolute().parent for path in paths]
+    try:
+        return Path(os.path.commonpath(parents))
+    except ValueError:  # no paths, or on Windows, paths on several drives
+        return Path()
+
+
+def _without_folders(text: str, *folders: Path) -> str:
+    """Return `text` with each absolute path of a file in one of the `folders` made relative to that folder."""
+    for folder in folders:
+        if folder != Path(folder.anchor):
+            text = text.replace(f"{printable(folder.absolute())}{os.sep}", "")
+    return text
 
 
 def _relative_if_exists(path: Path, folder: Path) -> str:
@@ -69,7 +101,7 @@ def _relative_if_exists(path: Path, folder: Path) -> str:
 
 
 def _relative(path: Path, folder: Path) -> str | None:
-    """Return `path` relative to the page's folder `folder`; None if the page cannot link to the file."""
+    """Return `path` relative to `folder`, the folder of the page; None if `path` is on another drive (Windows)."""
     try:
         return Path(os.path.relpath(path, folder)).as_posix()
     except ValueError:  # on Windows, a path on another drive

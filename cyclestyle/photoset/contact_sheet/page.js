@@ -5,12 +5,15 @@ const sheet = JSON.parse(document.getElementById("data").textContent);
 const several = sheet.labels.length > 0;
 const byId = id => document.getElementById(id);
 
-// Both `pictures` (thumbnails) and `files` (full size) have the photo at index 0, then its translations.
+// `pictures` (thumbnails), `files` (full size) and `views` (what the large view shows) have the photo at index 0, then its
+// translations. A view is a copy of web size if there is one, or else the file.
+const count = 1 + Math.max(1, sheet.labels.length);
 const cards = sheet.cards.map(([name, width, height, note, ...rests]) => {
   const paths = rests.map((rest, column) => rest === null ? "" : sheet.starts[column] + rest + sheet.ends[column]);
-  const files = paths.splice(paths.length / 2);
-  const pictures = paths.map((path, number) => path || files[number]);
-  return { name, note, ratio: width / height || 1, pictures, files };
+  const [thumbnails, files, copies] = [0, 1, 2].map(group => paths.slice(group * count, (group + 1) * count));
+  const pictures = thumbnails.map((path, number) => path || copies[number] || files[number]);
+  const views = files.map((file, number) => copies[number] || file);
+  return { name, note, ratio: width / height || 1, pictures, files, views };
 });
 let visible = cards.map((card, index) => index);
 const isFew = !several && cards.length <= 4; // few photos are shown large, from their full files
@@ -164,7 +167,7 @@ function show() {
 
 // Show the thumbnail at once, and replace it by the full file once loaded, if this browser supports its format.
 function bring(element, card, number) {
-  const [picture, file] = [card.pictures[number], card.files[number]];
+  const [picture, file] = [card.pictures[number], card.views[number]];
   if (element.dataset.picture === picture) return;
   const settle = (source, isSmall) => {
     if (element.dataset.picture !== picture) return;

@@ -38,6 +38,9 @@ class Card(NamedTuple):
     original: str | None  # the photo's file; None where a page cannot reach it
     results: tuple[str, ...]  # the translations' files, in the order of `after`
     note: str = ""  # text for the large view
+    copies: tuple[
+        str, ...
+    ] = ()  # web-sized copies of photo and translations for the large view; empty: the file itself
     failed: str = ""  # why the photo was not translated, and then all paths are empty; empty on success
 
 
@@ -123,12 +126,16 @@ def _asset(name: str) -> str:
 def _data(cards: Sequence[Card], labels: Sequence[str]) -> str:
     """Return the JSON that the page's script reads: a table with one row for each card.
 
-    Each thumbnail and each image file of a card has its own column of paths. The prefix and the suffix that all paths
-    in a column share are stored once, not in each row.
+    The columns of paths form groups: thumbnails, image files and, if any card has them, web-sized copies. Each group
+    has one column for the photo and one for each translation. The prefix and the suffix that all paths in a column
+    share are stored once, not in each row.
     """
     thumbnails = [(card.before, *card.after) for card in cards]
     files = [(card.original, *card.results) for card in cards]
-    columns = [_shortened(paths) for paths in (*zip(*thumbnails, strict=True), *zip(*files, strict=True))]
+    groups: list[Sequence[tuple[str | None, ...]]] = [thumbnails, files]
+    if any(card.copies for card in cards):
+        groups.append([card.copies or ("",) * (1 + len(card.results)) for card in cards])
+    columns = [_shortened(paths) for group in groups for paths in zip(*group, strict=True)]
     rows = [
         [printable(Path(card.name)), *card.size, one_line(card.note), *(column.suffixes[index] for column in columns)]
         for index, card in enumerate(cards)
@@ -166,7 +173,7 @@ def _common_prefix(texts: Sequence[str]) -> str:
 
 
 def _link(card: Card) -> str:
-    """Return a link to the last translation of a photo, for browsers without scripts."""
+    """Return an HTML link to the translation of a photo, or to the last if it has several; for use without scripts."""
     return f'<a href="{url(card.results[-1])}">{_text(printable(Path(card.name)))}</a><br>'
 
 

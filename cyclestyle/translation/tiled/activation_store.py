@@ -27,7 +27,7 @@ class ActivationStore(Protocol):
 
 
 class ActivationStores:
-    """Context manager whose `make` creates the stores for one image; their files are deleted at the end of the block.
+    """Context manager whose `make` creates the stores for one image; their files are deleted on exit from the block.
 
     Args:
         memory: maximum total size of the stores in memory, in bytes; stores that do not fit are temporary files.

@@ -22,9 +22,10 @@ class TilingPlan(Protocol):
     full_pass_values: Mapping[torch.dtype, float]  # measured peak of a full pass in values / (px x channels), by dtype
 
     def translate(self, image: RowSource, passes: Pass) -> RowSource:
-        """Return the generator's output for `image` as a row source; the caller computes its rows in one last pass.
+        """Return the generator's output for `image` as a row source, which computes rows on request.
 
-        `passes` runs all earlier passes over the image.
+        All passes over the image except the last run during this call, with the operations of `passes`. The caller runs
+        the last pass by requesting rows of the result.
         """
 
 
@@ -53,10 +54,10 @@ class ResNetTiling:
         return apply(generator.head, apply(generator.up, x, passes), passes)
 
     def _trunk(self, stored: StoredActivation, x: RowSource, passes: Pass) -> RowSource:
-        """Run all residual blocks on `x`, which is computed from `stored`; return the output of the last block.
+        """Run all residual blocks on `x`, and return the output of the last block.
 
-        The output of each block overwrites `stored`. A second store holds activations within a block; it is freed on
-        return.
+        `x` is computed from the rows of `stored`, which the output of each block then overwrites. A second, temporary
+        store holds the activations within a block.
         """
         scratch = None
         for block in self.generator.trunk:
@@ -117,5 +118,5 @@ TILING_PLANS: dict[type[nn.Module], Callable[[Any], TilingPlan]] = {
 
 
 def _sequences(modules: Iterable[nn.Module]) -> list[nn.Sequential]:
-    """Return `modules`, all of type `nn.Sequential`, as a list; the filter is only needed by the type checker."""
+    """Return `modules` as a list that the type checker accepts; all of them must be of type `nn.Sequential`."""
     return [module for module in modules if isinstance(module, nn.Sequential)]

@@ -41,7 +41,7 @@ class NormStatistics(NamedTuple):
 
 
 class StatisticsSource(Protocol):
-    """Provider of the statistics of whole activations that instance-norm layers need."""
+    """Object that supplies instance-norm layers with the statistics of their input over the whole image."""
 
     def statistics(self, source: RowSource, layer: nn.InstanceNorm2d) -> NormStatistics: ...
 
@@ -83,7 +83,8 @@ class PaddedImage:
 class ReflectPad:
     """Reflection padding by `margin` px on all sides.
 
-    Callers must request at least 2 * margin + 1 rows, as the convolution after the padding does.
+    Callers must request at least 2 * margin + 1 rows at a time, which is the height of the kernel of the convolution
+    that follows the padding.
     """
 
     owned = True
@@ -224,9 +225,10 @@ class Normalize:
 
 
 class Pointwise:
-    """An elementwise function, applied to the rows of `source`.
+    """Elementwise function of an activation.
 
     Args:
+        source: the activation.
         function: overwrites a strip in place and returns it.
     """
 
@@ -245,9 +247,10 @@ class Pointwise:
 
 
 class Add:
-    """Sum of two sources of the same size.
+    """Sum of two activations of the same size.
 
-    `second.owned` must be true, since the rows that `second` returns are overwritten with the sum.
+    The sum overwrites the rows that `second` returns. Therefore its attribute `owned` must be true, which states that
+    callers may overwrite its rows.
     """
 
     owned = True
@@ -326,18 +329,22 @@ def _count_values(source: RowSource, count: int) -> int:
 
 
 def _cost_from(layer: RowSource, count: int, source: RowSource, needed: int) -> Cost:
-    """Return the cost of computing the `needed` rows of `source`, the input of `layer`, and of holding its output.
+    """Return the cost of computing `count` output rows of `layer`, without the multiplications of `layer` itself.
 
-    The output has `count` rows. Its memory is part of the cost; the multiplications of `layer` are not.
+    The cost includes computing `needed` rows of `source`, the input of `layer`, and holding both input and output in
+    memory.
     """
     operations, values = source.cost(min(needed, source.height))
     return Cost(operations, max(values, _count_values(source, needed) + _count_values(layer, count)))
 
 
 def _sequential_cost(first: Cost, held: int, second: Cost) -> Cost:
-    """Return the cost of computing two results, one after the other.
+    """Return the cost of computing two results, where the first is kept in memory while the second is computed.
 
-    `held` is the count of numbers that the first result occupies while the second result is computed.
+    Args:
+        first: cost of the first result.
+        held: count of numbers in the first result.
+        second: cost of the second result.
     """
     return Cost(first.operations + second.operations, max(first.values, held + second.values))
 

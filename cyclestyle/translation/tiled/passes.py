@@ -21,7 +21,7 @@ class StoredActivation:
 
     Args:
         store: store that holds the activation.
-        like: row source with the same number of channels, height and width.
+        like: row source with the number of channels, height and width of the stored activation.
         device: device of the returned rows.
 
     Attributes:
@@ -48,21 +48,24 @@ class Pass(Protocol):
     """
 
     def statistics(self, source: RowSource, layer: nn.InstanceNorm2d) -> NormStatistics:
-        """Return the statistics of `source` for the norm `layer`; if `source` stores none, measure them in a pass."""
+        """Return the statistics of `source`, the input of the norm layer `layer`; measure them if they are unknown."""
 
     def store(self, source: RowSource) -> StoredActivation:
         """Compute all rows of `source`, write them to a new store, and measure their statistics."""
 
     def overwrite(self, stored: StoredActivation, source: RowSource, *, measured: bool) -> None:
-        """Compute all rows of `source` and write them to the store of `stored`; measure statistics if `measured`.
+        """Replace the rows of `stored` by those of `source`, computed strip by strip from top to bottom.
 
-        To compute a strip, `source` may read the same strip of `stored`, rows below this strip, and rows at most one
-        strip above it.
+        `source` itself may be computed from `stored`. Each strip may depend on rows of `stored` below it, inside it,
+        and at most one strip above it.
+
+        Args:
+            measured: whether to measure the statistics of the new values; if not, they are None.
         """
 
 
 class Passes:
-    """Passes that compute activations.
+    """Implementation of `Pass` that computes the activations, strip by strip.
 
     Args:
         stores: creates the stores.
@@ -145,7 +148,7 @@ class Passes:
 
 
 class CostEstimate:
-    """Passes that compute no activations, and only estimate the work and memory of computing them.
+    """Implementation of `Pass` that computes no activations, and only estimates the work and memory of computing them.
 
     Args:
         stores: creates the stores, which are on the device `meta`.
@@ -178,7 +181,8 @@ class CostEstimate:
     def count(self, source: RowSource, between: slice | None = None, *, held: int = 0) -> None:
         """Add the cost of a pass over the rows of `source`, or over only the rows in the slice `between`.
 
-        The pass keeps `held` strips of its result in memory while the next strip is computed.
+        Args:
+            held: number of computed strips that stay in memory while the next strip is computed.
         """
         counts = Counter(bottom - top for top, bottom in strip_bounds(source, self.rows, self.height, between))
         for count, times in counts.items():

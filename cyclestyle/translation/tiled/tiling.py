@@ -57,15 +57,16 @@ def run_tiled(
             range, device and dtype.
         hardware: device and precision with which strips are computed; stored activations stay on the CPU.
         rows: height of a strip in px of the image; None means a height that `memory` allows.
-        memory: bytes available for strips and stores, in addition to the image, its translation, and the memory that
-            the process already uses.
-        folder: folder for the files of stores that do not fit into `memory`; None means the system's temporary folder.
+        memory: bytes available for strips and stored activations, in addition to the image, its translation, and the
+            memory that the process already uses.
+        folder: folder for temporary files with the stored activations that do not fit into `memory`; None means the
+            system's temporary folder.
         advance: called after every strip with the completed share of the work, up to 1.
         observe: called with every norm layer and the statistics of its input.
 
     Raises:
         CommandError: `memory` is too small for a single strip.
-        DiskError: `folder` has no room for a store or cannot be written.
+        DiskError: `folder` has no room for the stored activations or cannot be written.
     """
     dtype = hardware.dtype if image.dtype == torch.float32 else image.dtype
     height, width = image.shape[2:]
@@ -119,18 +120,24 @@ def full_pass_bytes(generator: nn.Module, height: int, width: int, dtype: torch.
 
 
 def tiled_bytes(generator: nn.Module, height: int, width: int, dtype: torch.dtype, rows: int) -> int:
-    """Estimate the bytes that `run_tiled` adds to the memory of the process if all stores are in memory."""
+    """Estimate the bytes that `run_tiled`, with strips of `rows` px, adds to the memory of the process.
+
+    The estimate assumes that all stored activations are in memory, not in temporary files.
+    """
     return _estimate(generator, height, width, dtype, rows).peak_bytes
 
 
 def parse_memory(text: str) -> int:
     """Convert the text of a memory size, such as `500MB`, `4GiB`, `1.5 gb` or `4000000000`, to bytes.
 
+    A number below 100 without a unit is a number of GB.
+
     Raises:
         CommandError: the text is not a size above 0.
     """
     match = re.fullmatch(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([a-z]*)", text.strip().lower())
-    size = int(float(match[1]) * _UNITS[match[2]]) if match and match[2] in _UNITS else 0
+    unit = "gb" if match and not match[2] and float(match[1]) < 100 else match[2] if match else ""
+    size = int(float(match[1]) * _UNITS[unit]) if match and unit in _UNITS else 0
     if not size:
         raise CommandError(f"memory={text} is not a size: expected one such as 4GB, 500MB or 4GiB")
     return size
@@ -139,7 +146,7 @@ def parse_memory(text: str) -> int:
 def _divide_memory(
     generator: nn.Module, height: int, width: int, dtype: torch.dtype, rows: int | None, memory: int
 ) -> tuple[int, int]:
-    """Return the height of strips in px, and the maximum total size of the stores in memory, in bytes.
+    """Return the height of strips in px, and the maximum total size, in bytes, of activations stored in memory.
 
     The height is `rows`; if `rows` is None, the height is chosen to fit `memory`.
 
@@ -175,7 +182,10 @@ def _tallest(fits: Callable[[int], bool]) -> int:
 
 
 def _estimate(generator: nn.Module, height: int, width: int, dtype: torch.dtype, rows: int) -> CostEstimate:
-    """Estimate the work and memory of translating an image in strips of height `rows`, activations in memory."""
+    """Estimate the work and memory of translating an image in strips of `rows` px.
+
+    The estimate assumes that all stored activations are in memory, not in temporary files.
+    """
     plan = _plan_for(generator)
     padded = _padded(plan, generator, height, width)
     with ActivationStores(float("inf"), Path(), device="meta") as stores:
