@@ -11,8 +11,8 @@ class CyclestyleError(Exception):
 
     Attributes:
         code: exit code of the command.
-        concerns_one_rank: whether this rank must print the error because no other rank does. If false, all ranks have
-            the same error, such as a mistyped config key, and only the first process of each host prints it.
+        concerns_one_rank: whether the rank with this error always prints it. If false, all ranks have the same error,
+            such as a mistyped config key, and only the first process of each host prints it.
     """
 
     code = 1

@@ -41,8 +41,9 @@ def export(
         checkpoint: a run folder, a checkpoint folder, a safetensors file, or a `.pth` file of the original CycleGAN
             implementation (Zhu et al. 2017).
         format: `safetensors`, `onnx`, or `reference`, which writes `.pth` files for the original implementation.
-        output: output folder. None selects the subfolder `exported` of the run folder if the model belongs to a run;
-            else the folder of `checkpoint` if this is a file, or the subfolder `exported` of `checkpoint`.
+        output: output folder. For a model that belongs to a run, None selects the subfolder `exported` of the run
+            folder. For other models, None selects the folder that contains `checkpoint` if `checkpoint` is a file, and
+            the subfolder `exported` of `checkpoint` if it is a folder.
         direction: direction to export, such as `photo2monet`; None exports all directions.
         weights: `ema` exports the moving average of the weights if the model has one; `raw` exports the weights of the
             last step.
@@ -78,7 +79,10 @@ def export(
 
 
 def with_training_summary(sources: "GeneratorFiles") -> "GeneratorFiles":
-    """Add a summary of the training to each generator; return `sources` unchanged if they do not belong to a run."""
+    """Return a copy of `sources` in which each generator has a summary of its training run.
+
+    If `sources` do not belong to a run, return `sources` itself.
+    """
     from cyclestyle.model_files import provenance
 
     run = provenance.run_folder(sources.path)

@@ -95,9 +95,9 @@ class Counter:
     def _line_is_due(self) -> bool:
         """Return whether to print a line now.
 
-        A line is due after each tenth of the images, and when the last line is 60 s old, or 20 s while an image is
-        partly finished. No line is due less than `LINE_EVERY_S` seconds after the last line, or when all images are
-        finished.
+        A line is due when another tenth of the images is finished, and 60 s after the last line; 20 s after it if the
+        current image is partly finished. In the first `LINE_EVERY_S` seconds after a line, no other line is due. When
+        all images are finished, no line is due.
         """
         since = time.perf_counter() - self._printed
         if self.done == self.total or since < LINE_EVERY_S:

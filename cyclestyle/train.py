@@ -199,7 +199,7 @@ def fit(
     """Train on `data`; write logs and save checkpoints.
 
     Args:
-        own_tasks: periodic tasks of the user's, as built by `assembly.build_own_tasks`.
+        own_tasks: user-defined periodic tasks, as built by `assembly.build_own_tasks`.
         shared: values that each checkpoint stores in addition to the state of the trainer: `recipe`, the resolved
             config; `files`, the training files; `threads`, the number of threads of this process.
         done: periodic work, such as logging, that an earlier process has done at the first step; it is not repeated.

@@ -224,8 +224,8 @@ def check(*, quality: int, resize: int | None, max_pixels: int) -> None:
 def check_processes(world: "World", *, engine: str, input: str, threads: int | str) -> None:  # noqa: A002
     """Raise a CommandError if `engine`, `input`, `threads` and the number of processes do not fit together.
 
-    Several processes require the engine `local` and an `input` other than `-`. A number of threads also requires the
-    engine `local`.
+    Several processes require the engine `local` and an `input` other than `-`. Even for one process, `threads` must be
+    `auto` unless the engine is `local`.
     """
     if world.size > 1 and engine != "local":
         raise CommandError(f"engine={engine} distributes the photos itself: start it without torchrun")

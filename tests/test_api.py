@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,14 @@ from cyclestyle.translation import Translator
 REPOSITORY = Path(__file__).parent.parent
 DEADLINE_S = 120
 Train = Callable[..., TrainingResult]
+
+
+@pytest.fixture(autouse=True)
+def _interrupts_have_their_usual_effect() -> Iterator[None]:
+    """Let SIGINT raise KeyboardInterrupt, also if the tests run as a background job, for which shells ignore SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +168,7 @@ def test_function_has_parameters_and_defaults_of_command(function: Any, command:
     assert one == other
 
 
-def test_load_has_parameters_and_defaults_of_translator_load() -> None:
+def test_load_function_has_parameters_and_defaults_of_translator_load_method() -> None:
     ours, theirs = (dict(inspect.signature(one).parameters) for one in (load, Translator.load))
     del theirs["world"]  # for several processes
     assert {name: one.default for name, one in ours.items()} == {name: one.default for name, one in theirs.items()}
@@ -188,7 +196,7 @@ def test_concurrent_trainings_in_threads_equal_a_single_training(smoke: Train) -
     assert equal(weights("runs/y"), weights("runs/alone"))
 
 
-def test_training_in_thread_stops_by_file(smoke: Train, tmp_path: Path) -> None:
+def test_training_in_thread_stops_if_stop_file_is_created(smoke: Train, tmp_path: Path) -> None:
     stop = at_step(3, (tmp_path / "runs/smoke/stop").touch)
     with ThreadPoolExecutor(1) as pool:
         result = pool.submit(smoke, {"trainer.steps": 1000}, stop).result(DEADLINE_S)

@@ -43,7 +43,7 @@ def positional(folder: int, /, *start: int) -> None: ...
         (object, set()),
     ],
 )
-def test_accepted_arguments_are_those_of_the_signature(function: Any, names: set[str]) -> None:
+def test_function_gets_only_offered_arguments_in_its_signature(function: Any, names: set[str]) -> None:
     assert accepted(function, OFFERED) == {name: OFFERED[name] for name in names}
 
 

@@ -114,7 +114,7 @@ def test_header_of_exported_file_describes_model_and_training(trained: Path, tmp
     assert recipe.items() <= exported["training"]["recipe"].items()
 
 
-def test_export_of_older_checkpoint_has_losses_of_that_step(trained: Path, tmp_path: Path) -> None:
+def test_export_of_older_checkpoint_has_losses_of_its_own_step(trained: Path, tmp_path: Path) -> None:
     export(trained / "checkpoints" / "step_00000002", output=tmp_path, direction="a2b")
     training = header(tmp_path / "photo2monet.safetensors")["export"]["training"]
     line = json.loads((trained / "metrics.jsonl").read_text().splitlines()[1])
@@ -142,7 +142,9 @@ def test_training_summary_merges_losses_from_all_log_lines_of_a_step(trained: Pa
     ["", "[1, 2", "- a\n- b\n", "a: &a [*a]\n", "a: &a {b: *a}\n", "generator: {_target_: os.putenv}", "\0", CODE,
      "adversarial: {_target_: [a]}", "trainer: {memory: [a]}"],
 )  # fmt: skip
-def test_damaged_run_folder_only_shortens_training_summary(trained: Path, tmp_path: Path, config: str) -> None:
+def test_damaged_config_and_log_shorten_the_summary_in_exported_file(
+    trained: Path, tmp_path: Path, config: str
+) -> None:
     shutil.copytree(trained, tmp_path / "run")
     (tmp_path / "run" / "config.yaml").write_text(config)
     (tmp_path / "run" / "metrics.jsonl").write_bytes(
@@ -173,7 +175,7 @@ def test_translate_and_evaluate_accept_exported_files(
     assert "PSNR" in capsys.readouterr().out
 
 
-def test_exported_file_holds_one_direction(tmp_path: Path) -> None:
+def test_direction_or_weights_missing_from_exported_file_are_rejected(tmp_path: Path) -> None:
     export(write_model(tmp_path / "model"), output=tmp_path)
     file = tmp_path / "monet2photo.safetensors"
     assert load(file, "b2a").direction == load(file, "monet2photo").direction == "monet2photo"
@@ -272,7 +274,7 @@ def test_original_pth_file_exports_to_safetensors(tmp_path: Path, name: str, dir
             load(file, "a2b")
 
 
-def test_init_reads_discriminators_from_original_pth_export(
+def test_init_option_reads_discriminators_from_original_pth_export(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = export(trained, output=tmp_path / "both", format="reference")
@@ -476,9 +478,7 @@ def test_onnx_export_rejects_graph_with_different_outputs(by: float, fails: bool
 # Output files
 
 
-def test_default_output_is_subfolder_exported_or_folder_of_standalone_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_default_output_folder_depends_on_kind_of_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = write_model(tmp_path / "alone")
     run = tmp_path / "run"
     path = Checkpoints(run / "checkpoints").save(read_model(file), {}, {}, world=World())

@@ -95,13 +95,13 @@ def rehearse(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Record
 
 
 @pytest.mark.parametrize("part", [part.name for part in gpu_check.PARTS])
-def test_part_passes_dry_run_on_cpu(part: str, rehearse: Callable[[str], Record]) -> None:
+def test_each_part_of_gpu_check_passes_dry_run_on_cpu(part: str, rehearse: Callable[[str], Record]) -> None:
     record = rehearse(part)
     assert [check for check in record.checks if not check.passed] == []
     assert record.outcome == PASSED
 
 
-def test_part_precisions_checks_every_loss_and_reports_loss_scale(rehearse: Callable[[str], Record]) -> None:
+def test_precision_check_covers_every_loss_and_reports_loss_scale(rehearse: Callable[[str], Record]) -> None:
     record = rehearse("precisions")
     names = "\n".join(check.name for check in record.checks)
     for precision in ("bf16", "fp32, scaled"):
@@ -109,13 +109,13 @@ def test_part_precisions_checks_every_loss_and_reports_loss_scale(rehearse: Call
     assert "65536 after step 1" in record.texts[-1]
 
 
-def test_part_tables_has_row_for_every_variant_and_batch_size(rehearse: Callable[[str], Record]) -> None:
+def test_gpu_check_tables_have_row_for_every_variant_and_batch_size(rehearse: Callable[[str], Record]) -> None:
     text = "\n".join(rehearse("tables").texts)
     for way in gpu_scale.rehearsal().ways:
         assert len(re.findall(rf"\| \d \| {re.escape(way)} \|", text)) == 2
 
 
-def test_part_training_stops_on_request_and_shows_translations(rehearse: Callable[[str], Record]) -> None:
+def test_training_check_stops_on_request_and_shows_translations(rehearse: Callable[[str], Record]) -> None:
     record = rehearse("training")
     assert {check.name: check.found for check in record.checks}["exit code, 75 for stopped on request"] == "75"
     assert record.pictures == ("translated-0.jpg", "translated-1.jpg")
@@ -249,7 +249,7 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def test_results_are_written_immediately(tmp_path: Path) -> None:
+def test_result_of_a_part_is_written_before_next_part_starts(tmp_path: Path) -> None:
     second = (
         "assert 'first' in (folder / 'first.json').read_text()\n"
         "assert '| first | passed |' in (folder / 'gpu.md').read_text()\n"
@@ -329,7 +329,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
     signal.signal(signal.SIGTERM, before)
 
 
-def test_check_without_time_runs_no_part_and_exits_1(
+def test_gpu_check_without_time_left_runs_no_part_and_exits_1(
     command: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command("--rehearse", "--minutes", "0.1") == 1

@@ -216,7 +216,7 @@ def test_resume_from_older_checkpoint_logs_each_step_once(smoke: Command, last: 
         assert line["loss/cycle_a"] == pytest.approx(point.value)
 
 
-def test_extended_run_keeps_log_and_samples_of_the_step_where_it_had_ended(
+def test_extended_run_keeps_log_line_and_samples_of_former_last_step(
     smoke: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert smoke() == 0
@@ -268,7 +268,7 @@ def test_run_stopped_on_request_logs_each_step_once(
 
 
 @pytest.mark.parametrize("is_lost", [False, True])
-def test_log_repeated_on_resume_has_earlier_speed_or_none(smoke: Command, is_lost: bool) -> None:
+def test_speed_in_log_line_of_resumed_step_is_kept_if_log_exists(smoke: Command, is_lost: bool) -> None:
     assert smoke("logger.tensorboard=null") == 0
     *_, earlier = log("runs/smoke")
     if is_lost:
@@ -371,7 +371,9 @@ def test_changed_recipe_is_rejected_unless_allowed(
     assert newest("runs/smoke").step == 6
 
 
-def test_init_starts_at_step_0_from_weights_of_another_run(smoke: Command, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_with_init_option_starts_at_step_0_with_weights_of_another_run(
+    smoke: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
     quick = ("logger.tensorboard=null", "trainer.sample_every=100")
     assert smoke("name=first", *quick) == 0
     assert smoke("name=second", "init=runs/first", "trainer.steps=1", "optimizer.lr=0", "ema.decay=0.5", *quick) == 0
@@ -475,7 +477,7 @@ def test_failure_is_recorded_in_status_file(
     ]
 
 
-def test_diverged_run_exits_5_and_lists_images_unless_step_is_skipped(
+def test_divergence_ends_run_with_exit_5_and_image_list_unless_set_to_skip(
     smoke: Command, scenes: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bad = ("adversarial._target_=tests.custom_parts.NotANumber", "+adversarial.step=5", "trainer.batch_size=2")
@@ -649,7 +651,7 @@ def test_two_process_run_keeps_exit_code_and_one_line_error(tmp_path: Path) -> N
     assert f"no folder {tmp_path}/none/trainA" in line
 
 
-def test_recompute_without_residual_blocks_is_rejected(
+def test_recompute_option_is_rejected_for_network_without_residual_blocks(
     scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

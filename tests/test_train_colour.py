@@ -69,7 +69,9 @@ def test_run_of_earlier_version_resumes_with_raw_colour_bit_exactly(
     assert same(newest("runs/whole"), newest("runs/old"))
 
 
-def test_new_run_has_managed_colour_and_cannot_change_it(tagged: Command, capsys: pytest.CaptureFixture[str]) -> None:
+def test_default_colour_mode_is_managed_and_cannot_be_changed_on_resume(
+    tagged: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert tagged("name=raw", "trainer.steps=2", "data.colour=raw") == 0
     assert tagged("name=managed", "trainer.steps=1") == 0
     shutil.copytree("runs/managed", "runs/copy")
@@ -89,7 +91,7 @@ def test_new_run_has_managed_colour_and_cannot_change_it(tagged: Command, capsys
         ("data.channels_b=4", "data.channels_b=4: expected 1 or 3"),
     ],
 )
-def test_unknown_colour_or_channels_give_one_line_error(
+def test_unknown_colour_mode_or_channel_count_gives_one_line_error(
     tagged: Command, capsys: pytest.CaptureFixture[str], setting: str, error: str
 ) -> None:
     assert tagged(setting, "trainer.steps=1") == 2

@@ -80,8 +80,8 @@ def opened_loggers(
         recipe: resolved config.
         watch: function that warns if other processes occupy the cores of this process; called on rank 0 after each
             step if training runs on a CPU.
-        done: tasks that an earlier process did at the trainer's step, see `work_done`. If the log is among them,
-            loggers keep the existing log lines up to this step, else only those before it.
+        done: tasks that an earlier process did at the trainer's step, see `work_done`. Loggers keep existing log
+            lines of earlier steps; they keep those of this step only if logging is among the tasks.
     """
     loggers: list[Logger] = []
     if trainer.world.is_main:

@@ -35,7 +35,7 @@ class Marker(Protocol):
 class BestCheckpoint:
     """Decides which checkpoint of a run is the best, by one logged number.
 
-    A resumed run compares with the value in the pointer file, so it continues to look for a better one.
+    The best value so far is read from the pointer file, so a resumed run compares new values with it.
 
     Args:
         checkpoints: the run's checkpoints; a `CheckpointWriter` if saves are asynchronous.
@@ -80,11 +80,11 @@ def pointer_text(best: Best) -> str:
 
 
 def parse_pointer(text: str, path: Path) -> Best | None:
-    """Parse the JSON in the second line of a pointer file; return None if it is malformed.
+    """Parse the JSON in the second line of a pointer file; return None if the JSON is malformed.
 
     Args:
         text: content of the pointer file.
-        path: checkpoint folder for the result; the first line of `text`, which names this folder, is not read.
+        path: checkpoint folder that the first line of `text` names; stored in the result without a comparison.
     """
     with contextlib.suppress(*GARBLED_JSON):
         record = json.loads(text.partition("\n")[2])

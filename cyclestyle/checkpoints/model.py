@@ -35,8 +35,8 @@ class Model(NamedTuple):
 def architectures(header: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
     """Read the architectures of the networks from the header of a model file.
 
-    A header of version 1 has one architecture for both generators, and one for both discriminators. Raises one of
-    `GARBLED_JSON` if an entry is missing or malformed.
+    A header of version 1 has one architecture for both generators, and one for both discriminators. A missing or
+    malformed entry raises one of the exceptions in `GARBLED_JSON`, such as KeyError.
 
     Returns:
         Architectures of the generators, keyed by `ab` and `ba`; architectures of the discriminators, keyed by `a` and

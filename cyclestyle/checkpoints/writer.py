@@ -93,7 +93,7 @@ class CheckpointWriter:
     def best(self) -> Best | None:
         """Return the best checkpoint, see `Checkpoints.best`.
 
-        If a thread is still to write the mark of the last `mark_best`, the result is that checkpoint.
+        A checkpoint passed to `mark_best` is already the result while a thread has yet to write the mark to disk.
         """
         return self._queued_mark or self.checkpoints.best()
 
@@ -135,8 +135,8 @@ class CheckpointWriter:
         """Wait for the previous save, if there was one, and report its success or failure.
 
         Args:
-            last: if true, a failed save raises an error; if false, it prints a warning, and raises an error only after
-                `ATTEMPTS` failures in a row.
+            last: whether the first DiskError is raised; if false, it gives a warning, and only the last of `ATTEMPTS`
+                consecutive ones is raised. Errors of other classes are always raised.
         """
         self.finish()
         self._writer = None

@@ -388,9 +388,10 @@ def check_named_components(cfg: DictConfig, command: str) -> None:
 def may_be_added(argument: Argument, known: Mapping[str, Any]) -> bool:
     """Return whether the key of `argument`, which the config lacks, may be added to it.
 
-    Keys may be added to components (nodes with a `_target_`); to sub-nodes that override a component for one network or
-    optimizer, such as `optimizer.discriminators`; and, unless the value is null, below nodes that map names to
-    components, such as `logger`.
+    A component is a node with a `_target_`. A key may be added to three kinds of nodes:
+    - a component;
+    - a sub-node that overrides a component for one network or optimizer, such as `optimizer.discriminators`;
+    - a node that maps names to components, such as `logger`, and any node below it, unless the new value is null.
 
     Args:
         known: dotted key -> value, for all keys of the config.
@@ -500,7 +501,7 @@ def build(node: DictConfig, **kwargs: Any) -> Any:
 
 
 def build_with(node: DictConfig, offered: Mapping[str, Any]) -> Any:
-    """Build the component of `node`; its target also gets those `offered` arguments that its signature accepts."""
+    """Call `build` with `node` and those `offered` arguments that the signature of its `_target_` accepts."""
     return build(node, **accepted(signatures.resolve_target(node["_target_"], str(node._key())), offered))
 
 

@@ -103,7 +103,8 @@ def load(file: Path) -> DictConfig:
 def merge(command: str, chosen: Sequence[Chosen], folders: Sequence[Path]) -> DictConfig:
     """Let Hydra merge the command's YAML file with the chosen options.
 
-    The caller has stored the content of the YAML file in Hydra's ConfigStore, as `train_root` for the command `train`.
+    The caller must first store the content of the command's YAML file in Hydra's ConfigStore: for the command `train`,
+    under the name `train_root`.
 
     Raises:
         CommandError: a file has an unknown key, a value of the wrong type or an invalid defaults list.
@@ -145,12 +146,12 @@ def replace_nodes(cfg: DictConfig, content: Mapping[str, Any], *, file: Path, ke
 
 
 def written_nodes(path: str, folders: Sequence[Path], root: Path) -> Iterator[tuple[str, set[str]]]:
-    """Yield (`_target_`, keys of the node) for each YAML file that sets the `_target_` of a root node.
+    """Yield (`_target_`, keys of the node) for each YAML file that sets the `_target_` of the root node `path`.
 
-    The files are the options of the config group named like the node, and the command's own YAML file.
+    The files are the options of the config group with the same name, and the command's own YAML file.
 
     Args:
-        path: name of the root node, such as `generator`.
+        path: name of the root node and its config group, such as `generator`.
         folders: folders that contain the options of config groups.
         root: the command's own YAML file.
     """

@@ -19,7 +19,7 @@ def header(path: Path) -> list[str]:
 def lines_of(path: Path) -> list[str]:
     """Lines of a text file; an empty list if the file cannot be read. Invalid UTF-8 is replaced.
 
-    An unusable config file of the user's must not prevent `--help`; it is an error when the user chooses it.
+    Errors are ignored, so that `--help` works even if a config file of the user is unusable.
     """
     try:
         return path.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -128,7 +128,7 @@ FLAG_ROWS = (
 
 
 def option_files(folders: Sequence[Path], group: str) -> dict[str, Path]:
-    """Map the names of a group's options to their files; of two files with the same name, the first folder's counts."""
+    """Map the names of a group's options to their files; for equal names, the file in the first folder is taken."""
     files = [file for folder in reversed(folders) for file in (folder / group).glob("*.yaml") if file.is_file()]
     return dict(sorted((file.stem, file) for file in files))
 

@@ -43,7 +43,8 @@ def jobs(
     earlier version began in a numbered folder (`runs/own/0`) keeps this folder if it has the same values.
 
     Args:
-        config_dirs, report: see `compose`; equal lines are reported once.
+        config_dirs: see `compose`.
+        report: function that receives the lines of `compose`; a line that several runs share is reported once.
 
     Raises:
         CommandError: the command does not train, torchrun started several processes, or a config is invalid.

@@ -73,10 +73,11 @@ def variant(node: DictConfig, name: str) -> DictConfig:
 
 
 def merge_variant(values: Mapping[str, Any], path: str) -> tuple[dict[str, Any], list[str]]:
-    """Return the keys and values of a variant, and the names of keys that are left out.
+    """Return the keys and values of one network or optimizer, and the names of keys that are left out of them.
 
-    If the variant has another `_target_` than the component, keys that only the component's `_target_` accepts are left
-    out.
+    Config node `generator`, for example, holds keys of both generators. Its sub-node `generator.ba`, called a variant,
+    holds those that differ for generator ba, and replaces them. If the variant has a `_target_` of its own, keys of the
+    node that this `_target_` does not accept are left out.
 
     Args:
         values: content of the component's node, with its sub-nodes.
@@ -222,7 +223,17 @@ def check_component(path: str, values: Mapping[str, Any]) -> None:
 
 
 def check_variant(path: str, node: Mapping[str, Any], name: str) -> None:
-    """Check the variant `name` of the component at `path`, merged with the component's keys."""
+    """Check a sub-node such as `generator.ba`, which holds the keys of one network that differ from node `generator`.
+
+    Args:
+        path: dotted key of the component's node, such as `generator`.
+        node: content of this node.
+        name: name of the sub-node, such as `ba`; it need not exist.
+
+    Raises:
+        CommandError: the sub-node is not a mapping, or a key or value does not fit the signature of the `_target_`
+            after the sub-node's keys have overridden those of the component.
+    """
     differing = node.get(name)
     if differing is not None and not isinstance(differing, dict):
         raise CommandError(f"{path}.{name}={differing}: {path}.{name} holds the keys that differ from {path}")

@@ -25,11 +25,12 @@ def targets_of(cfg: DictConfig) -> dict[str, Any]:
 def components_to_clear(cfg: DictConfig, chosen: Sequence[Chosen], typed: AbstractSet[str]) -> list[str]:
     """Return the dotted keys of the components and loggers whose `_target_` may have been replaced.
 
-    An experiment may replace any component. Otherwise, these are the components and loggers that have a typed key
-    `_target_`, such as `optimizer._target_`, `optimizer.discriminators._target_` or `logger.console._target_`.
+    A typed `_target_` replaces that of its component or logger: for example, `optimizer._target_`,
+    `optimizer.discriminators._target_` or `logger.console._target_`. If an experiment is chosen, all components are
+    returned, as it may replace any of them.
 
     Args:
-        chosen: options chosen from the config groups; one of the group `experiment` is an experiment.
+        chosen: options chosen from the config groups; an option of the group `experiment` is an experiment.
         typed: dotted keys typed on the command line.
     """
     has_experiment = any(option.group == "experiment" for option in chosen)
@@ -51,16 +52,17 @@ def clear_component(
     former: Sequence[Any],
     report: Callable[[str], object],
 ) -> None:
-    """Remove the keys that the `_target_` of the component at `path` does not accept, but another target does.
+    """Remove keys of the component at `path` that its `_target_` does not accept, but another target does.
 
     The other targets are those in `former` and `written`.
 
-    An import of a target may import PyTorch, which takes seconds. Targets are therefore imported only if the component
-    has a key that no YAML file with the same `_target_` sets.
+    A key that a YAML file sets together with the present `_target_` is kept without a check. If no key needs a check,
+    its target is not imported: the import may load PyTorch, which takes seconds.
 
     Args:
-        typed: keys typed on the command line; they are kept, and `check` reports those that are not accepted.
-        written: (target, keys) for each YAML file that sets a `_target_` of this component.
+        typed: dotted keys typed on the command line; they are kept, and `check` reports those that are not accepted.
+        written: one pair for each YAML file that sets a `_target_` of this component: the target, and all keys of the
+            component that the file sets.
         former: targets that the component had before its `_target_` was replaced.
         report: function that receives a line about the removed keys.
     """

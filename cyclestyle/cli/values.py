@@ -126,7 +126,7 @@ def rejection(path: str, target: str, arguments: Mapping[str, Any], error: Excep
 
 
 def _occurs(value: object, message: str) -> bool:
-    """Return whether `message` contains `value`, a number or text, or an item of `value` if it is a list."""
+    """Return whether `message` contains the number or text `value`; for a list, whether it contains any item."""
     if isinstance(value, list):
         return any(_occurs(item, message) for item in value)
     return value is not None and not isinstance(value, bool | dict) and str(value) in message

@@ -96,8 +96,8 @@ def inspect(
 def as_image_error(path: Path, error: Exception) -> ImageError:
     """Convert an `error` raised while reading `path` to an ImageError that names this file.
 
-    If `error` is an ImageError, it is returned unchanged. Otherwise, the file may be intact: the `permanent` of the
-    returned error is False, and the error is not cached. Its text includes the type of `error`, except for MemoryError.
+    If `error` is an ImageError, it is returned unchanged. Any other error may not recur: the returned ImageError has
+    `permanent` False, so that it is not cached. Its text includes the type of `error`, unless this is MemoryError.
     """
     if isinstance(error, ImageError):
         return error

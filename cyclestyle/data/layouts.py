@@ -97,9 +97,10 @@ def _subfolders(folder: Path) -> list[Path]:
 
 
 def _by_side(root: Path, folders: Collection[Path]) -> _Folders | None:
-    """Return the folders whose paths below `root` name a split and a domain: `train_A`, `A/train` or plain `A`.
+    """Find the training and test folders by their paths below `root`, such as `train_A`, `A/train` or `testB`.
 
-    `folders` are the folders with images. Return None if one of the two training folders is not among them.
+    Folders named plain `A` and `B` are training folders. `folders` are the folders with images; return None if a
+    training folder is not among them.
     """
     named: dict[str, Path] = {}
     for folder in folders:

@@ -236,8 +236,8 @@ def _folder(folder: str | None, root: str | None, name: str, key: str) -> Path:
 def _found_elsewhere(a: str | None, b: str | None, root: str | None, domains: tuple[str, str]) -> str:
     """Return the end of an error message: the settings with which the images in or near `root` can be used.
 
-    The text is empty if `root` is not used, if both of its folders `trainA` and `trainB` contain images, or if
-    `suggestion` finds no such settings.
+    The text is empty if `root` is None, if `a` and `b` are both given, if `trainA` and `trainB` in `root` both contain
+    images, or if `suggestion` recognises no layout.
     """
     if root is None or not (a is None or b is None):
         return ""

@@ -123,7 +123,7 @@ def write_exit_code(code: int) -> None:
 
 
 def write_reason(reason: str) -> None:
-    """Write the reason for the end of a killed process to a file that the launching command reads."""
+    """Save `reason`, the reason why a process was killed, in a file that the launching command reads."""
     if folder := os.environ.get(FOLDER):
         (Path(folder) / REASON).write_text(reason)
 
@@ -171,9 +171,10 @@ def _reason_of_end(folder: Path) -> str:
 
 
 def _run_code(folder: Path, torchrun_code: int, processes: int, *, stop_requested: bool) -> int:
-    """Return the exit code of the first process that failed, or 0 if none failed; torchrun does not report this code.
+    """Return the exit code of the process that failed earliest, or 0 if none failed.
 
-    If torchrun failed but no process wrote a code other than 0, return 75 if a stop was requested before any process
+    torchrun does not report this code, so that each process writes its own to a file in `folder`. If torchrun failed
+    and no process wrote a code other than 0, the result is 75 (stopped) if a stop was requested before any process
     began, else 1.
 
     Raises:

@@ -107,9 +107,9 @@ class World:
         return values
 
     def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Average gradients over all ranks, for those `parameters` that do not belong to a wrapped module.
+        """Average the gradients of `parameters` over all ranks, except those of modules wrapped by `synchronize`.
 
-        Modules wrapped by `synchronize` average theirs in the backward pass. A missing gradient counts as zero. With
+        Gradients of wrapped modules have been averaged in the backward pass. A missing gradient counts as zero. With
         one rank, do nothing.
         """
         if self.size == 1:

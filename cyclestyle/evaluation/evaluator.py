@@ -33,7 +33,7 @@ class Similarity(NamedTuple):
 
 
 class PairedScores(NamedTuple):
-    """Similarity of three sets of images to the ground truth: photos, recoloured photos (a baseline), translations."""
+    """Similarity to the ground truth of three sets: photos, recoloured photos (a baseline) and translations."""
 
     unchanged: Similarity
     mapped: Similarity  # photos changed by the best global colour map

@@ -37,7 +37,9 @@ class Candidate(NamedTuple):
 
 @dataclass(frozen=True)
 class PassedOver:
-    """Numbers of files and folders that a listing skipped, without hidden files and files named in `SYSTEM_FILES`.
+    """Numbers of files and folders that a listing skipped.
+
+    Hidden files and files named in `SYSTEM_FILES` are not counted.
 
     Attributes:
         files: file extension -> number of files. The extension is spelled as in the file name, such as `.CR2`; it is
@@ -186,15 +188,16 @@ def nearest_existing(path: Path) -> str:
 def _is_skipped(
     entry: "os.DirEntry[str]", *, has_ending: bool, system_folders: Collection[str], passed_over: PassedOver
 ) -> bool:
-    """Return whether a listing can skip an entry without a `stat` call; if so, add the entry to `passed_over`.
+    """Return whether an entry can be skipped without a `stat` call.
 
-    Skipped links, hidden files and files named in `SYSTEM_FILES` are not added.
+    This holds for hidden entries, system folders, and files without an extension to list. They are counted in
+    `passed_over`, except links, hidden files and files named in `SYSTEM_FILES`.
 
     Args:
         entry: file, folder or link in a listed folder.
         has_ending: whether the name of the entry has one of the extensions to list.
         system_folders: see `listing`.
-        passed_over: counts to which the entry is added, in place.
+        passed_over: counts of skipped files and folders, updated in place.
     """
     name = entry.name.lower()
     may_be_folder = _may_be_folder(entry)

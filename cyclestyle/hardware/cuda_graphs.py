@@ -156,7 +156,7 @@ def choose_capture(
         requested: value of `trainer.cuda_graphs`. `auto` captures steps if no obstacle applies and `pays` is True; True
             captures them even if `pays` is False.
         capture: object that captures on this device; None if the device cannot capture, which is then an obstacle.
-        obstacles: reason against capture, worded for the error text -> whether the reason applies to this run.
+        obstacles: mapping from the text of a reason against capture to a bool, whether the reason applies to this run.
         pays: whether replaying captured steps is faster than running them eagerly.
 
     Raises:

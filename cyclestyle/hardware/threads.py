@@ -220,7 +220,7 @@ def look() -> Look:
 
 
 def look_later(before: Look) -> Look:
-    """Sample the counters again, at the earliest `LEAST_S` seconds after the sample `before`."""
+    """Wait until `LEAST_S` seconds have passed since the sample `before`, then return a new sample."""
     time.sleep(max(0.0, before.at_s + LEAST_S - time.perf_counter()))
     return look()
 
@@ -232,7 +232,7 @@ def used_by_others(before: Look, now: Look) -> float:
 
 
 def busy_s(lines: Iterable[str], cores: set[int]) -> float:
-    """Busy time of the given cores since the machine started, in seconds, from the lines of /proc/stat."""
+    """Total busy time of `cores` since the machine started, in seconds, read from the `lines` of /proc/stat."""
     ticks = 0
     for line in lines:
         name, *fields = line.split() or [""]
@@ -297,7 +297,7 @@ def _waited() -> float:
 
 
 def _used(pid: int | None) -> float:
-    """Processor time of a running process, in seconds; 0 if the system does not report it."""
+    """Processor time of the running process `pid`, in seconds; 0 if `pid` is None or the time is not reported."""
     for line in _lines(f"/proc/{pid}/stat"):
         user, system = line.rpartition(")")[2].split()[11:13]
         return (int(user) + int(system)) * _tick_s()

@@ -71,8 +71,8 @@ def read(stream: IO[bytes]) -> ColourTag:
 def _of_png(stream: IO[bytes]) -> ColourTag:
     """Read the colour space of a PNG from the chunks that precede the pixel data.
 
-    The order of precedence is: chunk cICP, ICC profile, chunk sRGB, chunks gAMA and cHRM. The ICC profile itself is not
-    read here.
+    Chunk cICP precedes chunk sRGB, and both precede the chunks gAMA and cHRM. An ICC profile in the file is not read
+    here; the caller uses it instead of the result, unless the result comes from a supported cICP.
     """
     found: dict[bytes, bytes] = {}
     for chunk in png.chunks(stream):

@@ -19,7 +19,7 @@ _former: Any = None  # what the first of these threads replaced
 
 @contextlib.contextmanager
 def collected(*, stderr: bool) -> Iterator[list[str]]:
-    """Context manager: collect Python warnings of this thread, as texts in the list that it yields; print none.
+    """Context manager: collect the Python warnings of this thread instead of printing them; yield the list of texts.
 
     Args:
         stderr: whether to collect also lines that C libraries, such as libtiff, write to file descriptor 2. All threads

@@ -197,8 +197,8 @@ def _decode_8bit(path: Path, image: ImageFile.ImageFile, *, bits: int) -> Decode
 def _invert_when_decoded(image: ImageFile.ImageFile) -> None:
     """Make Pillow invert the pixels of an uncompressed image when it decodes them; leave compressed images unchanged.
 
-    Call this for files for which `high_bit_depth.is_negative_plane` returns True. Pillow already inverts the compressed
-    ones.
+    Call this only if `high_bit_depth.is_negative_plane` returns True for the file. Pillow itself inverts such files if
+    they are compressed.
     """
     image.tile = [
         tile._replace(args=(f"{image.mode};I", *tile.args[1:]))

@@ -48,8 +48,8 @@ def exif_of(read: Callable[[], Image.Exif]) -> tuple[Image.Exif, tuple[str, ...]
 def embedded_exif(image: Image.Image) -> Image.Exif:
     """Return the EXIF data of an image opened by Pillow, without an orientation that Pillow copied from XMP.
 
-    Browsers ignore an orientation in XMP. They use the orientation in EXIF, or in the boxes of HEIC and AVIF; the
-    decoders store the latter as EXIF. An orientation from XMP is also removed from the EXIF data that `image` caches.
+    Browsers ignore such an orientation, too. It is also removed from the EXIF data cached in `image`. The orientation
+    box of an AVIF file is kept: Pillow stores it as EXIF. HEIC images have been turned already by their decoder.
     """
     exif = Image.Image.getexif(image)  # `PngImageFile.getexif` would decode the pixels
     if Base.Orientation in exif and xmp_of(image.info) and not _has_orientation(image):

@@ -48,11 +48,11 @@ def data_of(stream: IO[bytes], chunk: Chunk) -> bytes:
 
 
 def without_faults(stream: IO[bytes]) -> tuple[IO[bytes], tuple[str, ...]]:
-    """Return a stream without the faulty chunks that browsers ignore, and notes to show to the photo's owner.
+    """Return a PNG without its faulty ancillary chunks, and notes about them to show to the photo's owner.
 
-    These chunks are ancillary, and have a wrong checksum, a wrong length, an unreadable profile or far too much text.
-    Faulty chunks of the pixels are kept. If there is nothing to leave out, or the file is not a PNG, the result is
-    `stream` itself, positioned at its start.
+    Browsers ignore these chunks, too. A chunk is faulty if it has a wrong checksum, a wrong length, an unreadable
+    profile, or an unreadable or far too long text. Critical chunks, which contain the pixels, are kept in any case. If
+    no chunk is faulty, or the file is not a PNG, the result is `stream` itself, positioned at its start.
     """
     stream.seek(0)
     is_png = stream.read(len(SIGNATURE)) == SIGNATURE

@@ -67,7 +67,7 @@ class OpenedImage:
         return Photo(_turned(pixels, orientation), alpha, preserved, notes)
 
     def corner(self) -> "OpenedImage":
-        """Return only the top left pixel; converting it checks cheaply that the colours are supported."""
+        """Return an image of only the top left pixel; converting it tests cheaply whether the colours are supported."""
         colours, alpha = _corner(self.decoded.colours), self.decoded.alpha
         alpha = None if alpha is None else _corner(alpha)
         return OpenedImage(self.path, self.decoded._replace(colours=colours, alpha=alpha))
@@ -237,9 +237,10 @@ def _values(colours: PixelArray | Image.Image) -> tuple[int, int] | None:
 
 
 def _tagged(decoded: DecodedImage, tag: colour_tags.ColourTag) -> DecodedImage:
-    """Return a decoded image with the profile and the notes of `tag`.
+    """Replace the profile of a decoded image by that of `tag` (none means sRGB), and add the notes of `tag`.
 
-    An image that has an ICC profile is returned unchanged, unless `tag` is valid and has `precedes_icc` set.
+    An image with an ICC profile is returned unchanged, except if the tag's colour space is supported and its
+    `precedes_icc` is True.
     """
     if decoded.profile and not (tag.precedes_icc and (tag.profile or not tag.notes)):
         return decoded

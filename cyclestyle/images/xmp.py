@@ -42,8 +42,8 @@ def updated(packet: bytes) -> tuple[bytes, tuple[str, ...]]:
     Such entries describe, for example, the image size, the colour space or a thumbnail. A packet that needs no change
     is returned as it is.
 
-    Also return notes to show to the photo's owner. If the packet is not valid XML, or has a document type, the packet
-    returned is empty, with one note; else there are no notes.
+    Also return notes to show to the photo's owner. For a packet that is not valid XML, or contains a DOCTYPE or ENTITY
+    declaration, return an empty packet and one note. In all other cases there are no notes.
     """
     if not packet:
         return b"", ()

@@ -175,10 +175,10 @@ def _letter(source: GeneratorFile) -> str:
 
 
 def _stem(source: GeneratorFile, sources: GeneratorFiles) -> str:
-    """Return the name of the exported file without extension, made of the domain names, such as `photo2monet`.
+    """Return the name of the exported file, without extension.
 
-    If the model file does not state its training step (a `.pth` file never does), return the name of the model file
-    without extension, followed by the direction if the file has two generators.
+    It consists of the domain names, such as `photo2monet`. Exception: for a model file that contains no training step,
+    such as any `.pth` file, it is the name of the model file, followed by the direction if the file has two generators.
     """
     if source.step is None:
         return source.path.stem if len(sources.by_side) == 1 else f"{source.path.stem}_{source.direction}"

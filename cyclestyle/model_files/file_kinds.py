@@ -38,10 +38,9 @@ _TENSORFLOW_NAME = re.compile(r"\.(pb|meta|index|data-\d{5}-of-\d{5})$")
 
 
 def kind_of(path: Path) -> Kind:
-    """Detect the format of a model file by its first and last bytes, else by its suffix.
+    """Detect the format of a model file by its first and last bytes, or by its suffix if the bytes are unknown.
 
-    The suffix decides if the bytes are not recognised: the file may be damaged, and the reader of this format can
-    report the damage.
+    A file with a known suffix but unknown bytes is probably damaged; the function that reads its format reports this.
 
     Raises:
         CheckpointError: the file cannot be read, is empty, belongs to another program, or has unknown bytes and an

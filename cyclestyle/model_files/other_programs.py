@@ -44,11 +44,11 @@ def side_in(name: str) -> Side | None:
 
 
 def generator_prefixes(tensors: Tensors) -> list[str]:
-    """Return the name prefix of each generator that has the layers of the reference or of our ResNet.
+    """Find all generators that have the layers of the reference or of our ResNet; return their name prefixes.
 
-    For example, the tensor `netG_A.model.1.weight` of a file with several networks has the name `model.1.weight` in its
-    generator and the prefix `netG_A.`. A prefix is empty or ends with a dot. `model.`, with which all names in the
-    reference's generators begin, is not part of it.
+    A prefix distinguishes the tensors of one generator from all others in the file. It is empty or ends with a dot: the
+    tensor `netG_A.model.1.weight`, for example, has the prefix `netG_A.`. The prefix excludes `model.`, with which all
+    names in the reference's generators begin.
     """
     prefixes = []
     for name, tensor in tensors.items():
@@ -63,11 +63,11 @@ def generator_prefixes(tensors: Tensors) -> list[str]:
 
 
 def under(tensors: Tensors, prefix: str) -> dict[str, Tensor]:
-    """Return the tensors of the generator whose names begin with `prefix`, under names without the prefix.
+    """Return the tensors whose names begin with `prefix`, all of one generator; remove the prefix from the names.
 
-    Layer names of other programs are replaced by those of the reference, and `model.` is added if the names begin with
-    a layer number, as in `1.weight`. Names of our own networks stay unchanged, and so do the block names of the ResNet
-    that upsamples by resizing, since that generator is rejected later.
+    `model.` is put before names that begin with a layer number, such as `1.weight`. PyTorch-GAN's names of residual
+    blocks are replaced by those of the reference, except in generators that `_resizes` recognizes: these are rejected
+    later. Names of our own networks stay unchanged.
     """
     own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     if not any(name.startswith(("model.", "stem.")) for name in own):

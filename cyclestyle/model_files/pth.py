@@ -104,6 +104,7 @@ def _nested(content: Mapping[Any, Any], prefix: str, seen: set[int], depth: int 
     Args:
         prefix: keys of the mappings around `content`; it is put before each name.
         seen: `id` of each mapping that was read before; each is read once, however often it occurs.
+        depth: number of mappings around `content`; mappings nested deeper than `_MAX_DEPTH` are ignored.
     """
     for key, value in content.items():
         if not isinstance(key, str) or not isinstance(value, Mapping) or id(value) in seen or depth == _MAX_DEPTH:

@@ -23,12 +23,12 @@ class Plan(NamedTuple):
 
     @property
     def logs(self) -> int:
-        """Number of logs in the whole run."""
+        """Number of steps in the whole run at which losses and speeds are logged."""
         return -(-self.total // self.log_every)
 
     @property
     def coming_logs(self) -> int:
-        """Number of logs from `start` to the end of the run, which this process will write."""
+        """Number of steps from `start` to the end of the run at which losses and speeds are logged."""
         return -(-(self.total - self.start) // self.log_every)
 
 

@@ -11,7 +11,7 @@ class FaultTolerantLogger:
     """Passes all calls to a logger; catches the logger's disk errors (OSError) and warns about the first one only.
 
     Args:
-        make: function that creates the logger. If it raises an OSError, the next call of `metrics` or `pictures` tries
+        make: function that creates the logger. If it raises an OSError, the next call of `metrics` or `pictures` calls
             it again.
         name: name of the logger in the warning.
         warn: function that receives the text of the warning.

@@ -17,9 +17,9 @@ def initialize(module: nn.Module, *, generator: torch.Generator | None = None) -
     the other in the order of registration. They do not depend on the device and dtype of the module.
 
     If the weight of a convolution is parametrized, as by `torch.nn.utils.parametrizations.spectral_norm`, the drawn
-    weight is assigned through the parametrization. Spectral norm also stores singular vectors of the weight. They are
-    drawn from `generator` and adapted to the new weight by power iteration; those of the old weight would not fit it,
-    and would differ between the ranks.
+    weight is assigned through the parametrization. Spectral norm also stores singular vectors of the weight. Those
+    of the old weight would not fit the new one, and would differ between the ranks. New vectors are therefore drawn
+    from `generator` and fitted to the new weight by power iteration.
 
     Args:
         generator: random number generator on the CPU; None for PyTorch's global one.

@@ -9,11 +9,12 @@ class InstanceNorm(nn.InstanceNorm2d):
     """`nn.InstanceNorm2d(channels)`: normalises each channel of each image (N, C, H, W) to mean 0 and variance 1.
 
     PyTorch computes instance norm as the batch norm of one image with N * C channels. For tensors in channels-last
-    layout, this needs a copy before and after. On CPUs, up to torch 2.15, PyTorch's method also yields wrong gradients
-    for a single image.
+    layout, this needs a copy before and after. On CPUs, up to torch 2.15, `nn.InstanceNorm2d` also yields wrong
+    gradients for a batch of one image.
 
-    Batches in channels-last layout, and single images in any layout, are therefore normalised image by image as batches
-    of size 1, which gives the same values without the copies.
+    For batches in channels-last layout, and for a batch of one image in any layout, this class therefore calls
+    `batch_norm` once per image. The outputs have the same values, without the copies. Under `torch.compile`, PyTorch's
+    instance norm is used.
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  the name in PyTorch

@@ -61,8 +61,8 @@ class PatchDiscriminator(nn.Module):
     def minimum_size(self) -> int:
         """Side in px of the smallest accepted square image, which gets a single score.
 
-        The input of the last instance norm needs 2 px, and the input of the convolution of stride 1 before it 3 px.
-        Each convolution of stride 2 doubles the size needed.
+        The last two convolutions have stride 1. They reduce 3 px to 2 px, which the instance norm between them needs,
+        and 2 px to one score. Each convolution of stride 2 before them doubles the size needed.
         """
         size: int = 3 * 2 ** len(self.body)
         return size

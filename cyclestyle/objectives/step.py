@@ -34,7 +34,7 @@ Part = Callable[..., PartResult]  # receives the tensors that were passed to `Up
 
 
 class UpdateResult(NamedTuple):
-    """Return value of an `Update`: scalars for the log, and images for the rest of the training step."""
+    """Return value of an `Update`: scalars and images from its parts, such as losses and translations."""
 
     scalars: Scalars  # losses and scores, averaged over micro-batches, without gradients
     images: dict[str, Tensor]  # images of all parts and micro-batches, without gradients
@@ -70,8 +70,8 @@ class Objective(Protocol):
     def modules(self) -> Mapping[str, nn.Module]:
         """Networks by the names under which a checkpoint stores their weights.
 
-        The trainer accepts any names. Checkpoints, samples and tasks of the train command need `generators`, with
-        submodules `ab` and `ba`, and `discriminators`, with submodules `a` and `b`.
+        The trainer accepts any names. The train command, for checkpoints, samples and other periodic tasks, requires
+        `generators`, with submodules `ab` and `ba`, and `discriminators`, with submodules `a` and `b`.
         """
 
     @property
@@ -85,7 +85,7 @@ class Objective(Protocol):
         """Return state that is equal on all ranks, without the weights of `modules`; may be empty."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore a result of `state_dict`; it is empty if the saved run had no such state."""
+        """Restore `state`, a result of `state_dict`; `state` is empty if the saved run had none."""
 
     def rank_state_dict(self) -> dict[str, Any]:
         """Return state of this rank alone, such as its share of an image pool; may be empty."""

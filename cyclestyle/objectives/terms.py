@@ -225,7 +225,8 @@ def _restore_buffer(name: str, module: nn.Module, key: str, saved: Tensor) -> No
 def _check_state(key: str, term: object) -> None:
     """Raise a CommandError if a term has state that would not be saved, or lazy parameters, which have no shape yet.
 
-    Not saved are the extra state of modules (`get_extra_state`), and trained parameters in a term that is no module.
+    Two kinds of state are not saved: extra state of modules (`get_extra_state`), and trained parameters in a term that
+    is no module.
     """
     if isinstance(term, nn.Module):
         if any(type(module).get_extra_state is not nn.Module.get_extra_state for module in term.modules()):

@@ -16,7 +16,7 @@ Prune = Literal["no", "list", "remove"]
 
 
 class Orphan(NamedTuple):
-    """A journal entry whose photo no longer exists, and those of its translations that may be removed."""
+    """A journal entry whose photo no longer exists, and the translations in this entry that may be removed."""
 
     key: str  # key of the entry, see `Job.key`
     source: Path  # former path of the photo

@@ -23,9 +23,9 @@ def entries(content: bytes, list_name: str, *, allow_zeros: bool) -> list[Path]:
     """Return the paths in a list, in the order of the list.
 
     The list has one path per line. It is decoded as UTF-8, or as UTF-16 or UTF-32 if it begins with the byte order
-    mark of that encoding. A path that is not valid UTF-8 is decoded as Windows-1252 if no file with its original bytes
-    exists, but a file with the decoded path does. Empty lines and lines that begin with `#` are skipped, quotes around
-    a whole line are removed, and a leading `~` is replaced with the home folder.
+    mark of that encoding. A path that is not valid UTF-8 may have been written in Windows-1252: it is decoded so if
+    only then a file of this path exists, else its bytes are used unchanged. Empty lines and lines that begin with `#`
+    are skipped, quotes around a whole line are removed, and a leading `~` is replaced with the home folder.
 
     The paths in a list may also be separated by zero bytes instead of line ends. These paths are used unchanged.
 
@@ -50,9 +50,9 @@ def entries(content: bytes, list_name: str, *, allow_zeros: bool) -> list[Path]:
 
 
 def check_places(paths: Sequence[Path], folder: Path, list_name: str) -> None:
-    """Raise a DataError if a list of paths names a root folder, or a folder above the folder that contains the list.
+    """Check that a list of paths names no root folder, and no folder above the folder that contains the list.
 
-    A list with such a path is probably damaged. Links and `..` in the paths are resolved.
+    A list that names such a folder is probably damaged. Links and `..` in the paths are resolved.
 
     Args:
         paths: paths in the list.

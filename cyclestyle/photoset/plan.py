@@ -107,27 +107,28 @@ def make_jobs(spec: str, output: Path, *, format: Format = "keep", folders: Sequ
 
 
 def make_plan(requested: Jobs, *, existing: Existing, settings: str, world: World) -> Plan:
-    """Divide jobs into those to do and those already done, according to the journal.
+    """Divide jobs into those to do and those that need no work, according to the journal.
 
-    A job is up to date, and thus done, if its target files are unchanged and were made from the current photo with the
-    current `settings`. Any other job whose photo can be read is to do, and replaces target files of earlier commands.
+    A job needs no work if its photo cannot be read, or if the job is up to date: its target files are unchanged and
+    were made from the current photo with the current `settings`. All other jobs are to do, except as `existing`
+    requires.
 
-    A target file is protected if this program did not write it, if it was changed since, or if it was made from another
-    photo that still needs it.
+    An existing target file is protected if this program did not write it, if it was changed since, or if it was made
+    from another photo that still exists and still has this target.
 
     The journal stays locked until it is released or the process ends. It is not locked if the output is a single file.
 
     Args:
         requested: all jobs of the command.
-        existing: with `skip`, a job with a protected target file is not to do: the file is kept. With `overwrite`,
-            every photo is translated again, and protected files are replaced too. With `error`, a CommandError is
-            raised if a job that is not up to date has a target file that exists.
+        existing: treatment of existing target files. With `skip`, a job that has a protected target file is left out,
+            and the existing target files of jobs to do are replaced. With `overwrite`, all jobs whose photos can be
+            read are to do, and protected files are replaced too. With `error`, no file is replaced.
         settings: fingerprint of all settings that affect a translation's pixels.
         world: the ranks, which divide the jobs among themselves.
 
     Raises:
-        CommandError: `existing` is `error` and a target file exists that is not up to date; or another command uses
-            this output; or the ranks have found different jobs.
+        CommandError: `existing` is `error`, and a target file of a job to do exists; or another command uses this
+            output; or the ranks have found different jobs.
         DiskError: the output cannot be written.
     """
     journal = Journal(requested.folder)

@@ -226,9 +226,9 @@ def library() -> Any:
 def _silenced_stderr() -> Iterator[None]:
     """Context manager for the start of Ray: discard stderr in the `with` block; Ray's exceptions are still raised.
 
-    An environment variable also limits the log of Ray's C++ processes to fatal errors, unless the user has set this
-    variable. Otherwise, they would later warn about how Ray Data itself passes arguments to actors. The discarded
-    output includes a report of each C++ process that its log level was changed.
+    Also set `RAY_BACKEND_LOG_LEVEL` to `fatal`, unless the user has set this environment variable. At lower levels,
+    Ray's C++ processes would later warn about how Ray Data itself passes arguments to actors. Each of these processes
+    reports its changed log level on stderr, and this report is discarded too.
     """
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     sys.stderr.flush()

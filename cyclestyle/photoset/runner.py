@@ -281,8 +281,8 @@ def pending_entry(job: Job, settings: Settings) -> JournalEntry:
 def failed_entry(job: Job, journal: Journal | None, reason: str) -> JournalEntry:
     """Return the journal entry of a failed photo.
 
-    The entry lists those translation files of the photo's previous entry that still exist, and no others: a file that
-    appears in the output folder later belongs to the user.
+    The entry lists the translation files that the photo's previous entry lists, except files that no longer exist: if
+    a file of the same name appears later, it belongs to the user.
     """
     previous = journal.entries.get(job.key) if journal is not None else None
     entry = started_entry(job.source, "", ())._replace(reason=reason)
@@ -432,8 +432,8 @@ class _Work:
         If the model fails on the batch, its photos are translated one by one.
 
         Raises:
-            Exception: the model's error, if it would affect all photos; or, if the model has failed on too many photos
-                in a row, its error on the first of them.
+            Exception: the model's error, if it would affect all photos. If the model has failed on too many photos in a
+                row, the error that it raised on the first of these photos.
         """
         advance = None if self.progress is None else self.progress.partial
         started_at = time.perf_counter()

@@ -59,8 +59,8 @@ def initialize_worker() -> None:
 def read(path: Path, how: Reading) -> Photo:
     """Read the photo at `path` with the options `how`, and give colours to its transparent pixels.
 
-    Warnings of the decoders become a note of the photo. Lines that C libraries print are collected only in a worker
-    process, which reads one photo at a time.
+    Warnings of the decoders are added to the photo's notes. Warnings that C libraries print to stderr are included only
+    in a worker process: it reads one photo at a time, so they must concern this photo.
 
     Raises:
         ImageError: the photo cannot be read.

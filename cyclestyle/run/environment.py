@@ -79,8 +79,8 @@ def describe_start(*, step: int, processes: int) -> dict[str, Any]:
 def command_line() -> str:
     """Return the command line of this process, quoted for a shell.
 
-    If the user ran torchrun, return the command line of torchrun instead. If the user's command started one process
-    for each of several `trainer.devices`, each of these processes has the arguments of that command.
+    If torchrun started this process, return the command line of torchrun instead. A process that the user's command
+    started for one of several `trainer.devices` has the same arguments as that command.
     """
     arguments = sys.orig_argv
     if "LOCAL_RANK" in os.environ:
@@ -166,7 +166,7 @@ def _version(name: str) -> str | None:
 
 
 def _cpu_model() -> str | None:
-    """Name of the processor; the files of Linux name the model, elsewhere Python may only know the architecture."""
+    """Return the model name of the processor, or only its architecture if the model is unknown; None if both are."""
     for line in _lines(Path("/proc/cpuinfo")):
         key, _, value = line.partition(":")
         if key.strip() == "model name":
@@ -194,7 +194,7 @@ def _driver_version() -> str | None:
 
 
 def _gpu_names() -> list[str]:
-    """Return the names of the GPUs visible to CUDA; if this run does not use CUDA, of all the machine's NVIDIA GPUs."""
+    """Return the names of the GPUs visible to CUDA, or of all NVIDIA GPUs if this run does not use CUDA."""
     if _uses_cuda():
         return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     # Without a run on CUDA, the names are read from files: PyTorch would take memory on each GPU for them.

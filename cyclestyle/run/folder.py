@@ -149,7 +149,7 @@ class RunFolder:
         self.notes.append({"step": self._step(), "text": text})
 
     def read_notes(self, step: int) -> None:
-        """Append the notes in status.json to `notes`, but none from after `step`: later steps are trained again."""
+        """Append the notes in status.json up to `step` to `notes`; later notes concern steps that are trained again."""
         notes = self._status().get("notes")
         for note in notes if isinstance(notes, list) else ():
             if isinstance(note, dict) and isinstance(note.get("step"), int) and note["step"] <= step:
@@ -164,8 +164,9 @@ class RunFolder:
             state: state of the run, such as `running`.
             code: exit code; None while the run continues.
             reason: why the run ended, as a text for the user; None while the run continues.
-            done: periodic work that was done at the current step. None keeps the work that status.json already records,
-                unless that work was done at another step; before `read_step_from` is called, None always keeps it.
+            done: periodic work that was done at the current step. None keeps the record of such work in status.json if
+                it is for the current step, and removes it if it is for another step. Before `read_step_from` is called,
+                None always keeps the record.
         """
         newest, step = self.checkpoints.newest(), self._step()
         notes = self.notes if step is not None else self._status().get("notes")

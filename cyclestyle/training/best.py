@@ -29,12 +29,14 @@ class BestKeeper:
         self._is_known = best.has_record  # whether a number of this name was logged, or a warning was given
 
     def save(self, *, last: bool) -> None:
-        """Save a checkpoint of the present step."""
+        """Save a checkpoint of the present step; `last` is true if this process saves no further one."""
         self._save(last=last)
         self._saved = self._trainer.step
 
     def on_log(self, step: int, values: Mapping[str, float]) -> None:
-        """Mark the checkpoint of `step`, if one was saved, as the best if the usual log, `values`, has a better value.
+        """Mark the checkpoint of `step` as the best if the chosen number in `values` has a new best value.
+
+        No checkpoint is marked if none was saved at `step`. `values` are the numbers of the usual log.
 
         The first call warns if the chosen number is neither in `values` nor among the numbers that tasks have returned.
         All ranks must call this together; only the values on rank 0 count.

@@ -29,7 +29,7 @@ class GeneratorAverage:
         module: module whose parameters are averaged; `self.module`, a copy of the module, holds the average.
         decay: largest value of w, in (0, 1).
         start: number of initial steps during which the average is a copy of the current parameters.
-        warm_up: False sets w = `decay` at every later step.
+        warm_up: False replaces the formula for w by w = `decay`.
     """
 
     def __init__(self, module: nn.Module, decay: float, *, start: int = 0, warm_up: bool = True) -> None:

@@ -36,7 +36,7 @@ def record_abandoned(folder: "RunFolder") -> None:
 
 
 def record_all_abandoned(folder: "RunFolder") -> None:
-    """Write the state `stopped` to status.json after a second Ctrl-C, for which the launcher has killed all ranks.
+    """Write the state `stopped` to status.json after the launcher has killed all ranks because of a second Ctrl-C.
 
     Do nothing if another command holds the lock of the folder, since status.json then belongs to that command.
     """

@@ -159,14 +159,17 @@ def own_task(
     on_values: Callable[[int, Mapping[str, float]], Any] = lambda step, values: None,
     at_start: bool = True,
 ) -> Task:
-    """Return a task that calls `task` on rank 0, and logs the numbers that it returns.
+    """Return a periodic task that calls the function `task` on rank 0, and logs the numbers that `task` returns.
 
     The other ranks wait without a time limit, since an evaluation may take hours.
 
     Args:
         name: name of the task in the config, for error messages.
-        on_values: function that is called on all ranks with the step and the numbers, which are empty except on rank 0.
-        at_start: whether the task, if it is due, is also called before this process trains its first step.
+        every: number of steps between two calls.
+        loggers: loggers that receive the numbers; used only on rank 0.
+        on_values: function that is called on all ranks with the step and the numbers. On ranks other than 0, the
+            mapping of numbers is empty.
+        at_start: whether `task` is also called before this process trains its first step, if a call is due then.
     """
     check_every(f"tasks.{name}.every", every)
 

@@ -133,7 +133,7 @@ class Trainer:
             was skipped because of a loss or gradient that is not finite.
 
         Raises:
-            DivergedError: this is the last of `SKIPS` (see `training.updater`) consecutive skipped steps.
+            DivergedError: `training.updater.SKIPS` consecutive steps, up to this one, were skipped.
         """
         # Random numbers and learning rates are functions of seed, rank and step, so they need not be saved.
         torch.manual_seed(int(rng_for(self.seed, f"networks {self.world.rank}", self.step).integers(2**62)))
@@ -158,7 +158,7 @@ class Trainer:
 
     @property
     def is_graphed(self) -> bool:
-        """True if updates run as CUDA graphs or through another replacement of the updater."""
+        """True if a function, such as one that replays CUDA graphs, is called in place of `updater`."""
         return self._update is not self.updater
 
     @property

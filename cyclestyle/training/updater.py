@@ -19,7 +19,7 @@ LARGE = 2**16  # fewest pixels per image for which memory is trimmed; below this
 
 
 class Updater:
-    """Changes the parameters of an objective; implements `Update`, the function that an objective calls.
+    """Trains network weights: computes gradients and calls optimizers; implements the protocol `Update`.
 
     Args:
         optimizers: one optimizer for each update of the objective.
@@ -61,7 +61,12 @@ class Updater:
         Args:
             name: name of the update and of its optimizer.
             parts: functions that compute the losses; each is called once for each micro-batch.
-            tensors: arguments of the parts, which are split along the first dimension into micro-batches.
+            tensors: arguments of every function in `parts`; they are split along the first dimension into
+                micro-batches.
+
+        Returns:
+            Losses and scores by name, averaged over the micro-batches, and the images that the parts returned, by name,
+            for the whole of `tensors`.
 
         Raises:
             UpdateSkipped: a loss or gradient was not finite on any rank, and `on_nonfinite` is `skip`.
@@ -96,7 +101,7 @@ class Updater:
         """Update the number of consecutive skipped steps at the end of a step.
 
         Raises:
-            DivergedError: this is the last of `SKIPS` consecutive skipped steps.
+            DivergedError: `SKIPS` consecutive steps, up to this one, were skipped.
         """
         self._skipped_in_a_row = self._skipped_in_a_row + 1 if skipped else 0
         if not skipped:

@@ -125,8 +125,9 @@ def _mix_lightness(start: Tensor, end: Tensor, strength: float) -> Tensor:
 def _mix_colour(start: Tensor, end: Tensor, strength: float) -> Tensor:
     """Blend the Oklab channels a and b, (..., 2, H, W), of the photo (`start`) and the translation (`end`).
 
-    Above strength 1, chroma along the photo's hue is treated separately. If the translation has less of it than the
-    photo, it decreases further, but does not change sign. A change of sign would turn the hue into its complement.
+    Above strength 1, chroma along the photo's hue is treated separately. If this chroma is lower in the
+    translation than in the photo, it decreases further, but does not change sign. A change of sign would turn the hue
+    into its complement.
     """
     straight = start.lerp(end, strength)
     if strength <= 1:

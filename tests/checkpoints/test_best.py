@@ -25,7 +25,7 @@ def saved(folder: Path, *at: int, keep: int = 3) -> Checkpoints:
     return Checkpoints(folder, keep=keep)
 
 
-def test_best_file_names_folder_in_first_line_and_number_in_second(tmp_path: Path) -> None:
+def test_file_named_best_has_folder_in_first_line_and_number_in_second(tmp_path: Path) -> None:
     checkpoints = saved(tmp_path, 2, 4)
     assert checkpoints.best() is None
     checkpoints.mark_best(2, name="größe", value=0.25, mode="max")
@@ -51,7 +51,7 @@ def test_best_checkpoint_is_not_resumed_if_a_newer_one_exists(tmp_path: Path) ->
     assert checkpoints.load().step == 4
 
 
-def test_mark_of_missing_checkpoint_warns_and_keeps_former_mark(tmp_path: Path) -> None:
+def test_marking_missing_checkpoint_as_best_warns_and_keeps_former_mark(tmp_path: Path) -> None:
     checkpoints, warnings = saved(tmp_path, 2), []
     checkpoints.mark_best(2, name="kid", value=0.5)
     checkpoints.mark_best(4, name="kid", value=0.25, warn=warnings.append)
@@ -69,7 +69,7 @@ def test_unwritable_best_mark_gives_warning_and_run_continues(tmp_path: Path) ->
     assert steps(tmp_path) == ["step_00000004", "step_00000006"]
 
 
-def test_unreadable_pointer_prevents_pruning(tmp_path: Path) -> None:
+def test_unreadable_best_mark_prevents_pruning_of_checkpoints(tmp_path: Path) -> None:
     saved(tmp_path, 2, 4, keep=2).mark_best(2, name="kid", value=0.5)
     aside = (tmp_path / "best").rename(tmp_path / "aside")
     (tmp_path / "best").symlink_to("best")  # reading fails with an OSError: too many levels of symbolic links
@@ -90,7 +90,7 @@ def test_unreadable_pointer_prevents_pruning(tmp_path: Path) -> None:
 @example(b'step_00000003\n{"name": "kid", "mode": "min", "value": 1, "step": 3}')
 @example(b'../step_00000002\n{"name": "kid", "mode": "min", "value": 1, "step": 2}')
 @example(b"step_00000002\n" + b"[" * 100_000)
-def test_malformed_pointer_or_missing_folder_gives_no_best_checkpoint(
+def test_malformed_best_mark_or_missing_folder_gives_no_best_checkpoint(
     tmp_path_factory: pytest.TempPathFactory, text: bytes
 ) -> None:
     folder = tmp_path_factory.mktemp("run")
@@ -137,7 +137,7 @@ def test_first_value_of_other_name_or_mode_is_an_improvement(tmp_path: Path) -> 
     assert not BestCheckpoint(checkpoints, best=None).improves(0.1)
 
 
-def test_mark_waits_for_asynchronous_save(tmp_path: Path) -> None:
+def test_best_mark_is_written_after_asynchronous_save_completes(tmp_path: Path) -> None:
     entered, gate = threading.Event(), threading.Event()
 
     class Slow(World):
@@ -187,7 +187,7 @@ def test_failed_save_is_not_marked_and_next_value_is_compared_with_former_mark(
     assert writer.best().value == 0.6
 
 
-def test_model_of_best_and_latest_checkpoint_is_read(tmp_path: Path) -> None:
+def test_model_is_read_from_path_that_ends_in_best_or_latest(tmp_path: Path) -> None:
     run = tmp_path / "runs" / "mine"
     saved(run / "checkpoints", 2, 4).mark_best(2, name="kid", value=0.5)
     for name, step in (("best", 2), ("latest", 4)):
@@ -227,7 +227,7 @@ def test_damaged_best_or_latest_model_is_reported(tmp_path: Path) -> None:
     assert len(warnings) == 1
 
 
-def test_best_checkpoint_is_exported_to_same_folder_as_run(tmp_path: Path) -> None:
+def test_best_checkpoint_is_exported_to_folder_exported_of_its_run(tmp_path: Path) -> None:
     run = tmp_path / "mine"
     saved(run / "checkpoints", 2).mark_best(2, name="kid", value=0.5)
     model = run / "checkpoints" / "step_00000002" / "networks.safetensors"

@@ -109,7 +109,7 @@ def test_header_of_version_1_has_one_architecture_for_both_directions(
     assert old.discriminators == ({"a": discriminator, "b": discriminator} if discriminator else {})
 
 
-def test_latest_file_names_newest_and_old_checkpoints_are_pruned(tmp_path: Path) -> None:
+def test_latest_file_holds_name_of_newest_checkpoint_and_old_ones_are_pruned(tmp_path: Path) -> None:
     for step in (2, 4, 10):
         save(tmp_path, step, keep=2)
     assert steps(tmp_path) == ["step_00000004", "step_00000010"]
@@ -172,7 +172,7 @@ def test_newest_undamaged_checkpoint_is_loaded(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step_00000004", "step_00000005"]
 
 
-def test_read_model_of_run_uses_newest_undamaged_checkpoint(tmp_path: Path) -> None:
+def test_model_of_run_is_read_from_newest_undamaged_checkpoint(tmp_path: Path) -> None:
     for step in (2, 4):
         save(tmp_path / "checkpoints", step)
     damage(tmp_path / "checkpoints/step_00000004/networks.safetensors")
@@ -223,7 +223,7 @@ def test_checkpoints_at_multiples_of_keep_every_are_never_removed(tmp_path: Path
 
 
 @pytest.mark.parametrize("settings", [{"keep": 1}, {"keep": 0}, {"keep_every": 0}])
-def test_too_small_keep_or_keep_every_is_rejected(tmp_path: Path, settings: dict[str, int]) -> None:
+def test_too_small_value_of_keep_or_keep_every_is_rejected(tmp_path: Path, settings: dict[str, int]) -> None:
     with pytest.raises(CommandError, match=r"checkpoint\.keep"):
         Checkpoints(tmp_path, **settings)
 
@@ -371,7 +371,7 @@ def test_any_malformed_model_file_gives_checkpoint_error(content: bytes) -> None
 @example("[" * 100_000)
 @example('{"version": 1, "step": Infinity, "domains": ["a", "b"], "generator": {}, "discriminator": {}}')
 @example('{"version": 2, "step": 1, "domains": ["a", "b"], "generators": {"ab": 1}, "discriminators": {}}')
-def test_any_model_header_gives_model_or_checkpoint_error(header: str) -> None:
+def test_any_text_as_model_header_is_read_or_raises_checkpoint_error(header: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.safetensors"
         try:
@@ -406,7 +406,7 @@ def test_error_for_missing_model_has_absolute_path(tmp_path: Path, monkeypatch: 
         read_model(Path("empty"))
 
 
-def test_weights_under_removes_prefix_from_names() -> None:
+def test_weights_selected_by_prefix_have_names_without_prefix() -> None:
     full = model(**{"ema.ab.w": torch.zeros(1), "ema.ba.w": torch.ones(1), "generators.ab.w": torch.ones(1)})
     assert full.weights_under("ema.ab.").keys() == {"w"}
     assert full.weights_under("ema.").keys() == {"ab.w", "ba.w"}

@@ -160,6 +160,6 @@ def test_snapshot_copy_shares_rank_state_that_is_on_the_cpu(tmp_path: Path) -> N
     assert torch.equal(copied.model.tensors[name], original.model.tensors[name])
 
 
-def test_negative_keep_every_is_rejected(tmp_path: Path) -> None:
+def test_negative_value_of_keep_every_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(CommandError, match=r"checkpoint\.keep_every=-5"):
         Checkpoints(tmp_path, keep_every=-5)

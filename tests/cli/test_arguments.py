@@ -14,7 +14,7 @@ EXPERIMENTS = sorted((CONFIGS / "experiment").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("typed", ["data.a=x=y", "+data.a=x=y", "++data.a=x=y"])
-def test_split_drops_leading_pluses_and_splits_at_first_equals_sign(typed: str) -> None:
+def test_argument_is_split_at_first_equals_sign_without_leading_pluses(typed: str) -> None:
     assert arguments.split(typed) == ("data.a", "x=y")
 
 
@@ -76,12 +76,12 @@ def test_unknown_word_error_lists_all_choices() -> None:
     )
 
 
-def test_report_has_at_most_six_lines() -> None:
+def test_error_report_has_at_most_six_lines() -> None:
     error = DataError("\n".join(["broken files:", *"abcdefgh"]))
     assert arguments.report("train", error).splitlines() == ["cyclestyle train: broken files:", *"abcde"]
 
 
-def test_yaml_entries_have_key_value_and_comment(tmp_path: Path) -> None:
+def test_key_value_and_comment_are_read_from_lines_of_yaml_file(tmp_path: Path) -> None:
     file = tmp_path / "x.yaml"
     file.write_text(
         "# head\ndefaults:\n  - a: b\n\na: 1 # one\nb: # nodes\n  c: [1, 2] # two: 2\n  d: x#y\ne: http://x # z\n"
@@ -96,7 +96,7 @@ def test_yaml_entries_have_key_value_and_comment(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(CONFIGS)))
-def test_every_key_has_comment_and_file_has_header(file: Path) -> None:
+def test_config_file_has_header_and_a_comment_for_every_key(file: Path) -> None:
     keys = [entry for entry in help_pages.yaml_entries(file) if entry.value]
     assert [entry.key for entry in keys if not entry.comment and not entry.key.endswith("_target_")] == []
     first = help_pages.header(file)[0]
@@ -105,7 +105,7 @@ def test_every_key_has_comment_and_file_has_header(file: Path) -> None:
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(CONFIGS)))
-def test_yaml_entries_include_every_line_with_a_key(file: Path) -> None:
+def test_every_line_of_config_file_with_a_key_is_read(file: Path) -> None:
     lines = file.read_text().splitlines()
     keys = [line for line in lines if ":" in line.split("#")[0] and not line.lstrip().startswith(("-", "defaults:"))]
     assert len(list(help_pages.yaml_entries(file))) == len(keys)

@@ -161,7 +161,7 @@ def literal_keys(command: str) -> list[str]:
     return sorted(key for key in keys.TAKEN_AS_TYPED - keys.INTERPOLATED if not isinstance(known.get(key, {}), dict))
 
 
-def test_each_command_has_expected_keys_taken_as_typed() -> None:
+def test_each_command_takes_only_expected_keys_as_typed() -> None:
     data = ["data.a", "data.b", "data.domain_a", "data.domain_b", "data.root", "data.test_a", "data.test_b"]
     assert literal_keys("train") == [*data, "init"]
     assert literal_keys("translate") == ["checkpoint", "direction", "input", "output"]
@@ -193,7 +193,7 @@ def test_tilde_expands_to_home(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (cfg.data.a, cfg.data.b, cfg.run_dir) == ("/home/käthe/x", "/home/käthe", "/home/käthe/runs (old)")
 
 
-def test_null_path_is_none() -> None:
+def test_path_key_set_to_null_becomes_none() -> None:
     cfg = config.compose("train", ["experiment=monet", "data.root=null", "init=null"])
     assert cfg.data.root is None
     assert cfg.init is None
@@ -204,7 +204,7 @@ def test_invalid_folder_name_is_rejected(name: str) -> None:
     assert composing(f"name={name}").startswith(f"name={name} is no name for a folder")
 
 
-def test_build_passes_paths_as_typed_and_extra_arguments() -> None:
+def test_component_is_built_with_paths_as_typed_and_extra_arguments() -> None:
     text = AWKWARD["backslash and reference"]
     cfg = config.compose("train", [f"data.root={text}"])
     network = object()
@@ -286,7 +286,7 @@ def test_mistake_in_experiment_file_is_an_error(own_configs: Path, content: str,
     assert word in composing("experiment=own")
 
 
-def test_dangling_interpolation_is_an_error() -> None:
+def test_interpolation_of_unknown_key_is_an_error() -> None:
     assert "nothing" in composing("ema.decay=${nothing}")
 
 
@@ -333,7 +333,7 @@ def test_time_in_name_or_run_dir_is_rejected(own_configs: Path, typed: list[str]
 
 
 @pytest.mark.parametrize("name", ["a${", "${", "${nothing}", "${oc.env:NO_SUCH_VARIABLE_}", "${name}", "${run_dir}"])
-def test_unresolvable_name_is_an_error(name: str) -> None:
+def test_name_with_unresolvable_interpolation_is_an_error(name: str) -> None:
     composing(f"name={name}")
 
 
@@ -346,7 +346,7 @@ def test_unresolvable_name_is_an_error(name: str) -> None:
         ("evaluate", ["checkpoint=x", "input=${", "target=z"]),
     ],
 )
-def test_path_with_interpolation_that_does_not_exist_is_rejected(command: str, typed: list[str]) -> None:
+def test_nonexistent_path_with_interpolation_is_rejected(command: str, typed: list[str]) -> None:
     assert "does not exist: paths on the command line are taken as typed" in checking(*typed, command=command)
 
 
@@ -384,14 +384,14 @@ def test_path_in_brackets_is_a_list_for_a_key_that_takes_lists(tmp_path: Path, m
 @pytest.mark.parametrize(
     ("typed", "remaining"), [("~logger.console", {"tensorboard", "metrics"}), ("~logger", set[str]())]
 )
-def test_logger_is_removed(typed: str, remaining: set[str]) -> None:
+def test_tilde_removes_one_logger_or_all_loggers(typed: str, remaining: set[str]) -> None:
     cfg = config.compose("train", [typed])
     config.check(cfg)
     assert set(cfg.logger) == remaining
 
 
 @pytest.mark.parametrize("typed", ["~optimizer.betas", "~optimizer.betas=[0.5,0.999]"])
-def test_key_of_component_is_removed(typed: str) -> None:
+def test_tilde_removes_key_of_component(typed: str) -> None:
     cfg = config.compose("train", [typed])
     config.check(cfg)
     assert set(cfg.optimizer) == {"_target_", "lr"}
@@ -420,7 +420,7 @@ def test_impossible_removal_or_addition_is_an_error(typed: str, message: str) ->
     ("path", "own"),
     [("objective.terms", "weight=0.5"), ("objective.discriminator_terms", "weight=0"), ("tasks", "every=500")],
 )
-def test_term_or_task_is_added_with_weight_or_interval(path: str, own: str) -> None:
+def test_loss_term_or_periodic_task_is_added_on_command_line(path: str, own: str) -> None:
     target = f"+{path}.mine._target_={__name__}.Part"
     cfg = config.compose("train", [target, f"{path}.mine.{own}", f"{path}.mine.size=3"])
     config.check(cfg)
@@ -434,7 +434,7 @@ def test_term_or_task_is_added_with_weight_or_interval(path: str, own: str) -> N
 
 
 @pytest.mark.parametrize("plus", ["", "+", "++"])
-def test_component_is_added_to_named_components(plus: str) -> None:
+def test_custom_logger_is_added_on_command_line(plus: str) -> None:
     target = f"{plus}logger.mine._target_={__name__}.Part"
     for typed in ([target, f"{plus}logger.mine.size=3"], [f"{plus}logger.mine.size=3", target]):
         cfg = config.compose("train", typed)
@@ -527,7 +527,7 @@ def test_key_is_accepted_if_any_target_has_the_parameter() -> None:
     assert message_of(lambda: binds({"depht": 4}, Part, Other)) == "no key part.depht: did you mean part.depth?"
 
 
-def test_target_with_keyword_rest_passes_keys_to_next_target() -> None:
+def test_keys_accepted_as_variable_keywords_are_checked_against_next_target() -> None:
     binds({"depth": 3, "anything": 4}, Rest)
     binds({"depth": 3, "size": 4}, Rest, Part)
     assert "no key part.anything" in message_of(lambda: binds({"depth": 3, "anything": 4}, Rest, Part))
@@ -540,13 +540,13 @@ def test_values_are_accepted_if_annotations_cannot_be_resolved() -> None:
     assert "no key part.sizes" in message_of(lambda: binds({"sizes": 3}, target))
 
 
-def test_arguments_for_selects_parameters_of_target() -> None:
+def test_arguments_for_a_target_are_the_keys_that_it_accepts() -> None:
     node = OmegaConf.create({"size": 3, "names": ["a"], "depth": 2})
     assert config.arguments_for(node, Part) == {"size": 3, "names": ["a"]}
     assert type(config.arguments_for(node, Part)["names"]) is list
 
 
-def test_build_rejects_key_that_the_program_sets() -> None:
+def test_config_key_for_argument_that_the_program_sets_is_rejected() -> None:
     node = OmegaConf.create({"_target_": f"{__name__}.Part", "size": 3, "network": 1})
     assert message_of(lambda: config.build(node, network=2)).startswith(
         f"network of {__name__}.Part is the program's own"
@@ -611,12 +611,12 @@ def test_key_absent_from_yaml_is_accepted_if_it_is_a_parameter() -> None:
     assert cfg.optimizer.weight_decay == 0.01
 
 
-def test_keys_of_drawn_scenes_are_checked_against_unpaired_folders() -> None:
+def test_synthetic_data_accepts_keys_of_unpaired_folders() -> None:
     config.check(config.compose("train", ["data=scenes", "data.flip=false"]))
     assert checking("data=scenes", "data.filp=false") == "no key data.filp: did you mean data.flip?"
 
 
-def test_logger_set_to_null_is_removed() -> None:
+def test_logger_set_to_null_passes_check_and_stays_null() -> None:
     cfg = config.compose("train", ["logger.tensorboard=null"])
     config.check(cfg)
     assert cfg.logger.tensorboard is None
@@ -689,7 +689,7 @@ def test_help_exits_0_without_running(launch: Launch, flag: str) -> None:
     assert out.startswith("Usage: ")
 
 
-def test_launch_calls_run_with_config_and_exits_with_its_code(launch: Launch) -> None:
+def test_launched_command_gets_config_and_its_return_value_is_the_exit_code(launch: Launch) -> None:
     ran: list[DictConfig] = []
     assert launch("experiment=smoke", "seed=7", run=lambda cfg: ran.append(cfg))[0] == 0
     assert (ran[0].name, ran[0].seed) == ("smoke", 7)
@@ -754,7 +754,9 @@ def test_mistake_in_flag_is_an_error(launch: Launch, words: list[str], message: 
     assert err.startswith(f"cyclestyle train: {message}")
 
 
-def test_left_out_keys_are_reported_once_by_the_first_process(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_dropped_for_a_new_target_are_reported_once_by_the_first_process(
+    launch: Launch, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for words in (["optimizer._target_=torch.optim.SGD"], ["-m", "seed=1,2", "optimizer._target_=torch.optim.SGD"]):
         assert launch(*words)[2] == "cyclestyle: optimizer: betas is not a key of torch.optim.SGD, left out\n"
     for name, value in (("RANK", "1"), ("CYCLESTYLE_PROCESSES", "x")):
@@ -764,7 +766,7 @@ def test_left_out_keys_are_reported_once_by_the_first_process(launch: Launch, mo
 
 
 @pytest.mark.parametrize("command", ["train", "translate"])
-def test_version_and_info(launch: Launch, command: str) -> None:
+def test_version_and_info_flags_print_version_and_environment(launch: Launch, command: str) -> None:
     assert launch("--version", command=command)[1] == f"cyclestyle {cyclestyle.__version__}\n"
     out = launch("--info", command=command)[1]
     for text in (torch.__version__, str(config.config_dir()), "CUDA", "cpu", "Python"):
@@ -809,7 +811,7 @@ def test_multirun_runs_several_experiments(launch: Launch) -> None:
     assert ran == ["runs/monet/experiment=monet", "runs/smoke/experiment=smoke"]
 
 
-def test_multirun_names_folders_by_what_differs(launch: Launch) -> None:
+def test_multirun_folder_names_contain_only_keys_with_several_values(launch: Launch) -> None:
     ran: list[str] = []
     sweep = ["optimizer.lr=1e-4,2e-4", "optimizer.betas=[0.5,0.9],[0.9,0.999]", "ema.decay=0.9"]
     launch("-m", *sweep, "~logger.console", run=lambda cfg: ran.append(cfg.run_dir))

@@ -69,7 +69,7 @@ def test_configs_in_working_directory_add_options_but_replace_none() -> None:
 
 
 @pytest.mark.parametrize("name", ["own", 'Größe (2) [x], "y"', "it's"])
-def test_options_in_config_dir_take_precedence(name: str) -> None:
+def test_options_in_config_dir_take_precedence_over_built_in_options(name: str) -> None:
     write(f"{name}/optimizer/adam.yaml", "# Mine.\n_target_: torch.optim.Adam\nlr: 0.5\n")
     write(f"{name}/experiment/mine.yaml", "name: mine\n")
     composed = Composed("experiment=mine", config_dirs=(name,))
@@ -101,12 +101,12 @@ def test_option_is_chosen_by_path_of_its_file() -> None:
         ("\x00", "mine.yaml cannot be read: "),
     ],
 )
-def test_mistake_in_file_by_path_names_the_file(content: str, message: str) -> None:
+def test_error_in_experiment_file_chosen_by_path_names_the_file(content: str, message: str) -> None:
     write("mine.yaml", content)
     assert message_of(lambda: Composed("experiment=mine.yaml")).startswith(message)
 
 
-def test_missing_file_is_an_error() -> None:
+def test_experiment_file_that_does_not_exist_is_an_error() -> None:
     assert message_of(lambda: Composed("experiment=no/mine.yaml")) == "experiment=no/mine.yaml: no such file"
 
 
@@ -153,7 +153,7 @@ def test_other_data_option_drops_data_keys_of_experiment() -> None:
     assert not {"train", "test", "size", "scene_seed"} & composed.values["data"].keys()
 
 
-def test_keys_dropped_from_variant_with_another_target_are_reported() -> None:
+def test_keys_dropped_for_new_target_of_one_optimizer_are_reported() -> None:
     lines = Composed("optimizer.discriminators._target_=torch.optim.SGD").lines
     assert lines == ["optimizer.discriminators: betas is not a key of torch.optim.SGD, left out"]
 
@@ -169,7 +169,7 @@ def test_mistyped_key_in_experiment_is_not_dropped() -> None:
     assert message.startswith("no key generator.bloks")
 
 
-def test_nothing_is_reported_if_no_target_changes() -> None:
+def test_no_dropped_keys_are_reported_if_no_target_changes() -> None:
     for experiment in ("demo", "monet"):
         assert Composed(f"experiment={experiment}").lines == []
 

@@ -17,7 +17,7 @@ def known_keys() -> set[str]:
     return {key for command in COMMANDS for key, _ in compose.walk(compose.to_plain(compose.compose(command, [])))}
 
 
-def test_every_key_with_special_role_is_a_config_key() -> None:
+def test_every_key_listed_in_keys_module_is_a_config_key() -> None:
     only_in_folders = {"data.a", "data.b", "data.test_a", "data.test_b", "data.homepage"}
     assert KEYS.keys() - only_in_folders <= known_keys()
 

@@ -47,19 +47,19 @@ def test_variant_overrides_keys_of_its_component(plus: str) -> None:
     assert set(sides[0]) == set(sides[1]) == {"_target_", "lr", "betas"}
 
 
-def test_variant_with_another_target_drops_keys_that_only_the_first_target_accepts() -> None:
+def test_variant_with_another_target_lacks_keys_that_only_the_component_target_accepts() -> None:
     cfg = composed("generator.ba._target_=cyclestyle.networks.UNetGenerator", "generator.ba.levels=2")
     assert set(compose.variant(cfg.generator, "ab")) == {"_target_", "channels", "blocks", "dropout", "upsample"}
     assert set(compose.variant(cfg.generator, "ba")) == {"_target_", "channels", "levels", "dropout", "upsample"}
 
 
 @pytest.mark.parametrize("name", ["all", "lr"])
-def test_unknown_variant_has_keys_of_component(name: str) -> None:
+def test_unknown_variant_name_gives_keys_of_the_component(name: str) -> None:
     variant = compose.variant(composed("optimizer.discriminators.lr=4e-4").optimizer, name)
     assert dict(variant) == {"_target_": "torch.optim.Adam", "lr": 2e-4, "betas": [0.5, 0.999]}
 
 
-def test_variant_can_be_built() -> None:
+def test_network_built_from_variant_has_values_of_that_variant() -> None:
     cfg = composed("generator.ba.blocks=1", "generator.channels=4", "generator.ba.channels=${seed}", "seed=5")
     assert compose.build(compose.variant(cfg.generator, "ba")).architecture["channels"] == 5
     assert compose.build(compose.variant(cfg.generator, "ab")).architecture["channels"] == 4
@@ -79,12 +79,12 @@ def test_mistake_in_variant_is_an_error(typed: str, message: str) -> None:
     assert message_of(lambda: composed(typed)).startswith(message)
 
 
-def test_key_typed_in_variant_that_only_the_component_target_accepts_is_an_error() -> None:
+def test_typed_key_that_the_variant_target_does_not_accept_is_an_error() -> None:
     typed = ["generator.ba._target_=cyclestyle.networks.UNetGenerator", "generator.ba.blocks=3"]
     assert message_of(lambda: composed(*typed)).startswith("no key generator.ba.blocks: ")
 
 
-def test_variant_of_node_without_variants_is_an_error() -> None:
+def test_variant_that_a_component_does_not_have_is_an_error() -> None:
     assert message_of(lambda: composed("trainer.ba.blocks=6")).startswith("no key trainer.ba.blocks")
     assert message_of(lambda: composed("generator.a.blocks=6")).startswith("no key generator.a.blocks")
 
@@ -101,7 +101,7 @@ def node(path: str, **values: Any) -> DictConfig:
     return selected
 
 
-def test_program_keys_are_split_from_component() -> None:
+def test_weight_and_interval_keys_are_split_from_component() -> None:
     own, rest = compose.split_program_keys(
         "objective.terms.nce", node("objective.terms.nce", weight="${seed}", layers=2)
     )
@@ -114,7 +114,7 @@ def test_program_keys_are_split_from_component() -> None:
 
 
 @pytest.mark.parametrize("weight", [-1, float("nan"), float("inf"), 10**400, True, "1", None])
-def test_invalid_weight_is_rejected(weight: object) -> None:
+def test_invalid_weight_of_loss_term_is_rejected(weight: object) -> None:
     message = message_of(
         lambda: compose.split_program_keys("objective.terms.x", node("objective.terms.x", weight=weight))
     )
@@ -122,12 +122,12 @@ def test_invalid_weight_is_rejected(weight: object) -> None:
 
 
 @pytest.mark.parametrize("every", [0, -1, 1.5, True, None])
-def test_invalid_interval_is_rejected(every: object) -> None:
+def test_invalid_interval_of_task_is_rejected(every: object) -> None:
     message = message_of(lambda: compose.split_program_keys("tasks.x", node("tasks.x", every=every)))
     assert message == f"tasks.x.every={every}: expected a number of steps, 1 or more"
 
 
-def test_interval_of_a_task_must_be_given() -> None:
+def test_task_without_interval_is_rejected() -> None:
     assert message_of(lambda: compose.split_program_keys("tasks.x", node("tasks.x"))).startswith(
         "tasks.x has no key every: set tasks.x.every to a number of steps"
     )

@@ -52,7 +52,7 @@ def test_alternative_spelling_is_accepted(typed: str, value: Any) -> None:
         ("train", "experiment=demo experiment=demo", "choose one experiment"),
     ],
 )
-def test_several_values_are_an_error_with_a_remedy(command: str, typed: str, message: str) -> None:
+def test_several_values_for_one_key_give_error_with_a_remedy(command: str, typed: str, message: str) -> None:
     with pytest.raises(CommandError) as error:
         compose(command, typed.split())
     assert message in str(error.value)
@@ -60,7 +60,7 @@ def test_several_values_are_an_error_with_a_remedy(command: str, typed: str, mes
 
 
 @pytest.mark.parametrize("strength", ["half", "50%", [0.5, "x"], None, []])
-def test_strength_that_is_no_number_is_a_command_error(strength: Any) -> None:
+def test_strength_option_that_is_not_a_number_is_a_command_error(strength: Any) -> None:
     with pytest.raises(CommandError, match="strength="):
         as_strengths(strength)
 
@@ -71,7 +71,7 @@ def test_memory_without_unit_is_in_gb_if_it_is_small(text: str, size: float) -> 
 
 
 @pytest.mark.parametrize(("format_", "name"), [("tiff", "a.tif"), ("avif", "a.avif"), ("jpeg", "a.jpg")])
-def test_file_suffix_matches_format(format_: Any, name: str) -> None:
+def test_output_file_suffix_matches_image_format(format_: Any, name: str) -> None:
     assert file_formats.target_name(Path("a.png"), format_) == Path(name)
 
 
@@ -108,7 +108,7 @@ def test_help_shows_keys_under_headings(command: str) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"seed: 1\n", b"#\nseed: 1\n", b"# caf\xe9\n", None])
-def test_help_lists_experiments_without_a_readable_header(content: bytes | None, tmp_path: Path) -> None:
+def test_experiment_without_readable_header_is_listed_in_help(content: bytes | None, tmp_path: Path) -> None:
     folder = tmp_path / "experiment"
     folder.mkdir()
     if content is None:
@@ -119,7 +119,7 @@ def test_help_lists_experiments_without_a_readable_header(content: bytes | None,
     assert ("mine" in [line.split()[0] for line in text.splitlines() if line.strip()]) == (content is not None)
 
 
-def test_missing_input_for_one_output_file_is_reported_as_missing(tmp_path: Path) -> None:
+def test_missing_input_file_is_named_as_missing_if_output_is_a_file(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no picture or folder"):
         make_jobs(str(tmp_path / "missing.jpg"), tmp_path / "out.jpg")
 

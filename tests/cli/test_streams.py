@@ -40,7 +40,7 @@ def test_invalid_file_names_are_escaped() -> None:
     assert stream.buffer.getvalue() == b"caf\\udce9.jpg\n"  # type: ignore[attr-defined]
 
 
-def test_closed_stream_discards_text() -> None:
+def test_text_printed_to_closed_stream_is_discarded_without_error() -> None:
     stream = latin_1()
     stream.close()
     print("text", file=TolerantStream(stream), flush=True)  # type: ignore[arg-type]
@@ -56,7 +56,7 @@ def test_pipe_without_reader_discards_text_and_does_not_fail_later() -> None:
     stream.close()  # flushes: this raises a BrokenPipeError unless the file is the null device by now
 
 
-def test_streams_are_restored(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_standard_streams_are_restored_after_use_of_tolerant_streams(monkeypatch: pytest.MonkeyPatch) -> None:
     former = sys.stdout, sys.stderr
     with tolerant_streams():
         assert isinstance(sys.stdout, TolerantStream)
@@ -129,7 +129,7 @@ def test_error_that_concerns_one_rank_is_printed_by_that_rank(
 
 
 @pytest.mark.parametrize("command", ["translate", "evaluate", "export"])
-def test_error_with_a_name_that_cannot_be_encoded_keeps_its_exit_code(
+def test_unencodable_file_name_in_error_does_not_change_exit_code(
     command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(cfg: object) -> int:

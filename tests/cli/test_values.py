@@ -115,13 +115,13 @@ def test_arguments_rejected_by_an_optimizer_are_named(typed: list[str], message:
         ("Record", "size -2.5 is of the wrong type (test_values.py:"),
     ],
 )
-def test_arguments_rejected_by_a_constructor_of_the_user_are_named_with_the_line(target: str, reason: str) -> None:
+def test_error_of_user_constructor_names_its_arguments_and_line(target: str, reason: str) -> None:
     cfg = checked(f"logger.mine._target_={HERE}.{target}", "logger.mine.size=-2.5")
     message = message_of(lambda: compose.build(cfg.logger.mine))
     assert message.startswith(f"logger.mine.size=-2.5: {HERE}.{target} rejects its arguments: {reason}")
 
 
-def test_missing_argument_names_the_component() -> None:
+def test_missing_argument_error_names_the_component() -> None:
     cfg = checked("logger.mine._target_=cyclestyle.monitor.MetricsFile")
     assert message_of(lambda: compose.build(cfg.logger.mine)).startswith(
         "logger.mine: cyclestyle.monitor.MetricsFile rejects its arguments: "
@@ -155,7 +155,7 @@ def test_component_that_lacks_required_methods_is_rejected(path: str, target: st
 
 
 @pytest.mark.parametrize("path", ["objective.terms", "objective.discriminator_terms", "tasks"])
-def test_term_or_task_that_cannot_be_called_is_rejected(path: str) -> None:
+def test_loss_term_or_task_without_call_method_is_rejected(path: str) -> None:
     cfg = OmegaConf.create({})
     OmegaConf.update(cfg, f"{path}.mine", {"_target_": f"{HERE}.Strict"}, force_add=True)
     node = OmegaConf.select(cfg, f"{path}.mine")

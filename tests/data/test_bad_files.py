@@ -99,7 +99,7 @@ def test_single_bad_file_is_rejected_in_folder_of_fewer_than_100_files(tmp_path:
     assert refused(tmp_path, b=str(tmp_path / "many"))[0].startswith("1 of 99 pictures of b in ")
 
 
-def test_single_bad_file_is_rejected_if_bad_files_is_error(tmp_path: Path) -> None:
+def test_single_bad_file_is_rejected_if_option_bad_files_is_error(tmp_path: Path) -> None:
     two_domains(tmp_path)
     files = copies(tmp_path / "many", 200)
     files[7].write_bytes(b"damaged")
@@ -164,7 +164,7 @@ def with_small_images(root: Path) -> Path:
     return root
 
 
-def test_small_images_are_enlarged_and_noted_if_small_images_is_resize(tmp_path: Path) -> None:
+def test_small_images_are_enlarged_and_noted_if_option_small_images_is_resize(tmp_path: Path) -> None:
     data = inspected(with_small_images(tmp_path), **SMALL)
     assert data.bad == {"a": {}, "b": {}}
     assert data.notes == ["2 of 5 pictures of a are smaller than data.crop_size=16 and enlarged (dot.png, small.png)"]
@@ -186,7 +186,7 @@ def drawn_name(data: UnpairedFolders, draw: int) -> str:
     return data.draws(0).files(draw)[0].name
 
 
-def test_small_images_are_rejected_if_small_images_is_error(tmp_path: Path) -> None:
+def test_small_images_are_rejected_if_option_small_images_is_error(tmp_path: Path) -> None:
     lines = refused(with_small_images(tmp_path), small_images="error", **SMALL)
     assert lines[0].startswith(f"2 of 5 pictures of a in {tmp_path}/trainA are too small: ")
     assert "data.crop_size" in lines[0]

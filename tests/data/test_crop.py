@@ -49,19 +49,19 @@ def test_crop_as_large_as_image_equals_image() -> None:
     assert torch.equal(crop("none").random(image, np.random.default_rng(0)), middle(image, 16))
 
 
-def test_images_are_not_mirrored_with_flip_false() -> None:
+def test_crops_are_not_mirrored_if_option_flip_is_false() -> None:
     random, image = np.random.default_rng(0), picture(5, 24, 24)
     crops = [crop("none").random(image, random) for _ in range(50)]
     assert all(pixels[0, 0, 0] < pixels[0, 0, -1] for pixels in crops)
 
 
 @pytest.mark.parametrize("resize", ["stretch", "short"])
-def test_crop_above_load_size_is_rejected(resize: str) -> None:
+def test_crop_size_above_load_size_is_rejected_if_images_are_resized(resize: str) -> None:
     with pytest.raises(CommandError, match=r"data\.crop_size 21 .* data\.load_size 20.*set data\.load_size to 21"):
         crop(resize, 20, 21)
     crop("none", 20, 21)  # load_size has no effect with resize=none
 
 
-def test_sizes_below_one_are_rejected() -> None:
+def test_crop_size_zero_is_rejected() -> None:
     with pytest.raises(CommandError, match="at least 1"):
         crop("none", 20, 0)

@@ -65,7 +65,7 @@ def expected(file: Path, purpose: str, draw: int) -> torch.Tensor:
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1)
 
 
-def test_pair_matches_documented_formula(draws: UnpairedDataset) -> None:
+def test_files_and_crops_of_a_pair_follow_documented_formula(draws: UnpairedDataset) -> None:
     for n in (0, 1, 2, 3, 11, 1_000_003):
         file_a = draws.a[randomness("a", n // 3).permutation(3)[n % 3]]
         file_b = draws.b[randomness("b", n).integers(5)]
@@ -213,7 +213,7 @@ def test_replacement_files_are_drawn_uniformly(draws: UnpairedDataset) -> None:
     assert sum((times - mean) ** 2 / mean for times in seen.values()) < 16.3  # chi squared, 3 degrees, p = 0.001
 
 
-def test_bad_file_raises_data_error_if_replacing_is_false(draws: UnpairedDataset) -> None:
+def test_bad_file_raises_data_error_if_replacement_is_disabled(draws: UnpairedDataset) -> None:
     strict = UnpairedDataset(draws.a, draws.b, crop=draws.crop, seed=SEED, replacing=False)
     draws.a[1].write_bytes(b"damaged")
     with pytest.raises(DataError, match=f"^{draws.a[1]}: not a picture that can be read$"):
@@ -251,7 +251,7 @@ class PickyCrop(Crop):
         (None, "AttributeError: 'NoneType' object has no attribute 'dtype'"),
     ],
 )
-def test_any_read_error_replaces_only_the_affected_image(
+def test_any_read_error_leads_to_replacement_of_only_that_image(
     draws: UnpairedDataset, workers: int, result: object, reason: str
 ) -> None:
     skipping = UnpairedDataset(draws.a, draws.b, crop=draws.crop, seed=SEED, bad_a=frozenset({1}))
@@ -380,7 +380,7 @@ def wait_until_blocked_on_pipe(worker: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
-def test_spawned_workers_give_same_batches_as_trainer(draws: UnpairedDataset, method: str, tmp_path: Path) -> None:
+def test_spawned_workers_and_caller_give_same_batches(draws: UnpairedDataset, method: str, tmp_path: Path) -> None:
     if method not in multiprocessing.get_all_start_methods():
         pytest.skip(f"this system does not support the start method {method}")
     code = f"""

@@ -141,21 +141,21 @@ def test_narrow_range_of_16_bit_values_is_reported_with_setting_that_rescales_it
     assert np.abs(dark - levels[:, 2:22] / 257).max() <= 0.51
 
 
-def test_full_16_bit_range_and_8_bit_files_are_not_reported(tmp_path: Path) -> None:
+def test_full_range_16_bit_and_dark_8_bit_images_are_not_reported_as_narrow(tmp_path: Path) -> None:
     two_domains(tmp_path)
     Image.new("RGB", (24, 20), (3, 3, 3)).save(tmp_path / "trainB" / "dark.png")
     write_16_bits(tmp_path, 0, 65535)
     assert inspected(tmp_path).notes == []
 
 
-def test_range_leaves_8_bit_files_unchanged(tmp_path: Path) -> None:
+def test_option_range_has_no_effect_on_8_bit_images(tmp_path: Path) -> None:
     two_domains(tmp_path)
     plain, scaled = (inspected(tmp_path, range=value) for value in ("full", [0, 4095]))
     assert torch.equal(plain.draws(0)[0].b, scaled.draws(0)[0].b)
 
 
 @pytest.mark.parametrize("value", [[4095, 0], [5, 5], [-1, 4095], [0, 65536]])
-def test_invalid_range_is_named_in_error(tmp_path: Path, value: list[int]) -> None:
+def test_invalid_value_of_option_range_is_named_in_error(tmp_path: Path, value: list[int]) -> None:
     two_domains(tmp_path)
     with pytest.raises(
         CommandError, match=r"data\.range=\[.*\]: give two values from 0 to 65535, black and then white"
@@ -163,7 +163,7 @@ def test_invalid_range_is_named_in_error(tmp_path: Path, value: list[int]) -> No
         UnpairedFolders(str(tmp_path), decoder="photo", range=value)
 
 
-def test_range_is_rejected_with_earlier_decoder(tmp_path: Path) -> None:
+def test_option_range_is_rejected_if_option_decoder_is_earlier(tmp_path: Path) -> None:
     two_domains(tmp_path)
     with pytest.raises(CommandError, match=r"data\.range=\[0,4095\] needs data\.decoder=photo"):
         UnpairedFolders(str(tmp_path), decoder="earlier", range=[0, 4095])

@@ -102,7 +102,7 @@ def test_error_suggests_no_folders_of_unrecognised_layout(tmp_path: Path) -> Non
     assert refused(tmp_path / "missing").endswith("+experiment=demo needs no data")
 
 
-def test_error_suggests_no_folders_if_both_are_configured(tmp_path: Path) -> None:
+def test_error_suggests_no_folders_if_options_a_and_b_are_set(tmp_path: Path) -> None:
     folder_of(tmp_path / "train_A", 2)
     folder_of(tmp_path / "train_B", 2)
     with pytest.raises(DataError) as caught:

@@ -81,7 +81,7 @@ def test_scenes_and_seeds_give_distinct_images() -> None:
 
 
 @pytest.mark.parametrize("size", [16, 33, 64, 96])
-def test_sizes_from_16_px_can_be_drawn(size: int) -> None:
+def test_scenes_can_be_drawn_at_sizes_from_16_px(size: int) -> None:
     for scene in range(6):
         for image in (photograph(scene, size=size), painting(scene, size=size)):
             assert image.shape == (size, size, 3)
@@ -102,7 +102,7 @@ def test_paintings_have_more_texture_than_recoloured_photos() -> None:
         assert texture(paint.astype(np.float64)) > 1.25 * texture(recoloured(photo, paint))
 
 
-def test_strokes_are_horizontal_on_water() -> None:
+def test_brush_strokes_of_painted_water_are_horizontal() -> None:
     """Strokes show as brightness that changes faster across them than along them."""
     for scene in WATERS:
         light = painting(scene, size=128)[96:].astype(np.float64).mean(axis=2)
@@ -119,7 +119,7 @@ def folders(root: Path) -> dict[str, list[Bytes]]:
     }
 
 
-def test_only_test_folders_are_paired(tmp_path: Path) -> None:
+def test_photos_and_paintings_show_the_same_scenes_only_in_test_folders(tmp_path: Path) -> None:
     draw(tmp_path / "set", train=10, test=10, size=64)
     drawn = folders(tmp_path / "set")
 
@@ -139,7 +139,7 @@ def test_scenes_are_unique_and_test_set_is_independent_of_train_count(tmp_path: 
     assert np.array_equal(few["testB"], many["testB"])
 
 
-def test_draw_reports_progress_and_is_idempotent(tmp_path: Path) -> None:
+def test_drawing_scenes_reports_progress_and_leaves_a_finished_folder_unchanged(tmp_path: Path) -> None:
     progress: list[tuple[int, int]] = []
     assert draw(tmp_path / "set", train=2, test=1, size=16, progress=lambda done, total: progress.append((done, total)))
     assert progress == [(done, 6) for done in range(1, 7)]
@@ -159,7 +159,7 @@ def test_interrupted_drawing_leaves_no_files(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_concurrent_drawing_accepts_finished_folder(tmp_path: Path) -> None:
+def test_folder_finished_by_concurrent_drawing_is_accepted(tmp_path: Path) -> None:
     """If two processes draw the same set, the slower one accepts the set that the faster one has finished."""
     root = tmp_path / "set"
 

@@ -69,7 +69,7 @@ def test_links_are_followed_without_loops(tmp_path: Path) -> None:
     assert files == ["inside/000.png", "linked/000.png", "linked/001.png"]  # each file once, under its first name
 
 
-def test_a_and_b_override_folders_of_root(tmp_path: Path) -> None:
+def test_options_a_and_b_override_training_folders_below_root(tmp_path: Path) -> None:
     two_domains(tmp_path / "set")
     folder_of(tmp_path / "Fotos (2019), größer 🎨", 2, first=50)
     data = unpaired(tmp_path / "set")

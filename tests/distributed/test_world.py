@@ -23,7 +23,7 @@ def gradient_bytes(module: nn.Module) -> int:
     return 8 * sum(parameter.numel() for parameter in module.parameters())
 
 
-def test_gradients_are_sent_once_per_step(ranks: list[Rank]) -> None:
+def test_gradients_are_sent_between_ranks_once_per_step(ranks: list[Rank]) -> None:
     objective = tiny_objective()
     step = [gradient_bytes(objective.generators), gradient_bytes(objective.discriminators)]
     for rank in ranks:  # networks this small fit into one bucket each

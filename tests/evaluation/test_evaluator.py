@@ -89,7 +89,7 @@ def test_table_of_perfect_scores_is_aligned(tmp_path: Path) -> None:
         assert len({len(line) for line in block.splitlines()}) == 1
 
 
-def test_missing_ground_truth_is_counted_in_error(tmp_path: Path) -> None:
+def test_error_states_number_of_photos_without_ground_truth(tmp_path: Path) -> None:
     write_set(tmp_path / "a", centre=100, seed=0)
     write_set(tmp_path / "b", centre=100, seed=0, count=1)
     with pytest.raises(DataError, match=rf"{tmp_path}/b lacks the truth of 3 of 4 photos, such as 1\.png"):

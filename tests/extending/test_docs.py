@@ -64,7 +64,7 @@ def test_commands_in_extending_page_use_every_example_module() -> None:
         assert re.search(rf"\b{Path(name).stem}\.", text), name
 
 
-def test_links_lead_to_files_and_sections() -> None:
+def test_links_in_extending_page_lead_to_files_and_sections() -> None:
     docs = Path(__file__).parents[2] / "docs"
     for target in re.findall(r"\]\(([^)]+)\)", PAGE):
         name, _, section = target.partition("#")

@@ -75,7 +75,7 @@ def test_run_with_extension_resumes_bit_exactly(runs: dict[int, Path], processes
 
 
 @pytest.mark.parametrize("processes", PROCESSES)
-def test_extension_changes_training(runs: dict[int, Path], processes: int) -> None:
+def test_only_extensions_that_act_on_training_change_the_weights(runs: dict[int, Path], processes: int) -> None:
     weights = {name: newest(runs[processes] / name).model.tensors for name in EXTENSIONS}
     key = "generators.ab.stem.conv.weight"
     same = {"kid", "service", "late-average", "plain"}  # these only watch
@@ -84,7 +84,7 @@ def test_extension_changes_training(runs: dict[int, Path], processes: int) -> No
 
 
 @pytest.mark.parametrize("processes", PROCESSES)
-def test_losses_of_terms_are_logged(runs: dict[int, Path], processes: int) -> None:
+def test_extra_losses_and_both_learning_rates_are_logged(runs: dict[int, Path], processes: int) -> None:
     expected = {
         "patchnce": {"loss/nce_ab", "loss/nce_ba"},
         "r1": {"loss/r1_a", "loss/r1_b"},
@@ -102,7 +102,7 @@ def logged(run: Path) -> list[dict[str, float]]:
 
 
 @pytest.mark.parametrize("processes", PROCESSES)
-def test_head_of_term_is_trained_and_equal_on_all_ranks(runs: dict[int, Path], processes: int) -> None:
+def test_head_networks_of_a_loss_term_are_trained_and_saved(runs: dict[int, Path], processes: int) -> None:
     halves = Checkpoints(runs[processes] / "patchnce-resumed" / "checkpoints")
     before, after = (read(halves.path_of(step)).training["objective"]["terms"]["nce"] for step in (HALF, STEPS))
     assert set(after) == {f"heads.{i}.{j}.{kind}" for i in (0, 1) for j in (0, 2) for kind in ("weight", "bias")}
@@ -110,7 +110,7 @@ def test_head_of_term_is_trained_and_equal_on_all_ranks(runs: dict[int, Path], p
 
 
 @pytest.mark.parametrize("processes", PROCESSES)
-def test_best_checkpoint_has_lowest_logged_number(runs: dict[int, Path], processes: int) -> None:
+def test_best_checkpoint_has_lowest_logged_kid(runs: dict[int, Path], processes: int) -> None:
     for run in ("kid", "kid-resumed"):
         values = {int(line["step"]): line["kid"] for line in logged(runs[processes] / run) if "kid" in line}
         assert sorted(values) == list(range(STEPS + 1))

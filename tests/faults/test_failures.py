@@ -34,7 +34,7 @@ def children(pid: int) -> list[int]:
 # -------------------------------------------------------------------------------------------------- during training
 
 
-def test_killed_data_worker_exits_3_and_keeps_checkpoint(start: Starts, tmp_path: Path) -> None:
+def test_training_with_killed_data_worker_exits_3_and_keeps_checkpoint(start: Starts, tmp_path: Path) -> None:
     run = tmp_path / "runs/smoke"
     process = start(*RUN, "trainer.steps=1000000", "trainer.log_every=1", "data.workers=2")
     until(lambda: len(log(run)) >= 4, "four steps", alive=process)
@@ -47,7 +47,7 @@ def test_killed_data_worker_exits_3_and_keeps_checkpoint(start: Starts, tmp_path
     assert newest(run).step >= 3
 
 
-def test_exited_data_worker_exits_3_and_keeps_checkpoint(start: Starts, tmp_path: Path) -> None:
+def test_training_with_exited_data_worker_exits_3_and_keeps_checkpoint(start: Starts, tmp_path: Path) -> None:
     run = tmp_path / "runs/smoke"
     line = error_line(start(*RUN, "data._target_=tests.faults.faulty_parts.exiting_scenes", "data.workers=2"), 3)
     assert line.startswith("data worker")
@@ -83,7 +83,7 @@ def test_out_of_memory_exits_7_with_peak_and_remedies(start: Starts, tmp_path: P
     assert (newest(run).step, status(run)["step"]) == (3, 3)
 
 
-def test_nan_loss_exits_5_and_its_step_is_not_saved(start: Starts, scenes: Path, tmp_path: Path) -> None:
+def test_training_with_nan_loss_exits_5_without_saving_that_step(start: Starts, scenes: Path, tmp_path: Path) -> None:
     run = tmp_path / "runs/smoke"
     bad = ("adversarial._target_=tests.faults.faulty_parts.NaNLoss", "adversarial.step=4")
     process = start(*RUN, *bad, "trainer.log_every=1000")
@@ -167,7 +167,7 @@ def locked(run: Path) -> bool:
     return False
 
 
-def test_newer_checkpoint_version_exits_4(start: Starts, tmp_path: Path) -> None:
+def test_resume_from_checkpoint_of_newer_version_exits_4(start: Starts, tmp_path: Path) -> None:
     assert start("trainer.steps=2").wait() == 0
     manifest = tmp_path / "runs/smoke/checkpoints/step_00000002/manifest.json"
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "version": VERSION + 1}))

@@ -102,7 +102,7 @@ def alive(pid: int) -> bool:
 @pytest.mark.slow
 @pytest.mark.parametrize("always", [(), ("trainer.accumulate=2",), ("checkpoint.asynchronous=true",)])
 @pytest.mark.parametrize("seed", range(1, 3))
-def test_run_after_random_kills_equals_uninterrupted_run(
+def test_run_after_nine_random_kills_equals_uninterrupted_run(
     start: Starts, uninterrupted: Callable[..., Path], tmp_path: Path, always: tuple[str, ...], seed: int
 ) -> None:
     expected = uninterrupted(*RUN, *(key for key in always if "accumulate" in key))

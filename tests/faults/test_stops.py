@@ -136,7 +136,7 @@ def test_run_waiting_for_stuck_worker_stops_and_saves_on_sigterm(start: Starts, 
     assert not any(Path(f"/proc/{reader}").exists() for reader in readers)
 
 
-def test_ranks_stop_at_same_step_when_one_has_no_data(start_two: Callable[..., list[Start]], tmp_path: Path) -> None:
+def test_ranks_stop_at_same_step_if_loading_hangs_on_one(start_two: Callable[..., list[Start]], tmp_path: Path) -> None:
     run = tmp_path / "runs/smoke"
     both = start_two(*RUN, *HANGS, "data.workers=1")
     until(lambda: log(run) and log(run)[-1]["step"] >= 10, "the last step with data", alive=both[0])
@@ -163,7 +163,9 @@ def test_signal_to_one_rank_stops_both_ranks_at_same_step(
     assert len(newest(run).ranks) == 2
 
 
-def test_torchrun_sigterm_leaves_one_checkpoint_of_all_ranks(command: Callable[..., Command], tmp_path: Path) -> None:
+def test_sigterm_to_torchrun_leaves_one_checkpoint_of_all_ranks(
+    command: Callable[..., Command], tmp_path: Path
+) -> None:
     run = tmp_path / "runs/smoke"
     process = command(*LONG, torchrun=())
     until(lambda: len(log(run)) >= 3, "three steps", alive=process)

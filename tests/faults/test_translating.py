@@ -196,7 +196,7 @@ def open_to_nobody(folder: Path, model: Path) -> None:
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can change its user")
-def test_unreadable_files_are_reported(tmp_path: Path, model: Path) -> None:
+def test_files_and_folders_without_read_permission_are_reported(tmp_path: Path, model: Path) -> None:
     write_picture(tmp_path / "in" / "good.png")
     open_to_nobody(tmp_path, model)
     write_picture(tmp_path / "in" / "secret.png")
@@ -480,7 +480,7 @@ def test_error_names_first_file_above_file_size_limit(tmp_path: Path, model: Pat
     assert before.items() <= identities(tmp_path / "out").items()
 
 
-def test_command_ends_if_journal_has_no_space_and_resumes(tmp_path: Path, model: Path) -> None:
+def test_translation_ends_on_failed_journal_write_and_can_be_resumed(tmp_path: Path, model: Path) -> None:
     for n in range(20):
         write_picture(tmp_path / "in" / f"{n:02}.png", size=(3, 3), seed=n)
     with pytest.raises(DiskError, match=r"cannot write .*/\.cyclestyle/journal\.jsonl: "):
@@ -507,7 +507,7 @@ def test_full_disk_at_contact_sheet_fails_only_after_all_photos_are_written(tmp_
 
 
 @pytest.mark.parametrize("name", ["thumbnails", "report.jsonl"])
-def test_path_of_wrong_type_in_output_folder_is_named_in_error(tmp_path: Path, model: Path, name: str) -> None:
+def test_file_where_a_folder_is_expected_is_reported_and_the_reverse(tmp_path: Path, model: Path, name: str) -> None:
     write_picture(tmp_path / "in" / "x.png")
     in_the_way = tmp_path / "out" / HIDDEN / name
     in_the_way.parent.mkdir(parents=True)
@@ -539,7 +539,7 @@ def test_output_folder_owned_by_another_user_is_rejected_before_work(
 # ------------------------------------------------------------------------------------------- sizes, names, places
 
 
-def test_sizes_from_1_to_40_px_are_preserved(tmp_path: Path, model: Path) -> None:
+def test_image_sizes_from_1_to_40_px_are_preserved_by_translation(tmp_path: Path, model: Path) -> None:
     """Translate images of 1,600 sizes: a third has alpha, a third has EXIF data with a rotation and a location."""
     random_bytes = noise(64, 64)
     (tmp_path / "in").mkdir()

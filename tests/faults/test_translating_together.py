@@ -125,7 +125,9 @@ def test_stopped_ranks_print_one_message_and_are_resumed(place: Place, uninterru
     assert_resumes(place, 2, uninterrupted)
 
 
-def test_torchrun_ends_if_rank_is_killed_and_is_resumed(place: Place, uninterrupted: dict[str, bytes]) -> None:
+def test_translation_by_torchrun_ends_if_rank_is_killed_and_can_be_resumed(
+    place: Place, uninterrupted: dict[str, bytes]
+) -> None:
     line = [f"checkpoint={place.model}", f"input={place.photos}", f"output={place.output}", "direction=a2b",
             "device=cpu", "precision=fp32", "workers=0", "sheet=false", "batch_size=1"]  # fmt: skip
     torchrun = ["torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "cyclestyle.translate"]
@@ -166,7 +168,9 @@ def actors(folder: Path) -> list[int]:
 
 
 @pytest.mark.slow  # Ray takes twenty seconds to start
-def test_ray_survives_killed_actor_and_resumes(place: Place, photos: Path, uninterrupted: dict[str, bytes]) -> None:
+def test_translation_by_ray_survives_killed_actor_and_can_be_resumed(
+    place: Place, photos: Path, uninterrupted: dict[str, bytes]
+) -> None:
     pytest.importorskip("ray", reason="engine=ray needs Ray")
     place.photos = place.folder / "in"
     shutil.copytree(photos, place.photos)

@@ -134,13 +134,13 @@ def test_link_is_skipped_by_its_own_name_not_by_name_of_its_target(tmp_path: Pat
     assert names(tmp_path / "root") == ["@eaDir.jpg", "photos/x.jpg", "y.jpg"]
 
 
-def test_empty_system_folders_argument_lists_system_folders(tmp_path: Path) -> None:
+def test_system_folders_are_listed_if_none_are_to_be_skipped(tmp_path: Path) -> None:
     make(tmp_path, "@eaDir/x.jpg", ".AppleDouble/x.jpg")
     listed = listing(tmp_path, endings={".jpg"}, system_folders=())
     assert [candidate.name for candidate in listed.candidates] == [Path("@eaDir/x.jpg")]
 
 
-def test_files_passed_over_are_counted_by_kind(tmp_path: Path) -> None:
+def test_skipped_files_are_counted_by_file_extension(tmp_path: Path) -> None:
     make(tmp_path, *(f"{n}.CR2" for n in range(6)), *(f"deep/{n}.cr2" for n in range(2)), "x.JPG", "README")
     make(tmp_path, "x.xmp", "y.xmp", "a.made in summer", "b.psd", "c.\x1b[31m")
     (tmp_path / "gone").symlink_to("nowhere")
@@ -151,7 +151,7 @@ def test_files_passed_over_are_counted_by_kind(tmp_path: Path) -> None:
     )
 
 
-def test_counts_of_two_listings_are_added_and_rare_kinds_summed_up(tmp_path: Path) -> None:
+def test_summary_of_two_listings_adds_counts_and_merges_rare_kinds(tmp_path: Path) -> None:
     make(
         tmp_path, *(f"a/{n}.k{kind}" for kind in range(10) for n in range(10 - kind)), "a/.git/x", "b/x.k9", "b/.git/x"
     )
@@ -177,12 +177,12 @@ def test_files_with_odd_names_are_listed_and_names_made_printable(tmp_path: Path
         printable(tmp_path / name).encode()
 
 
-def test_one_line_removes_line_breaks_and_limits_length() -> None:
+def test_error_text_is_joined_to_one_line_of_limited_length() -> None:
     assert one_line("a\n  b\tc \x07") == r"a b c \x07"
     assert len(one_line("x" * 1000)) == 200
 
 
-def test_list_contents_shows_four_names_and_counts_the_rest(tmp_path: Path) -> None:
+def test_folder_contents_are_summarized_by_four_names_and_count_of_the_rest(tmp_path: Path) -> None:
     assert list_contents(tmp_path) == "nothing"
     for number in range(6):
         (tmp_path / f"{number}").touch()

@@ -185,7 +185,7 @@ def test_replayed_steps_equal_eager_steps(batch_size: int, accumulate: int, back
 
 @pytest.mark.usefixtures("double_precision")
 @pytest.mark.parametrize(("batch_size", "accumulate"), [(1, 1), (4, 2)], ids=str)
-def test_replayed_steps_with_trained_terms_and_r1_equal_eager_steps(batch_size: int, accumulate: int) -> None:
+def test_replayed_steps_with_r1_and_trained_loss_terms_equal_eager_steps(batch_size: int, accumulate: int) -> None:
     settings: dict[str, Any] = {"batch_size": batch_size, "accumulate": accumulate}
     recording = Recording()
     replaying = trainer_of(recording, **settings, **tiny_terms())
@@ -296,7 +296,7 @@ def recomputing(trainer: Trainer) -> Trainer:
     ],
     ids=["cpu", "processes", "compile", "skip", "recompute", "sgd", "fp16", "profile"],
 )
-def test_obstacles_to_cuda_graphs_are_errors_unless_auto(
+def test_unsupported_setup_is_an_error_with_cuda_graphs_true_but_not_auto(
     trainer: Callable[[], Trainer], settings: dict[str, Any], reason: str
 ) -> None:
     with pytest.raises(CommandError, match=f"^trainer.cuda_graphs=true {reason}.*: leave it out$"):
@@ -306,7 +306,9 @@ def test_obstacles_to_cuda_graphs_are_errors_unless_auto(
 
 
 @pytest.mark.parametrize(("batch_size", "accumulate", "replays"), [(1, 1, True), (2, 2, True), (2, 1, False)])
-def test_auto_captures_only_micro_batches_of_one_image(batch_size: int, accumulate: int, replays: bool) -> None:
+def test_auto_setting_uses_cuda_graphs_only_for_micro_batches_of_one_image(
+    batch_size: int, accumulate: int, replays: bool
+) -> None:
     trainer = tiny_trainer(hardware=Recording(), cuda_graphs="auto", batch_size=batch_size, accumulate=accumulate)
     assert trainer.is_graphed == replays
 
@@ -343,7 +345,7 @@ class Rehearsing(CudaGraphCapture):
 @NO_GPU
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize(("batch_size", "accumulate", "backward"), [(1, 1, "split"), (1, 1, "joint"), (2, 2, "split")])
-def test_steps_with_cuda_graphs_equal_eager_steps(
+def test_steps_replayed_on_gpu_equal_eager_steps(
     precision: str, batch_size: int, accumulate: int, backward: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings: dict[str, Any] = {"batch_size": batch_size, "accumulate": accumulate, "backward": backward}

@@ -142,7 +142,7 @@ def test_gradients_are_scaled_in_fp16_only() -> None:
     assert not Hardware("cpu", precision="fp32").scaler().is_enabled()
 
 
-def test_deterministic_hardware_sets_pytorch_switch() -> None:
+def test_deterministic_option_enables_deterministic_pytorch_algorithms() -> None:
     Hardware("cpu", deterministic=False)
     assert not torch.are_deterministic_algorithms_enabled()
     Hardware("cpu", deterministic=True)

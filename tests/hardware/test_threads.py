@@ -86,7 +86,7 @@ def test_auto_threads_use_available_cores(
     [(0.1, ""), (0.4, ""), (1.0, "other processes use 1.0 of 2 cores: threads=1 is faster beside them"),
      (2.0, "other processes use 2.0 of 2 cores: threads=1 is faster beside them")],
 )  # fmt: skip
-def test_busy_machine_changes_note_but_not_thread_count(others: float, expected: str) -> None:
+def test_busy_machine_adds_a_note_and_keeps_the_thread_count(others: float, expected: str) -> None:
     assert threads.with_suggestion(2, others=others, cores=2, key="threads") == Choice(2, expected)
 
 
@@ -114,7 +114,7 @@ def test_thread_count_of_new_run_is_the_same_on_a_busy_machine(monkeypatch: pyte
         ({}, "", None),
     ],
 )
-def test_container_quota_is_read(
+def test_cpu_quota_of_a_container_is_read_from_cgroup_files(
     files: dict[str, str], membership: str, expected: float | None, tmp_path: Path
 ) -> None:
     for name, text in files.items():
@@ -158,7 +158,9 @@ def test_fewer_than_one_thread_is_rejected(number: int) -> None:
         ({"OMP_WAIT_POLICY": "passive"}, None),
     ],
 )
-def test_spin_count_is_set_unless_user_has_set_it(variables: dict[str, str], expected: str | None) -> None:
+def test_openmp_spin_count_is_set_unless_user_set_it_or_a_wait_policy(
+    variables: dict[str, str], expected: str | None
+) -> None:
     threads.spin_briefly(variables)
     assert variables.get("GOMP_SPINCOUNT") == expected
 
@@ -219,7 +221,7 @@ def test_busy_time_counts_allowed_cores_only() -> None:
 
 
 @needs_proc
-def test_counters_include_other_process_on_same_core() -> None:
+def test_time_used_by_other_process_on_same_core_is_counted() -> None:
     core = min(os.sched_getaffinity(0))
     with on_core(core), spinning(3, core=core):
         before = threads.look()
@@ -231,7 +233,7 @@ def test_counters_include_other_process_on_same_core() -> None:
 
 
 @needs_proc
-def test_counters_include_running_child_processes() -> None:
+def test_processor_time_of_running_children_counts_as_own_time() -> None:
     """The processor time of a running data worker counts as time of this process."""
     import multiprocessing
 
@@ -259,7 +261,7 @@ def wait_for_use(pid: int | None, seconds: float) -> None:
 
 
 @needs_proc
-def test_watch_respects_interval_and_warns_once() -> None:
+def test_busy_cores_are_reported_only_once_after_the_check_interval() -> None:
     core = min(os.sched_getaffinity(0))
     warnings: list[str] = []
     early: list[str] = []
@@ -275,7 +277,7 @@ def test_watch_respects_interval_and_warns_once() -> None:
     assert not early
 
 
-def test_watch_runs_after_each_translated_batch() -> None:
+def test_busy_cores_are_checked_after_each_translated_batch() -> None:
     looks: list[int] = []
     pipeline = Watched(Inverted(), lambda: looks.append(1))
     pixels = torch.zeros(1, 3, 4, 4, dtype=torch.uint8)

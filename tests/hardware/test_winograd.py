@@ -73,7 +73,7 @@ def test_bf16_outputs_equal_pytorch_outputs_bit_for_bit(trained):
     assert torch.equal(output, expected)
 
 
-def test_bf16_gradients_are_float32_and_near_exact_gradients():
+def test_bf16_gradients_are_float32_and_close_to_float64_gradients():
     winograd, conv = layers(64, 48, dtype=torch.float32)
     x, e = values(2, 64, 18, 18, layout=torch.channels_last), values(2, 48, 16, 16)
     with torch.autocast("cpu", torch.bfloat16):

@@ -175,7 +175,7 @@ def with_codes(path: Path, primaries: int, transfer: int) -> tuple[int, int] | N
 
 
 @pytest.mark.parametrize("transfer", [16, 18, 17])
-def test_hdr_of_avif_is_converted_or_noted(tmp_path: Path, transfer: int) -> None:
+def test_avif_with_hdr_or_unknown_transfer_code_is_read_with_one_note(tmp_path: Path, transfer: int) -> None:
     path = tmp_path / "x.avif"
     Image.fromarray(np.full((16, 16, 3), 128, np.uint8)).save(path, quality=95)
     assert with_codes(path, 9, transfer) == (9, transfer)
@@ -183,7 +183,7 @@ def test_hdr_of_avif_is_converted_or_noted(tmp_path: Path, transfer: int) -> Non
     assert note.startswith("HDR (" if transfer != 17 else "colours of the code 9/17")
 
 
-def test_damaged_boxes_do_not_raise_errors(tmp_path: Path) -> None:
+def test_colour_tag_search_in_damaged_avif_raises_no_error(tmp_path: Path) -> None:
     path = tmp_path / "x.avif"
     Image.fromarray(np.full((16, 16, 3), 128, np.uint8)).save(path)
     whole, draws = path.read_bytes(), np.random.default_rng(0)

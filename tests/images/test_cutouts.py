@@ -25,7 +25,7 @@ def cutout(hidden: int, *, kind: type = np.uint8, height: int = 37, width: int =
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16])
-def test_fill_depends_on_visible_pixels_alone_and_keeps_them(kind: type) -> None:
+def test_filled_colours_of_transparent_pixels_depend_on_visible_pixels_only(kind: type) -> None:
     full = int(np.iinfo(kind).max)
     first, second = cutout(0, kind=kind), cutout(full, kind=kind)
     filled = [cutouts.filled(photo) for photo in (first, second)]
@@ -39,7 +39,7 @@ def test_fill_depends_on_visible_pixels_alone_and_keeps_them(kind: type) -> None
     assert (first.pixels[~visible] == 0).all()  # the photo given is not changed
 
 
-def test_fill_takes_colours_of_nearest_visible_pixels() -> None:
+def test_transparent_pixels_are_filled_with_colours_of_nearest_visible_ones() -> None:
     pixels, alpha = np.zeros((32, 64, 3), np.uint8), np.zeros((32, 64), np.uint8)
     pixels[:, :8], pixels[:, -8:] = (200, 10, 10), (10, 10, 200)
     alpha[:, :8] = alpha[:, -8:] = 255
@@ -51,13 +51,13 @@ def test_fill_takes_colours_of_nearest_visible_pixels() -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (7, 1), (2, 3), (5, 5), (33, 16)])
-def test_one_visible_pixel_fills_images_of_any_size(size: tuple[int, int]) -> None:
+def test_single_visible_pixel_gives_all_transparent_pixels_its_colour(size: tuple[int, int]) -> None:
     pixels, alpha = np.full((*size, 3), 250, np.uint8), np.zeros(size, np.uint8)
     pixels[-1, -1], alpha[-1, -1] = (10, 20, 30), 1
     assert (cutouts.filled(Photo(pixels, alpha)).pixels == (10, 20, 30)).all()
 
 
-def test_strip_height_does_not_change_the_fill(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_filled_pixels_do_not_depend_on_number_of_rows_per_group(monkeypatch: pytest.MonkeyPatch) -> None:
     photo = cutout(0, height=77)
     whole = cutouts.filled(photo).pixels
     for rows in (2, 10, 32):
@@ -66,14 +66,14 @@ def test_strip_height_does_not_change_the_fill(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("alpha", [None, np.zeros((4, 5), np.uint8), np.full((4, 5), 1, np.uint8)])
-def test_photos_without_hidden_or_visible_pixels_are_unchanged(alpha: np.ndarray | None) -> None:
+def test_photos_with_all_or_no_pixels_visible_are_left_unfilled(alpha: np.ndarray | None) -> None:
     photo = Photo(np.arange(60, dtype=np.uint8).reshape(4, 5, 3), alpha)
     assert cutouts.filled(photo) is photo
 
 
 @pytest.mark.parametrize("tile", ["off", 8])
 @pytest.mark.parametrize("resize", [None, 30])
-def test_visible_pixels_of_a_translation_ignore_hidden_colours(
+def test_hidden_colours_do_not_change_visible_pixels_of_translation(
     tmp_path: Path, tile: int | str, resize: int | None
 ) -> None:
     pipeline = TranslationPipeline.load(

@@ -15,7 +15,7 @@ from cyclestyle.photoset import worker_tasks
 from cyclestyle.photoset.worker_tasks import Reading
 
 
-def test_each_warning_is_collected_and_none_is_shown(capfd: pytest.CaptureFixture[str]) -> None:
+def test_decoder_warnings_are_collected_and_not_printed(capfd: pytest.CaptureFixture[str]) -> None:
     with collected(stderr=True) as lines:
         for _ in range(3):
             warnings.warn("odd tag", UserWarning, stacklevel=1)

@@ -376,7 +376,7 @@ def test_failed_save_keeps_the_old_file(tmp_path: Path) -> None:
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("x.webp", b"old")]
 
 
-def test_find_lists_images_in_subfolders_in_name_order(tmp_path: Path) -> None:
+def test_images_of_a_folder_and_subfolders_are_listed_in_name_order(tmp_path: Path) -> None:
     for name in ["b/2.PNG", "a.jpg", "b/10.tiff", ".hidden.png", ".git/x.png", "c.txt", "d.jpg/e.webp"]:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()

@@ -749,7 +749,7 @@ def test_earlier_decoder_reads_untagged_file_alike_with_managed_and_raw_colour(
 
 
 @pytest.mark.parametrize("case", TAGGED, ids=lambda case: case.name)
-def test_earlier_decoder_ignores_profiles_with_raw_colour(tmp_path: Path, case: Good) -> None:
+def test_earlier_decoder_ignores_profiles_if_colour_option_is_raw(tmp_path: Path, case: Good) -> None:
     case.make(tmp_path / case.name)
     assert outcome(tmp_path / case.name, "raw") == outcome_in_pillow(tmp_path / case.name)
 

@@ -387,7 +387,7 @@ def test_equal_photos_give_equal_bytes(tmp_path: Path, ending: str, sixteen_bit:
     assert len(contents) == 1
 
 
-def test_note_is_returned_for_discarded_alpha_and_bits(tmp_path: Path) -> None:
+def test_writing_bmp_notes_discarded_alpha_and_reduced_bit_depth(tmp_path: Path) -> None:
     pixels, alpha = np.zeros((16, 32, 3), np.uint16), np.zeros((16, 32), np.uint16)
     pixels[:], alpha[:, :16] = (65535, 128, 129), 65535
     notes = writing.write(Photo(pixels, alpha), tmp_path / "x.bmp")
@@ -410,7 +410,7 @@ def test_written_jpeg_has_requested_quality_and_full_chroma(tmp_path: Path) -> N
             assert [layer[1:3] for layer in image.layer] == [(1, 1)] * 3  # type: ignore[attr-defined]
 
 
-def test_tiff_has_deflated_strips_readable_by_other_programs(tmp_path: Path) -> None:
+def test_written_tiff_is_deflate_compressed_and_readable_by_other_programs(tmp_path: Path) -> None:
     needs_16_bit()
     import tifffile
 

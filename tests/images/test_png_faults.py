@@ -32,7 +32,7 @@ def write(path: Path, *chunks: bytes, last: bytes = b"") -> None:
     [b"x\0\1abc", b"x\0\0no zlib", b"no zero byte", b"", b"\0\0" + zlib.compress(profiles.wide()), b"x\0\0"],
     ids=["method", "zlib", "name", "empty", "nameless", "no-data"],
 )
-def test_odd_profile_chunk_is_ignored_with_a_note(tmp_path: Path, data: bytes) -> None:
+def test_damaged_profile_chunk_is_ignored_with_a_note(tmp_path: Path, data: bytes) -> None:
     write(tmp_path / "x.png", chunk(b"iCCP", data))
     photo = reading.read(tmp_path / "x.png")
     assert np.array_equal(photo.pixels, PIXELS)
@@ -94,7 +94,7 @@ def test_profile_of_several_megabytes_is_used(tmp_path: Path) -> None:
     assert np.abs(photo.pixels - expected).max() <= 2
 
 
-def test_decompression_bombs_are_ignored_with_a_note(tmp_path: Path) -> None:
+def test_oversized_compressed_chunks_of_png_are_skipped_with_a_note(tmp_path: Path) -> None:
     bomb = zlib.compress(bytes(png.MAX_TEXT + 1))
     write(tmp_path / "x.png", chunk(b"zTXt", b"a\0\0" + bomb), chunk(b"iCCP", b"x\0\0" + bomb))
     photo = reading.read(tmp_path / "x.png")
@@ -112,7 +112,7 @@ def test_16_bit_png_with_faulty_ancillary_chunk_is_read(tmp_path: Path) -> None:
     assert photo.notes == ("the checksum of its part gAMA is wrong: the part is ignored",)
 
 
-def test_intact_file_is_not_copied(tmp_path: Path) -> None:
+def test_intact_png_is_decoded_from_its_own_stream_without_a_copy(tmp_path: Path) -> None:
     write(tmp_path / "x.png", chunk(b"gAMA", struct.pack(">I", 45455)))
     with (tmp_path / "x.png").open("rb") as stream:
         assert png.without_faults(stream) == (stream, ())

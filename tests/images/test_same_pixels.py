@@ -110,7 +110,7 @@ def test_training_and_translation_read_further_formats_alike(tmp_path: Path, nam
     assert name not in UnpairedFolders(str(tmp_path), decoder="earlier").files["a"]  # runs of before keep their list
 
 
-def test_training_and_translation_name_the_missing_library(tmp_path: Path) -> None:
+def test_training_and_translation_errors_give_install_command_of_missing_library(tmp_path: Path) -> None:
     tiff(LEVELS.astype(np.uint16) * 257, photometric="minisblack")(tmp_path / "x.tif")
     script = """
 from cyclestyle.images import reading

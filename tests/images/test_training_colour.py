@@ -20,7 +20,7 @@ from tests.images.test_photos import output_without
     [(profiles.p3(), profiles.srgb_as_p3, 3.59), (profiles.adobe(), profiles.srgb_as_adobe, 4.25)],
     ids=["p3", "adobe"],
 )
-def test_raw_colours_differ_from_managed_colours_by_several_levels(
+def test_ignoring_the_colour_profile_shifts_8_bit_values_by_3_to_5_on_average(
     tmp_path: Path, profile: bytes, encoded: Callable[[np.ndarray], np.ndarray], expected: float
 ) -> None:
     scenes = np.concatenate([photograph(number, size=256) for number in range(4)])  # in sRGB
@@ -33,7 +33,7 @@ def test_raw_colours_differ_from_managed_colours_by_several_levels(
     assert np.abs(raw - managed).mean() == pytest.approx(expected, abs=0.05)  # 8-bit levels
 
 
-def test_tagged_16_bit_file_is_read_from_upper_8_bits_without_libraries(tmp_path: Path) -> None:
+def test_without_16_bit_libraries_earlier_decoder_reads_upper_8_bits_of_tagged_file(tmp_path: Path) -> None:
     tifffile = pytest.importorskip("tifffile", reason="16 bits a channel need the extra `deep`")
     pytest.importorskip("imagecodecs", reason="16 bits a channel need the extra `deep`")
     path, pixels = tmp_path / "x.tif", np.random.default_rng(0).integers(0, 65536, (20, 30, 3), dtype=np.uint16)
@@ -48,7 +48,7 @@ def test_tagged_16_bit_file_is_read_from_upper_8_bits_without_libraries(tmp_path
     assert 0 < np.abs(with_16_bits - with_8_bits).mean() < 1
 
 
-def test_grey_channel_is_luma_of_the_managed_colours(tmp_path: Path) -> None:
+def test_colour_file_with_profile_read_as_grey_gives_luma_of_its_srgb_colours(tmp_path: Path) -> None:
     pixels = np.random.default_rng(1).integers(0, 256, (9, 7, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "x.png", icc_profile=profiles.wide())
     colour = np.asarray(reading.read_8_bit(tmp_path / "x.png")).astype(float)

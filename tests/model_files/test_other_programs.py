@@ -64,7 +64,7 @@ FILES: dict[str, tuple[str, object, list[str]]] = {  # case -> name, content, pr
 
 
 @pytest.mark.parametrize("case", FILES)
-def test_generators_of_the_reference_load_from_files_of_other_programs(tmp_path: Path, case: str) -> None:
+def test_reference_generators_saved_by_other_programs_are_loaded(tmp_path: Path, case: str) -> None:
     name, content, sides = FILES[case]
     torch.save(content, tmp_path / name)
     sources = generator_file.read(tmp_path / name)
@@ -126,7 +126,7 @@ def test_both_generators_of_a_file_are_exported(tmp_path: Path) -> None:
         ("netD_A", None),
     ],
 )
-def test_direction_follows_from_unambiguous_names(name: str, side: str | None) -> None:
+def test_direction_is_inferred_from_unambiguous_names_only(name: str, side: str | None) -> None:
     assert side_in(name) == side
 
 
@@ -242,7 +242,7 @@ def test_tensorflow_checkpoints_are_recognised_by_file_names(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("name", ["training.pt", "rank0.pt"])
-def test_training_state_error_names_the_checkpoint_folder(tmp_path: Path, name: str) -> None:
+def test_error_for_a_training_state_file_names_its_checkpoint_folder(tmp_path: Path, name: str) -> None:
     torch.save({"step": 3}, tmp_path / name)
     assert_rejected(tmp_path / name, f"not its networks: give the checkpoint folder {tmp_path}")
 

@@ -58,7 +58,7 @@ def noise(seed: int, count: int = 2, height: int = 20, width: int = 30) -> Sampl
     return Samples(*(torch.randint(0, 256, (4, count, 3, height, width), dtype=torch.uint8, generator=random)))
 
 
-def test_grid_has_four_columns_and_a_row_per_probe_image() -> None:
+def test_sample_grid_has_four_columns_and_a_row_per_probe_image() -> None:
     probes = noise(0, count=3)
     sheet = np.asarray(grid(probes, ("a", "b", "c", "d")))
     assert sheet.shape == (22 + 3 * 24 + 4, 4 * 34 + 4, 3)
@@ -68,7 +68,7 @@ def test_grid_has_four_columns_and_a_row_per_probe_image() -> None:
             assert np.array_equal(sheet[top : top + 20, left : left + 30], image.permute(1, 2, 0).numpy())
 
 
-def test_grid_shows_grey_images_and_leaves_out_missing_identity() -> None:
+def test_sample_grid_shows_grey_images_and_leaves_out_missing_identity_column() -> None:
     colour = noise(0, count=3)
     grey = colour.translated[:, :1]
     sheet = np.asarray(grid(colour._replace(translated=grey, identity=None), ("a", "b", "c", "d")))
@@ -79,7 +79,7 @@ def test_grid_shows_grey_images_and_leaves_out_missing_identity() -> None:
         assert np.array_equal(sheet[top : top + 20, 38:68], grey[row].permute(1, 2, 0).expand(20, 30, 3).numpy())
 
 
-def test_samples_of_domains_with_unequal_channels_have_no_identity() -> None:
+def test_samples_of_domains_with_unequal_channels_have_no_identity_image() -> None:
     generators = Generators(
         ResNetGenerator(2, 1, in_channels=1, out_channels=3), ResNetGenerator(2, 1, in_channels=3, out_channels=1)
     ).eval()
@@ -338,7 +338,9 @@ def test_tensorboard_has_command_config_and_environment_of_each_start(tmp_path: 
 
 
 @pytest.mark.parametrize("content", [None, b"", b"[]", b"{}", b"[1]", b'[{"step": 1}]', b"\xff", b"[" * 100_000])
-def test_tensorboard_without_config_or_readable_record_has_curves_only(tmp_path: Path, content: bytes | None) -> None:
+def test_tensorboard_has_curves_only_if_config_is_missing_and_starts_json_unreadable(
+    tmp_path: Path, content: bytes | None
+) -> None:
     if content is not None:
         (tmp_path / "starts.json").write_bytes(content)
     board = TensorBoard(tmp_path, domains=DOMAINS, total=4)
@@ -440,7 +442,7 @@ def test_console_prints_values_of_task_on_their_own_line(tmp_path: Path, capsys:
     assert capsys.readouterr().out == "step 500/2000  kid 0.041  psnr_ab 21.35  count 12\nstep 500/2000  fid nan\n"
 
 
-def test_console_shows_bar_on_terminal(
+def test_console_shows_progress_bar_on_terminal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TTY_COMPATIBLE", "1")
@@ -513,7 +515,7 @@ def test_gpu_work_counts_once_for_phase_that_launched_it() -> None:
     ]
 
 
-def test_trace_without_steps_is_rejected() -> None:
+def test_profiler_trace_without_steps_is_rejected() -> None:
     with pytest.raises(ValueError, match="the trace has no steps"):
         breakdown([], ["forward"], steps=2)
 
@@ -641,7 +643,7 @@ def test_unwritable_profile_warns_once_and_training_continues(
     assert capsys.readouterr().out == ""
 
 
-def test_phase_marks_are_cheap_without_profiler(tmp_path: Path) -> None:
+def test_marks_of_training_phases_take_little_time_without_profiler(tmp_path: Path) -> None:
     for steps in (1, 4, 6):  # training ends before, among and after the recorded steps
         profiled(tmp_path, steps=steps)
         assert not torch.autograd._profiler_enabled()

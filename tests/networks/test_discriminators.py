@@ -33,7 +33,7 @@ def test_texture_discriminator_adds_a_score_channel():
     assert torch.equal(scores[:, :1], network.patch(x))
 
 
-def test_texture_equals_difference_of_gaussians():
+def test_texture_filter_output_equals_difference_of_gaussian_blurs():
     x = torch.rand(2, 3, 20, 17, dtype=torch.float64) * 2 - 1
     light = x.mean(dim=1)
     output = texture(x)
@@ -50,7 +50,7 @@ def test_texture_equals_difference_of_gaussians():
         torch.testing.assert_close(output[:, 0, row, column], 12 * (means[0] - means[1]), rtol=0, atol=1e-12)
 
 
-def test_texture_in_bf16_equals_texture_in_float32():
+def test_texture_filter_under_bf16_autocast_equals_float32_result():
     gray = torch.rand(1, 1, 40, 40).bfloat16().expand(1, 3, 40, 40)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(texture(gray).float(), texture(gray.float()).float())
@@ -71,7 +71,7 @@ def test_texture_scores_ignore_colour_and_large_shapes():
     assert (scores(2 * x) - scores(x)).abs().mean() > 0.3 * (scores(x) - scores(0 * x)).abs().mean()
 
 
-def test_patchgan_with_norm_ignores_texture_strength():
+def test_patchgan_with_norm_gives_same_scores_at_double_contrast():
     network = PatchDiscriminator(8, 2, in_channels=1).double()
     for module in network.modules():
         if isinstance(module, nn.Conv2d):

@@ -75,7 +75,7 @@ def test_hooks_are_removed_after_an_error() -> None:
     assert num_hooks(generator) == 0
 
 
-def test_unknown_layer_is_rejected_with_names_of_two_levels() -> None:
+def test_error_for_unknown_layer_lists_layers_of_the_top_two_levels() -> None:
     with pytest.raises(CommandError) as caught:
         layer_of(ResNetGenerator(4, 1), "trunk.1")
     assert str(caught.value) == (

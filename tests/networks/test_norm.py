@@ -11,7 +11,7 @@ LAYOUTS = {"default": torch.contiguous_format, "channels last": torch.channels_l
 @pytest.mark.parametrize("gradient", LAYOUTS.values(), ids=LAYOUTS)
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 @pytest.mark.parametrize("num_images", [1, 2, 3])
-def test_values_and_gradients_match_formula_in_every_layout(num_images, layout, gradient):
+def test_instance_norm_matches_its_formula_in_every_memory_layout(num_images, layout, gradient):
     random = torch.Generator().manual_seed(0)
     values, weights = (torch.randn(num_images, 5, 7, 9, generator=random, dtype=torch.float64) for _ in "xg")
     x = values.clone(memory_format=layout).requires_grad_()

@@ -60,7 +60,7 @@ def test_entry_point_of_installed_package_is_found_by_name(folder: Path) -> None
             build({"name": name}, kind=kind)
 
 
-def test_own_table_takes_precedence_over_entry_point(folder: Path) -> None:
+def test_built_in_network_takes_precedence_over_entry_point_of_same_name(folder: Path) -> None:
     write_module(folder, source=NETWORKS)
     write_installed_package(folder, {"resnet": "my_networks:MyGenerator"})
     with torch.device("meta"):
@@ -172,14 +172,14 @@ def test_architecture_that_changes_when_rebuilt_is_rejected(folder: Path) -> Non
         build({"name": "mine"})
 
 
-def test_require_rebuildable_accepts_plugin_networks(folder: Path) -> None:
+def test_networks_that_can_be_rebuilt_from_a_model_file_are_accepted(folder: Path) -> None:
     load(folder)
     require_rebuildable(build({"name": "mine", "width": 3}), kind="generator")
     require_rebuildable(build({"name": "spectral", "width": 3}), kind="discriminator")
     require_rebuildable(build({"name": "unet", "channels": 1, "levels": 2}), kind="generator")
 
 
-def test_require_rebuildable_rejects_networks_that_build_cannot_load(folder: Path) -> None:
+def test_networks_that_cannot_be_rebuilt_from_a_model_file_are_rejected(folder: Path) -> None:
     load(folder)
     mine, spectral = (sys.modules["my_networks"].__dict__[name] for name in ("MyGenerator", "SpectralDiscriminator"))
 
@@ -194,7 +194,7 @@ def test_require_rebuildable_rejects_networks_that_build_cannot_load(folder: Pat
         require_rebuildable(subclass(), kind="generator")
 
 
-def test_discriminator_with_spectral_norm_is_rebuilt_from_its_state(folder: Path) -> None:
+def test_discriminator_with_spectral_norm_is_restored_bit_exactly(folder: Path) -> None:
     load(folder)
     network = build({"name": "spectral", "width": 3}, kind="discriminator")
     initialize(network, generator=torch.Generator().manual_seed(0))

@@ -46,7 +46,7 @@ def test_architecture_names_match_registry():
             assert network().architecture["name"] == name
 
 
-def test_missing_arguments_take_defaults():
+def test_build_uses_defaults_for_missing_arguments():
     with torch.device("meta"):
         assert build({"name": "patch"}).architecture == PatchDiscriminator().architecture
 
@@ -128,7 +128,7 @@ one_thing_changed = st.builds(
 
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(nearly_right | one_thing_changed | st.dictionaries(st.text(), json_values))
-def test_any_mapping_builds_or_raises_checkpoint_error(architecture):
+def test_architecture_mapping_builds_a_network_or_raises_checkpoint_error(architecture):
     with contextlib.suppress(CheckpointError), torch.device("meta"):
         network = build(architecture)
         assert isinstance(network, nn.Module)

@@ -109,7 +109,7 @@ def plain_resnet(channels, blocks):
 
 
 @pytest.mark.parametrize("blocks", [0, 1, 9])
-def test_outputs_and_gradients_equal_plain_sequence(blocks):
+def test_outputs_and_gradients_equal_those_of_plain_nn_sequential(blocks):
     network, plain = ResNetGenerator(3, blocks).double(), plain_resnet(3, blocks).double()
     names = reference_names(network)
     plain.load_state_dict({names[key]: tensor for key, tensor in network.state_dict().items()})

@@ -67,7 +67,7 @@ def normalize(x):
 
 
 @pytest.mark.parametrize("levels", [2, 3, 6])
-def test_outputs_equal_nested_implementation(levels):
+def test_outputs_equal_recursive_implementation(levels):
     network = UNetGenerator(2, levels).double()
     x = torch.rand(2, 3, 2**levels, 2 ** (levels + 1), dtype=torch.float64) * 2 - 1
     expected = nested_unet(x, network.state_dict(), levels)
@@ -94,7 +94,7 @@ def test_resize_upsampling_equals_plain_implementation():
 
 
 @pytest.mark.parametrize("upsample", ["transposed", "resize"])
-def test_detail_is_added_before_final_tanh(upsample):
+def test_unet_detail_layers_add_their_output_before_final_tanh(upsample):
     network = UNetGenerator(2, 2, upsample=upsample, detail=5).double()
     x = torch.rand(1, 3, 8, 12, dtype=torch.float64) * 2 - 1
     outputs = []
@@ -113,7 +113,7 @@ def test_detail_is_added_before_final_tanh(upsample):
     torch.testing.assert_close(actual, (y + inverse).tanh(), rtol=0, atol=1e-12)
 
 
-def test_initial_network_with_detail_is_near_identity():
+def test_untrained_unet_with_detail_option_nearly_returns_its_input():
     network = UNetGenerator(8, 3, upsample="resize", detail=4)
     initialize(network, generator=torch.Generator().manual_seed(0))
     x = torch.rand(1, 3, 32, 32) * 2 - 1

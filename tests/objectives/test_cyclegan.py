@@ -197,7 +197,9 @@ def gradients(objective: CycleGAN, parts: Sequence[Part]) -> tuple[dict[str, flo
 
 @pytest.mark.parametrize("recompute", [False, True], ids=["stored", "recomputed"])
 @pytest.mark.parametrize("weights", WEIGHTS, ids=str)
-def test_sum_over_parts_equals_joint_losses_and_gradients(weights: dict[str, float], recompute: bool) -> None:
+def test_sum_over_split_loss_parts_equals_joint_losses_and_gradients(
+    weights: dict[str, float], recompute: bool
+) -> None:
     joint, split = (tiny_objective(double=True, backward=backward, **weights) for backward in ("joint", "split"))
     joint_losses, joint_gradients = gradients(joint, joint.generator_parts)
     for generator in (split.generators.ab, split.generators.ba):

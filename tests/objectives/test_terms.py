@@ -129,7 +129,7 @@ def test_losses_and_gradients_of_terms_match_plain_autograd(backward: str) -> No
     assert len(objective.generator_parts) == (2 if backward == "split" else 1)
 
 
-def test_terms_add_to_cycle_and_identity_losses() -> None:
+def test_loss_terms_are_added_to_cycle_and_identity_losses() -> None:
     plain, extended = tiny_objective(double=True), tiny_objective(double=True, terms=all_terms())
     (without, base), (with_terms, total) = gradients(plain), gradients(extended)
     only_terms, added = by_hand(extended, extended.terms.modules["distance"].head)
@@ -182,7 +182,7 @@ def test_only_images_that_a_term_needs_are_computed(term: Any, stem: int, head: 
         assert (counts["ab.trunk.0"], counts["ab.trunk.1"]) == (2, 1)  # trunk.0 is the last requested layer
 
 
-def test_inputs_that_no_term_needs_are_absent() -> None:
+def test_inputs_that_no_loss_term_needs_are_none_or_empty() -> None:
     directions: list[Direction] = []
 
     def look(direction: Direction) -> Tensor:
@@ -213,7 +213,7 @@ def test_micro_batches_and_whole_batch_give_equal_losses_with_terms() -> None:
     torch.testing.assert_close(halves_state, whole_state, rtol=1e-7, atol=1e-10)
 
 
-def test_terms_are_called_in_order_of_their_names() -> None:
+def test_loss_terms_are_called_in_order_of_their_names() -> None:
     calls: list[str] = []
 
     def term(name: str) -> Weighted:
@@ -230,7 +230,7 @@ def test_terms_are_called_in_order_of_their_names() -> None:
         assert calls == ["a ab", "b ab", "c ab", "a ba", "b ba", "c ba"]
 
 
-def test_term_of_weight_zero_is_absent() -> None:
+def test_loss_term_of_weight_zero_is_neither_computed_nor_saved() -> None:
     def fail(*_: Any) -> Tensor:
         raise AssertionError("a term of weight 0 was called")
 
@@ -283,7 +283,7 @@ class Holder:
         return self.network(direction.fake).mean()
 
 
-def test_trained_network_in_a_term_that_is_no_module_is_rejected() -> None:
+def test_loss_term_that_trains_a_network_but_is_no_module_is_rejected() -> None:
     with pytest.raises(CommandError, match=r"^objective\.terms\.mine: Holder\.network has trained parameters: derive"):
         tiny_objective(terms=[Weighted("mine", Holder(trained=True))])
     losses, _ = gradients(tiny_objective(double=True, terms=[Weighted("mine", Holder(trained=False))]))
@@ -368,7 +368,7 @@ def test_buffers_of_terms_are_restored_for_each_rank(rank: int, ranks: int, sour
     assert resumed.terms.modules["new"].mean.tolist() == 3 * [0.0]
 
 
-def test_parameters_of_terms_are_restored_and_differences_are_rejected() -> None:
+def test_parameters_of_loss_terms_are_restored_and_mismatches_are_rejected() -> None:
     saved = tiny_objective(**tiny_terms())
     for parameter in (*saved.terms.parameters, *saved.discriminator_terms.parameters):
         nn.init.normal_(parameter)
@@ -551,7 +551,7 @@ class Bank(nn.Module):
         return self.bank.mean() * direction.fake.mean()
 
 
-def test_buffers_that_begin_as_none_and_grow_are_restored() -> None:
+def test_loss_term_buffer_that_starts_as_none_and_grows_is_restored() -> None:
     stopped, resumed = (Terms("objective.terms", [Weighted("bank", Bank())], inputs=["direction"]) for _ in range(2))
     direction = Direction("ab", *(torch.rand(1, 3, 4, 4) for _ in range(3)))
     for _ in range(3):
@@ -561,7 +561,7 @@ def test_buffers_that_begin_as_none_and_grow_are_restored() -> None:
     torch.testing.assert_close(resumed.buffers(), stopped.buffers(), rtol=0, atol=0)
 
 
-def test_saved_buffer_without_a_place_is_rejected() -> None:
+def test_saved_buffer_that_its_loss_term_does_not_have_is_rejected() -> None:
     terms = Terms("objective.terms", [Weighted("bank", Bank())], inputs=["direction"])
     with pytest.raises(CheckpointError, match=r"^term bank: it has no buffer other, .* give the changed term another"):
         terms.load_buffers({"bank": {"other": torch.zeros(2)}})

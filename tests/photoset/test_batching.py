@@ -21,7 +21,7 @@ def test_each_batch_holds_one_image_size_and_no_image_is_lost() -> None:
     assert [len(batch) for batch in result if batch[0].pixels.shape[-1] == 8] == [3, 3]
 
 
-def test_first_batch_size_limits_only_the_first_batch() -> None:
+def test_first_batch_size_argument_limits_only_the_first_batch() -> None:
     result = list(batching.batches((photo(8, 8) for _ in range(10)), 4, first_batch_size=1))
     assert [len(batch) for batch in result] == [1, 4, 4, 1]
 

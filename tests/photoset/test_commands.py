@@ -25,7 +25,7 @@ def command(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_translate_with_failed_photos_lists_them_and_exits_with_6(tmp_path: Path) -> None:
+def test_translate_lists_failed_photos_and_exits_with_code_6(tmp_path: Path) -> None:
     write_model(tmp_path / "model")
     photos = tmp_path / "Fotos (2019), it's ö"
     for n in range(3):
@@ -89,7 +89,9 @@ def test_summary_of_a_single_file_names_the_file(tmp_path: Path, capsys: pytest.
     assert capsys.readouterr().out.splitlines()[-1].endswith(f": {tmp_path / 'folder' / 'x.png'}")
 
 
-def test_files_passed_over_are_in_summary_report_and_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ignored_files_are_counted_in_summary_report_and_contact_sheet(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_model(tmp_path / "model")
     write_picture(tmp_path / "in" / "x.jpg")
     write_picture(tmp_path / "in" / "X.JPG", seed=1)
@@ -126,9 +128,7 @@ print(before, resident_peak())
 
 
 @pytest.mark.parametrize(("channels", "limit_mb"), [(8, 300), pytest.param(16, 250, marks=pytest.mark.slow)])
-def test_peak_memory_stays_below_limit_plus_program_libraries_and_photo(
-    tmp_path: Path, channels: int, limit_mb: int
-) -> None:
+def test_peak_memory_of_translation_respects_memory_limit(tmp_path: Path, channels: int, limit_mb: int) -> None:
     """A photo of 4 megapixels, whose network needs more than the limit when it runs on the whole photo."""
     write_model(tmp_path / "model", architecture={"name": "resnet", "channels": channels, "blocks": 1})
     write_picture(tmp_path / "small.png", size=(64, 64))

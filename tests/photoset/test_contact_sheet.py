@@ -124,7 +124,7 @@ def test_page_is_written_if_all_photos_failed(photos: Path, output: Path) -> Non
     assert "no photo was translated" in html
 
 
-def test_kept_files_are_counted_but_have_no_card(photos: Path, output: Path) -> None:
+def test_photo_whose_output_path_holds_another_file_is_counted_but_has_no_card(photos: Path, output: Path) -> None:
     output.mkdir(parents=True)
     Image.new("RGB", (30, 20)).save(output / "a.png")
     html = html_of(translated(photos, output), output)

@@ -164,7 +164,7 @@ def test_page_shows_photo_count_facts_and_failures() -> None:
 
 
 @pytest.mark.parametrize(("results", "max_bytes"), [(1, 1_000_000), (4, 1_500_000)])
-def test_page_of_5000_photos_is_small(results: int, max_bytes: int) -> None:
+def test_page_of_5000_photos_has_less_than_1500_kilobytes(results: int, max_bytes: int) -> None:
     labels = [f"{index} %" for index in range(results)] if results > 1 else ()
     assert len(html_of(set_of(5000, results=results), labels=labels).encode()) < max_bytes
 
@@ -177,7 +177,7 @@ def test_page_loads_only_images() -> None:
 @pytest.mark.parametrize(
     ("labels", "hint"), [((), "Left of the line is the photo"), (("1", "2"), "From left to right")]
 )
-def test_hint_is_shown_only_if_page_has_photos(labels: tuple[str, ...], hint: str) -> None:
+def test_hint_for_comparing_images_is_shown_only_if_a_photo_was_translated(labels: tuple[str, ...], hint: str) -> None:
     failed = card("a.jpg", failed="bad")
     assert hint in html_of([card("b.jpg", results=max(1, len(labels))), failed], labels=labels)
     empty = html_of([failed], labels=labels)
@@ -195,7 +195,7 @@ def test_page_without_scripts_is_a_list_of_links() -> None:
     assert Parsed(plain).links == [url(card.results[2]) for card in set_of(2, results=3)]
 
 
-def test_write_overwrites_only_an_earlier_contact_sheet(tmp_path: Path) -> None:
+def test_existing_file_is_overwritten_only_if_it_is_a_contact_sheet(tmp_path: Path) -> None:
     path = tmp_path / "index.html"
     write(path, html_of([card("a.jpg")], title="$first"))
     assert is_own_page(path)
@@ -330,7 +330,7 @@ def test_browser_loads_only_thumbnails_near_the_window(browsed: str) -> None:
     assert "IMG_04999.jpg.before.webp" not in browsed
 
 
-def test_browser_shows_a_slider_and_a_name(browsed: str) -> None:
+def test_card_in_browser_has_a_slider_and_a_linked_file_name(browsed: str) -> None:
     first = browsed[browsed.index("<article") : browsed.index("</article>")]
     assert 'type="range"' in first
     assert first.count("<img") == 2
@@ -338,7 +338,7 @@ def test_browser_shows_a_slider_and_a_name(browsed: str) -> None:
     assert f'href="{url("Holidays 2019, Südtirol/IMG_00000.jpg")}"' in first
 
 
-def test_browser_click_opens_large_view_and_arrows_move(site: Path) -> None:
+def test_click_in_browser_opens_large_view_and_arrow_keys_change_its_photo(site: Path) -> None:
     click = "document.querySelectorAll('.name')[3].click()"
     key = "document.getElementById('room').dispatchEvent(new KeyboardEvent('keydown', {key: '%s', bubbles: true}))"
     for steps, number in (([click], 3), ([click, key % "ArrowRight"], 4), ([click, key % "ArrowLeft"], 2)):

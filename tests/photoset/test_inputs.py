@@ -74,7 +74,9 @@ def test_path_list_names_are_relative_to_the_common_folder(
     assert find_names("list.txt") == ["a.png", "sub/c.JPG"]
 
 
-def test_standard_input_accepts_lines_and_zero_bytes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_on_standard_input_are_separated_by_line_ends_or_zero_bytes(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(folder)
     odd = os.fsdecode(b"line\nbreak \xff.png")
     write_picture(folder / odd)
@@ -88,7 +90,7 @@ def test_photo_with_several_links_is_found_once(folder: Path) -> None:
     assert find_names(folder) == ["a.png", "b.jpg", "sub/c.JPG", "sub/deep/d.webp"]
 
 
-def test_unreadable_files_have_a_reason(folder: Path) -> None:
+def test_pipes_and_broken_links_are_listed_with_a_reason(folder: Path) -> None:
     os.mkfifo(folder / "pipe.png")
     (folder / "dead.png").symlink_to(folder / "nowhere.png")
     reasons = {str(source.name): source.reason for source in inputs.find(str(folder)).sources if source.reason}
@@ -131,7 +133,9 @@ def test_files_in_output_folder_and_known_translations_are_skipped(folder: Path)
     ]  # the folder itself is the input
 
 
-def test_path_list_skips_only_known_translations_in_the_output(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_known_translations_in_output_folder_are_skipped_in_path_list(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """When `find photos | ... input=- output=photos/out` is repeated, `find` also lists earlier translations."""
     for name in ("out/x.png", "out/mine.png", "earlier/y.png"):
         write_picture(folder / name)
@@ -161,7 +165,7 @@ def test_no_photo_is_skipped_if_output_folder_contains_input(folder: Path) -> No
     assert len(find_names(folder, output=folder.parent)) == 4
 
 
-def test_missing_input_error_lists_nearest_folder(tmp_path: Path) -> None:
+def test_error_for_missing_input_lists_nearest_existing_folder(tmp_path: Path) -> None:
     write_picture(tmp_path / "photos" / "x.png")
     with pytest.raises(DataError, match=rf"no picture or folder {tmp_path}/fotos/a: {tmp_path} contains photos$"):
         inputs.find(str(tmp_path / "fotos" / "a"))
@@ -169,7 +173,7 @@ def test_missing_input_error_lists_nearest_folder(tmp_path: Path) -> None:
         inputs.find(str(tmp_path / "photos" / "*.tif"))
 
 
-def test_folder_without_photos_error_lists_contents(tmp_path: Path) -> None:
+def test_error_for_folder_without_photos_lists_its_contents(tmp_path: Path) -> None:
     for name in "abcdef":
         (tmp_path / f"{name}.txt").touch()
     with pytest.raises(DataError, match=rf"in {tmp_path}, which contains a.txt, b.txt, c.txt, d.txt and 2 more$"):

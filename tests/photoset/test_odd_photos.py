@@ -140,7 +140,7 @@ WHOLE = np.zeros((9, 12, 3), np.uint8)
         (AssertionError(), "unexpected AssertionError$"),
     ],
 )
-def test_invalid_pixels_or_error_from_worker_fail_only_that_photo(
+def test_photo_with_invalid_pixels_or_read_error_does_not_stop_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, photo: Photo | Exception, reason: str
 ) -> None:
     for n in range(5):
@@ -292,7 +292,7 @@ def test_ray_actor_returns_errors_in_rows(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow  # Ray takes 20 s to start
-def test_ray_reports_one_failed_photo_but_raises_if_all_fail(tmp_path: Path) -> None:
+def test_ray_engine_reports_one_failed_photo_but_raises_if_all_fail(tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="engine=ray needs Ray")
     for n in range(4):
         write_picture(tmp_path / "in" / f"{n}.png", seed=n)

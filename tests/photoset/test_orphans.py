@@ -97,7 +97,9 @@ def test_target_files_of_existing_photos_are_no_orphans(photos: Path, tmp_path: 
     ("value", "expected"),
     [(False, "no"), (True, "remove"), ("true", "remove"), ("list", "list"), ("remove", "remove"), (None, "no")],
 )
-def test_prune_value_is_parsed(value: bool | str | None, expected: str, tmp_path: Path) -> None:
+def test_option_prune_accepts_booleans_and_names_of_actions(
+    value: bool | str | None, expected: str, tmp_path: Path
+) -> None:
     assert orphans.parse(value, input=str(tmp_path)) == expected
 
 
@@ -109,7 +111,9 @@ def test_bad_values_of_prune_are_rejected(photos: Path) -> None:
             orphans.parse("list", input=str(single))
 
 
-def test_prune_lists_first_and_then_removes(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_orphans_are_listed_by_prune_list_and_deleted_by_prune_remove(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     model, output = write_model(tmp_path / "model"), tmp_path / "out"
 
     def lines(**options: object) -> list[str]:

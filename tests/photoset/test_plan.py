@@ -27,13 +27,13 @@ def test_translations_have_names_of_photos_if_format_is_kept() -> None:
     assert names("a.jpg", "sub/a.jpg", "a.png", "a.JPEG") == ["a.jpg", "sub/a.jpg", "a.png", "a.JPEG"]
 
 
-def test_format_changes_endings_without_clashes() -> None:
+def test_converted_translations_get_new_endings_without_name_clashes() -> None:
     assert names("a.jpg", "a.png", "b.tif", format="png") == ["a.jpg.png", "a.png", "b.png"]
     assert names("a.jpg", "a.tif", format="webp") == ["a.webp", "a.tif.webp"]
     assert names("a.gif", "a.png") == ["a.gif.png", "a.png"]
 
 
-def test_heic_as_jpeg_avoids_existing_names() -> None:
+def test_jpeg_translations_of_heic_photos_avoid_names_of_other_photos() -> None:
     """Some phones save both IMG_1.HEIC and IMG_1.JPG."""
     assert names("a.HEIC", "b.heif", "c.hif") == ["a.jpg", "b.jpg", "c.jpg"]
     assert names("IMG_1.HEIC", "IMG_1.JPG") == ["IMG_1.HEIC.jpg", "IMG_1.JPG"]
@@ -86,7 +86,7 @@ def opened(path: Path) -> tuple[str | None, tuple[int, int]]:
         return image.format, image.size
 
 
-def test_heic_as_jpeg_is_noted_in_the_report(tmp_path: Path) -> None:
+def test_report_notes_heic_photos_that_become_jpeg(tmp_path: Path) -> None:
     write_heic(tmp_path / "in" / "x.HEIC")
     write_heic(tmp_path / "in" / "y.heic")
     write_picture(tmp_path / "in" / "y.jpg")
@@ -101,7 +101,7 @@ def test_heic_as_jpeg_is_noted_in_the_report(tmp_path: Path) -> None:
     assert counts(run(tmp_path / "in", tmp_path / "out")) == (0, 3, 0, 0)
 
 
-def test_format_heic_keeps_heic(tmp_path: Path) -> None:
+def test_heic_photos_stay_heic_if_option_format_is_heic(tmp_path: Path) -> None:
     write_heic(tmp_path / "in" / "x.HEIC")
     outcome = run(tmp_path / "in", tmp_path / "out", format="heic")
     assert opened(tmp_path / "out" / "x.HEIC") == ("HEIF", (40, 30))
@@ -198,7 +198,7 @@ def test_changed_settings_cause_new_translations(tmp_path: Path) -> None:
         assert counts(run(tmp_path / "in", tmp_path / "out", settings=settings)) == expected
 
 
-def test_several_strengths_and_one_strength_share_an_output_folder(tmp_path: Path) -> None:
+def test_translations_at_one_and_at_three_strengths_coexist_in_an_output_folder(tmp_path: Path) -> None:
     write_picture(tmp_path / "in" / "x.png")
     run(tmp_path / "in", tmp_path / "out")
     assert counts(run(tmp_path / "in", tmp_path / "out", count=3)) == (1, 0, 0, 0)
@@ -231,7 +231,7 @@ def test_foreign_or_edited_target_files_are_kept(tmp_path: Path, origin: str) ->
     assert np.array_equal(pixels_of(tmp_path / "out" / "x.png"), 255 - pixels)
 
 
-def test_photo_that_failed_may_replace_its_earlier_translation_but_no_user_file(tmp_path: Path) -> None:
+def test_retry_of_failed_photo_replaces_its_earlier_translation_but_no_user_file(tmp_path: Path) -> None:
     source, output = tmp_path / "in" / "x.png", tmp_path / "out" / "x.png"
     for first in ("nothing made", "made"):
         if first == "made":
@@ -271,7 +271,7 @@ def test_translations_stay_up_to_date_if_input_folder_is_renamed(tmp_path: Path)
     assert counts(run(tmp_path / "photos", tmp_path / "out", settings="others")) == (1, 0, 0, 0)
 
 
-def test_added_photo_keeps_its_name_although_an_earlier_translation_has_it(tmp_path: Path) -> None:
+def test_translation_of_added_photo_replaces_earlier_translation_of_same_name(tmp_path: Path) -> None:
     first = write_picture(tmp_path / "in" / "a.bmp", seed=1)
     run(tmp_path / "in", tmp_path / "out", format="png")
     assert tree(tmp_path / "out") == {"a.png"}
@@ -281,7 +281,7 @@ def test_added_photo_keeps_its_name_although_an_earlier_translation_has_it(tmp_p
     assert np.array_equal(pixels_of(tmp_path / "out" / "a.png"), 255 - second)
 
 
-def test_photos_in_an_earlier_output_folder_are_found_without_its_translations(tmp_path: Path) -> None:
+def test_search_of_earlier_output_folder_finds_photos_but_not_translations(tmp_path: Path) -> None:
     for name in ("a.jpg", "b.jpg", "c.bmp"):
         write_picture(tmp_path / "photos" / name)
     run(f"{tmp_path}/photos/*.jpg", tmp_path / "photos", format="png")
@@ -308,7 +308,7 @@ def test_unwritable_target_does_not_stop_other_photos(tmp_path: Path, case: str)
     assert outcome.failures[0].reason.startswith(f"cannot write {tmp_path / 'out'}")
 
 
-def test_existing_targets_are_rejected_if_existing_is_error(tmp_path: Path) -> None:
+def test_outdated_target_files_are_rejected_if_option_existing_is_error(tmp_path: Path) -> None:
     for n in range(3):
         write_picture(tmp_path / "in" / f"{n}.png", seed=n)
     run(tmp_path / "in", tmp_path / "out")
@@ -405,7 +405,7 @@ def test_single_photo_output_is_a_folder_or_a_file(tmp_path: Path, output: str, 
     assert (hidden / "report.jsonl").exists() == (not output.endswith(expected))  # the report of a set is not replaced
 
 
-def test_existing_target_of_single_photo_is_kept_unless_existing_is_overwrite(tmp_path: Path) -> None:
+def test_foreign_target_of_single_photo_is_replaced_only_on_request(tmp_path: Path) -> None:
     write_picture(tmp_path / "x.png")
     (tmp_path / "y.png").write_bytes(b"mine")
     assert counts(run(tmp_path / "x.png", tmp_path / "y.png")) == (0, 0, 1, 0)
@@ -469,7 +469,7 @@ def test_every_ending_of_jpeg_and_heic_is_read(tmp_path: Path) -> None:
     assert tree(tmp_path / "out") == {"a.jpe", "b.JFIF", "c.jpg", "d.jpg"}
 
 
-def test_output_name_with_unwritable_or_other_format_is_rejected(tmp_path: Path) -> None:
+def test_ending_of_output_name_must_be_writable_and_match_option_format(tmp_path: Path) -> None:
     write_picture(tmp_path / "x.png")
     with pytest.raises(CommandError, match=r"y\.gif: this format cannot be written, choose \.png"):
         planned(tmp_path / "x.png", tmp_path / "y.gif")

@@ -24,14 +24,14 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(("actors", "cores", "share"), [(1, 2, 1), (2, 2, 0.66), (2, 16, 1), (1, 1, 0.5), (8, 2, 0.22)])
-def test_actors_leave_cores_to_ray(actors: int, cores: float, share: float) -> None:
+def test_ray_actors_together_reserve_fewer_cores_than_available(actors: int, cores: float, share: float) -> None:
     assert cores_of_each(actors, cores) == share
     assert share > 0
     assert actors * share < cores
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:{port}", "ray://127.0.0.1:{port}", "127.0.0.1:port", "no.invalid:1"])
-def test_address_without_cluster_is_refused_in_seconds(address: str) -> None:
+def test_ray_address_where_no_cluster_answers_is_refused_within_10_seconds(address: str) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))  # reserved, but nothing listens
         began = time.monotonic()
@@ -41,7 +41,7 @@ def test_address_without_cluster_is_refused_in_seconds(address: str) -> None:
 
 
 @pytest.mark.parametrize("address", ["local", "auto", "127.0.0.1:{port}"])
-def test_address_of_a_listening_server_or_without_port_is_accepted(address: str) -> None:
+def test_ray_address_that_answers_or_has_no_port_is_accepted(address: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         check_address(address.format(port=server.getsockname()[1]))
 

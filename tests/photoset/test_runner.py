@@ -67,7 +67,7 @@ def test_each_photo_gets_its_own_translation(tmp_path: Path, workers: int) -> No
 
 
 @pytest.mark.parametrize("name", NAMES, ids=ascii)
-def test_odd_file_names_are_translated(tmp_path: Path, name: str) -> None:
+def test_photos_with_odd_file_names_are_translated(tmp_path: Path, name: str) -> None:
     pixels = write_picture(tmp_path / "in" / name)
     assert counts(run(tmp_path / "in", tmp_path / "out")) == (1, 0, 0, 0)
     assert np.array_equal(pixels_of(tmp_path / "out" / name), 255 - pixels)

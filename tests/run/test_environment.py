@@ -98,7 +98,9 @@ def test_git_state_has_commit_and_dirty_flag(checkout: Path) -> None:
     assert git_state(checkout) == {"commit": commit, "dirty": True}
 
 
-def test_git_state_before_first_commit_and_outside_checkout(tmp_path: Path, checkout: Path) -> None:
+def test_git_state_has_no_commit_before_first_commit_and_is_none_outside_checkout(
+    tmp_path: Path, checkout: Path
+) -> None:
     (tmp_path / "new").mkdir()
     git(tmp_path / "new", "init", "-q")
     assert git_state(tmp_path / "new") == {"commit": None, "dirty": False}

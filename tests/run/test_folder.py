@@ -164,7 +164,9 @@ def test_changed_architecture_is_rejected_even_with_allow_changed(
         assert line.endswith("-> 9")
 
 
-def test_run_resumes_if_auto_is_replaced_by_value_it_had_chosen(folder: RunFolder, recipe: dict[str, Any]) -> None:
+def test_run_resumes_if_auto_is_replaced_by_the_automatically_chosen_value(
+    folder: RunFolder, recipe: dict[str, Any]
+) -> None:
     assert recipe["trainer"]["precision"] == "auto"
     folder.write_config("trainer:\n  precision: bf16\n  batch_size: 7\n")
     assert resume(folder, changed(recipe, {"trainer.precision": "bf16"})).changes == []
@@ -175,7 +177,9 @@ def test_run_resumes_if_auto_is_replaced_by_value_it_had_chosen(folder: RunFolde
     assert resume(folder, recipe).changes == []
 
 
-def test_allow_changed_resumes_with_changed_recipe_and_files(folder: RunFolder, recipe: dict[str, Any]) -> None:
+def test_option_allow_changed_resumes_run_with_changed_recipe_and_files(
+    folder: RunFolder, recipe: dict[str, Any]
+) -> None:
     run = RunFolder(folder.path, allow_changed=True)
     other = changed(recipe, {"optimizer.lr": 1.0, "pool.size": 3})
     assert resume(run, other, {"a": {"new.png": 1}, "b": {"other.png": 1}}).checkpoint.step == 4

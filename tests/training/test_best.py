@@ -55,7 +55,9 @@ def test_logged_number_marks_best_checkpoint_only_at_saved_steps(tmp_path: Path)
     assert run.saves == [2, 4, 6]
 
 
-def test_new_best_number_from_a_task_saves_one_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_new_best_number_from_a_periodic_task_saves_one_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = Run(tmp_path).at(0, task={"kid": 0.0})  # step 0, of random weights, does not count
     assert (run.best, run.saves) == (None, [])
     assert capsys.readouterr().err == ""  # no attempt to mark a checkpoint of step 0
@@ -77,13 +79,17 @@ def test_mode_max_prefers_higher_numbers_and_never_nan(tmp_path: Path) -> None:
     assert run.saves == [2, 4]
 
 
-def test_no_checkpoint_is_marked_without_checkpoint_best(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_checkpoint_is_marked_if_option_checkpoint_best_is_not_set(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = Run(tmp_path, best=None).at(2, saved=True, log={"kid": 0.5}, task={"kid": 0.1})
     assert (run.best, run.saves) == (None, [2])
     assert capsys.readouterr().err == ""
 
 
-def test_number_missing_in_the_first_log_gives_one_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_best_number_missing_in_the_first_log_gives_one_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = Run(tmp_path).at(1, log={"lr": 1.0, "epoch": 2.0})
     (warning,) = capsys.readouterr().err.splitlines()
     assert (
@@ -93,7 +99,9 @@ def test_number_missing_in_the_first_log_gives_one_warning(tmp_path: Path, capsy
     assert capsys.readouterr().err == ""
 
 
-def test_number_logged_by_a_task_gives_no_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_best_number_returned_by_a_periodic_task_gives_no_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     Run(tmp_path).at(0, task={"kid": 0.5}).at(1, log={"lr": 1.0})
     assert capsys.readouterr().err == ""
 

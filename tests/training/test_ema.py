@@ -10,7 +10,7 @@ from cyclestyle.training.ema import GeneratorAverage, make_ema
 
 @pytest.mark.parametrize("start", [0, 1, 7])
 @pytest.mark.parametrize("warm_up", [True, False])
-def test_average_matches_loop_over_formula(start: int, warm_up: bool) -> None:
+def test_moving_average_of_weights_matches_loop_over_formula(start: int, warm_up: bool) -> None:
     module = nn.Linear(1, 1).double()
     average = make_ema(module, 0.9, start=start, warm_up=warm_up)
     assert average is not None
@@ -37,7 +37,7 @@ def test_average_has_parameters_of_its_own_and_needs_no_gradients() -> None:
     assert module.training
 
 
-def test_bad_settings_are_rejected_and_decay_zero_is_no_average() -> None:
+def test_moving_average_rejects_bad_settings_and_is_off_at_decay_zero() -> None:
     module = nn.Linear(1, 1)
     for decay in (-0.1, 1.0, 1.5, float("nan")):
         with pytest.raises(CommandError, match=rf"^ema\.decay={decay}: give 0 \(off\) or a share below 1"):

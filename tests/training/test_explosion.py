@@ -38,7 +38,7 @@ def test_values_other_than_losses_are_ignored() -> None:
     assert reports([{"speed/images_per_s": 900.0, "lr": 1e9, "kid": 500.0, "score/real_a": 900.0}] * 20) == []
 
 
-def test_losses_of_user_terms_may_have_any_scale_and_grow() -> None:
+def test_user_losses_are_compared_only_with_their_own_history() -> None:
     assert reports([{"loss/mine_ab": 1e6 * (1 + step)} for step in range(50)]) == []
     assert reports([{"loss/mine": 0.0} for _ in range(20)] + [{"loss/mine": 50.0}] * 20) == []
     (text,) = reports([{"loss/mine": 0.1}] * 10 + [{"loss/mine": 500.0}] * 3)
@@ -61,7 +61,7 @@ def test_noisy_decreasing_losses_are_not_reported(seed: int) -> None:
     ) == []  # fmt: skip
 
 
-def test_on_explosion_stop_raises_and_unknown_value_is_rejected() -> None:
+def test_exploded_loss_ends_training_if_set_to_stop_and_unknown_setting_is_rejected() -> None:
     notes: list[str] = []
     watch = ExplosionWatch("stop", note=notes.append)
     with pytest.raises(DivergedError, match="by step 7: loss/gan_ab 500"):

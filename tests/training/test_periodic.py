@@ -52,7 +52,7 @@ def test_task_is_done_at_due_steps_alone(settings: dict[str, Any], expected: lis
     assert steps_done(**settings) == expected
 
 
-def test_moment_is_leaving_after_last_step_and_on_stop_request() -> None:
+def test_run_ends_after_last_step_or_stop_request() -> None:
     assert Moment(10, 0, finished=True, stopping=False).leaving
     assert Moment(5, 0, finished=False, stopping=True).leaving
     assert not Moment(5, 0, finished=False, stopping=False).leaving
@@ -78,7 +78,7 @@ class Recorder:
         """Do nothing."""
 
 
-def test_tasks_are_done_in_order_save_log_sample_own() -> None:
+def test_each_step_saves_then_logs_then_samples_then_runs_tasks_of_the_user() -> None:
     trainer, events = tiny_trainer(steps=2), []
     logger, probe = Recorder(events), random_batch([0], size=16)
 
@@ -182,7 +182,7 @@ def test_networks_are_in_evaluation_mode_inside_a_task_and_restored_after() -> N
         assert torch.is_grad_enabled()
 
 
-def test_averaged_generators_are_the_raw_ones_without_moving_average() -> None:
+def test_averaged_generators_are_the_trained_ones_if_moving_average_is_off() -> None:
     trainer = tiny_trainer()
     assert networks_of(trainer).averaged is networks_of(trainer).raw is trainer.objective.generators
 
@@ -225,20 +225,20 @@ def test_numbers_of_a_task_are_logged_as_floats(values: Any, expected: dict[str,
 
 
 @pytest.mark.parametrize("values", [0.5, 0.0, False, [], [1.0], "kid", torch.zeros(3)], ids=str)
-def test_result_that_is_no_mapping_is_rejected(values: Any) -> None:
+def test_task_result_that_is_no_mapping_is_rejected(values: Any) -> None:
     message = f"^tasks.mine returned {type(values).__name__}: a task returns a mapping from names to numbers, or None$"
     with pytest.raises(CommandError, match=message):
         run_once(lambda *_: values)
 
 
 @pytest.mark.parametrize("value", [None, "low", torch.zeros(2), 10**400], ids=["none", "text", "tensor", "huge"])
-def test_value_that_is_no_number_is_rejected(value: Any) -> None:
+def test_task_value_that_is_no_number_is_rejected(value: Any) -> None:
     with pytest.raises(CommandError, match=r"^tasks\.mine returned kid=.*: expected a number$"):
         run_once(lambda *_: {"kid": value})
 
 
 @pytest.mark.parametrize("name", ["lr", "lr_discriminators", "epoch", "loss/cycle_a", "score/real_a", "speed/x"])
-def test_names_of_the_training_log_are_rejected(name: str) -> None:
+def test_task_value_with_name_from_the_training_log_is_rejected(name: str) -> None:
     with pytest.raises(CommandError, match=rf"^tasks\.mine returned the name {name}, which belongs to the log"):
         run_once(lambda *_: {name: 1.0})
 

@@ -38,7 +38,7 @@ def test_learning_rate_changes_once_per_epoch() -> None:
     assert rates == pytest.approx([1, 1, 1, 0.5, 0.5, 0.5])
 
 
-def test_training_length_is_from_steps_else_epochs_else_schedule() -> None:
+def test_training_length_is_set_by_steps_or_else_epochs_or_else_schedule() -> None:
     def total(**settings: int | None) -> int:
         return tiny_trainer(batch_size=4, samples_per_epoch=10, schedule=LinearDecay(2, 3), **settings).total
 
@@ -83,7 +83,7 @@ def test_linear_decay_changes_at_the_first_step_of_an_epoch() -> None:
                 assert factors[0] > factors[1]
 
 
-def test_cosine_matches_formula_and_stays_at_its_end() -> None:
+def test_cosine_schedule_matches_formula_and_stays_at_its_final_value() -> None:
     schedule = Cosine(10, 40, final=0.1)
     assert schedule.epochs == 50
     assert [schedule.factor(epoch) for epoch in (0, 5.5, 10)] == [1, 1, 1]
@@ -96,7 +96,7 @@ def test_cosine_matches_formula_and_stays_at_its_end() -> None:
     assert Cosine().factor(200) == 0
 
 
-def test_constant_and_step_match_formulas() -> None:
+def test_constant_and_step_schedules_match_formulas() -> None:
     assert {Constant(3).factor(epoch) for epoch in (0, 1.5, 3, 100)} == {1.0}
     assert (Constant(3).epochs, Step(7).epochs) == (3, 7)
     schedule = Step(10, every_epochs=3, gamma=0.1)

@@ -81,7 +81,7 @@ def test_resumed_training_equals_uninterrupted_training(tmp_path: Path) -> None:
             assert torch.equal(tensors[name], value), name
 
 
-def test_model_has_the_architecture_of_each_discriminator(tmp_path: Path) -> None:
+def test_model_records_the_architecture_of_each_discriminator(tmp_path: Path) -> None:
     trainer = spectral_trainer(seed=0)
     model = snapshot_model(trainer, ("photo", "monet"))
     assert model.discriminators == {side: {"name": "spectral", "width": width} for side, width in (("a", 3), ("b", 5))}

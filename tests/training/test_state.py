@@ -61,14 +61,16 @@ def saved(source: Trainer, folder: Path) -> Path:
     return folder / "model.safetensors"
 
 
-def test_init_takes_last_weights_of_a_model_with_moving_average(source: Trainer, tmp_path: Path) -> None:
+def test_training_from_a_model_file_starts_with_weights_of_its_last_step(source: Trainer, tmp_path: Path) -> None:
     trainer, lines = start(saved(source, tmp_path))
     assert lines == [f"starts with its {', '.join(NETWORKS)} (weights of the last step, not their moving average)"]
     assert all(equal(trainer, source, prefix) for prefix in NETWORKS.values())
     assert equal(trainer, source, "ema.", "generators.")
 
 
-def test_init_takes_an_exported_direction_and_reports_fresh_networks(source: Trainer, tmp_path: Path) -> None:
+def test_training_from_one_exported_generator_reports_networks_with_random_weights(
+    source: Trainer, tmp_path: Path
+) -> None:
     export(saved(source, tmp_path), output=tmp_path / "out")
     trainer, lines = start(tmp_path / "out" / "monet2photo.safetensors")
     assert lines == [
@@ -80,7 +82,7 @@ def test_init_takes_an_exported_direction_and_reports_fresh_networks(source: Tra
     assert fresh_networks(trainer) == {"generator ab", "discriminator a", "discriminator b"}
 
 
-def test_init_takes_both_directions_from_a_folder_of_exported_files(source: Trainer, tmp_path: Path) -> None:
+def test_training_from_a_folder_of_exported_files_starts_with_both_generators(source: Trainer, tmp_path: Path) -> None:
     export(saved(source, tmp_path), output=tmp_path / "out", weights="raw")
     trainer, lines = start(tmp_path / "out")
     assert lines == [
@@ -110,7 +112,7 @@ def write_reference(folder: Path) -> dict[str, nn.Module]:
     return networks
 
 
-def test_init_takes_all_networks_of_a_reference_folder(tmp_path: Path) -> None:
+def test_training_from_a_folder_of_original_weights_starts_with_all_four_networks(tmp_path: Path) -> None:
     networks = write_reference(tmp_path)
     trainer, lines = start(tmp_path)
     assert lines == [f"starts with its {', '.join(NETWORKS)}"]
@@ -131,7 +133,9 @@ def test_init_takes_all_networks_of_a_reference_folder(tmp_path: Path) -> None:
         ("latest_net_D_B.pth", "discriminator a"),
     ],
 )
-def test_init_takes_a_single_reference_file(tmp_path: Path, name: str, network: str) -> None:
+def test_training_from_one_file_of_original_weights_starts_with_its_network(
+    tmp_path: Path, name: str, network: str
+) -> None:
     write_reference(tmp_path)
     trainer, lines = start(tmp_path / name, ("b", "a"))  # a .pth file states no domains, also not these two
     others = [other for other in NETWORKS if other != network]
@@ -147,20 +151,22 @@ def test_init_takes_a_single_reference_file(tmp_path: Path, name: str, network: 
         ("style.pth", "generator ab", "style.pth states no direction: used for photo2monet"),
     ],
 )
-def test_init_reports_an_assumed_direction(tmp_path: Path, name: str, network: str, note: str) -> None:
+def test_training_from_a_weight_file_reports_assumed_direction(
+    tmp_path: Path, name: str, network: str, note: str
+) -> None:
     torch.save(randomized(ReferenceResNet(4, 2)).state_dict(), tmp_path / name)
     trainer, lines = start(tmp_path / name)
     assert lines[0] == f"starts with its {network} ({note})"
     assert network not in fresh_networks(trainer)
 
 
-def test_init_ignores_dropout_if_weight_file_does_not_record_it(tmp_path: Path) -> None:
+def test_training_from_a_weight_file_ignores_dropout_if_file_does_not_record_it(tmp_path: Path) -> None:
     torch.save(randomized(ReferenceResNet(4, 2, dropout=True)).state_dict(), tmp_path / "latest_net_G_A.pth")
     trainer, _ = start(tmp_path / "latest_net_G_A.pth")
     assert "generator ab" not in fresh_networks(trainer)
 
 
-def test_init_reports_terms_that_start_with_random_weights(source: Trainer, tmp_path: Path) -> None:
+def test_training_from_a_model_file_reports_loss_terms_with_random_weights(source: Trainer, tmp_path: Path) -> None:
     trainer = tiny_trainer(seed=0, **tiny_terms())
     lines: list[str] = []
     restore_or_init(trainer, DOMAINS, None, init=str(saved(source, tmp_path)), report=lines.append)
@@ -214,7 +220,9 @@ def nothing(folder: Path) -> Path:
         (nothing, "x.safetensors: it is not a generator of the reference (its first layer is x): expected a ResNet or"),
     ],
 )
-def test_init_rejects_unusable_files_in_one_line(tmp_path: Path, write: object, reason: str) -> None:
+def test_unusable_file_of_initial_weights_is_rejected_with_one_line_error(
+    tmp_path: Path, write: object, reason: str
+) -> None:
     path = write(tmp_path)  # type: ignore[operator]
     with pytest.raises(CheckpointError, match=re.escape(reason.replace("init=l", f"init={tmp_path}/l", 1))) as caught:
         start(path)

@@ -92,7 +92,7 @@ def test_micro_batches_and_whole_batch_give_equal_losses() -> None:
     assert_close(weights(whole), weights(halves))
 
 
-def test_split_and_joint_backward_give_equal_losses() -> None:
+def test_split_and_joint_backward_passes_give_equal_losses_and_weights() -> None:
     split, joint = (
         tiny_trainer(batch_size=BATCH, pool=9, accumulate=2, backward=backward) for backward in ("split", "joint")
     )

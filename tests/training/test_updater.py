@@ -97,7 +97,7 @@ class BadScores:
         return (scores - 1).square().mean()
 
 
-def test_average_moves_if_only_update_of_discriminators_is_skipped() -> None:
+def test_moving_average_is_updated_if_only_discriminator_update_is_skipped() -> None:
     trainer = tiny_trainer(on_nonfinite="skip", ema=0.9)
     trainer.objective.adversarial = BadScores(1)
     trainer.updater.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=2)
@@ -162,7 +162,7 @@ def moments(trainer: Trainer, name: str) -> list[dict[str, Tensor]]:
 
 
 @pytest.mark.parametrize("saved_has_term", [True, False], ids=["removed", "added"])
-def test_moments_of_networks_are_kept_if_a_term_is_removed_or_added(saved_has_term: bool) -> None:
+def test_optimizer_moments_of_networks_are_kept_if_a_loss_term_is_removed_or_added(saved_has_term: bool) -> None:
     def trainer(*, has_term: bool) -> Trainer:
         return tiny_trainer(terms=[Weighted("distance", LayerDistance())] if has_term else [])
 

@@ -67,7 +67,7 @@ def flat(red: float, green: float, blue: float) -> Tensor:
 
 
 @pytest.mark.parametrize("keep", ["none", "colour", "luminance"])
-def test_strengths_0_and_1_are_bit_exact(keep) -> None:
+def test_strength_0_returns_the_photo_and_strength_1_the_translation(keep) -> None:
     photo, translation = colours(0).float(), colours(1).float()
     assert torch.equal(blend(photo, translation, strength=0, keep=keep), photo)
     assert torch.equal(blend(photo, translation), translation)
@@ -145,7 +145,7 @@ def test_results_are_finite_and_in_range(dtype: torch.dtype, keep, strength: flo
 
 
 @pytest.mark.parametrize("strength", [0.5, 1.0])
-def test_keep_colour_never_raises_chroma(strength: float) -> None:
+def test_option_keep_colour_does_not_raise_chroma_of_the_photo(strength: float) -> None:
     photo, translation = colours(0), colours(1)
     before, after = to_oklab(photo), to_oklab(translation)
     light = before[..., :1] * (1 - strength) + after[..., :1] * strength
@@ -159,13 +159,13 @@ def test_keep_colour_never_raises_chroma(strength: float) -> None:
 
 
 @pytest.mark.parametrize("strength", [0.5, 1.0, 1.5])
-def test_keep_luminance_preserves_lightness(strength: float) -> None:
+def test_option_keep_luminance_preserves_lightness_of_the_photo(strength: float) -> None:
     photo, translation = colours(0), colours(1)
     blended = to_oklab(blend(photo, translation, strength=strength, keep="luminance"))
     np.testing.assert_allclose(blended[..., 0], to_oklab(photo)[..., 0], atol=2e-5)
 
 
-def test_keep_luminance_uses_translation_colours() -> None:
+def test_option_keep_luminance_takes_colours_from_the_translation() -> None:
     photo, translation = colours(0), colours(1)
     before, after = to_oklab(photo), to_oklab(translation)
     expected = np.concatenate([before[..., :1], after[..., 1:] * np.minimum(before[..., :1] / after[..., :1], 1)], -1)
@@ -192,7 +192,7 @@ def test_out_of_gamut_colours_lose_minimal_chroma() -> None:
     assert not fits(more, margin=0).any()
 
 
-def test_strip_height_does_not_change_results(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blending_result_does_not_depend_on_number_of_pixels_processed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     photo, translation = colours(0), colours(1)
     whole = blend(photo, translation, strength=1.3)
     for strip in (1, 3 * photo.shape[-1], 7 * photo.shape[-1] + 1):
@@ -200,7 +200,7 @@ def test_strip_height_does_not_change_results(monkeypatch: pytest.MonkeyPatch) -
         assert torch.allclose(blend(photo, translation, strength=1.3), whole, atol=1e-9)
 
 
-def test_one_strip_is_converted_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blending_converts_a_limited_number_of_pixels_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     pixel_counts: list[int] = []
     convert = module._to_oklab
     monkeypatch.setattr(
@@ -238,7 +238,7 @@ def test_blend_does_not_modify_its_inputs() -> None:
         (1, "color", "keep=color is unknown: none, colour or luminance"),
     ],
 )
-def test_invalid_settings_are_rejected(strength: float, keep, message: str) -> None:
+def test_blending_rejects_invalid_strength_and_keep_options(strength: float, keep, message: str) -> None:
     with pytest.raises(CommandError, match=message) as caught:
         check(strength, keep)
     assert "\n" not in str(caught.value)

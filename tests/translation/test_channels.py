@@ -48,7 +48,7 @@ def pixels(count: int = 2, *, dtype: torch.dtype = torch.uint8, size: tuple[int,
 # Conversion between grey and RGB
 
 
-def test_grey_is_luma_as_in_pillow():
+def test_conversion_to_grey_equals_pillow_luma_up_to_rounding():
     image = Image.fromarray(noise(64, 64))
     grey = tensors.with_channels(tensors.pil_to_uint8(image)[None], 1)[0]
     assert grey.shape == (1, 64, 64)
@@ -57,7 +57,7 @@ def test_grey_is_luma_as_in_pillow():
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16])
-def test_grey_colours_keep_their_value(dtype: torch.dtype) -> None:
+def test_grey_pixels_survive_conversion_to_rgb_and_back(dtype: torch.dtype) -> None:
     grey = torch.arange(torch.iinfo(dtype).max + 1).to(dtype).reshape(1, 1, -1, 256)
     rgb = tensors.with_channels(grey, 3)
     assert rgb.shape == (1, 3, grey.shape[2], 256)
@@ -122,7 +122,7 @@ def test_padded_image_for_memory_estimate_has_network_input_channels() -> None:
     ],
     ids=str,
 )
-def test_blending_of_unequal_channels_is_rejected(
+def test_blending_is_rejected_for_networks_between_grey_and_rgb(
     tmp_path: Path, channels: tuple[int, int], options: dict, message: str
 ) -> None:
     path = model(tmp_path, channels)
@@ -238,7 +238,7 @@ def test_networks_with_neither_1_nor_3_channels_are_rejected(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("channels", KINDS, ids=str)
-def test_exported_files_translate_as_the_checkpoint(tmp_path: Path, channels: tuple[int, int]) -> None:
+def test_exported_grey_networks_give_the_outputs_of_their_checkpoint(tmp_path: Path, channels: tuple[int, int]) -> None:
     pytest.importorskip("onnxscript", reason="needs the extra `export`")
     onnx = pytest.importorskip("onnx", reason="needs the extra `export`")
     path = model(tmp_path / "model", channels, network=RESNET | {"blocks": 6})

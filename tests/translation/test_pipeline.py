@@ -87,7 +87,7 @@ def test_result_for_each_strength_is_the_blend_with_that_strength(tmp_path: Path
         assert torch.equal(result, expected)
 
 
-def test_keep_option_is_passed_to_blend(tmp_path: Path) -> None:
+def test_pipeline_blends_with_the_requested_keep_option(tmp_path: Path) -> None:
     path = write_model(tmp_path)
     images = pixels(20, 16)
     translation = load(path).translator.values(tensors.to_float(images))
@@ -138,6 +138,6 @@ def test_settings_out_of_range_are_rejected(tmp_path: Path, options: dict, messa
         load(write_model(tmp_path), **options)
 
 
-def test_each_of_several_strengths_has_its_own_folder() -> None:
+def test_results_of_each_blending_strength_get_their_own_folder() -> None:
     assert strength_folders(as_strengths(0.5)) == ("",)
     assert strength_folders(as_strengths([0.25, 1])) == ("strength-0.25", "strength-1")

@@ -363,7 +363,7 @@ def test_too_little_memory_error_names_the_minimum(generator: nn.Module) -> None
         translate_tiled(generator, image, rows=40, memory=min_memory(generator, image, 40) - 1)
 
 
-def test_strips_shrink_before_activations_are_kept_in_files() -> None:
+def test_less_memory_reduces_strip_height_before_activations_move_to_files() -> None:
     generator = ResNetGenerator()
     room = tiled_bytes(generator, 4000, 6000, torch.float32, 4)
     divisions = {
@@ -467,7 +467,7 @@ def test_bad_memory_size_is_rejected(text: str) -> None:
 # Supported networks
 
 
-def test_can_tile_accepts_only_registered_generators() -> None:
+def test_only_registered_generators_can_be_tiled() -> None:
     class Custom(ResNetGenerator):
         """Subclass that is not registered, since its forward pass may differ."""
 

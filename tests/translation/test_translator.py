@@ -54,7 +54,7 @@ def test_each_direction_has_its_own_architecture(tmp_path: Path) -> None:
     assert isinstance(load(path, "monet2photo").generator, networks.UNetGenerator)
 
 
-def test_header_without_architecture_of_direction_is_rejected(tmp_path: Path) -> None:
+def test_model_file_without_architecture_of_one_generator_is_rejected(tmp_path: Path) -> None:
     path = write_model(tmp_path)
     write(read_model(path)._replace(generators={"ab": RESNET}), path)
 
@@ -426,7 +426,7 @@ def test_compiled_translator_exposes_uncompiled_network(tmp_path: Path) -> None:
     assert str(translator).endswith("CPU, fp32, compiled")
 
 
-def test_backend_unsuited_to_the_file_is_rejected(tmp_path: Path) -> None:
+def test_backend_that_cannot_run_the_model_file_is_rejected(tmp_path: Path) -> None:
     path = write_model(tmp_path)
     assert load(path, backend="torch").backend == "torch"
     with pytest.raises(CommandError, match=r"^backend=onnx .* cyclestyle\.export checkpoint=.* format=onnx, then "):

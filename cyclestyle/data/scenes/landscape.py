@@ -87,7 +87,10 @@ class _Canvas:
     def lay(
         self, alpha: Floats, colour: Floats, angle: Floats | float, rows: slice, columns: slice = slice(None)
     ) -> None:
-        """Blend `colour` with opacity `alpha` into `rows` and `columns`; where `alpha` > 0.5, set the brush angle."""
+        """Blend `colour` with opacity `alpha` into a region of the drawn image, which `rows` and `columns` select.
+
+        Where `alpha` is above 0.5, the brush angle of the pixels becomes `angle`.
+        """
         window = (rows, columns)
         self.colour[window] += alpha[..., None] * (colour - self.colour[window])
         self.angle[window] = np.where(alpha > 0.5, angle, self.angle[window])

@@ -126,9 +126,9 @@ def _asset(name: str) -> str:
 def _data(cards: Sequence[Card], labels: Sequence[str]) -> str:
     """Return the JSON that the page's script reads: a table with one row for each card.
 
-    The columns of paths form groups: thumbnails, image files and, if any card has them, web-sized copies. Each group
-    has one column for the photo and one for each translation. The prefix and the suffix that all paths in a column
-    share are stored once, not in each row.
+    A row has the paths of the thumbnails, of the image files and, if any card has them, of the copies for browsers that
+    cannot open the files. Each kind of path has a column for the photo and a column for each translation. The prefix
+    and the suffix that all paths in a column share are stored once, not in each row.
     """
     thumbnails = [(card.before, *card.after) for card in cards]
     files = [(card.original, *card.results) for card in cards]
@@ -173,12 +173,12 @@ def _common_prefix(texts: Sequence[str]) -> str:
 
 
 def _link(card: Card) -> str:
-    """Return an HTML link to the translation of a photo, or to the last if it has several; for use without scripts."""
+    """Return an HTML link to the last translation of a photo, for browsers without scripts."""
     return f'<a href="{url(card.results[-1])}">{_text(printable(Path(card.name)))}</a><br>'
 
 
 def _failures(cards: Sequence[Card]) -> str:
-    """Return the last part of the page, a list of the failed photos `cards`; an empty string if there are none."""
+    """Return the HTML list of failed photos, given their cards; an empty string if there are none."""
     if not cards:
         return ""
     lines = "\n".join(f"<li><b>{_text(printable(Path(card.name)))}</b> {_text(card.failed)}</li>" for card in cards)

@@ -24,8 +24,8 @@ class TilingPlan(Protocol):
     def translate(self, image: RowSource, passes: Pass) -> RowSource:
         """Return the generator's output for `image` as a row source, which computes rows on request.
 
-        All passes over the image except the last run during this call, with the operations of `passes`. The caller runs
-        the last pass by requesting rows of the result.
+        This call runs every pass over the image but the last one, with the operations of `passes`. The caller runs the
+        last pass by requesting rows of the result.
         """
 
 

@@ -149,7 +149,7 @@ class Convolution:
 
 
 class TransposedConvolution:
-    """A transposed convolution; each output row is a sum over the few input rows from which the kernel reaches it."""
+    """A transposed convolution; an output row depends only on the few input rows whose kernel windows contain it."""
 
     owned = True
 
@@ -249,8 +249,8 @@ class Pointwise:
 class Add:
     """Sum of two activations of the same size.
 
-    The sum overwrites the rows that `second` returns. Therefore its attribute `owned` must be true, which states that
-    callers may overwrite its rows.
+    The sum overwrites the rows that `second` returns. Therefore `second.owned` must be true: it states that callers may
+    overwrite these rows.
     """
 
     owned = True
@@ -339,7 +339,7 @@ def _cost_from(layer: RowSource, count: int, source: RowSource, needed: int) -> 
 
 
 def _sequential_cost(first: Cost, held: int, second: Cost) -> Cost:
-    """Return the cost of computing two results, where the first is kept in memory while the second is computed.
+    """Return the multiplications and peak memory of two results; the first is in memory while the second is computed.
 
     Args:
         first: cost of the first result.

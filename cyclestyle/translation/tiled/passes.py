@@ -56,8 +56,8 @@ class Pass(Protocol):
     def overwrite(self, stored: StoredActivation, source: RowSource, *, measured: bool) -> None:
         """Replace the rows of `stored` by those of `source`, computed strip by strip from top to bottom.
 
-        `source` itself may be computed from `stored`. Each strip may depend on rows of `stored` below it, inside it,
-        and at most one strip above it.
+        `source` itself may be computed from `stored`. A strip may then depend on the old rows of the previous strip, of
+        the same strip, and of all strips below; rows further up are already overwritten.
 
         Args:
             measured: whether to measure the statistics of the new values; if not, they are None.
@@ -65,10 +65,10 @@ class Pass(Protocol):
 
 
 class Passes:
-    """Implementation of `Pass` that computes the activations, strip by strip.
+    """Implementation of `Pass` that computes a network's activations for one image, strip by strip.
 
     Args:
-        stores: creates the stores.
+        stores: creates the memory or files that hold activations between two passes over the image.
         device: device that computes the strips.
         rows: height of a strip, in px of the image.
         height: height of the padded image, in px.
