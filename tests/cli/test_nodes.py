@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from cyclestyle.cli import compose
+from cyclestyle.cli import compose, nodes
 from cyclestyle.errors import CommandError
 
 
@@ -131,3 +131,11 @@ def test_task_without_interval_is_rejected() -> None:
     assert message_of(lambda: compose.split_program_keys("tasks.x", node("tasks.x"))).startswith(
         "tasks.x has no key every: set tasks.x.every to a number of steps"
     )
+
+
+@pytest.mark.parametrize("name", ["my.term", "my term", "a/b", "ü", ""])
+def test_component_name_with_other_characters_than_letters_and_digits_is_rejected(name: str) -> None:
+    component = {"_target_": "torch.nn.Identity", "weight": 1.0}
+    with pytest.raises(CommandError, match=r"^objective\.terms: the name .* of a component must consist of letters"):
+        nodes.check_node("objective.terms", {name: component})
+    nodes.check_node("objective.terms", {"my-term_2": component})
