@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.cyclestyle-$(EXTRAS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check bench bench-full gpu-check clean
+.PHONY: help setup demo weights test test-slow check bench bench-full gpu-check clean
 
 help:  ## print this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -25,8 +25,11 @@ $(STAMP): pyproject.toml
 demo: $(STAMP)  ## train on drawn landscapes, translate the test photos, print where to look (6 minutes on 2 cores)
 	$(BIN)/python -m cyclestyle.train +experiment=demo
 	$(BIN)/python -m cyclestyle.translate checkpoint=runs/demo input=data/scenes/testA output=runs/demo/translated direction=photo2painting
-	$(BIN)/python -m cyclestyle.evaluate checkpoint=runs/demo input=data/scenes/testA truth=data/scenes/testB direction=photo2painting
+	$(BIN)/python -m cyclestyle.evaluate checkpoint=runs/demo data.root=data/scenes data.aligned=true direction=photo2painting
 	@echo "look at runs/demo/translated (data/scenes/testA holds the photos), runs/demo/samples, and $(BIN)/tensorboard --logdir runs"
+
+weights: $(STAMP)  ## fetch the pretrained networks for scores and their tests, into a cache (once; 136 MB)
+	$(BIN)/python -m cyclestyle.download features=[efficientnet_lite0,vgg16_hed,lpips_alex,lpips_vgg]
 
 test: $(STAMP)  ## run the whole test suite, a process for each core
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal

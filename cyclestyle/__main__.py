@@ -11,6 +11,7 @@ OVERVIEW = """cyclestyle trains CycleGANs on two folders of images and translate
   python -m cyclestyle.translate checkpoint=...   translate a folder of photos
   python -m cyclestyle.evaluate checkpoint=...    score the translations
   python -m cyclestyle.export checkpoint=...      convert a model for cyclestyle or other programs
+  python -m cyclestyle.download features=all      fetch pretrained networks, which scores use
 
 Each command lists its keys with --help."""
 

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from cyclestyle.cli import compose, dispatch, from_python, signatures
 from cyclestyle.distributed import launch
@@ -20,7 +20,8 @@ from cyclestyle.signals import STOPPED, StopRequest, terminate_with_parent
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from cyclestyle.evaluation.evaluator import Report
+    from cyclestyle.evaluation.comparison import Comparison
+    from cyclestyle.evaluation.report import Report
     from cyclestyle.translation import Translator
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -107,47 +108,85 @@ def run_training(*overrides: str | Mapping[str, object]) -> TrainingResult:
 
 
 def run_evaluation(
-    checkpoint: str | Path,
-    input: str | Path,  # noqa: A002
+    checkpoint: str | Path | Sequence[str | Path],
+    input: str | Path | None = None,  # noqa: A002
     *,
-    truth: str | Path | None = None,
     target: str | Path | None = None,
+    truth: str | Path | None = None,
     direction: str | None = None,
+    data: Mapping[str, Any] | None = None,
+    images: int | None = None,
+    photo_size: int | None = None,
+    names: Literal["all"] | Sequence[str] = "all",
+    rulers: Literal["auto"] | Sequence[str] = "auto",
+    lpips: Literal["auto"] | Sequence[str] = "auto",
+    features: Mapping[str, Any] | None = None,
+    missing: Literal["skip", "error", "fetch"] = "skip",
+    size: int | Literal["auto"] = "auto",
+    strength: float | Sequence[float] = 1.0,
+    robustness: bool = False,
+    seed: int = 0,
+    output: str | Path | None = None,
+    cache: bool = True,
     device: Device = "auto",
     precision: Precision = "auto",
     batch_size: int = 8,
+    workers: int = 0,
     backend: Literal["auto", "torch", "onnx"] = "auto",
     weights: Literal["ema", "raw"] = "ema",
     plugins: Sequence[str] = (),
-) -> "Report":
-    """Score the translations of a folder of photos like `python -m cyclestyle.evaluate`, and print the scores.
+) -> "Report | Comparison":
+    """Score the translations of a model like `python -m cyclestyle.evaluate`, and print the scores.
 
     Example:
         >>> scores = run_evaluation("runs/mine", "photos", target="paintings", direction="photo2painting")
         runs/mine/...
-        >>> scores.num_images, scores.truth is None, scores.colours.translated > 0
-        (2, True, True)
+        >>> scores.find("photo2painting").find("colours").value > 0
+        True
 
     Args:
-        checkpoint, direction, device, precision, backend, weights, plugins: see `load`.
-        input: folder of the photos.
-        truth: folder with a ground-truth image for each photo, under the same file name.
+        checkpoint: a model, see `load`, or a list of models to compare.
+        direction, device, precision, backend, weights, plugins: see `load`.
+        input: folder of photos to translate; for one direction.
         target: folder with images of the target domain.
-        batch_size: largest number of photos of one size that are translated together.
+        truth: folder with the true translation of each photo, under the same name.
+        data: for both directions: `{"root": folder}` with the subfolders `trainA`, `trainB`, `testA`, `testB`, or the
+            keys `a`, `b`, `test_a`, `test_b`. The test images are scored. With `"aligned": True`, test images of equal
+            names are each other's true translations.
+        images: maximum number of images of each set.
+        photo_size: side, in px, of the square to which all images are resized first; None keeps their sizes.
+        names: names of the scores; `all`, or some of `cyclestyle.evaluation.scores.SCORES`.
+        rulers, lpips: names of the pretrained networks that measure images, and pairs of images.
+        features: `{"path": file or folder}` with weights of pretrained networks.
+        missing: treatment of pretrained networks without weights: `skip` leaves their scores out, `error` raises an
+            error, `fetch` downloads the weights.
+        size: side, in px, of the square to which images are resized for pretrained networks.
+        strength: weight of the model's output in the scored images; several add scores at each of them.
+        robustness: whether to measure how far translations move if the photos are degraded.
+        seed: seed of the intervals.
+        output: folder for `evaluate.json` and plots; None takes `evaluation` in the run folder of the model, if it has
+            one.
+        cache: whether to keep the features of real images on disk.
+        batch_size: maximum number of photos that are translated together.
+        workers: number of processes that read images; 0 reads them in threads.
 
     Returns:
-        The scores; `truth` and `colours` are None if their reference images were not given.
+        The scores of the model, by direction; a `Comparison` for a list of models.
 
     Raises:
-        CommandError: a value is invalid.
+        CommandError: a value is invalid, or weights are missing and `missing` is `error`.
         CheckpointError: the model is missing, damaged, or does not translate RGB images.
-        DataError: an image is missing or damaged, or a ground-truth image differs in size from its photo.
+        DataError: an image is missing or damaged, or a true translation differs in size from its photo.
+        DiskError: a file cannot be written.
     """
     from cyclestyle.evaluate import evaluate
 
     given = {
-        "checkpoint": checkpoint, "input": input, "truth": truth, "target": target, "direction": direction,
-        "device": device, "precision": precision, "batch_size": batch_size, "backend": backend, "weights": weights,
+        "checkpoint": checkpoint, "input": input, "target": target, "truth": truth, "direction": direction,
+        "data": data or {}, "images": images, "photo_size": photo_size, "names": names, "rulers": rulers,
+        "lpips": lpips, "features": features or {}, "missing": missing, "size": size, "strength": strength,
+        "robustness": robustness, "seed": seed, "output": output, "cache": cache, "device": device,
+        "precision": precision, "batch_size": batch_size, "workers": workers, "backend": backend, "weights": weights,
         "plugins": list(plugins),
     }  # fmt: skip
     cfg = from_python.config("evaluate", [given])
@@ -165,7 +204,7 @@ def run_export(
     existing: Literal["error", "overwrite"] = "error",
     plugins: Sequence[str] = (),
 ) -> list[Path]:
-    """Write one file for each direction of a model like `python -m cyclestyle.export`, and print their names.
+    """Write one model file for each direction like `python -m cyclestyle.export`, and print the names of the files.
 
     Example:
         >>> run_export("runs/mine", output="models", direction="photo2painting")
@@ -174,7 +213,8 @@ def run_export(
 
     Args:
         checkpoint: a run folder, a checkpoint folder, a safetensors file, or a `.pth` file of the 2017 implementation.
-        format: `safetensors`, `onnx`, or `reference`, which writes `.pth` files for the 2017 implementation.
+        format: `safetensors`, `onnx`, or `reference`. The last writes `.pth` files for the 2017 implementation: one for
+            the generator of each direction, and one for its discriminator if the model has it.
         output: output folder. None selects the subfolder `exported` of the run or checkpoint folder, or the folder of a
             single file outside of a run.
         direction: direction to export, such as `photo2monet`; None exports all directions.
@@ -184,7 +224,7 @@ def run_export(
         plugins: see `load`.
 
     Returns:
-        Paths of the files; with `format="reference"`, those of the discriminators last.
+        Paths of the files; paths of discriminators come last.
 
     Raises:
         CommandError: a value is invalid, or an output file exists already.
@@ -234,9 +274,12 @@ def load(
         compile: run the network through `torch.compile`.
         plugins: names of modules with networks of your own, if the model has such networks.
 
+    Returns:
+        A callable that translates a PIL image, a NumPy array or a tensor, and returns an object of the same type.
+
     Raises:
         CommandError: a value is invalid, the device is not available, or the backend cannot run this file.
-        CheckpointError: the model is missing, damaged, or does not translate RGB images.
+        CheckpointError: the model is missing or damaged, or its images are neither grey nor RGB.
     """
     from cyclestyle.translation import Translator
 
@@ -255,14 +298,19 @@ def load(
 
 
 def _in_relaunched_process(cfg: "DictConfig", folder: Path) -> TrainingResult:
-    """Train with `cfg` and exit, or return the result of a training that is over, in a process started by `relaunch`.
+    """Train and exit, or return the recorded result of an earlier training; for a process started by `relaunch`.
 
-    Such a process runs the user's script from the beginning. It trains and exits at the call of `run_training` for
-    which it was started. Earlier calls return the results that are recorded in the run folders.
+    Such a process is started for one call of `run_training`, but runs the user's script from the beginning. Earlier
+    calls of `run_training` return the results that are recorded in their run folders. At its own call, the process
+    trains and exits.
+
+    Args:
+        cfg: checked config of this call.
+        folder: run folder of this call.
 
     Raises:
-        CyclestyleError: the recorded training failed; or no result is recorded, since the script passes other values to
-            `run_training` than in the launching process.
+        CyclestyleError: the recorded training failed; or no result is recorded. The latter happens if the script passes
+            other values to `run_training` than it did in the launching process.
     """
     from cyclestyle import train
 
@@ -305,7 +353,7 @@ def _wait_for_all_ranks() -> None:
 
 
 def _result(folder: Path, status: Literal["finished", "stopped"]) -> TrainingResult:
-    """Read step and last logged values from the run folder."""
+    """Create the result of a training with this status; read its step and last logged values from the run folder."""
     from cyclestyle.checkpoints.directory import Checkpoints, step_of
 
     newest = Checkpoints(folder / "checkpoints").newest()
@@ -318,16 +366,19 @@ def _result(folder: Path, status: Literal["finished", "stopped"]) -> TrainingRes
 
 
 def _error(code: int, reason: str | None) -> CyclestyleError:
-    """Create an error of the class whose exit code is `code`; `reason` is its message, None if unknown."""
+    """Create an error of the class whose exit code is `code`, with the message `reason`.
+
+    If `reason` is None, the message states that the training processes have printed the reason.
+    """
     kinds = {kind.code: kind for kind in reversed(CyclestyleError.__subclasses__())}
     text = reason or f"the training processes ended with exit code {code}; they have printed the reason"
     return kinds.get(code, CyclestyleError)(text)
 
 
 def _recorded_reason(folder: Path, code: int, *, since: float) -> str | None:
-    """Return the reason that status.json gives for a failure with exit code `code`.
+    """Return the reason that status.json in the run folder gives for a failure with exit code `code`.
 
-    The result is None if the file was written before the Unix time `since`, or has another exit code.
+    The result is None if the file is missing, was written before the Unix time `since`, or records another exit code.
     """
     with contextlib.suppress(OSError):
         status = _status(folder)

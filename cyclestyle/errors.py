@@ -67,7 +67,7 @@ class ResourceError(CyclestyleError):
 
 
 class DiskError(CyclestyleError):
-    """A folder or file cannot be written."""
+    """A folder or file cannot be written, or the disk fails to read it."""
 
     code = 74
 

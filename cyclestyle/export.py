@@ -79,9 +79,9 @@ def export(
 
 
 def with_training_summary(sources: "GeneratorFiles") -> "GeneratorFiles":
-    """Return a copy of `sources` in which each generator has a summary of its training run.
+    """Add a summary of the training run to each generator in `sources`, for the exported files; return a copy.
 
-    If `sources` do not belong to a run, return `sources` itself.
+    If the model file does not lie in a run folder, return `sources` itself.
     """
     from cyclestyle.model_files import provenance
 
@@ -96,7 +96,7 @@ def with_training_summary(sources: "GeneratorFiles") -> "GeneratorFiles":
 
 
 def destination(checkpoint: Path, model: Path) -> Path:
-    """Return the default output folder for exported files.
+    """Return the default output folder for exported files, see `output` of `export`; the folder may not exist.
 
     Args:
         checkpoint: path of a file or folder, as given by the user.

@@ -95,9 +95,9 @@ class Counter:
     def _line_is_due(self) -> bool:
         """Return whether to print a line now.
 
-        A line is due when another tenth of the images is finished, and 60 s after the last line; 20 s after it if the
-        current image is partly finished. In the first `LINE_EVERY_S` seconds after a line, no other line is due. When
-        all images are finished, no line is due.
+        A line is due in three cases: another tenth of the images is finished; 60 s have passed since the last line; or
+        20 s have passed, and the current image is partly finished. There are two exceptions: no line is due less than
+        `LINE_EVERY_S` seconds after another line, and none when all images are finished.
         """
         since = time.perf_counter() - self._printed
         if self.done == self.total or since < LINE_EVERY_S:

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
     from cyclestyle.data import UnpairedFolders
     from cyclestyle.distributed.world import World
+    from cyclestyle.evaluation.training_scores import TrainingScores
     from cyclestyle.hardware.device import Hardware
     from cyclestyle.run.failure import FailureReport
     from cyclestyle.run.folder import Done, ResumePoint, RunFolder
@@ -56,7 +57,10 @@ def main() -> None:
 
 
 def run_as_program(body: Callable[[StopRequest, Look], object]) -> None:
-    """Call `body`, which trains and ends with `sys.exit`; report its exit code to the process that started this one.
+    """Call `body`, which trains and ends with `sys.exit`; report the exit code to the launcher, and exit with it.
+
+    The launcher is the process that started this one for one of several devices. If torchrun would restart a training
+    that was stopped on request, exit with 0 instead.
 
     Args:
         body: function with two arguments: the request to stop, and processor-time counters read before the call.
@@ -85,6 +89,8 @@ def run(cfg: "DictConfig", *, stop: StopRequest, since: Look) -> int:
     """Train in this process; if the config asks for several devices, relaunch the command as one process per device.
 
     Args:
+        cfg: checked config of the command `train`.
+        stop: request to stop, by which signals end the training early.
         since: processor-time counters, read at the start of the program.
 
     Returns:
@@ -117,6 +123,10 @@ def train(cfg: "DictConfig", world: "World", stop: StopRequest, failure_report: 
     """Build everything that the config names, then train to the end or until a stop is requested.
 
     Args:
+        cfg: checked config of the command `train`.
+        world: the ranks that train together.
+        stop: request to stop, by which signals or a file in the run folder end the training early.
+        failure_report: context manager around this call; it needs the run folder, which this function sets.
         since: processor-time counters, read at the start of the program.
 
     Returns:
@@ -152,6 +162,7 @@ def train(cfg: "DictConfig", world: "World", stop: StopRequest, failure_report: 
     trainer = assembly.build_trainer(cfg, objective, hardware, samples_per_epoch=len(data.draws(cfg.seed)))
     check_intervals(**compose.arguments_for(cfg.trainer, check_intervals))
     own_tasks = assembly.build_own_tasks(cfg, trainer, data, folder, recipe=recipe)
+    scores = assembly.build_scores(trainer, data, report, **compose.arguments_for(cfg.scores, assembly.build_scores))
     restore_or_init(trainer, data.domains, resumed, init=cfg.init, report=report)
     if not world.all_equal(trainer.step):
         raise CheckpointError(
@@ -181,7 +192,7 @@ def train(cfg: "DictConfig", world: "World", stop: StopRequest, failure_report: 
         folder.write_status("running")
     announce(report, folder, data, trainer, resumed, chosen)
     shared = {"recipe": recipe, "files": data.files, "threads": chosen.threads}
-    finished = fit(cfg, trainer, data, folder, stop, own_tasks=own_tasks, shared=shared, done=done)
+    finished = fit(cfg, trainer, data, folder, stop, own_tasks=own_tasks, scores=scores, shared=shared, done=done)
     return report_finished(folder, data.domains, trainer, stop, report, finished=finished)
 
 
@@ -193,6 +204,7 @@ def fit(
     stop: StopRequest,
     *,
     own_tasks: Mapping[str, Any],
+    scores: "TrainingScores | None",
     shared: Mapping[str, Any],
     done: "Done",
 ) -> bool:
@@ -200,6 +212,7 @@ def fit(
 
     Args:
         own_tasks: user-defined periodic tasks, as built by `assembly.build_own_tasks`.
+        scores: object that scores the generators every `scores.every` steps; None if this is switched off.
         shared: values that each checkpoint stores in addition to the state of the trainer: `recipe`, the resolved
             config; `files`, the training files; `threads`, the number of threads of this process.
         done: periodic work, such as logging, that an earlier process has done at the first step; it is not repeated.
@@ -234,7 +247,16 @@ def fit(
         ) as loggers,
     ):
         tasks = assembly.build_tasks(
-            cfg, trainer, data, folder, writer, loggers, own_tasks=own_tasks, shared=shared, done=done
+            cfg,
+            trainer,
+            data,
+            folder,
+            writer,
+            loggers,
+            own_tasks=own_tasks,
+            scores=scores,
+            shared=shared,
+            done=done,
         )
         if world.is_main:
             print_line(assembly.forecast_disk(cfg, trainer, data, folder, loggers))

@@ -71,14 +71,14 @@ def translate(
         input: see `inputs.find`.
         output: output folder; for a single photo, a file name with the suffix of an image format is accepted too.
         strength, keep, tile, memory: see `TranslationPipeline`.
-        format: file format of the translations; `keep` uses the format of each photo, but writes JPEG for HEIC and PNG
-            for GIF.
+        format: file format of the translations; `keep` uses the format of each photo, but writes JPEG for HEIC,
+            and PNG for GIF and JPEG 2000.
         quality: quality of lossy formats, 1 to 100.
         resize: limit for the longer side, in px; photos above the limit are shrunk to it. None keeps the size of all
             photos.
         metadata: `keep` copies the metadata of each photo to its translation; `drop` does not.
         max_pixels: largest number of pixels that a photo may have.
-        existing: what to do with existing output files, see `plan.plan`.
+        existing: what to do with existing output files, see `plan.make_plan`.
         sheet: whether to write the contact sheet, index.html.
         prune: `list` prints the translations whose photos are gone; `remove`, or True, also removes them. False does
             not look for them.
@@ -224,8 +224,8 @@ def check(*, quality: int, resize: int | None, max_pixels: int) -> None:
 def check_processes(world: "World", *, engine: str, input: str, threads: int | str) -> None:  # noqa: A002
     """Raise a CommandError if `engine`, `input`, `threads` and the number of processes do not fit together.
 
-    Several processes require the engine `local` and an `input` other than `-`. Even for one process, `threads` must be
-    `auto` unless the engine is `local`.
+    Several processes require the engine `local`, and an `input` other than `-` (standard input). With another engine
+    than `local`, `threads` must be `auto`.
     """
     if world.size > 1 and engine != "local":
         raise CommandError(f"engine={engine} distributes the photos itself: start it without torchrun")

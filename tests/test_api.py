@@ -138,8 +138,9 @@ def test_run_folder_is_free_again_after_a_failure(smoke: Train) -> None:
 def test_evaluation_export_and_load_give_results_of_commands(smoke: Train, scenes: Path, tmp_path: Path) -> None:
     run = smoke().folder
     scores = run_evaluation(run, scenes / "testA", truth=scenes / "testB", direction="a2b", device="cpu")
-    assert scores.num_images == 2
-    assert scores.truth is not None
+    assert [direction.direction for direction in scores.directions] == ["photo2painting"]
+    truth = scores.find("photo2painting").find("truth_psnr")
+    assert (truth.n, truth.value > 0) == (2, True)
     assert scores == evaluate(run, scenes / "testA", truth=scenes / "testB", direction="a2b", device="cpu")
     files = run_export(run, output=tmp_path / "out")
     assert [file.name for file in files] == ["photo2painting.safetensors", "painting2photo.safetensors"]
@@ -162,7 +163,7 @@ def test_invalid_argument_is_a_command_error(smoke: Train, call: Callable[[Path]
 
 
 @pytest.mark.parametrize(("function", "command"), [(run_evaluation, evaluate), (run_export, export)])
-def test_function_has_parameters_and_defaults_of_command(function: Any, command: Any) -> None:
+def test_api_function_has_parameters_and_defaults_of_its_command(function: Any, command: Any) -> None:
     signatures = [inspect.signature(one, eval_str=False).parameters for one in (function, command)]
     one, other = ({name: parameter.default for name, parameter in each.items()} for each in signatures)
     assert one == other

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "cyclestyle"
 # folders. Rooms of the same level do not import each other.
 LEVELS: list[set[str]] = [
     {"api"},
-    {"__main__", "train", "translate", "evaluate", "export"},
+    {"__main__", "train", "translate", "evaluate", "export", "download"},
     {"assembly"},
     {"evaluation"},
     {"photoset"},
@@ -140,6 +140,16 @@ def test_cli_imports_no_torch() -> None:
         if room(file) == "cli":
             assert rooms_imported(file) <= {"cli", "calls", "errors"}
             assert not libraries(file) & {"torch", "torchvision", "numpy", "PIL"}
+
+
+def test_torchmetrics_is_imported_only_in_functions() -> None:
+    """The import takes seconds, since it imports scipy and matplotlib if they are installed."""
+    users = [file for file in MODULES if "torchmetrics" in libraries(file)]
+    assert users
+    for file in users:
+        body = [node for node in ast.parse(file.read_text()).body if not isinstance(node, ast.FunctionDef)]
+        names = imported(ast.unparse(ast.Module(body=body, type_ignores=[])), name_of(file))
+        assert not any(name.startswith("torchmetrics") for name in names), name_of(file)
 
 
 def test_cyclegan_objective_imports_only_torch() -> None:

@@ -171,7 +171,8 @@ def test_translate_and_evaluate_accept_exported_files(
     with Image.open(tmp_path / "in" / "x.png") as image:
         expected = load(trained, "photo2monet")(image)
     assert np.array_equal(pixels_of(tmp_path / "out" / "x.png"), np.asarray(expected))
-    assert evaluate(file, tmp_path / "in", truth=tmp_path / "in", device="cpu").num_images == 1
+    (report,) = evaluate(file, tmp_path / "in", truth=tmp_path / "in", device="cpu").directions
+    assert (report.direction, report.find("truth_psnr").n) == ("photo2monet", 1)
     assert "PSNR" in capsys.readouterr().out
 
 

@@ -268,7 +268,7 @@ def test_run_stopped_on_request_logs_each_step_once(
 
 
 @pytest.mark.parametrize("is_lost", [False, True])
-def test_speed_in_log_line_of_resumed_step_is_kept_if_log_exists(smoke: Command, is_lost: bool) -> None:
+def test_speed_logged_at_resumed_step_is_kept_unless_metrics_file_is_lost(smoke: Command, is_lost: bool) -> None:
     assert smoke("logger.tensorboard=null") == 0
     *_, earlier = log("runs/smoke")
     if is_lost:
@@ -477,7 +477,7 @@ def test_failure_is_recorded_in_status_file(
     ]
 
 
-def test_divergence_ends_run_with_exit_5_and_image_list_unless_set_to_skip(
+def test_divergence_ends_run_with_exit_5_and_image_list_unless_on_nonfinite_is_skip(
     smoke: Command, scenes: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bad = ("adversarial._target_=tests.custom_parts.NotANumber", "+adversarial.step=5", "trainer.batch_size=2")
@@ -726,7 +726,7 @@ def test_profiler_leaves_run_unchanged_and_counts_steps_from_each_start(
     assert same(newest("runs/profiled"), newest("runs/plain"))
 
 
-def test_resume_with_changed_memory_options_continues_run(smoke: Command) -> None:
+def test_run_resumes_with_changed_backward_and_recompute_options(smoke: Command) -> None:
     settings = ("trainer.steps=2", "trainer.precision=fp32", "name=one")
     assert smoke(*settings, "trainer.backward=joint") == 0
     assert smoke("trainer.steps=4", *settings[1:], "trainer.backward=split", "trainer.recompute=true") == 0

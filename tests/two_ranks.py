@@ -14,6 +14,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.optim import Optimizer
 
 from cyclestyle.distributed.world import World, session
+from cyclestyle.objectives.degradations import RandomDegradations
 from cyclestyle.training.trainer import Trainer
 from tests.factories import random_batch, tiny_terms, tiny_trainer
 
@@ -36,6 +37,7 @@ def train_together(
     accumulate: int = 1,
     count: bool = False,
     terms: bool = False,
+    robust: float = 0.0,
 ) -> list[Rank]:
     """Train a `tiny_trainer` in float64 on two ranks; return the results of both ranks.
 
@@ -43,6 +45,7 @@ def train_together(
         folder: empty folder for the results.
         count: whether to count the bytes of gradients sent, which uses a Python hook instead of DDP's default path.
         terms: whether the objective has the terms of `tiny_terms`.
+        robust: largest strength of random degradations of the generators' inputs; 0 for clean inputs.
     """
     settings = {
         "steps": steps,
@@ -51,6 +54,7 @@ def train_together(
         "accumulate": accumulate,
         "count": count,
         "terms": terms,
+        "robust": robust,
     }
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", __file__]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
@@ -81,7 +85,15 @@ class CountingWorld(World):
 
 
 def main(
-    folder: Path, *, steps: int, batch_size: int, backward: str, accumulate: int, count: bool, terms: bool
+    folder: Path,
+    *,
+    steps: int,
+    batch_size: int,
+    backward: str,
+    accumulate: int,
+    count: bool,
+    terms: bool,
+    robust: float,
 ) -> None:
     """Train on this rank and write the results to `folder`."""
     torch.set_num_threads(1)
@@ -95,6 +107,7 @@ def main(
             ema=0.9,
             world=world,
             backward=backward,
+            degrade=RandomDegradations(robust, seed=0) if robust else None,
             **(tiny_terms() if terms else {}),
         )
         storages: list[int] = []

@@ -26,9 +26,9 @@ def forecast_disk(
 ) -> str:
     """Estimate the bytes that a run will still write, by kind of file; warn if the disk has less free space.
 
-    To measure the sample grids (images that show translations of a few fixed images, the probe images), they are drawn
-    with the untranslated images. Each checkpoint is assumed to be as large as the newest one. If there is none yet, the
-    size is computed for full image pools and an optimizer with two moments per weight, such as Adam.
+    Sample grids are images that show a few fixed images beside their translations. Their size is measured on grids that
+    show untranslated images only. Each checkpoint is assumed to be as large as the newest one. If there is none yet,
+    the size is computed for full image pools and an optimizer with two moments per weight, such as Adam.
 
     Returns:
         One line for the user: bytes in total and by kind of file, and the free space if it is known.

@@ -8,11 +8,12 @@ import torch
 from torch import nn
 
 from cyclestyle.cli import compose
-from cyclestyle.cli.nodes import split_program_keys, variant, without
+from cyclestyle.cli.nodes import accepts, split_program_keys, variant, without
 from cyclestyle.errors import CommandError
 from cyclestyle.networks import initialize, registry
 from cyclestyle.networks.resnet import ResNetGenerator
-from cyclestyle.objectives.cyclegan import Pools
+from cyclestyle.objectives.cyclegan import Degrade, Pools
+from cyclestyle.objectives.degradations import RandomDegradations
 from cyclestyle.objectives.pairs import Discriminators, Generators
 from cyclestyle.objectives.step import Objective
 from cyclestyle.objectives.terms import Weighted
@@ -46,9 +47,16 @@ def build_objective(cfg: "DictConfig", hardware: "Hardware") -> Objective:
         "terms": build_terms(cfg, hardware, "terms"),
         "discriminator_terms": build_terms(cfg, hardware, "discriminator_terms"),
         "backward": cfg.trainer.backward,
+        "degrade": build_degrade(cfg.seed, **compose.arguments_for(cfg.augment, build_degrade)),
         "prepare": hardware.wrap,
     }
-    objective: Objective = compose.build_with(without(cfg.objective, "terms", "discriminator_terms"), offered)
+    node = without(cfg.objective, "terms", "discriminator_terms")
+    if offered["degrade"] is not None and not accepts(node["_target_"], "degrade", "objective"):
+        raise CommandError(
+            f"augment.robust={cfg.augment.robust:g}: {node['_target_']} has no argument `degrade`, so its generators "
+            f"would get clean images only: set augment.robust=0, or add the argument (docs/extending.md)"
+        )
+    objective: Objective = compose.build_with(node, offered)
     if missing := {"generators", "discriminators"} - objective.modules.keys():
         raise CommandError(
             f"objective: the modules of {type(objective).__name__} lack {' and '.join(sorted(missing))}, which "
@@ -86,6 +94,17 @@ def build_pools(cfg: "DictConfig") -> Pools:
     """Build the image pools of both domains."""
     shared = {"batch_size": cfg.trainer.batch_size, "seed": cfg.seed}
     return Pools(*(compose.build(cfg.pool, purpose=f"pool {side}", **shared) for side in ("a", "b")))
+
+
+def build_degrade(seed: int, /, *, robust: float) -> Degrade | None:
+    """Build the function that degrades the generators' inputs; return None if they stay clean.
+
+    Args:
+        seed: the run's seed.
+        robust: largest strength of the degradations, from 0 (clean inputs) to 1.
+    """
+    degrade = RandomDegradations(robust, seed=seed)
+    return degrade if robust else None
 
 
 def build_terms(
@@ -127,7 +146,7 @@ def enable_recompute(generators: Generators, *, recompute: bool) -> None:
 
 @contextmanager
 def seeded(seed: int, purpose: str) -> Iterator[None]:
-    """Context manager: seed PyTorch's global random state; restore the state of the CPU afterwards.
+    """Context manager: seed PyTorch's random generators of all devices; at the end, restore the CPU's generator only.
 
     Args:
         seed: the run's seed.

@@ -15,10 +15,11 @@ from cyclestyle.monitor import FaultTolerantLogger, Profile, Waiting
 from cyclestyle.monitor.logger import Logger, Phase
 from cyclestyle.monitor.metrics_file import logged_speeds
 from cyclestyle.run.folder import Done
+from cyclestyle.run.scores_file import ScoresFile
 from cyclestyle.training.best import BestKeeper
 from cyclestyle.training.explosion import ExplosionWatch
 from cyclestyle.training.messages import no_output
-from cyclestyle.training.periodic import Networks, OwnTask, Task, networks_of, own_task, usual_tasks
+from cyclestyle.training.periodic import Networks, OwnTask, Task, networks_of, own_task, shared_task, usual_tasks
 from cyclestyle.training.state import snapshot_model
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from cyclestyle.data import UnpairedFolders
     from cyclestyle.distributed.world import World
+    from cyclestyle.evaluation.training_scores import TrainingScores
     from cyclestyle.run.folder import RunFolder
     from cyclestyle.training.trainer import Trainer
 
@@ -125,13 +127,15 @@ def build_tasks(
     loggers: Sequence[Logger],
     *,
     own_tasks: Mapping[str, tuple[OwnTask, int]],
+    scores: "TrainingScores | None" = None,
     shared: Mapping[str, Any],
     done: Done,
 ) -> list[Task]:
-    """Build the tasks of a run: save, log and sample, then the user's own tasks.
+    """Build the tasks of a run: save, log and sample, then the user's own tasks, then the scores of the generators.
 
     Args:
         own_tasks: result of `build_own_tasks`.
+        scores: object that scores the generators every `scores.every` steps; None if this is switched off.
         shared: values that each checkpoint stores in addition to the state of the trainer, such as the config.
         done: tasks that an earlier process did at the trainer's step, see `work_done`; they are not repeated.
     """
@@ -151,7 +155,8 @@ def build_tasks(
         keeper.on_log(step, values)
         watch.on_log(step, values)
 
-    keeper = BestKeeper(trainer, functools.partial(writer.save, snapshot), best)
+    expected = set[str]() if scores is None else scores.expected
+    keeper = BestKeeper(trainer, functools.partial(writer.save, snapshot), best, expected=expected)
     tasks = usual_tasks(
         trainer,
         save=keeper.save,
@@ -173,7 +178,55 @@ def build_tasks(
                 at_start=not done.tasks,
             )
         )
+    file = opened_scores_file(trainer, folder, done=done, is_used=scores is not None)
+    if scores is not None:
+        task = functools.partial(score, scores, trainer, data.domains, file)
+
+        def on_scores(step: int, values: Mapping[str, float]) -> None:
+            keeper.on_task(step, values, evaluations=None if file is None else len(file))
+
+        tasks.append(
+            shared_task(
+                trainer,
+                task,
+                key="scores",
+                every=cfg.scores.every,
+                loggers=loggers,
+                on_values=on_scores,
+                at_start=not done.tasks,
+            )
+        )
     return tasks
+
+
+def opened_scores_file(trainer: "Trainer", folder: "RunFolder", *, done: Done, is_used: bool) -> ScoresFile | None:
+    """Open `scores.jsonl` on rank 0, and remove the lines of steps that are evaluated again.
+
+    Return None on other ranks.
+
+    Args:
+        done: tasks that an earlier process did at the trainer's step.
+        is_used: whether this process evaluates; if not, the lines are removed, and None is returned.
+    """
+    if not trainer.world.is_main:
+        return None
+    file = ScoresFile(folder.path, start=trainer.step + done.tasks)
+    return file if is_used else None
+
+
+def score(
+    scores: "TrainingScores",
+    trainer: "Trainer",
+    domains: tuple[str, str],
+    file: ScoresFile | None,
+    step: int,
+    networks: Networks,
+) -> dict[str, float]:
+    """Score the trainer's networks, and add a line to `file` unless it is None; return the numbers to log."""
+    values, record = scores(snapshot_model(trainer, domains))
+    if file is not None:
+        file.append(step, record)
+    return values
 
 
 def build_own_tasks(

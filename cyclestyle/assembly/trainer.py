@@ -70,7 +70,8 @@ def graphed(
         batch_size: number of image pairs per step.
         cuda_graphs: True requires graphs, which reserve memory and need an NVIDIA GPU; `auto` uses them if they are
             possible and faster.
-        profile: whether steps are profiled, which excludes graphs: the profiler cannot attribute kernels inside one.
+        profile: whether steps are profiled. If so, graphs are impossible: the profiler cannot attribute the kernels of
+            a graph.
 
     Raises:
         CommandError: `cuda_graphs` is True, although the device or another option excludes graphs.

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple, Protocol
 from cyclestyle.checkpoints.model import GARBLED_JSON
 
 Mode = Literal["min", "max"]
+Interval = tuple[float, float]  # lower and upper bound
 _MODES: dict[object, Mode] = {"min": "min", "max": "max"}
 
 
@@ -20,6 +21,8 @@ class Best(NamedTuple):
     name: str  # name of the number, such as `kid`
     value: float
     mode: Mode  # `min`: lower values are better
+    interval: Interval | None = None  # 95 % interval of the number; None if it was logged without one
+    evaluations: int | None = None  # evaluations of the run up to and including this one; None if they are not counted
 
 
 class Marker(Protocol):
@@ -29,7 +32,16 @@ class Marker(Protocol):
     """
 
     def best(self) -> Best | None: ...
-    def mark_best(self, step: int, *, name: str, value: float, mode: Mode) -> None: ...
+    def mark_best(
+        self,
+        step: int,
+        *,
+        name: str,
+        value: float,
+        mode: Mode,
+        interval: Interval | None = None,
+        evaluations: int | None = None,
+    ) -> None: ...
 
 
 class BestCheckpoint:
@@ -64,23 +76,39 @@ class BestCheckpoint:
         best = self._checkpoints.best()
         return best is not None and best.name == self.name
 
-    def record(self, step: int, value: float) -> None:
-        """Mark the checkpoint of `step` as the best one, chosen by `value`; call it after that checkpoint's save."""
+    def record(
+        self, step: int, value: float, *, interval: Interval | None = None, evaluations: int | None = None
+    ) -> None:
+        """Mark the checkpoint of `step` as the best one, chosen by `value`; call it after that checkpoint's save.
+
+        Args:
+            interval: 95 % interval of `value`; None if it is unknown.
+            evaluations: number of evaluations of the run so far; None if they are not counted.
+        """
         assert self.name is not None
-        self._checkpoints.mark_best(step, name=self.name, value=value, mode=self.mode)
+        self._checkpoints.mark_best(
+            step, name=self.name, value=value, mode=self.mode, interval=interval, evaluations=evaluations
+        )
 
 
 def pointer_text(best: Best) -> str:
     """Return the content of the pointer file: a line with the folder's name, then a line of JSON with the other fields.
 
-    The first line has the format of the file `latest`, so that scripts can read both files in the same way.
+    The first line has the format of the file `latest`, so that scripts can read both files in the same way. An unknown
+    interval or number of evaluations is left out.
     """
-    record = {"name": best.name, "mode": best.mode, "value": best.value, "step": best.step}
+    record: dict[str, object] = {"name": best.name, "mode": best.mode, "value": best.value, "step": best.step}
+    if best.interval is not None:
+        record["low"], record["high"] = best.interval
+    if best.evaluations is not None:
+        record["evaluations"] = best.evaluations
     return f"{best.path.name}\n{json.dumps(record)}\n"
 
 
 def parse_pointer(text: str, path: Path) -> Best | None:
     """Parse the JSON in the second line of a pointer file; return None if the JSON is malformed.
+
+    Files of earlier versions have neither interval nor number of evaluations.
 
     Args:
         text: content of the pointer file.
@@ -89,5 +117,8 @@ def parse_pointer(text: str, path: Path) -> Best | None:
     with contextlib.suppress(*GARBLED_JSON):
         record = json.loads(text.partition("\n")[2])
         mode: Mode = _MODES[record["mode"]]
-        return Best(path, int(record["step"]), str(record["name"]), float(record["value"]), mode)
+        interval = (float(record["low"]), float(record["high"])) if "low" in record else None
+        evaluations = int(record["evaluations"]) if "evaluations" in record else None
+        step, name, value = int(record["step"]), str(record["name"]), float(record["value"])
+        return Best(path, step, name, value, mode, interval, evaluations)
     return None

@@ -6,7 +6,8 @@ checkpoints/
     networks.safetensors   weights (generators.ab.*, generators.ba.*, discriminators.*, ema.ab.*, ema.ba.*);
                            architectures and domain names in its header
     training.pt            optimizers, gradient scaler, step, config, names and sizes of the training files
-    rank0.pt, ...          state of one rank: its share of the image pools, its running means of losses and scores
+    rank0.pt, ...          state of one rank (process): its share of the image pools, which hold past translations for
+                           the discriminators; its running means of losses and scores
     manifest.json          sha256 and size of each file; written last
   latest                   text file with the name of the newest folder, for people and scripts
   best                     text file with the name of the best folder, if one was marked; its second line is JSON with
@@ -29,7 +30,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from cyclestyle.checkpoints.best import Best, Mode, parse_pointer, pointer_text
+from cyclestyle.checkpoints.best import Best, Interval, Mode, parse_pointer, pointer_text
 from cyclestyle.checkpoints.manifest import SHARED_FILES, fingerprint, read_checksums, verify
 from cyclestyle.checkpoints.model import (
     GARBLED_JSON,
@@ -144,10 +145,12 @@ class Checkpoints:
         Args:
             repair: whether to rename damaged checkpoints to hidden names, so that they are not read again; True only in
                 the process that holds the lock of the run.
-            warn: function called with one line of text for each damaged checkpoint if an older one can be used.
+            warn: function called with one line of text for each damaged checkpoint that is skipped. It is not called if
+                all checkpoints are damaged.
 
         Raises:
-            CheckpointError: all checkpoints are damaged, or a newer version of this program wrote the newest one.
+            CheckpointError: all checkpoints are damaged; or the newest undamaged one has malformed content, or was
+                written by a newer version of this program.
         """
         damaged: list[tuple[Path, DamagedError]] = []
         for path in self._newest_first(complete=False):
@@ -166,7 +169,10 @@ class Checkpoints:
         return None
 
     def best(self) -> Best | None:
-        """Return the best checkpoint; None if none was marked, its folder is gone, or the pointer file is malformed."""
+        """Return the best checkpoint with the value by which it was chosen, as recorded in the pointer file `best`.
+
+        The result is None if the file is missing or malformed, or if the checkpoint folder that it names is gone.
+        """
         try:
             path, text = self.best_folder(), (self.folder / "best").read_text(encoding="utf-8")
         except (OSError, UnicodeError):
@@ -174,24 +180,35 @@ class Checkpoints:
         return None if path is None else parse_pointer(text, path)
 
     def mark_best(
-        self, step: int, *, name: str, value: float, mode: Mode = "min", warn: Callable[[str], None] = warn
+        self,
+        step: int,
+        *,
+        name: str,
+        value: float,
+        mode: Mode = "min",
+        interval: Interval | None = None,
+        evaluations: int | None = None,
+        warn: Callable[[str], None] = warn,
     ) -> None:
-        """Mark the checkpoint of `step` as the best one.
+        """Mark the checkpoint of `step` as the best one, in the pointer file `best`.
 
-        The former best checkpoint is removed unless `keep` or `keep_every` protects it. If the mark cannot be written,
-        the former mark remains, and the run continues. Only rank 0 may call this method, after `save`.
+        The former best checkpoint is removed unless `keep` or `keep_every` protects it. If the checkpoint is missing,
+        or the mark cannot be written, the method raises no error, and the former mark remains. Only rank 0 may call
+        this method, after `save`.
 
         Args:
-            name, value: the number by which the checkpoint was chosen.
+            name, value: name and value of the logged number by which the checkpoint was chosen.
             mode: `min` if lower values are better, `max` if higher values are.
+            interval, evaluations: see `Best`.
             warn: function called with one line of text if the checkpoint is missing or the mark cannot be written.
         """
         path = self.path_of(step)
         if not (path / "manifest.json").is_file():
             warn(f"no checkpoint of step {step} in {self.folder}: it cannot be marked as best by {name}={value:.6g}")
             return
+        best = Best(path, step, name, value, mode, interval, evaluations)
         try:
-            write_text(self.folder / "best", pointer_text(Best(path, step, name, value, mode)))
+            write_text(self.folder / "best", pointer_text(best))
             sync_folder(self.folder)  # the new mark must be on the disk before the former best folder is removed
         except OSError as error:
             warn(f"cannot write {self.folder / 'best'}: {(error.strerror or '').lower()}; the former mark remains")
@@ -252,7 +269,7 @@ class Checkpoints:
         remove_temporary_files(self.folder)
 
     def _set_aside(self, path: Path, suffix: str) -> None:
-        """Rename a checkpoint folder to a hidden name that ends with `suffix`; the next save removes this folder."""
+        """Rename a checkpoint folder to a hidden name that ends with `suffix`; the next `_prune` removes it."""
         aside = self.folder / f".{path.name}.{suffix}"
         shutil.rmtree(aside, ignore_errors=True)  # a folder of this name may remain from an earlier save
         path.rename(aside)
@@ -322,7 +339,11 @@ def read_foreign_tensors(path: Path) -> dict[str, Tensor] | None:
 
 
 def _read_file(file: Path) -> Model:
-    """Read a model file that this program wrote, without comparing it with a manifest."""
+    """Read a model file that this program wrote, without comparing it with a manifest.
+
+    Raises:
+        CheckpointError: the file is damaged, or another program or a newer version of this program wrote it.
+    """
     try:
         with safe_open(file, framework="pt") as opened:
             header = json.loads((opened.metadata() or {}).get(HEADER, "null"))
@@ -343,7 +364,8 @@ def _read_file(file: Path) -> Model:
     try:
         first, second = (str(name) for name in header["domains"])
         export = dict(header["export"]) if "export" in header else None
-        return Model(tensors, *architectures(header), (first, second), int(header["step"]), file, export)
+        seen = tuple(str(name) for name in header.get("losses_see", ()))
+        return Model(tensors, *architectures(header), (first, second), int(header["step"]), file, export, seen)
     except GARBLED_JSON as error:
         raise CheckpointError(
             f"{file} is not a cyclestyle model: its header has a missing or malformed entry: {error}"
@@ -351,7 +373,16 @@ def _read_file(file: Path) -> Model:
 
 
 def _model_file(path: Path, warn: Callable[[str], None]) -> Path:
-    """Find the model file for `path`: a run folder, a checkpoint folder, the model file, or `best` or `latest`."""
+    """Return the model file that `path` refers to, once its checksum is verified; a lone file is returned unverified.
+
+    Args:
+        path: a run folder, its folder of checkpoints, one checkpoint folder, or a model file. `RUN/best` and
+            `RUN/latest` refer to the best and the newest checkpoint of the run folder `RUN`.
+        warn: function called with one line of text if a damaged checkpoint is skipped.
+
+    Raises:
+        CheckpointError: `path` refers to no model file, or its checksum does not match.
+    """
     if path.name in POINTERS and not path.is_dir():
         for folder in (path.parent / "checkpoints", path.parent):
             if Checkpoints(folder)._newest_first(complete=False):
@@ -372,7 +403,17 @@ def _model_file(path: Path, warn: Callable[[str], None]) -> Path:
 
 
 def _pointed_file(path: Path, folder: Path, warn: Callable[[str], None]) -> Path:
-    """Find the model file for `path`, whose last part is `best` or `latest`, among the checkpoints in `folder`."""
+    """Return the model file of the best or newest checkpoint in `folder`.
+
+    Args:
+        path: path that the user gave; its last part, `best` or `latest`, selects the checkpoint.
+        folder: folder that holds the checkpoint folders.
+        warn: function called with one line of text if a damaged checkpoint is skipped.
+
+    Raises:
+        CheckpointError: no checkpoint is marked as the best one, or the selected checkpoint is damaged.
+        DiskError: the disk cannot be read.
+    """
     if path.name == "latest":
         return _model_file(folder, warn)
     try:

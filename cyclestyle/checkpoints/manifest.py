@@ -39,7 +39,16 @@ def read_checksums(path: Path) -> dict[str, str]:
 
 
 def verify(path: Path, checksums: Mapping[str, str], *, only: Iterable[str] | None = None) -> None:
-    """Raise a DamagedError unless all files in folder `path`, or those named in `only`, match their checksums."""
+    """Compare the files of checkpoint folder `path` with their checksums.
+
+    Args:
+        checksums: file name -> expected sha256.
+        only: names of the files to compare; None compares all files in `checksums`.
+
+    Raises:
+        DamagedError: a file is missing, or does not match its checksum.
+        DiskError: the disk cannot be read.
+    """
     for name in checksums if only is None else only:
         try:
             checksum = sha256_of(path / name)
@@ -54,7 +63,8 @@ def verify(path: Path, checksums: Mapping[str, str], *, only: Iterable[str] | No
 def _unreadable(path: Path, error: OSError) -> DiskError:
     """Create the error for a checkpoint file that the disk fails to read.
 
-    The error is no DamagedError, since `Checkpoints.load` renames damaged checkpoints and this one may be undamaged.
+    The file itself may be undamaged. A DamagedError would let `Checkpoints.load` set the checkpoint aside, so the
+    error is a DiskError.
     """
     return DiskError(f"cannot read {path}: {(error.strerror or '').lower()}; try again when the disk can be read")
 

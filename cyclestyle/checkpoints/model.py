@@ -26,6 +26,7 @@ class Model(NamedTuple):
     step: int
     path: Path  # file that the model was read from; `Path()` for a model in memory
     export: dict[str, Any] | None = None  # description of an exported direction, for people; None in a checkpoint
+    losses_see: tuple[str, ...] = ()  # pretrained networks whose features a loss of the training used, sorted
 
     def weights_under(self, prefix: str) -> dict[str, Tensor]:
         """Return the weights whose names start with `prefix`, such as `"ema.ab."`; the keys omit the prefix."""
@@ -40,7 +41,8 @@ def architectures(header: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]],
 
     Returns:
         Architectures of the generators, keyed by `ab` and `ba`; architectures of the discriminators, keyed by `a` and
-        `b`, or an empty dict for an exported file.
+        `b`, or an empty dict for an exported file. An architecture is a dict with the registered name of the network
+        and its arguments.
     """
     if header["version"] < 2:
         generator, discriminator = dict(header["generator"]), dict(header["discriminator"])
@@ -67,6 +69,7 @@ def model_bytes(model: Model) -> bytes:
         "generators": model.generators,
         "discriminators": model.discriminators,
         **({} if model.export is None else {"export": model.export}),
+        **({"losses_see": model.losses_see} if model.losses_see else {}),
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.tensors.items()}
     return to_bytes(tensors, metadata={HEADER: json.dumps(header)})

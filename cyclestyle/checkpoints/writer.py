@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from cyclestyle.checkpoints.best import Best, Mode
+from cyclestyle.checkpoints.best import Best, Interval, Mode
 from cyclestyle.checkpoints.directory import Checkpoints
 from cyclestyle.checkpoints.model import Model
 from cyclestyle.distributed.world import World
@@ -91,18 +91,28 @@ class CheckpointWriter:
             self._collect_result(last=last)
 
     def best(self) -> Best | None:
-        """Return the best checkpoint, see `Checkpoints.best`.
+        """Return the checkpoint that the last call of `mark_best` marked, even if its mark is not on the disk yet.
 
-        A checkpoint passed to `mark_best` is already the result while a thread has yet to write the mark to disk.
+        If no mark waits to be written, return the best checkpoint according to the disk, see `Checkpoints.best`; None
+        if there is none.
         """
         return self._queued_mark or self.checkpoints.best()
 
-    def mark_best(self, step: int, *, name: str, value: float, mode: Mode = "min") -> None:
+    def mark_best(
+        self,
+        step: int,
+        *,
+        name: str,
+        value: float,
+        mode: Mode = "min",
+        interval: Interval | None = None,
+        evaluations: int | None = None,
+    ) -> None:
         """Mark the checkpoint of `step` as the best one, see `Checkpoints.mark_best`; only rank 0 may call it.
 
-        If a save is in progress, return immediately; the thread that marks the checkpoint waits for this save.
+        If saves are asynchronous, return immediately: a thread writes the mark, after the save in progress.
         """
-        mark = Best(self.checkpoints.path_of(step), step, name, value, mode)
+        mark = Best(self.checkpoints.path_of(step), step, name, value, mode, interval, evaluations)
         if not self.asynchronous:
             self._mark(mark, after=None)
             return
@@ -126,7 +136,16 @@ class CheckpointWriter:
         if after is not None:
             after.join()
         try:
-            self.checkpoints.mark_best(mark.step, name=mark.name, value=mark.value, mode=mark.mode, warn=self.warn)
+            _, step, name, value, mode, interval, evaluations = mark
+            self.checkpoints.mark_best(
+                step,
+                name=name,
+                value=value,
+                mode=mode,
+                interval=interval,
+                evaluations=evaluations,
+                warn=self.warn,
+            )
         finally:
             if self._queued_mark is mark:
                 self._queued_mark = None
@@ -135,8 +154,12 @@ class CheckpointWriter:
         """Wait for the previous save, if there was one, and report its success or failure.
 
         Args:
-            last: whether the first DiskError is raised; if false, it gives a warning, and only the last of `ATTEMPTS`
-                consecutive ones is raised. Errors of other classes are always raised.
+            last: True for the last save of the run: a DiskError is then always raised. If False, a DiskError leads to
+                a warning, but it is raised if it is the `ATTEMPTS`-th in a row.
+
+        Raises:
+            DiskError: the save failed, and `last` or the number of failures requires an error.
+            Exception: any other error of the save, in each case.
         """
         self.finish()
         self._writer = None

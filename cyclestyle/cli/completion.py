@@ -7,7 +7,7 @@ from cyclestyle.cli.arguments import FLAGS
 from cyclestyle.cli.help import option_files, yaml_entries
 from cyclestyle.errors import CommandError
 
-COMMANDS = ("train", "translate", "evaluate", "export")
+COMMANDS = ("train", "translate", "evaluate", "export", "download")
 
 # bash splits words at `=`, so that only the part after it is replaced; zsh replaces the whole word.
 BASH = """_cyclestyle() {

@@ -1,7 +1,7 @@
 """Compose configs, check them, and build the objects that they describe.
 
-Only `cyclestyle.cli` and the command modules (train, translate, evaluate, export) use Hydra. This module does not
-import PyTorch, so that `--help` is quick.
+Only `cyclestyle.cli` and the command modules (train, translate, evaluate, export, download) use Hydra. This module does
+not import PyTorch, so that `--help` is quick.
 """
 
 import csv
@@ -69,9 +69,11 @@ class Train:
     optimizer: Any = None
     objective: Any = None
     pool: Any = None
+    augment: Any = None
     ema: Any = None
     schedule: Any = None
     tasks: Any = None
+    scores: Any = None
     trainer: Any = None
     checkpoint: Any = None
     resume: Any = None
@@ -82,14 +84,29 @@ class Train:
 class Evaluate:
     """Top-level keys of configs/evaluate.yaml."""
 
-    checkpoint: str = MISSING
-    input: str = MISSING
-    truth: str | None = None
+    checkpoint: Any = MISSING
+    input: str | None = None
     target: str | None = None
+    truth: str | None = None
     direction: str | None = None
+    data: Any = None
+    images: int | None = None
+    photo_size: int | None = None
+    names: Any = MISSING
+    rulers: Any = MISSING
+    lpips: Any = MISSING
+    features: Any = None
+    missing: str = MISSING
+    size: Any = MISSING
+    strength: Any = MISSING
+    robustness: bool = MISSING
+    seed: int = MISSING
+    output: str | None = None
+    cache: bool = MISSING
     device: str = MISSING
     precision: str = MISSING
     batch_size: int = MISSING
+    workers: int = MISSING
     backend: str = MISSING
     weights: str = MISSING
     plugins: list[str] = MISSING
@@ -140,7 +157,21 @@ class Export:
     plugins: list[str] = MISSING
 
 
-SCHEMAS: dict[str, type] = {"train": Train, "translate": Translate, "evaluate": Evaluate, "export": Export}
+@dataclass
+class Download:
+    """Top-level keys of configs/download.yaml."""
+
+    features: Any = MISSING
+    path: str | None = None
+
+
+SCHEMAS: dict[str, type] = {
+    "train": Train,
+    "translate": Translate,
+    "evaluate": Evaluate,
+    "export": Export,
+    "download": Download,
+}
 for _command, _schema in SCHEMAS.items():
     ConfigStore.instance().store(f"{_command}_schema", _schema)
 

@@ -18,14 +18,18 @@ from cyclestyle.errors import CommandError, CyclestyleError, warn
 
 
 def launch(command: str, run: Callable[[DictConfig], int | None]) -> None:
-    """Run `command` with the arguments in `sys.argv`, and exit; the `main` of each command module calls only this."""
+    """Run `command` with the arguments in `sys.argv`, and exit; the `main` of each command module calls only this.
+
+    Args:
+        run: function of the command that receives the checked config and returns the exit code; None means 0.
+    """
     exit_with(command, lambda: dispatch(command, run))
 
 
 def exit_with(command: str, body: Callable[[], int]) -> NoReturn:
-    """Call `body` and exit with the exit code that it returns; print an error of `body`, and exit with its code.
+    """Call `body` and exit with the exit code that it returns; if it raises an error, print it and exit with its code.
 
-    If several ranks find the same error, such as a mistyped key, one process per host prints it.
+    If several ranks raise the same error, such as a mistyped key, one process per host prints it.
     """
     with tolerant_streams():
         try:
@@ -40,7 +44,11 @@ def exit_with(command: str, body: Callable[[], int]) -> NoReturn:
 
 
 def dispatch(command: str, run: Callable[[DictConfig], int | None]) -> int:
-    """Print help, print the config or call `run` with the config, depending on `sys.argv`; return the exit code."""
+    """Print help, print the config or call `run` with the config, depending on `sys.argv`; return the exit code.
+
+    Args:
+        run: function of the command that receives the checked config and returns the exit code; None means 0.
+    """
     if not sys.argv[1:]:
         print(usage(config_dir(), command), file=sys.stderr)
         return CommandError.code

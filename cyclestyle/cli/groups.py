@@ -47,7 +47,7 @@ class Chosen(NamedTuple):
 
     @property
     def override(self) -> str:
-        """Argument for Hydra; `experiment`, which is in no defaults list, needs a leading plus."""
+        """Argument `group=option` for Hydra, with a leading plus for `experiment`, which is in no defaults list."""
         return f"{'+' if self.group == 'experiment' else ''}{self.group}={self.option}"
 
 
@@ -106,6 +106,9 @@ def merge(command: str, chosen: Sequence[Chosen], folders: Sequence[Path]) -> Di
     The caller must first store the content of the command's YAML file in Hydra's ConfigStore: for the command `train`,
     under the name `train_root`.
 
+    Args:
+        folders: folders in which Hydra searches the options; the first one has precedence.
+
     Raises:
         CommandError: a file has an unknown key, a value of the wrong type or an invalid defaults list.
     """
@@ -125,9 +128,9 @@ def merge(command: str, chosen: Sequence[Chosen], folders: Sequence[Path]) -> Di
 def whole_config(file: Path, groups: Sequence[str]) -> dict[str, Any] | None:
     """Return the content of a YAML file that is a whole config; None if it is an experiment with some of the keys.
 
-    A whole config is the `config.yaml` of a run, or the output of `--cfg job`. It has no defaults list, but the keys
-    `name`, `seed` and `run_dir`, and a node for each of the `groups`. Keys that an earlier version named differently
-    get their present names.
+    A whole config is the `config.yaml` of a run, or the output of `--cfg job`. It is recognized by the keys `name`,
+    `seed` and `run_dir`, a key for each of the `groups`, and the absence of a defaults list. Keys that an earlier
+    version named differently get their present names.
     """
     content = cast(dict[str, Any], OmegaConf.to_container(load(file), resolve=False))
     if "defaults" in content or not {"name", "seed", "run_dir", *groups} <= content.keys():
@@ -136,7 +139,14 @@ def whole_config(file: Path, groups: Sequence[str]) -> dict[str, Any] | None:
 
 
 def replace_nodes(cfg: DictConfig, content: Mapping[str, Any], *, file: Path, kept: Sequence[str]) -> None:
-    """Replace the root keys of `cfg` by those in `content`, read from `file`, except the keys in `kept`."""
+    """Replace root keys of `cfg`, in place, by the keys in `content`, except the keys in `kept`.
+
+    Args:
+        file: file from which `content` was read, for error messages.
+
+    Raises:
+        CommandError: `cfg` does not accept a key or a value.
+    """
     for key, value in content.items():
         if key not in kept:
             try:

@@ -140,7 +140,13 @@ def origin(file: Path, directory: Path) -> str:
 
 
 def describe_option(files: Mapping[str, Path], option: str, default: str | None = None) -> str:
-    """Describe an option of a config group: its first comment line, and its keys that the default option lacks."""
+    """Describe an option of a config group: its first comment line, and its keys that the default option lacks.
+
+    Args:
+        files: option of the group -> its YAML file.
+        option: option to describe.
+        default: default option of the group; None for a group without a default, which omits the keys.
+    """
     first = next(iter(header(files[option])), "no description")
     if default in (None, option):
         return first

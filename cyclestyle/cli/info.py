@@ -28,7 +28,7 @@ def describe(folders: Sequence[Path]) -> str:
 
 
 def installed(name: str) -> str:
-    """Return the installed version of a library."""
+    """Return the installed version of a library, or the text `not installed`."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:

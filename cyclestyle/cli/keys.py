@@ -23,13 +23,17 @@ KEYS: dict[str, Key] = {
     "plugins": Key(may_change=True),
     "logger": Key(may_change=True),
     "tasks": Key(may_change=True),
+    "scores": Key(may_change=True),
+    "scores.path": Key(typed="path", may_change=True),
     "resume": Key(may_change=True),
     "checkpoint": Key(typed="path", may_change=True),  # a path for translate, evaluate and export
     "input": Key(typed="path"),
     "output": Key(typed="path"),
     "truth": Key(typed="path"),
     "target": Key(typed="path"),
+    "path": Key(typed="path"),
     "direction": Key(typed="text"),
+    "features.path": Key(typed="path"),
     "data.root": Key(typed="path", may_change=True),  # a resume compares the lists of files instead
     "data.a": Key(typed="path", may_change=True),
     "data.b": Key(typed="path", may_change=True),
@@ -53,6 +57,7 @@ KEYS: dict[str, Key] = {
     "objective.cycle_b": Key(exported=True),
     "objective.identity": Key(exported=True),
     "pool.size": Key(exported=True),
+    "augment.robust": Key(exported=True),
     "ema.decay": Key(exported=True),
     "optimizer.lr": Key(exported=True),
     "schedule.constant_epochs": Key(exported=True),
@@ -144,6 +149,9 @@ ADDED: dict[str, Any] = {
     "checkpoint.best": None,
     "checkpoint.mode": "min",
 }
+# Root nodes that whole configs of earlier versions lacked, with the values that hold for their runs.
+ADDED_ROOTS: dict[str, dict[str, Any]] = {"augment": {"robust": 0.0}}
+WHOLE = {"name", "seed", "run_dir"}  # root keys by which a whole config is recognised
 
 
 def with_present_names(recipe: Mapping[str, Any]) -> dict[str, Any]:
@@ -158,6 +166,8 @@ def with_present_names(recipe: Mapping[str, Any]) -> dict[str, Any]:
     config = _rename(recipe, "")
     if isinstance(config.get("objective"), dict) and "_target_" not in config["objective"]:
         _add_keys(config)
+    if config.keys() >= WHOLE:
+        config = copy.deepcopy(ADDED_ROOTS) | config
     data = config.get("data")
     if isinstance(data, Mapping) and data.get("_target_") not in _RENAMED_DATA:
         config["data"] = recipe["data"]  # a component of the user's own, whose keys are not ours to rename

@@ -77,7 +77,8 @@ def jobs(
 def sweep_values(argument: str, groups: Mapping[str, Any], folders: Sequence[Path]) -> Iterator[str]:
     """Yield one argument per value: `key=1` and `key=2` for `key=1,2`, and all matching options for `group=glob(*)`.
 
-    An argument with one value is yielded unchanged; so are paths and names, even if they contain commas.
+    An argument with one value is yielded unchanged. So is an argument whose key takes a path or a name, even if the
+    value contains commas.
 
     Args:
         argument: argument of the command line.
@@ -145,10 +146,13 @@ def run_jobs(
 
     Args:
         run: function that trains with a config and returns the exit code; None is success.
-        prefix: flags that each job's command line begins with.
+        prefix: flags that come first in the command line of each job, which is put into `sys.argv`.
 
     Returns:
         Exit code of the failed job, or 0 if all succeed.
+
+    Raises:
+        CyclestyleError: raised by `run`; the summary is printed before.
     """
     codes: list[int] = []
     try:

@@ -1,8 +1,8 @@
 """Checking and merging of config nodes: components, variants of components, and nodes that map names to components.
 
-A component is a node with a `_target_`. Two objects are built from some components, such as `optimizer`; a variant,
-such as `optimizer.discriminators`, is a sub-node with the keys that differ for one of the two. `logger` is an example
-of a node that maps names to components.
+A component is a node with a `_target_`. From a few of them, such as `optimizer`, the program builds two objects; a
+variant, such as `optimizer.discriminators`, is a sub-node with the keys that differ for one of the two. `logger` is
+an example of a node that maps names to components.
 """
 
 import re
@@ -202,7 +202,15 @@ def check_node(path: str, node: object) -> None:
 
 
 def check_named(path: str, node: Mapping[str, Any]) -> None:
-    """Check the components in a node that maps names to components; a component that is null is skipped."""
+    """Check the components in a node that maps names to components; a component that is null is skipped.
+
+    Args:
+        path: dotted key of the node, such as `logger`.
+        node: name -> content of the component's node.
+
+    Raises:
+        CommandError: a name has a forbidden character, an entry is no component, or a key or value of it is invalid.
+    """
     for name, component in node.items():
         if not re.fullmatch(r"[A-Za-z0-9_-]+", str(name)):
             raise CommandError(f"{path}: the name {name!r} of a component must consist of letters, digits, _ and -")
@@ -216,7 +224,15 @@ def check_named(path: str, node: Mapping[str, Any]) -> None:
 
 
 def check_component(path: str, values: Mapping[str, Any]) -> None:
-    """Check the keys of one component against the signature of its `_target_`."""
+    """Check the keys and values of one component against the signature of its `_target_`.
+
+    Args:
+        path: dotted key of the component, for error messages.
+        values: content of the component's node, with `_target_`.
+
+    Raises:
+        CommandError: the `_target_` cannot be found, or does not accept a key or value.
+    """
     target = signatures.resolve_target(values["_target_"], path)
     arguments = {key: value for key, value in values.items() if key != "_target_"}
     signatures.bind(path, arguments, [target, *signatures.consumers(values["_target_"])])

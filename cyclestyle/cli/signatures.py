@@ -35,11 +35,16 @@ CONSUMERS: dict[str, tuple[str, ...]] = {
         "cyclestyle.checkpoints.writer.CheckpointWriter",
         "cyclestyle.checkpoints.best.BestCheckpoint",
     ),
+    "scores": ("cyclestyle.assembly.scores.build_scores",),
     "resume": ("cyclestyle.run.folder.RunFolder",),
+    "augment": ("cyclestyle.assembly.objective.build_degrade",),
     "cyclestyle.data.drawn_scenes": ("cyclestyle.data.UnpairedFolders",),
     "translate": ("cyclestyle.translate.translate",),
     "evaluate": ("cyclestyle.evaluate.evaluate",),
+    "data": ("cyclestyle.evaluate.DataSet",),  # for evaluate; in train, the node has a _target_
+    "features": ("cyclestyle.evaluate.Features",),
     "export": ("cyclestyle.export.export",),
+    "download": ("cyclestyle.download.download",),
 }
 
 
@@ -47,8 +52,8 @@ def bind(path: str, values: Mapping[str, Any], targets: Sequence[Callable[..., A
     """Check that each key in `values` is a parameter of one of the `targets`, and its value matches the annotation.
 
     A parameter whose key is missing is not an error: it has a default, or the program passes it. If the last target
-    has a parameter `**rest`, any key is accepted. An earlier target with `**rest` passes the keys that it does not
-    name to the later targets.
+    has a parameter `**rest`, any key is accepted. In other targets `**rest` is ignored: they pass unknown keys to the
+    later targets.
 
     Args:
         path: dotted key of the node that contains `values`, for error messages; empty for a whole config.
@@ -115,7 +120,11 @@ def resolve_target(name: object, path: str) -> Callable[..., Any]:
 
 
 def consumers(name: object) -> list[Callable[..., Any]]:
-    """Return the classes and functions that `CONSUMERS` lists under `name`; empty if `name` is not in `CONSUMERS`."""
+    """Return the classes and functions that receive the keys of `name`, as listed in `CONSUMERS`.
+
+    The result is empty if `name` is not listed. `name` is a config node without `_target_`, a `_target_` that passes
+    keys to other functions, or a command.
+    """
     return [pkgutil.resolve_name(consumer) for consumer in CONSUMERS.get(str(name), ())]
 
 

@@ -16,7 +16,7 @@ WORDS: dict[tuple[str, str], dict[str, str]] = {
     ("export", "format"): {"pth": "reference", "safetensor": "safetensors"},
 }  # fmt: skip
 SIZES = {("translate", "memory")}  # keys whose value is text, and may be typed as a number
-SHARES = {("translate", "strength")}  # keys whose numbers may be typed in percent
+SHARES = {("translate", "strength"), ("evaluate", "strength")}  # keys whose numbers may be typed in percent
 
 _PERCENT = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*%")
 _NUMBER = re.compile(r"[+-]?[0-9]{1,18}(?:\.[0-9]{1,18})?(?:[eE][+-]?[0-9]{1,3})?")

@@ -58,11 +58,11 @@ class TolerantStream:
 
 @contextlib.contextmanager
 def tolerant_streams() -> Iterator[None]:
-    """Context manager: errors of standard output and standard error are ignored in the `with` block.
+    """Context manager: make standard output and standard error ignore write errors in the `with` block.
 
-    If a standard stream was closed before the program started, as by `>&-` in a shell, its file descriptor is connected
-    to the null device: otherwise the next file that the program opens would get this descriptor, and with it the output
-    of libraries.
+    A standard stream may have been closed before the program started, as by `>&-` in a shell. Its file descriptor is
+    then connected to the null device. Otherwise the next file that the program opens would get this descriptor, and
+    output that libraries print would end up in the file.
     """
     _reserve_standard_files()
     former = sys.stdout, sys.stderr

@@ -1,4 +1,8 @@
-"""Removal of config keys that were meant for a former `_target_` of a component, after the `_target_` was replaced."""
+"""Removal of leftover config keys, which remain in a component after its `_target_` was replaced.
+
+A component is a config node with a `_target_`, the class or function that receives the other keys of the node. A key is
+left over if the former `_target_` accepts it, but the present one does not.
+"""
 
 import contextlib
 from collections.abc import Callable, Sequence
@@ -23,11 +27,11 @@ def targets_of(cfg: DictConfig) -> dict[str, Any]:
 
 
 def components_to_clear(cfg: DictConfig, chosen: Sequence[Chosen], typed: AbstractSet[str]) -> list[str]:
-    """Return the dotted keys of the components and loggers whose `_target_` may have been replaced.
+    """Return the dotted keys of the components and loggers whose `_target_` this command may have replaced.
 
-    A typed `_target_` replaces that of its component or logger: for example, `optimizer._target_`,
-    `optimizer.discriminators._target_` or `logger.console._target_`. If an experiment is chosen, all components are
-    returned, as it may replace any of them.
+    These are nodes with a `_target_` typed on the command line, as in `optimizer._target_`,
+    `optimizer.discriminators._target_` or `logger.console._target_`. If an experiment is chosen, they also include all
+    components except loggers, as an experiment may replace any `_target_`.
 
     Args:
         chosen: options chosen from the config groups; an option of the group `experiment` is an experiment.
@@ -52,15 +56,15 @@ def clear_component(
     former: Sequence[Any],
     report: Callable[[str], object],
 ) -> None:
-    """Remove keys of the component at `path` that its `_target_` does not accept, but another target does.
+    """Remove leftover keys of the component at `path`: keys that only another `_target_` of this component accepts.
 
-    The other targets are those in `former` and `written`.
-
-    A key that a YAML file sets together with the present `_target_` is kept without a check. If no key needs a check,
-    its target is not imported: the import may load PyTorch, which takes seconds.
+    A key is removed if the present `_target_` does not accept it, but one of the targets in `former` or `written` does.
+    It is kept without this check if a YAML file sets it together with the present `_target_`. If no key needs the
+    check, the present `_target_` is not imported: the import may load PyTorch, which takes seconds.
 
     Args:
-        typed: dotted keys typed on the command line; they are kept, and `check` reports those that are not accepted.
+        typed: dotted keys typed on the command line. They are always kept; the later check of the config reports those
+            that are not accepted.
         written: one pair for each YAML file that sets a `_target_` of this component: the target, and all keys of the
             component that the file sets.
         former: targets that the component had before its `_target_` was replaced.

@@ -1,6 +1,6 @@
 """Inspection of image files: each file is decoded once, several files in parallel, and the results are cached.
 
-The cache files are in `$XDG_CACHE_HOME/cyclestyle`. Each image folder has a separate cache file for each decoder and
+The cache files are in `cache_folder()`. Each image folder has a separate cache file for each decoder and
 for each treatment of ICC profiles. A cached result is used again while the name, size and time of modification of the
 image file are unchanged. Without a cache file, all images are inspected again.
 """
@@ -19,7 +19,9 @@ from typing import NamedTuple
 import PIL
 from PIL import Image
 
+from cyclestyle.errors import CommandError
 from cyclestyle.filesystem.atomic import write_text
+from cyclestyle.filesystem.cache import cache_folder
 from cyclestyle.filesystem.listing import Candidate
 from cyclestyle.images.decoding import ImageError, ImageInfo
 from cyclestyle.images.reading import ImageReader
@@ -96,8 +98,9 @@ def inspect(
 def as_image_error(path: Path, error: Exception) -> ImageError:
     """Convert an `error` raised while reading `path` to an ImageError that names this file.
 
-    If `error` is an ImageError, it is returned unchanged. Any other error may not recur: the returned ImageError has
-    `permanent` False, so that it is not cached. Its text includes the type of `error`, unless this is MemoryError.
+    If `error` is an ImageError, it is returned unchanged. Any other error is taken to be temporary: the returned
+    ImageError has `permanent` False, so that it is not cached. Its text includes the type of `error`, except for a
+    MemoryError.
     """
     if isinstance(error, ImageError):
         return error
@@ -159,7 +162,10 @@ def _examine(path: Path, reader: ImageReader) -> FileCheck:
 
 
 def _is_conclusive(check: FileCheck, max_pixels: int) -> bool:
-    """Return whether the file need not be opened again: it was decoded, is damaged, or has over `max_pixels` pixels."""
+    """Return whether `check` makes another look at the file needless.
+
+    This is so if the file was decoded, is damaged, or has more than `max_pixels` pixels.
+    """
     facts = check.facts
     return facts is None or facts.decoded or facts.width * facts.height > max_pixels
 
@@ -210,7 +216,7 @@ def _read_cache(folder: Path, reader: ImageReader) -> dict[str, object]:
 
 
 def _store_cache(folder: Path, candidates: Sequence[Candidate], checks: FileChecks, reader: ImageReader) -> None:
-    """Write the results to the cache file, except errors that may not recur (`permanent` is False).
+    """Write the results to the cache file, except temporary errors (`permanent` is False).
 
     Write errors are ignored, as a lost cache only slows the next start.
     """
@@ -219,19 +225,17 @@ def _store_cache(folder: Path, candidates: Sequence[Candidate], checks: FileChec
         for file in candidates
         if (check := checks.get(file.name)) is not None and check.permanent
     }
-    with suppress(OSError, RuntimeError):
+    with suppress(OSError, CommandError):
         path = _cache_file(folder, reader)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps({"version": VERSION, "folder": str(folder.absolute()), "files": rows}))
 
 
 def _cache_file(folder: Path, reader: ImageReader) -> Path:
-    """Return the path of the cache file for `folder`; raise a RuntimeError if the user has no home folder.
+    """Return the path of the cache file for `folder`; raise a CommandError if there is no cache folder.
 
     Readers with another decoder or treatment of ICC profiles use another cache file, as they may accept other images.
     """
-    configured = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    cache = configured if configured.is_absolute() else Path.home() / ".cache"  # XDG: relative paths are invalid
     parts = [part for part in (reader.decoder, reader.colour) if part not in ("earlier", "raw")]
     ending = ".".join(["", *parts, "json"])
-    return cache / "cyclestyle" / f"{hashlib.sha256(os.fsencode(folder.absolute())).hexdigest()[:32]}{ending}"
+    return cache_folder() / f"{hashlib.sha256(os.fsencode(folder.absolute())).hexdigest()[:32]}{ending}"

@@ -225,7 +225,9 @@ class _Worker:
 def _work(share: _Share, steps: range, pipe: "Connection[object, object]", trainer: int) -> None:
     """Main function of a worker: read the batches of `steps` and send them, or the text of an error, through `pipe`.
 
-    `trainer` is the process id of the training process.
+    Args:
+        share: reader of the batches of this worker's rank.
+        trainer: process id of the training process.
     """
     _ignore_stop_signals(trainer)
     torch.set_num_threads(1)

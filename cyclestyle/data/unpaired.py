@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +18,15 @@ from cyclestyle.filesystem.listing import list_contents, nearest_existing, print
 from cyclestyle.images import decoding
 from cyclestyle.images.decoders import Colour, DecoderName
 from cyclestyle.images.reading import Channels, ImageReader, ValueRange
+
+
+class UsableFiles(NamedTuple):
+    """Image files of both domains that the inspection found usable; a list is empty without a test folder."""
+
+    train_a: list[Path]
+    train_b: list[Path]
+    test_a: list[Path]
+    test_b: list[Path]
 
 
 class UnpairedFolders:
@@ -56,6 +66,7 @@ class UnpairedFolders:
 
     Attributes:
         train_a, train_b: all training files, unusable ones included.
+        test_a, test_b: all test files, unusable ones included; empty without a test folder.
         files: sizes of all training files in bytes. `files["a"]` and `files["b"]` are dictionaries, keyed by file name
             relative to the training folder, in the order of `train_a` and `train_b`.
         bad: reasons why training files are not used, filled by `inspect`. `bad["a"]` and `bad["b"]` are dictionaries,
@@ -122,6 +133,7 @@ class UnpairedFolders:
         self._test_b = _test_images(test_b, root, "testB", "data.test_b", domain_b, decoder)
 
         self.train_a, self.train_b = self._a.files, self._b.files
+        self.test_a, self.test_b = ([] if images is None else images.files for images in (self._test_a, self._test_b))
         self.files = {"a": self._a.sizes, "b": self._b.sizes}
         self.bad: dict[str, dict[str, str]] = {"a": {}, "b": {}}
 
@@ -179,6 +191,11 @@ class UnpairedFolders:
             channels_a=self.channels_a,
             channels_b=self.channels_b,
         )
+
+    def usable_files(self) -> UsableFiles:
+        """Return the files of all folders without those that `inspect` found unusable, in the order of their names."""
+        folders = (self._a, self._b, self._test_a, self._test_b)
+        return UsableFiles(*([] if images is None else images.usable for images in folders))
 
     def probes(self, count: int) -> tuple[Tensor, Tensor]:
         """Return up to `count` probe images for each domain: two tensors, a and b, uint8 (N, C, crop_size, crop_size).

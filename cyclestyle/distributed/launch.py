@@ -34,7 +34,9 @@ def relaunch(
     Args:
         processes: number of processes.
         threads: number of threads per process; ignored if the environment sets OMP_NUM_THREADS.
-        stop: request to stop; checked before and after the processes are started.
+        stop: request to stop, by which the caller learns of signals that arrive during the run. If a stop is requested
+            before the start, no process is started, and the result is 75. A later request is forwarded to the
+            processes.
         abandoned: function called after a second Ctrl-C, once all processes are killed; `stop.abort` is called next.
         killed: function called with the reason if rank 0 began but wrote no exit code, for example because a signal
             killed it; rank 0 then did not record the end of the run.
@@ -117,13 +119,19 @@ def write_pid() -> None:
 
 
 def write_exit_code(code: int) -> None:
-    """Write the exit code to a file that the launching command reads, since torchrun exits with 1 after any failure."""
+    """Write the exit code to a file that the launching command reads, since torchrun exits with 1 after any failure.
+
+    Do nothing if `relaunch` did not start this process.
+    """
     if folder := os.environ.get(FOLDER):
         (Path(folder) / f"{os.environ['RANK']}.code").write_text(str(code))
 
 
 def write_reason(reason: str) -> None:
-    """Save `reason`, the reason why a process was killed, in a file that the launching command reads."""
+    """Save `reason`, the reason why a process was killed, in a file that the launching command reads.
+
+    Do nothing if `relaunch` did not start this process.
+    """
     if folder := os.environ.get(FOLDER):
         (Path(folder) / REASON).write_text(reason)
 
@@ -173,9 +181,9 @@ def _reason_of_end(folder: Path) -> str:
 def _run_code(folder: Path, torchrun_code: int, processes: int, *, stop_requested: bool) -> int:
     """Return the exit code of the process that failed earliest, or 0 if none failed.
 
-    torchrun does not report this code, so that each process writes its own to a file in `folder`. If torchrun failed
-    and no process wrote a code other than 0, the result is 75 (stopped) if a stop was requested before any process
-    began, else 1.
+    torchrun does not report this code, so each process writes its own code to a file in `folder`. If torchrun failed,
+    but no process wrote a code other than 0, the result is 75 (stopped) if a stop was requested before any process
+    began, and 1 otherwise.
 
     Raises:
         CommandError: torchrun succeeded, but not all processes wrote a code.

@@ -107,10 +107,10 @@ class World:
         return values
 
     def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Average the gradients of `parameters` over all ranks, except those of modules wrapped by `synchronize`.
+        """Average the gradients of `parameters` over all ranks, in place; all ranks must call this together.
 
-        Gradients of wrapped modules have been averaged in the backward pass. A missing gradient counts as zero. With
-        one rank, do nothing.
+        Parameters of modules that `synchronize` has wrapped are skipped: the backward pass has averaged their
+        gradients. A missing gradient counts as zero. With one rank, do nothing.
         """
         if self.size == 1:
             return
@@ -149,6 +149,24 @@ class World:
             raise self.lost_process_error(error) from None
         return bool(flags.item())
 
+    def gather(self, own: Any) -> list[Any]:
+        """Return the objects `own` of all ranks, in the order of the ranks; all ranks must call this together.
+
+        Args:
+            own: any picklable object, with tensors on the CPU only.
+
+        Raises:
+            LostProcessError: another rank has ended or does not respond within a day.
+        """
+        if self._setup is None:
+            return [own]
+        gathered: list[Any] = [None] * self.size
+        try:
+            dist.all_gather_object(gathered, own, group=self._setup)
+        except RuntimeError as error:
+            raise self.lost_process_error(error) from None
+        return gathered
+
     def all_equal(self, number: int) -> bool:
         """Return whether `number` is equal on all ranks; all ranks get the same result and must call this together.
 
@@ -179,11 +197,14 @@ class World:
     def all_or_none(self, *, no_timeout: bool = False) -> Iterator[None]:
         """Context manager: if the `with` block fails on any rank, raise an error on all ranks.
 
+        A rank whose own block fails raises the error of the block.
+
         Args:
             no_timeout: see `any`.
 
         Raises:
             FailedElsewhereError: the block succeeded on this rank, but failed on another rank.
+            LostProcessError: another rank has ended or does not respond in time.
         """
         failed = True
         try:
@@ -199,7 +220,9 @@ class World:
         """Context manager: run the `with` block on rank 0, then on the other ranks, which can reuse rank 0's results.
 
         Raises:
-            FailedElsewhereError: the block failed on rank 0; the other ranks raise this error and skip the block.
+            FailedElsewhereError: the block failed on rank 0; the other ranks raise this error and skip the block. Rank
+                0 raises the error of the block.
+            LostProcessError: another rank has ended or does not respond within a day.
         """
         if not self.is_main and self.any(False, no_timeout=True):
             raise FailedElsewhereError
@@ -358,8 +381,8 @@ def session(device_type: str, *, timeout_s: float = 600.0) -> Iterator[World]:
 def _store() -> Any:
     """Return the key-value store that all ranks share, with a prefix for the keys of one call of `session`.
 
-    The prefix changes with each call, and when `torchrun --max-restarts` restarts the processes. Otherwise, a rank
-    could read values posted during an earlier call or before the restart.
+    The prefix changes with each call, and when `torchrun --max-restarts` restarts the processes. So no rank reads
+    values posted during an earlier call or before the restart.
     """
     restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     return dist.PrefixStore(f"restart {restart} session {next(_sessions)}", _connection())  # type: ignore[attr-defined]
@@ -367,7 +390,10 @@ def _store() -> Any:
 
 @functools.cache
 def _connection() -> Any:
-    """Connect to the store of all ranks; the connection, and the store on rank 0, live as long as the process."""
+    """Connect to the key-value store that all ranks share; further calls return the same connection.
+
+    torchrun or rank 0 hosts the store. If rank 0 hosts it, the store lives until the process of rank 0 exits.
+    """
     hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     return dist.TCPStore(  # type: ignore[attr-defined]
         os.environ["MASTER_ADDR"],

@@ -1,201 +1,326 @@
-"""Evaluation of a model on a set of photos; the memory needed does not grow with the number of photos."""
+"""Evaluation of models on the images that a user chooses: directions, sets, rulers, and the report of each model."""
 
-import math
-import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from torch import Tensor
+from cyclestyle.data import UnpairedFolders
+from cyclestyle.distributed.world import World
+from cyclestyle.errors import CommandError
+from cyclestyle.evaluation import sets
+from cyclestyle.evaluation.models import ScoredModel, Side
+from cyclestyle.evaluation.pair_rulers import PairRuler, load_pair_rulers
+from cyclestyle.evaluation.report import DirectionReport, Report
+from cyclestyle.evaluation.robustness import RobustnessReport, robustness
+from cyclestyle.evaluation.rulers import Ruler, left_out, load_rulers, usual_size
+from cyclestyle.evaluation.scores import SCORES, OnProgress, score_direction
+from cyclestyle.evaluation.sets import Sets
+from cyclestyle.hardware.device import Hardware
 
-from cyclestyle.errors import DataError
-from cyclestyle.filesystem.listing import printable
-from cyclestyle.images import reading, tensors
-from cyclestyle.metrics import colour, psnr_ssim
-from cyclestyle.metrics.colour import ColourMap, PixelStatistics
-from cyclestyle.photoset import batching, inputs
-from cyclestyle.photoset.worker_pool import Workers
-from cyclestyle.progress import Counter
+OF_RULERS = ("kid", "fid", "style", "structure", "copying")
+OF_LPIPS = ("lpips", "truth_lpips")
+DEFAULTS = {"rulers": ("efficientnet_lite0", "vgg16_hed"), "lpips": ("lpips_alex",)}
+SUBSTITUTES = {"rulers": "lpips_alex", "lpips": "lpips_vgg"}  # in place of a default network that a loss has used
 
-
-class MeanStd(NamedTuple):
-    """Mean and standard deviation of a score over a set of images."""
-
-    mean: float
-    deviation: float  # standard deviation; 0 for a single image
-
-
-class Similarity(NamedTuple):
-    """Similarity of a set of images to their ground truth: mean and standard deviation of PSNR and SSIM."""
-
-    psnr: MeanStd  # dB
-    ssim: MeanStd
+Log = Callable[[str], object]
+Progress = Callable[[str], AbstractContextManager[OnProgress]]
 
 
-class PairedScores(NamedTuple):
-    """Similarity to the ground truth of three sets: photos, recoloured photos (a baseline) and translations."""
+class Images(NamedTuple):
+    """Images to score on, as a user gives them: folders for one direction, or a data set for both.
 
-    unchanged: Similarity
-    mapped: Similarity  # photos changed by the best global colour map
-    translated: Similarity
+    Attributes:
+        input, target, truth: folders for one direction; None if not given.
+        data: keyword arguments of `UnpairedFolders`; empty if not given.
+        is_aligned: whether test images of both domains with equal names show the same scene.
+        limit: maximum number of images of each set; None for all.
+    """
 
-
-class Colours(NamedTuple):
-    """Colour distance of the photos, and of the translations, from the target domain; see `metrics.colour`."""
-
-    unchanged: float
-    translated: float
-    num_targets: int  # number of images of the target domain
-
-
-class Report(NamedTuple):
-    """All scores of a set of translations; a score is None if its reference images were not given."""
-
-    num_images: int
-    truth: PairedScores | None
-    colours: Colours | None
-    content: MeanStd  # SSIM of luminance between each translation and its photo
+    input: Path | None = None
+    target: Path | None = None
+    truth: Path | None = None
+    data: Mapping[str, Any] = {}
+    is_aligned: bool = False
+    limit: int | None = None
 
 
-def evaluate(
-    model: batching.Model, folder: Path, *, truth: Path | None = None, target: Path | None = None, batch_size: int = 8
-) -> Report:
-    """Translate the photos of a folder and score the results; no files are written.
+class Networks(NamedTuple):
+    """Pretrained networks to score with, as a user chooses them.
+
+    Attributes:
+        rulers, lpips: names of the networks that measure images, and pairs of images; `auto` for those in `DEFAULTS`.
+            By default, the first network of LPIPS measures style, too, so that there are two rulers for it.
+        path: file or folder with their weights; None to search the cache and installed packages.
+        missing: treatment of networks without weights, see `weights.load`.
+        size: side, in px, of the square to which images are resized; `auto` takes `rulers.shared_size` of the targets.
+        device: device on which the networks run, such as `cpu`; see `hardware.Hardware`.
+    """
+
+    rulers: Sequence[str] | Literal["auto"] = "auto"
+    lpips: Sequence[str] | Literal["auto"] = "auto"
+    path: Path | None = None
+    missing: Literal["skip", "error", "fetch"] = "skip"
+    size: int | Literal["auto"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+
+
+class Settings(NamedTuple):
+    """Further settings of an evaluation; see `scores.score_direction`."""
+
+    names: Collection[str] = SCORES
+    strengths: Sequence[float] = (1.0,)
+    photo_size: int | None = None
+    batch_size: int = 8
+    workers: int = 0
+    cache: bool = True
+    seed: int = 0
+
+
+class _Loaded(NamedTuple):
+    """Pretrained networks with their weights."""
+
+    rulers: Sequence[Ruler]
+    lpips: Sequence[PairRuler]
+    missing: Sequence[str]  # names of networks without weights
+
+
+def evaluate_models(
+    models: Sequence[ScoredModel],
+    images: Images,
+    networks: Networks,
+    settings: Settings,
+    *,
+    with_robustness: bool = False,
+    world: World,
+    log: Log,
+    progress: Progress,
+) -> list[Report]:
+    """Score models on the same images, with the same pretrained networks.
 
     Args:
-        model: function that translates photos, uint8 (N, 3, H, W), to images of the same dtype and shape.
-        truth: folder with a ground-truth image for each photo, under the same file name.
-        target: folder with images of the target domain, which need not correspond to the photos.
-        batch_size: maximum number of photos per batch; all photos in a batch have the same size.
+        with_robustness: whether to measure how far translations move if the photos are degraded; only in the reports of
+            rank 0.
+        world: ranks that share the work.
+        log: function that receives lines for the user.
+        progress: called with a name for the work; returns a context manager that yields a function, which is called
+            after each batch of images, see `scores.OnProgress`.
+
+    Returns:
+        One report for each model.
 
     Raises:
-        DataError: an image is missing or damaged, or a ground-truth image differs in size from its photo.
+        CommandError: settings contradict one another, a direction is missing, or a named ruler was used by a loss.
+        DataError: images are missing or damaged.
     """
-    names = inputs.names(folder)
-    truths = None if truth is None else _truths(folder, names, truth)
-    targets = None if target is None else [target / name for name in inputs.names(target)]
-    sources = [folder / name for name in names]
-
-    with Workers(0) as workers:
-        colour_map = None if truths is None else _colour_map(sources, list(truths.values()), workers)
-        scores = _Accumulator(truths, colour_map)
-        with Counter(len(sources), what="evaluating") as counter:
-            for photo in batching.translated(sources, model, batch_size=batch_size, workers=workers, failed=_raise):
-                scores.add(photo)
-                counter.advance()
-        colours = None if targets is None else _colours(scores, targets, workers)
-    return Report(len(sources), scores.truth(), colours, _mean_std(scores.content))
-
-
-def table(report: Report, *, truth: Path | None, target: Path | None) -> str:
-    """Format `report` as a text table with one block of rows per reference: ground truth, target domain, photo.
-
-    `truth` and `target` are the folders of the reference images, for the titles of the blocks.
-    """
-    blocks: list[tuple[str, list[str], list[tuple[str, list[str]]]]] = []
-    if report.truth is not None and truth is not None:
-        rows = zip(("photo unchanged", "best global colour map", "this model"), report.truth, strict=True)
-        cells = [(name, [_cell(score.psnr, digits=2), _cell(score.ssim, digits=3)]) for name, score in rows]
-        blocks.append((f"to the truth in {printable(truth)} (n = {report.num_images})", ["PSNR in dB", "SSIM"], cells))
-    if report.colours is not None and target is not None:
-        cells = [
-            ("photo unchanged", [f"{report.colours.unchanged:.2f}"]),
-            ("this model", [f"{report.colours.translated:.2f}"]),
-        ]
-        blocks.append((f"to {printable(target)} (n = {report.colours.num_targets})", ["colour distance in Lab"], cells))
-    cells = [("this model", [_cell(report.content, digits=3)])]
-    blocks.append((f"to the photo itself (n = {report.num_images})", ["SSIM: content kept"], cells))
-
-    name_width = max(len(title) for title, _, _ in blocks)
-    return "\n\n".join(_block(*block, name_width=name_width) for block in blocks)
-
-
-class _Accumulator:
-    """Accumulator for scores: translations are added one by one, and no images are stored."""
-
-    def __init__(self, truths: dict[Path, Path] | None, colour_map: ColourMap | None) -> None:
-        self.truths, self.colour_map = truths, colour_map
-        self.photos, self.translations = PixelStatistics(), PixelStatistics()
-        self.content: list[float] = []
-        # For each photo, (PSNR, SSIM) of the unchanged photo, the colour-mapped photo and the translation.
-        self.similarities: list[list[tuple[float, float]]] = []
-
-    def add(self, translated: batching.TranslatedPhoto) -> None:
-        self.photos.add(colour.lab(translated.photo))
-        self.translations.add(colour.lab(translated.translation))
-        self.content.append(psnr_ssim.ssim(translated.photo, translated.translation))
-        if self.truths is None or self.colour_map is None:
-            return
-        truth = _read(self.truths[translated.source])
-        if truth.shape != translated.photo.shape:
-            sizes = [f"{image.shape[2]}x{image.shape[1]}" for image in (truth, translated.photo)]
-            raise DataError(f"{printable(self.truths[translated.source])} is {sizes[0]}, but its photo is {sizes[1]}")
-        images = (translated.photo, self.colour_map(translated.photo), translated.translation)
-        self.similarities.append([(psnr_ssim.psnr(image, truth), psnr_ssim.ssim(image, truth)) for image in images])
-
-    def truth(self) -> PairedScores | None:
-        if self.truths is None:
-            return None
-        methods = zip(*self.similarities, strict=True)
-        return PairedScores(
-            *(Similarity(*(_mean_std(values) for values in zip(*pairs, strict=True))) for pairs in methods)
+    chosen = [choose_sets(model, images) for model in models]
+    for model, by_side in zip(models, chosen, strict=True):
+        for side, own in by_side.items():
+            log(f"{model.translators[side]}: {_described(own)}")
+    loaded = _load_networks(
+        models, chosen, networks, settings.names, photo_size=settings.photo_size, world=world, log=log
+    )
+    reports = []
+    for model, by_side in zip(models, chosen, strict=True):
+        directions, moved = [], []
+        for side, own in by_side.items():
+            name = model.translators[side].direction
+            with progress(f"scoring {name}") as on_progress:
+                directions.append(_scored(model, side, own, loaded, settings, world=world, on_progress=on_progress))
+            if with_robustness and world.is_main:  # the other ranks wait
+                with progress(f"degrading {name}") as on_progress:
+                    moved.append(_moved(model, side, own, loaded, settings, on_progress=on_progress))
+        reports.append(
+            Report(
+                model.path,
+                model.first.step,
+                model.first.weights,
+                tuple(directions),
+                tuple(loaded.missing),
+                _record(images, settings, loaded),
+                tuple(moved),
+            )
         )
+    return reports
 
 
-def _truths(folder: Path, names: Sequence[Path], truth: Path) -> dict[Path, Path]:
-    """Return a dictionary from the path of each photo to the path of its ground truth."""
-    present = set(inputs.names(truth))
-    missing = [name for name in names if name not in present]
+def choose_sets(model: ScoredModel, images: Images) -> dict[Side, Sets]:
+    """Return the sets of each direction that is scored.
+
+    Raises:
+        CommandError: no images are given, or they are given in two ways.
+        DataError: a folder is missing or has no images.
+    """
+    if images.input is not None and images.data:
+        raise CommandError("input= and data.root= both give the photos: leave one of them out")
+    if images.input is not None:
+        found = sets.from_folders(images.input, target=images.target, truth=images.truth, limit=images.limit)
+        return dict.fromkeys(model.selected(source=images.input, target=images.target or images.truth), found)
+    if not images.data:
+        raise CommandError(
+            "evaluate needs photos: give input=photos/, best with target=paintings/, or, for both directions, "
+            "data.root=data/monet2photo"
+        )
+    if images.target is not None:
+        raise CommandError("target= belongs to input=; data.root= has the images of both domains: leave target= out")
+    folders = _data_set(model, images)
+    sides = model.selected()
+    if images.truth is not None and len(sides) > 1:
+        raise CommandError("truth= belongs to one direction: give direction= too, or data.aligned=true for both")
+    return {
+        side: sets.from_data_set(
+            folders, side=side, is_aligned=images.is_aligned, truth=images.truth, limit=images.limit
+        )
+        for side in sides
+    }
+
+
+def _data_set(model: ScoredModel, images: Images) -> UnpairedFolders:
+    a, b = model.first.domains
+    return UnpairedFolders(**images.data, domain_a=a, domain_b=b, colour="managed", decoder="photo")
+
+
+def _record(images: Images, settings: Settings, loaded: _Loaded) -> dict[str, Any]:
+    """Return everything that decides the scores of a model, as plain data."""
+    chosen = {key: str(value) if isinstance(value, Path) else value for key, value in images._asdict().items()}
+    return {
+        "images": {**chosen, "data": dict(images.data)},
+        "names": list(settings.names),
+        "strengths": list(settings.strengths),
+        "photo_size": settings.photo_size,
+        "seed": settings.seed,
+        "networks": {ruler.protocol: ruler.fingerprint for ruler in loaded.rulers},
+        "lpips": {network.protocol: network.fingerprint for network in loaded.lpips},
+    }
+
+
+def _described(chosen: Sets) -> str:
+    """Return the numbers of images, in words."""
+    parts = [f"photos: {len(chosen.sources):,}"]
+    if chosen.targets:
+        parts.append(f"real images to compare with: {len(chosen.targets):,}")
+    if chosen.references:
+        parts.append(f"of training: {len(chosen.references):,}")
+    return ", ".join(parts)
+
+
+def _load_networks(
+    models: Sequence[ScoredModel],
+    chosen: Sequence[Mapping[Side, Sets]],
+    networks: Networks,
+    names: Collection[str],
+    *,
+    photo_size: int | None,
+    world: World,
+    log: Log,
+) -> _Loaded:
+    """Load the pretrained networks that the scores in `names` need."""
+    is_rgb = any(
+        _translates_rgb(model, side) for model, by_side in zip(models, chosen, strict=True) for side in by_side
+    )
+    losses_see = {name for model in models for name in model.losses_see}
+    rulers = _allowed("rulers", networks.rulers, losses_see, log) if is_rgb and {*OF_RULERS} & {*names} else []
+    has_second = networks.rulers == "auto" and "style" in names  # a network of LPIPS measures style, too
+    needs_lpips = is_rgb and (has_second or {*OF_LPIPS} & {*names})
+    lpips = _allowed("lpips", networks.lpips, losses_see, log) if needs_lpips else []
+    files = [file for by_side in chosen for own in by_side.values() for file in own.targets or own.sources]
+    size = usual_size(files, photo_size=photo_size) if networks.size == "auto" else networks.size
+    how: dict[str, Any] = {
+        "path": networks.path,
+        "missing": networks.missing,
+        "size": size,
+        "device": Hardware(networks.device, precision="fp32", world=world).device,
+        "report": log,
+    }
+    with world.main_first():  # one rank alone fetches weights
+        loaded_rulers, missing = load_rulers(rulers, **how)
+        loaded_lpips, missing_lpips = load_pair_rulers(lpips, **how)
+    if has_second and sum(ruler.has_style for ruler in loaded_rulers) == 1:
+        loaded_rulers += [network.for_style() for network in loaded_lpips[:1]]
+    missing = list(dict.fromkeys([*missing, *missing_lpips]))
     if missing:
-        raise DataError(
-            f"{printable(truth.absolute())} lacks the truth of {len(missing)} of {len(names)} photos, "
-            f"such as {printable(missing[0])}: both folders must have the same file names"
-        )
-    return {folder / name: truth / name for name in names}
+        log(left_out(missing))
+    return _Loaded(loaded_rulers, loaded_lpips, missing)
 
 
-def _colour_map(sources: Sequence[Path], truths: Sequence[Path], workers: Workers) -> ColourMap:
-    """Return the baseline: one colour map for all photos, fitted to match the colours of the ground truth."""
-    before, after = PixelStatistics(), PixelStatistics()
-    for pooled, files in ((before, sources), (after, truths)):
-        for photo in batching.photos(files, workers=workers, failed=_raise):
-            pooled.add(photo.pixels)
-    return colour.global_colour_map(before.statistics(), after.statistics())
+def _allowed(
+    key: Literal["rulers", "lpips"], names: Sequence[str] | str, losses_see: Collection[str], log: Log
+) -> list[str]:
+    """Return the networks to measure with; networks that a loss of the training used are not among them.
+
+    A model learns to satisfy the networks that its losses use, also where people see no improvement, so that their
+    scores would be too good.
+
+    Raises:
+        CommandError: the user has named such a network.
+    """
+    if isinstance(names, str):
+        allowed = [name for name in DEFAULTS[key] if name not in losses_see]
+        if len(allowed) < len(DEFAULTS[key]):
+            seen = ", ".join(name for name in DEFAULTS[key] if name in losses_see)
+            allowed += [] if SUBSTITUTES[key] in losses_see else [SUBSTITUTES[key]]
+            log(f"{key}: {', '.join(allowed) or 'none'}, without {seen}, which a loss of this model was computed with")
+        return allowed
+    for name in names:
+        if name in losses_see:
+            raise CommandError(
+                f"{key}: {name} cannot judge this model, since a loss of its training was computed with it: choose "
+                f"another network"
+            )
+    return list(names)
 
 
-def _colours(scores: _Accumulator, targets: Sequence[Path], workers: Workers) -> Colours:
-    target = colour.colour_statistics(
-        photo.pixels for photo in batching.photos(targets, workers=workers, failed=_raise)
+def _scored(
+    model: ScoredModel,
+    side: Side,
+    chosen: Sets,
+    loaded: _Loaded,
+    settings: Settings,
+    *,
+    world: World,
+    on_progress: OnProgress,
+) -> DirectionReport:
+    function, back = model.function(side), model.function("ba" if side == "ab" else "ab")
+    assert function is not None
+    names: Collection[str] = settings.names
+    notes: tuple[str, ...] = ()
+    if not _translates_rgb(model, side):
+        names = [name for name in names if name not in OF_RULERS + OF_LPIPS]
+        notes = ("left out: scores of pretrained networks (they need RGB images, and this model has grey ones)",)
+        if settings.strengths != (1.0,):
+            raise CommandError("strength= needs a model that translates RGB images to RGB images: leave it out")
+    report = score_direction(
+        function,
+        chosen,
+        direction=model.translators[side].direction,
+        rulers=loaded.rulers,
+        lpips=loaded.lpips,
+        back=back,
+        **settings._replace(names=names)._asdict(),
+        world=world,
+        on_progress=on_progress,
     )
-    return Colours(
-        unchanged=colour.colour_distance(scores.photos.statistics(), target),
-        translated=colour.colour_distance(scores.translations.statistics(), target),
-        num_targets=len(targets),
+    return report._replace(notes=notes + report.notes)
+
+
+def _moved(
+    model: ScoredModel, side: Side, chosen: Sets, loaded: _Loaded, settings: Settings, *, on_progress: OnProgress
+) -> RobustnessReport:
+    function = model.function(side)
+    assert function is not None
+    return robustness(
+        function,
+        chosen.sources,
+        measures=loaded.lpips if _translates_rgb(model, side) else (),
+        direction=model.translators[side].direction,
+        photo_size=settings.photo_size,
+        batch_size=settings.batch_size,
+        workers=settings.workers,
+        seed=settings.seed,
+        on_progress=on_progress,
     )
 
 
-def _raise(_: Path, error: DataError) -> None:
-    raise error  # scores without this photo would not be comparable between models
-
-
-def _read(path: Path) -> Tensor:
-    return tensors.pil_to_uint8(reading.read_8_bit(path))
-
-
-def _mean_std(values: Sequence[float]) -> MeanStd:
-    if not all(map(math.isfinite, values)):  # the PSNR of identical images is infinite
-        return MeanStd(math.inf, math.nan)
-    return MeanStd(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0)
-
-
-def _block(title: str, heads: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], *, name_width: int) -> str:
-    """Format one block: a first line with `title` and the column `heads`, then one line per row (name, cells)."""
-    widths = [max(len(head), 15) for head in heads]
-    return "\n".join(
-        "  ".join([name.ljust(name_width), *(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))])
-        for name, cells in [(title, heads), *((f"  {name}", cells) for name, cells in rows)]
-    )
-
-
-def _cell(value: MeanStd, *, digits: int) -> str:
-    return f"{value.mean:.{digits}f} ± {value.deviation:.{digits}f}" if math.isfinite(value.mean) else "infinite"
+def _translates_rgb(model: ScoredModel, side: Side) -> bool:
+    translator = model.translators[side]
+    return translator.in_channels == translator.out_channels == 3

@@ -67,7 +67,7 @@ class PassedOver:
         return {printable(Path(ending)) if ending else "without an extension": count for ending, count in ordered}
 
     def summary(self) -> str:
-        """Return one line such as `passed over: 212 files: 120 .CR2, 90 .xmp, 2 .psd`; empty if nothing was."""
+        """Return a line such as `passed over: 212 files: 120 .CR2, 92 .xmp`; empty if nothing was passed over."""
         parts = []
         if kinds := self.kinds():
             shown = [f"{count:,} {kind}" for kind, count in list(kinds.items())[:_MAX_KINDS]]
@@ -190,8 +190,8 @@ def _is_skipped(
 ) -> bool:
     """Return whether an entry can be skipped without a `stat` call.
 
-    This holds for hidden entries, system folders, and files without an extension to list. They are counted in
-    `passed_over`, except links, hidden files and files named in `SYSTEM_FILES`.
+    This holds for hidden entries, for system folders, and for files whose extension is not one of those to list. They
+    are counted in `passed_over`, except links, hidden files and files named in `SYSTEM_FILES`.
 
     Args:
         entry: file, folder or link in a listed folder.

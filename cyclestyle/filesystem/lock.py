@@ -47,7 +47,7 @@ class Lock:
         return True
 
     def release(self) -> None:
-        """Release the lock; without this call, the lock is held until the process ends."""
+        """Release the lock; do nothing if this object does not hold it."""
         if self._stream is not None:
             self._stream.close()
             self._stream = None

@@ -155,8 +155,9 @@ def choose_capture(
     Args:
         requested: value of `trainer.cuda_graphs`. `auto` captures steps if no obstacle applies and `pays` is True; True
             captures them even if `pays` is False.
-        capture: object that captures on this device; None if the device cannot capture, which is then an obstacle.
-        obstacles: mapping from the text of a reason against capture to a bool, whether the reason applies to this run.
+        capture: object that captures on this device; None if the device cannot capture. If None, the caller must list
+            this among the `obstacles`, as one that applies.
+        obstacles: reason against capture, as text for an error message -> whether the reason applies to this run.
         pays: whether replaying captured steps is faster than running them eagerly.
 
     Raises:

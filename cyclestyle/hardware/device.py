@@ -79,7 +79,8 @@ class Hardware:
         """Move a module to the device, in place.
 
         Args:
-            training: whether the module will be trained; if so, choose the fastest backward pass for this device.
+            training: whether the module will be trained. If true, convolutions of the module may be replaced by ones
+                with a faster backward pass on this device, see `use_winograd`.
         """
         module.to(device=self.device, memory_format=self._weights)  # type: ignore[call-overload]
         if training and self._winograd:

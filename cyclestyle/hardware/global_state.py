@@ -21,9 +21,13 @@ def restored(environment: MutableMapping[str, str] = os.environ) -> Iterator[Non
     """Context manager: after the `with` block, restore the settings that training changes in the whole process.
 
     The settings are PyTorch's number of threads, its random number generators, deterministic algorithms, cuDNN's
-    search for algorithms and TF32; `threading.excepthook`; and the environment variables in `VARIABLES`. If blocks in
-    several threads overlap, the last one to end restores them, except for the number of threads, which each block
-    restores for its own thread.
+    search for algorithms and TF32; `threading.excepthook`; and the environment variables in `VARIABLES`.
+
+    `with` blocks in several Python threads may overlap. Each block then restores PyTorch's number of threads at its
+    end, and the block that ends last restores the other settings.
+
+    Args:
+        environment: mapping whose variables are restored.
     """
     global _inside, _threads
     with _lock:
@@ -50,7 +54,10 @@ def restored(environment: MutableMapping[str, str] = os.environ) -> Iterator[Non
 
 
 def _settings() -> Iterator[Callable[[], object]]:
-    """Yield functions that set PyTorch's settings and `threading.excepthook` to their present values."""
+    """Read the present settings of PyTorch and `threading.excepthook`.
+
+    Yield one function for each setting; a call of the function restores the value that was read.
+    """
     import torch
 
     enabled, warn_only = (

@@ -32,9 +32,17 @@ TRANSLATING = Remedies(
     again="the same command does the rest, if need be with device=cpu",
 )
 
+EVALUATING = Remedies(
+    smaller="lower batch_size= or images=, shrink the pictures with photo_size=, or leave out style with names=",
+    again="repeat the command, if need be with device=cpu",
+)
+
 
 def resource_error(error: BaseException, advice: Remedies = TRAINING) -> ResourceError | None:
-    """Create an error with `advice` if `error` means that memory ran out or the device failed; else return None."""
+    """Convert an error that means exhausted memory or a failed device; return None for any other error.
+
+    The text of the result ends with the part of `advice` that suits the failure.
+    """
     message = str(error)
     if is_out_of_memory(error):
         return ResourceError(f"out of memory (peak {_peak()}): {advice.smaller}")
@@ -53,11 +61,12 @@ def is_out_of_memory(error: BaseException) -> bool:
 def above_limit(limit: int, *, program: int) -> str:
     """Return a line that explains why the process's peak memory exceeds `limit`; empty if it does not.
 
-    The limit applies only to the network's computation; the line lists what else needs memory.
+    The option `memory=` limits only the memory of the network's computation. The line lists the other uses of memory:
+    the program itself, the photos and buffers of libraries.
 
     Args:
         limit: value of the option `memory=`, in bytes.
-        program: memory of the process before the first photo, in bytes; the line states this number.
+        program: memory of the program itself in bytes, measured before the first photo.
     """
     peak = resident_peak()
     if peak <= limit:

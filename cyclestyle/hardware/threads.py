@@ -79,7 +79,7 @@ def choose(threads: int | Literal["auto"], *, key: str, since: Look | None) -> C
 
 
 def with_suggestion(count: int, *, others: float, cores: int, key: str) -> Choice:
-    """Return a `Choice` of `count` threads, with a note that suggests fewer if fewer than `count` cores are free.
+    """Return a `Choice` of `count` threads; if fewer than `count` cores are free, its note suggests fewer threads.
 
     Args:
         others: number of cores that other processes use.
@@ -197,7 +197,16 @@ class Watch:
 
 
 def crowded(before: Look, now: Look, *, threads: int, cores: int, key: str) -> str | None:
-    """Create a warning if other processes kept this process's threads from running between two samples; else None."""
+    """Return a warning if other processes kept this process's threads from running between two samples.
+
+    Return None if they did not, or if this process would not run faster with fewer threads.
+
+    Args:
+        before, now: the two samples.
+        threads: number of compute threads of this process.
+        cores: number of cores that this process may use.
+        key: config key that sets the number of threads.
+    """
     waited = (now.waited_s - before.waited_s) / (now.at_s - before.at_s)
     others = used_by_others(before, now)
     better = left_by_others(others, cores)
@@ -292,7 +301,7 @@ def _limit(text: str) -> list[float]:
 
 
 def _waited() -> float:
-    """Time that the main thread has waited for a core, in seconds."""
+    """Time in seconds that the main thread has waited for a core so far; 0 if the system does not report it."""
     return next((int(line.split()[1]) / 1e9 for line in _lines("/proc/self/schedstat")), 0.0)
 
 

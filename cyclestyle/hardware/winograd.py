@@ -185,7 +185,10 @@ def _transform_gradient(e: Tensor) -> Tensor:
 
 
 def _apply_a(values: Tensor) -> None:
-    """Set `values` (4, ...) to A times the pair (values[0], values[3]); these two values do not change."""
+    """Multiply A by the vector (values[0], values[3]); write the product, a vector of 4 entries, to `values` (4, ...).
+
+    Only entries 1 and 2 are written, as entries 0 and 3 of the product equal those of the vector.
+    """
     torch.add(values[0], values[3], out=values[1])
     torch.sub(values[0], values[3], out=values[2])
 

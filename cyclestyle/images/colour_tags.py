@@ -71,8 +71,8 @@ def read(stream: IO[bytes]) -> ColourTag:
 def _of_png(stream: IO[bytes]) -> ColourTag:
     """Read the colour space of a PNG from the chunks that precede the pixel data.
 
-    Chunk cICP precedes chunk sRGB, and both precede the chunks gAMA and cHRM. An ICC profile in the file is not read
-    here; the caller uses it instead of the result, unless the result comes from a supported cICP.
+    Chunk cICP takes precedence over chunk sRGB, and both over the chunks gAMA and cHRM. An ICC profile in the file is
+    not read here; the caller uses it instead of the result, unless the result comes from a supported cICP.
     """
     found: dict[bytes, bytes] = {}
     for chunk in png.chunks(stream):
@@ -159,10 +159,10 @@ def _hlg_curve(values: Array) -> Array:
 
 
 def _tone_mapped(nits: Array) -> Array:
-    """Divide light in cd/m2 by `_WHITE`, and compress the quotients above `_KNEE` to at most 1.
+    """Convert light in cd/m2 to multiples of `_WHITE` (diffuse white), and compress the highlights to at most 1.
 
-    The compression follows Reinhard (Photographic tone reproduction for digital images, 2002, eq. 4). Light of `_PEAK`
-    cd/m2 becomes 1.
+    Multiples above `_KNEE` are compressed, after Reinhard (Photographic tone reproduction for digital images, 2002,
+    eq. 4). The light `_PEAK` in cd/m2 becomes 1.
     """
     light = nits / _WHITE
     excess, peak = (np.maximum(value - _KNEE, 0) / (1 - _KNEE) for value in (light, np.float64(_PEAK / _WHITE)))

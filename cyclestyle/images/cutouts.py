@@ -16,8 +16,8 @@ def filled(photo: Photo) -> Photo:
     """Give fully transparent pixels the colours of visible pixels near them; change no other pixel.
 
     Without filling, the hidden colours of transparent pixels would influence the visible part of a translation, since
-    instance norm averages over all pixels. Two images that differ only where alpha is 0 become equal. An image that is
-    fully transparent, or has no fully transparent pixels, is returned unchanged.
+    instance norm averages over all pixels. Two images become equal if they differ only where alpha is 0. An image is
+    returned unchanged if all its pixels are fully transparent, or none is.
 
     The method is push-pull (Gortler et al., The Lumigraph, 1996): visible pixels are averaged, weighted by alpha, at
     lower and lower resolutions; each pixel is filled from the highest resolution that has an average at its place.

@@ -108,7 +108,10 @@ DECODERS: dict[DecoderName, Decoder] = {"photo": decode_photo, "earlier": decode
 
 
 def _has_16_bits_and_profile(path: Path, stream: IO[bytes], image: ImageFile.ImageFile) -> bool:
-    """Return whether an opened image has an ICC profile, and 16 bits per channel that `decode_photo` can read."""
+    """Return whether an opened PNG or TIFF has an ICC profile and 16 bits per channel, and `decode_photo` can read it.
+
+    The result is False for other formats.
+    """
     if image.format not in ("PNG", "TIFF") or not image.info.get("icc_profile"):
         return False
     position = stream.tell()
@@ -195,10 +198,10 @@ def _decode_8bit(path: Path, image: ImageFile.ImageFile, *, bits: int) -> Decode
 
 
 def _invert_when_decoded(image: ImageFile.ImageFile) -> None:
-    """Make Pillow invert the pixels of an uncompressed image when it decodes them; leave compressed images unchanged.
+    """Make Pillow invert the grey values of an opened TIFF when it decodes them, if the file is uncompressed.
 
-    Call this only if `high_bit_depth.is_negative_plane` returns True for the file. Pillow itself inverts such files if
-    they are compressed.
+    Call this only if `high_bit_depth.is_negative_plane` returns True for the file. Pillow inverts such a file without
+    help if it is compressed, so a compressed image is left unchanged.
     """
     image.tile = [
         tile._replace(args=(f"{image.mode};I", *tile.args[1:]))

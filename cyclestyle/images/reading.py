@@ -237,10 +237,10 @@ def _values(colours: PixelArray | Image.Image) -> tuple[int, int] | None:
 
 
 def _tagged(decoded: DecodedImage, tag: colour_tags.ColourTag) -> DecodedImage:
-    """Replace the profile of a decoded image by that of `tag` (none means sRGB), and add the notes of `tag`.
+    """Apply `tag`, the colour space that a file declares by numbers: return the image with the ICC profile of `tag`.
 
-    An image with an ICC profile is returned unchanged, except if the tag's colour space is supported and its
-    `precedes_icc` is True.
+    An empty profile in `tag` means sRGB. The notes of `tag` are added to those of the image. An image that has an ICC
+    profile already is returned unchanged, unless `tag.precedes_icc` is True and the colour space of `tag` is supported.
     """
     if decoded.profile and not (tag.precedes_icc and (tag.profile or not tag.notes)):
         return decoded

@@ -39,8 +39,8 @@ def encoded(channels: PixelArray, *, profile: bytes, metadata: Metadata, exif: M
     """Encode an image as the content of a TIFF file.
 
     Args:
-        channels: uint8 or uint16, (H, W, 1) grey or (H, W, 3) RGB, one channel more with alpha; colours are not
-            premultiplied by alpha.
+        channels: uint8 or uint16 array: (H, W, 1) grey, (H, W, 2) grey and alpha, (H, W, 3) RGB, or (H, W, 4) RGB and
+            alpha. Colours are not premultiplied by alpha.
         profile: ICC profile to embed.
         metadata: source of XMP, IPTC and resolution; its EXIF data are ignored, since `exif` provides them.
         exif: EXIF tags and their values; the value of a nested directory is itself a mapping from tags to values.
@@ -83,7 +83,10 @@ def _describe(directory: ImageFileDirectory_v2, channels: PixelArray) -> None:
 
 
 def _strip(channels: PixelArray) -> bytes:
-    """Compress a group of rows: deflate the differences of horizontal neighbours, which takes fewer bytes."""
+    """Compress some rows of an image (a strip of a TIFF): deflate the differences between horizontal neighbours.
+
+    The differences take fewer bytes than the values themselves.
+    """
     rows = channels.astype(channels.dtype.newbyteorder("<"))
     rows[:, 1:] -= channels[:, :-1]
     return zlib.compress(rows.tobytes(), DEFLATE_LEVEL)

@@ -114,9 +114,10 @@ def _verify(written: Path, path: Path, count: int, size: tuple[int, int]) -> Non
 
 
 def _fit_to_format(photo: Photo, kind: _Format, name: str) -> tuple[PixelArray, list[str]]:
-    """Convert a photo to an array that the format `kind` can hold: (H, W, 1) or (H, W, 3), one channel more with alpha.
+    """Convert a photo to an array (H, W, channels) that the format `kind` can hold.
 
-    Also return notes about alpha or bits that the conversion discards. `name` is the name of the format in the notes.
+    The channels are grey or RGB, followed by alpha if the photo has alpha and the format supports it. Also return notes
+    about alpha or bits that the conversion discards. `name` is the name of the format in the notes.
     """
     channels, alpha, notes = photo.pixels, photo.alpha, []
     is_16bit_with_alpha = alpha is not None and channels.dtype == np.uint16

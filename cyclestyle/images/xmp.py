@@ -61,7 +61,10 @@ def updated(packet: bytes) -> tuple[bytes, tuple[str, ...]]:
 
 
 def _update(node: Any) -> bool:
-    """Remove the untrue entries below an XML node and correct its orientation; return whether anything changed."""
+    """Remove the entries below an XML node that are not true of a translation, and set the orientation to upright.
+
+    Return whether anything changed.
+    """
     changed = False
     attributes = node.attributes
     for attribute in list(attributes.values()) if attributes else []:

@@ -1,1 +1,1 @@
-"""Metrics of translation quality: PSNR and SSIM for pairs of images, colour distance for sets of images."""
+"""Metrics of translation quality, as functions of tensors: pairs of images, and features of sets of images."""

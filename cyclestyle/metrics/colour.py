@@ -29,7 +29,7 @@ class PixelStatistics:
         self._sum, self._squares = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
 
     def add(self, values: Tensor) -> None:
-        """Add the pixels of an image (3, H, W); all images must be in the same colour space."""
+        """Add the pixels of an image (3, H, W) of any dtype; all images must be in the same colour space."""
         flat = values.to(torch.float64).flatten(1)
         self._count += flat.shape[1]
         self._sum += flat.sum(1)
@@ -43,13 +43,19 @@ class PixelStatistics:
 
 
 class ColourMap(NamedTuple):
-    """Colour map that replaces each value of a channel by value * gain + offset."""
+    """Colour map that replaces each RGB value, from 0 to 255, by value * gain + offset.
+
+    Each of the three channels has its own gain and offset.
+    """
 
     gain: Tensor  # (3,)
     offset: Tensor  # (3,), for pixel values from 0 to 255
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """Apply the map to an image (3, H, W) with values from 0 to 255; round and clip the result to uint8."""
+        """Apply the map to an RGB image (3, H, W) of any dtype, with values from 0 to 255; return uint8 (3, H, W).
+
+        Results are rounded, and clipped to 0..255.
+        """
         values = pixels.to(torch.float64) * self.gain[:, None, None] + self.offset[:, None, None]
         return values.round().clamp(0, 255).to(torch.uint8)
 

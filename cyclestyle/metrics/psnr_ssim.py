@@ -1,6 +1,7 @@
-"""Pixel-wise similarity of two images, each uint8 (3, H, W) in sRGB."""
+"""Pixel-wise similarity of two images, each uint8 (3, H, W) in sRGB.
 
-import math
+`torchmetrics` is imported in the functions: its import takes seconds, and it imports matplotlib if that is installed.
+"""
 
 import torch
 from torch import Tensor
@@ -9,12 +10,21 @@ from torch.nn.functional import conv2d
 _WINDOW, _SIGMA = 11, 1.5  # px, width and standard deviation of the Gaussian window of SSIM
 _C1, _C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as used by the authors of SSIM
+_TILE = 64  # px; torchmetrics needs 4.8 kB for each pixel, which fit into the processor's cache for a tile
 
 
 def psnr(x: Tensor, y: Tensor) -> float:
     """Compute the peak signal-to-noise ratio (PSNR) in dB over all channels; it is infinite for identical images."""
-    error = (x.to(torch.float64) - y.to(torch.float64)).square().mean().item()
-    return 10 * math.log10(255**2 / error) if error else math.inf
+    from torchmetrics.functional.image import peak_signal_noise_ratio
+
+    return peak_signal_noise_ratio(x.to(torch.float64), y.to(torch.float64), data_range=255.0).item()
+
+
+def l1(x: Tensor, y: Tensor) -> float:
+    """Compute the mean absolute difference over all channels and pixels, from 0 to 255."""
+    from torchmetrics.functional.regression import mean_absolute_error
+
+    return mean_absolute_error(x.to(torch.float64).flatten(), y.to(torch.float64).flatten()).item()
 
 
 def ssim(x: Tensor, y: Tensor) -> float:
@@ -26,9 +36,39 @@ def ssim(x: Tensor, y: Tensor) -> float:
     """
     luma = torch.tensor(_LUMA, dtype=torch.float64)
     first, second = (torch.einsum("c,chw->hw", luma, image.to(torch.float64)) for image in (x, y))
-    maps = torch.stack([first, second, first * first, second * second, first * second])
-    mean_x, mean_y, square_x, square_y, product = _windowed(maps)
+    height, width = first.shape
+    if min(height, width) < _WINDOW:
+        return _similarity_of_small(first, second)
 
+    border = _WINDOW - 1
+    total = 0.0
+    for top in range(0, height - border, _TILE - border):
+        for left in range(0, width - border, _TILE - border):
+            tile = (slice(top, top + _TILE), slice(left, left + _TILE))
+            total += _total_similarity(first[tile], second[tile])
+    return total / ((height - border) * (width - border))
+
+
+def _total_similarity(x: Tensor, y: Tensor) -> float:
+    """Return the sum of the SSIM over all positions of the window inside a tile of an image.
+
+    `x` and `y` are the luminance (H, W) of the tile in the two images.
+    """
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    _, similarity = structural_similarity_index_measure(
+        x[None, None], y[None, None], sigma=_SIGMA, data_range=255.0, return_full_image=True
+    )
+    border = _WINDOW // 2  # torchmetrics also centres the window on the border, and mirrors the image there
+    return float(similarity[..., border:-border, border:-border].sum())
+
+
+def _similarity_of_small(x: Tensor, y: Tensor) -> float:
+    """Return the SSIM of two images (H, W) with a side shorter than the window.
+
+    The window is shortened to this side; torchmetrics cannot do this.
+    """
+    mean_x, mean_y, square_x, square_y, product = _windowed(torch.stack([x, y, x * x, y * y, x * y]))
     variance_x, variance_y = square_x - mean_x**2, square_y - mean_y**2
     covariance = product - mean_x * mean_y
     similarity = ((2 * mean_x * mean_y + _C1) * (2 * covariance + _C2)) / (

@@ -100,7 +100,16 @@ def _safetensors(generator: nn.Module, source: GeneratorFile) -> Encoded:
         "training": source.training,
     }
     step = source.step or 0
-    model = Model(tensors, {source.side: source.architecture}, {}, source.domains, step, source.path, header)
+    model = Model(
+        tensors,
+        {source.side: source.architecture},
+        {},
+        source.domains,
+        step,
+        source.path,
+        header,
+        source.losses_see,
+    )
     return Encoded(model_bytes(model), [])
 
 
@@ -116,7 +125,7 @@ def _reference(generator: nn.Module, source: GeneratorFile) -> Encoded:
 
 
 def _judge_of(source: GeneratorFile, sources: GeneratorFiles) -> File | str | None:
-    """Encode the discriminator that scores the outputs of a generator, in format `reference`.
+    """Encode the discriminator that scores the outputs of the generator `source`, in format `reference`.
 
     Returns:
         The file; a note with the reason if the 2017 implementation of CycleGAN cannot build the discriminator; None if
@@ -177,8 +186,9 @@ def _letter(source: GeneratorFile) -> str:
 def _stem(source: GeneratorFile, sources: GeneratorFiles) -> str:
     """Return the name of the exported file, without extension.
 
-    It consists of the domain names, such as `photo2monet`. Exception: for a model file that contains no training step,
-    such as any `.pth` file, it is the name of the model file, followed by the direction if the file has two generators.
+    It consists of the domain names, such as `photo2monet`. Exception: for a model file that does not state its number
+    of training steps, such as any `.pth` file, it is the name of the model file, followed by the direction if the file
+    has two generators.
     """
     if source.step is None:
         return source.path.stem if len(sources.by_side) == 1 else f"{source.path.stem}_{source.direction}"

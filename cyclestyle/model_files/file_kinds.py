@@ -77,9 +77,11 @@ def tensorflow_reason(path: Path) -> str | None:
 
 
 def _reason(path: Path, start: bytes, end: bytes) -> str | None:
-    """Return why the file at `path`, with first bytes `start` and last bytes `end`, is rejected.
+    """Return why the file at `path` is rejected; None if it may be a model file.
 
-    Returns None if it may be a model file.
+    Args:
+        start: first bytes of the file.
+        end: last bytes of the file.
     """
     if not start:
         return "is empty: copy or download it again"

@@ -34,6 +34,7 @@ class GeneratorFile(NamedTuple):
     training: dict[str, Any] | None = None  # summary of the training, see `provenance.training_summary`
     prefix: str = ""  # prefix of the tensor names in a safetensors file; empty for other files
     states_direction: bool = True  # whether the file states its direction
+    losses_see: tuple[str, ...] = ()  # pretrained networks whose features a loss of the training used, if it is known
 
     @property
     def direction(self) -> str:
@@ -65,9 +66,12 @@ class GeneratorFiles(NamedTuple):
         `a2b` translates from the first domain to the second, and `b2a` back. Names made of the domain names take
         precedence: if the first domain is called b and the second a, `b2a` translates from the first to the second.
 
+        Args:
+            direction: None selects the only generator of a model that has one direction.
+
         Raises:
-            CommandError: for a model of two directions, `direction` is None or neither of them. For a model of one
-                direction, `direction` is another one, or it is not None and the file states no direction.
+            CommandError: `direction` is not a direction of the model; or it is None, but the model has two directions;
+                or it is given, but the model has one direction and its file does not state which.
         """
         if len(self.by_side) == 1:
             return self._only(direction)
@@ -102,7 +106,7 @@ def read(path: Path, *, weights: Weights = "ema") -> GeneratorFiles:
     if path.name in directory.POINTERS or not path.is_file():
         if reason := file_kinds.tensorflow_reason(path):
             raise CheckpointError(f"{path} {reason}")
-        return _from_model(directory.read_model(path), weights)
+        return from_model(directory.read_model(path), weights)
     kind = file_kinds.kind_of(path)
     if kind == "onnx":
         remedy = "" if path.suffix.lower() == ".onnx" else "rename it to .onnx to translate with it, or "
@@ -113,7 +117,46 @@ def read(path: Path, *, weights: Weights = "ema") -> GeneratorFiles:
         return _from_tensors(path, pth.read_tensors(path))
     if (foreign := directory.read_foreign_tensors(path)) is not None:
         return _from_tensors(path, foreign)
-    return _from_model(directory.read_model(path), weights)
+    return from_model(directory.read_model(path), weights)
+
+
+def from_model(model: Model, weights: Weights) -> GeneratorFiles:
+    """Return the generators of a model; see `read` for `weights`.
+
+    Raises:
+        CheckpointError: the model holds no generator.
+        CommandError: `weights` is `raw`, but the model holds only the moving average.
+    """
+    by_side: dict[Side, GeneratorFile] = {}
+    for side in ("ab", "ba"):
+        averaged, last = model.weights_under(f"ema.{side}."), model.weights_under(f"generators.{side}.")
+        if weights == "raw" and averaged and not last:
+            raise CommandError(f"weights=raw: {model.path} holds the moving average only, leave weights= out")
+        kind: Weights = "ema" if weights == "ema" and averaged else "raw"
+        if tensors := averaged if kind == "ema" else last:
+            if side not in model.generators:
+                raise CheckpointError(f"{model.path}: its header has no architecture of the generator {side}")
+            by_side[side] = GeneratorFile(
+                model.generators[side],
+                tensors,
+                side,
+                model.domains,
+                kind,
+                model.path,
+                None if model.export is not None and model.export.get("step", 0) is None else model.step,
+                _training(model),
+                prefix=f"{_GROUPS[kind]}.{side}.",
+                states_direction=model.export is None or model.export.get("direction") is not None,
+                losses_see=model.losses_see,
+            )
+    if not by_side:
+        raise CheckpointError(f"{model.path} holds no generator: expected generators.ab.* or ema.ab.* in it")
+    discriminators = {
+        side: DiscriminatorFile(architecture, tensors)
+        for side, architecture in model.discriminators.items()
+        if (tensors := model.weights_under(f"discriminators.{side}."))
+    }
+    return GeneratorFiles(by_side, model.path, model.domains, discriminators)
 
 
 def directions(domains: tuple[str, str]) -> tuple[str, str]:
@@ -162,47 +205,19 @@ def fingerprint(generator: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _from_model(model: Model, weights: Weights) -> GeneratorFiles:
-    by_side: dict[Side, GeneratorFile] = {}
-    for side in ("ab", "ba"):
-        averaged, last = model.weights_under(f"ema.{side}."), model.weights_under(f"generators.{side}.")
-        if weights == "raw" and averaged and not last:
-            raise CommandError(f"weights=raw: {model.path} holds the moving average only, leave weights= out")
-        kind: Weights = "ema" if weights == "ema" and averaged else "raw"
-        if tensors := averaged if kind == "ema" else last:
-            if side not in model.generators:
-                raise CheckpointError(f"{model.path}: its header has no architecture of the generator {side}")
-            by_side[side] = GeneratorFile(
-                model.generators[side],
-                tensors,
-                side,
-                model.domains,
-                kind,
-                model.path,
-                None if model.export is not None and model.export.get("step", 0) is None else model.step,
-                _training(model),
-                prefix=f"{_GROUPS[kind]}.{side}.",
-                states_direction=model.export is None or model.export.get("direction") is not None,
-            )
-    if not by_side:
-        raise CheckpointError(f"{model.path} holds no generator: expected generators.ab.* or ema.ab.* in it")
-    discriminators = {
-        side: DiscriminatorFile(architecture, tensors)
-        for side, architecture in model.discriminators.items()
-        if (tensors := model.weights_under(f"discriminators.{side}."))
-    }
-    return GeneratorFiles(by_side, model.path, model.domains, discriminators)
-
-
 def _training(model: Model) -> dict[str, Any] | None:
     training = (model.export or {}).get("training")
     return training if isinstance(training, dict) else None
 
 
 def _from_tensors(path: Path, tensors: Mapping[str, Tensor]) -> GeneratorFiles:
-    """Return the generators in a file that states no architecture, as files of other programs do.
+    """Return the generators in a file of another program, which contains named tensors but no architecture.
 
-    The direction of each generator follows from the prefix of its tensors, else from the name of the file.
+    The architecture is detected from the tensors. The direction of each generator follows from the prefix of its
+    tensors, else from the name of the file.
+
+    Raises:
+        CheckpointError: the tensors are not those of supported generators, or the direction of a generator is unclear.
     """
     try:
         found = original_weights.find_generators(tensors)

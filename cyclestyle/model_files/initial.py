@@ -102,7 +102,8 @@ def _from_checkpoint(model: Model, domains: tuple[str, str] | None = None) -> In
 
     Args:
         model: content of the file.
-        domains: names of the run's domains; None for a checkpoint, which always states its directions.
+        domains: names of the run's domains, from which the direction is chosen if the file states none; None for a
+            checkpoint, which always states its directions.
     """
     last = model.weights_under("generators.")
     averaged = {} if last else model.weights_under("ema.")

@@ -305,9 +305,10 @@ _COLOURS = {1: "grey", 3: "RGB"}
 def _differences(generator: nn.Module, exported: OnnxGenerator) -> list[Difference]:
     """Compare the outputs of PyTorch and onnxruntime for images of three shapes, none of them used for the export.
 
-    One shape is a batch of two images. The others are single images that are not square and that need padding. For an
-    `AnySize`, no shape needs padding, since a plugin's generator may pad differently from `OnnxGenerator`. No shape
-    is tiny: instance norm over few values magnifies rounding errors, which differ between PyTorch and onnxruntime.
+    One shape is a batch of two images. The others are single images that are not square and that need padding. If
+    `generator` is an `AnySize`, no shape needs padding, since a plugin's generator may pad differently from
+    `OnnxGenerator`. No shape is tiny: instance norm over few values magnifies rounding errors, which differ between
+    PyTorch and onnxruntime.
     """
     shapes = _test_shapes(generator)
     random = torch.Generator().manual_seed(0)

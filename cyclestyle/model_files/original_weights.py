@@ -245,7 +245,11 @@ def _patch_layers(layers: int) -> dict[str, str]:
 
 
 def _detect_any(tensors: Mapping[str, Tensor]) -> DetectedArchitecture:
-    """Detect the architecture of a generator whose tensors have the reference's names or those of our ResNet."""
+    """Detect the architecture of a generator whose tensors have the reference's names or those of our ResNet.
+
+    Raises:
+        CheckpointError: the generator has an architecture that this program cannot build.
+    """
     if not other_programs.is_own(tensors):
         return detect_architecture(tensors)
     if reason := other_programs.foreign_reason(tensors):

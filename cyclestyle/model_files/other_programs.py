@@ -63,11 +63,11 @@ def generator_prefixes(tensors: Tensors) -> list[str]:
 
 
 def under(tensors: Tensors, prefix: str) -> dict[str, Tensor]:
-    """Return the tensors whose names begin with `prefix`, all of one generator; remove the prefix from the names.
+    """Return the tensors of the generator whose tensor names begin with `prefix`; remove the prefix from the names.
 
     `model.` is put before names that begin with a layer number, such as `1.weight`. PyTorch-GAN's names of residual
-    blocks are replaced by those of the reference, except in generators that `_resizes` recognizes: these are rejected
-    later. Names of our own networks stay unchanged.
+    blocks are replaced by those of the reference. Generators that `_resizes` recognizes keep PyTorch-GAN's names, since
+    they are rejected later. Names of our own networks stay unchanged.
     """
     own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     if not any(name.startswith(("model.", "stem.")) for name in own):

@@ -99,10 +99,10 @@ def _is_container(content: Mapping[Any, Any]) -> bool:
 
 
 def _nested(content: Mapping[Any, Any], prefix: str, seen: set[int], depth: int = 0) -> Iterator[tuple[str, Tensor]]:
-    """Yield the names and tensors in all mappings inside `content` that contain only tensors.
+    """Find the mappings inside `content` that hold only tensors; yield the name and tensor of each of their items.
 
     Args:
-        prefix: keys of the mappings around `content`; it is put before each name.
+        prefix: keys of the mappings around `content`, such as `state_dict.`; a yielded name begins with these keys.
         seen: `id` of each mapping that was read before; each is read once, however often it occurs.
         depth: number of mappings around `content`; mappings nested deeper than `_MAX_DEPTH` are ignored.
     """

@@ -1,5 +1,6 @@
 """Logger for the console: a progress bar on a terminal, plain lines in a log file or pipe."""
 
+import math
 import re
 import time
 from datetime import timedelta
@@ -17,8 +18,8 @@ _SIDE = re.compile(r"_(a|b|ab|ba)$")  # domain or direction of a loss
 class Console:
     """Shows losses, speed and remaining time: as a live progress bar on a terminal, else as a line per `metrics` call.
 
-    Values of a periodic task of the user (an evaluation, for example) get a line of their own, on a terminal above the
-    bar. They are recognized by the absence of losses and speeds.
+    Calls of `metrics` with neither losses nor speeds hold the values of a periodic task of the user, such as an
+    evaluation. They are printed as a separate line; on a terminal, this line is above the progress bar.
 
     Args:
         folder: run folder; unused, but every logger receives the same arguments.
@@ -101,5 +102,26 @@ def training_line(values: dict[str, float]) -> str | None:
 
 
 def task_line(values: dict[str, float]) -> str:
-    """Format all values with their names, such as `kid 0.041  psnr 21.3`, to four significant digits."""
-    return "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+    """Format the values of a task with their names, such as `kid 0.041 [0.036, 0.047]  psnr 21.3`.
+
+    `kid/low` and `kid/high` are the bounds of the interval of `kid`. Other values whose names begin with `kid/` are
+    left out, since `kid` summarizes them.
+    """
+    parts = []
+    for name, value in values.items():
+        if name.partition("/")[0] not in values or "/" not in name:
+            low, high = values.get(f"{name}/low"), values.get(f"{name}/high")
+            parts.append(f"{name} {with_interval(value, None if low is None or high is None else (low, high))}")
+    return "  ".join(parts)
+
+
+def with_interval(value: float, interval: tuple[float, float] | None) -> str:
+    """Format a number and its interval, such as `0.041 [0.036, 0.047]`.
+
+    The number of decimal places follows from the width of the interval: half of the width has one significant digit.
+    Without an interval of finite width above 0, the number has four significant digits.
+    """
+    if interval is None or not 0 < interval[1] - interval[0] < math.inf:
+        return f"{value:.4g}"
+    decimals = max(0, -math.floor(math.log10((interval[1] - interval[0]) / 2)))
+    return f"{value:.{decimals}f} [{interval[0]:.{decimals}f}, {interval[1]:.{decimals}f}]"

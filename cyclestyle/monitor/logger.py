@@ -9,7 +9,7 @@ from torch import Tensor
 class Samples(NamedTuple):
     """Probe images (fixed images that show progress) of one domain, and the generators' outputs for these images.
 
-    Each field is uint8 (N, C, H, W), where C is 3 for colour and 1 for grey.
+    Each field is uint8 (N, C, H, W), where C is 3 for colour and 1 for grey. `identity` may be None.
     """
 
     real: Tensor
@@ -34,7 +34,7 @@ class Logger(Protocol):
 
 
 class Phase(StrEnum):
-    """Phase of a training step; phases do not overlap. The value is the phase's name in a profile."""
+    """Phase of a training step; phases do not overlap. Each member's value names the phase in a profile."""
 
     DATA = "data"  # waiting for images, and their transfer to the device
     FORWARD = "forward"  # networks and losses

@@ -1,4 +1,4 @@
-"""Generator and discriminator networks, and the registry of their names in model files."""
+"""Generators, discriminators, pretrained networks, and the registry of names in model files."""
 
 from cyclestyle.networks.initialization import initialize
 from cyclestyle.networks.patchgan import PatchDiscriminator, receptive_field

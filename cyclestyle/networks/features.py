@@ -9,7 +9,7 @@ from cyclestyle.errors import CommandError
 
 
 class _LastLayerReached(Exception):  # noqa: N818 - ends a forward pass early, not an error
-    """Raised in a forward pass once all requested activations are known."""
+    """Raised to end a forward pass early, once all requested activations are known."""
 
 
 @contextmanager

@@ -127,7 +127,7 @@ def channels_of(generator: nn.Module) -> Channels:
 
 
 def require_rebuildable(network: nn.Module, *, kind: Kind) -> None:
-    """Raise a CommandError unless `build` can build `network` from its architecture, as later commands must.
+    """Raise a CommandError unless `build` can rebuild `network` from its architecture, to load checkpoints later.
 
     A discriminator must also have the properties `minimum_size` and `receptive_field`.
     """
@@ -176,7 +176,12 @@ def _import(name: object) -> ModuleType:
 
 
 def _add(kind: Kind, table: object, module: str) -> None:
-    """Add the networks in `table`, which is an attribute of the plugin `module`."""
+    """Add the networks in `table` to the registry; raise a CommandError if the table is malformed or a name is taken.
+
+    Args:
+        table: attribute `GENERATORS` or `DISCRIMINATORS` of the plugin, a mapping from names to classes.
+        module: name of the plugin, for error messages.
+    """
     where = f"plugins: {_TABLE_NAMES[kind]} of {module}"
     if not isinstance(table, Mapping):
         raise CommandError(f'{where} is {_shown(table)}: expected a mapping such as {{"mine": MyGenerator}}')
@@ -246,7 +251,11 @@ def _without_memory(network: type[nn.Module], name: object, arguments: Mapping[s
 
 
 def _architecture_fault(network: nn.Module, name: object, arguments: Mapping[str, object]) -> str:
-    """Return why `network`, built with `arguments`, cannot be rebuilt from its attribute `architecture`; else empty."""
+    """Return why `network` cannot be rebuilt from its attribute `architecture`; empty if it can.
+
+    Args:
+        name, arguments: name in the registry and constructor arguments with which `network` was built.
+    """
     label = f"network {name} of {_qualified(type(network))}"
     architecture = getattr(network, "architecture", None)
     if not isinstance(architecture, Mapping):

@@ -58,7 +58,7 @@ class TextureDiscriminator(nn.Module):
 
 
 def texture(x: Tensor) -> Tensor:
-    """Return the texture of images, (N, C, H, W) -> (N, 1, H, W): a band-pass of brightness at scales of a few px."""
+    """Return the texture of images, (N, C, H, W) -> (N, 1, H, W): brightness variations over a few px."""
     light = x.mean(dim=1, keepdim=True)
     return GAIN * (_blurred(light, FINE) - _blurred(light, COARSE))
 

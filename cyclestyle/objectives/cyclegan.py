@@ -31,6 +31,18 @@ class Adversarial(Protocol):
     def generator(self, scores: Tensor) -> Tensor: ...
 
 
+class Degrade(Protocol):
+    """Function that returns degraded copies of images, for the input of the generators.
+
+    Args:
+        images: real images (N, C, H, W) in [-1, 1].
+        draws: N sample indices; random numbers depend on them alone.
+        domain: domain of the images.
+    """
+
+    def __call__(self, images: Tensor, draws: list[int], *, domain: Literal["a", "b"]) -> Tensor: ...
+
+
 class Pools(NamedTuple):
     """Image pools of the two domains; each pool holds past translations into its domain."""
 
@@ -73,6 +85,9 @@ class CycleGAN:
         discriminator_terms: additional losses of the discriminators, with their names and weights.
         backward: `split` back-propagates the losses of the two translation directions one after the other, which needs
             half the memory; `joint` back-propagates them in one pass. Both settings give equal gradients.
+        degrade: degrades the real images that the generators translate, so that they learn to translate poor images as
+            well as good ones. The losses and the discriminators still use the clean images. None leaves all inputs
+            clean.
         prepare: function that wraps the networks, see `Prepare`.
 
     Raises:
@@ -94,12 +109,13 @@ class CycleGAN:
         terms: Sequence[Weighted] = (),
         discriminator_terms: Sequence[Weighted] = (),
         backward: Literal["split", "joint"] = "split",
+        degrade: Degrade | None = None,
         prepare: Prepare = _bare,
     ) -> None:
         for name, weight in (("cycle_a", cycle_a), ("cycle_b", cycle_b), ("identity", identity)):
             check_weight(f"objective.{name}", weight)
         self.generators, self.discriminators = generators, discriminators
-        self.adversarial, self.pools = adversarial, pools
+        self.adversarial, self.pools, self.degrade = adversarial, pools, degrade
         # Weights by direction: cycle losses compare images of the source domain, identity losses of the target domain.
         self.cycle = {"ab": cycle_a, "ba": cycle_b}
         self.identity = {"ab": identity * cycle_b, "ba": identity * cycle_a}
@@ -133,23 +149,36 @@ class CycleGAN:
         The order is that of the authors' code; the pools are described by Zhu et al. 2017, section 4.
         """
         a, b, draws = images
-        generator_scalars, fakes = update("generators", self.generator_parts, a, b)
+        inputs: tuple[Tensor, ...] = ()
+        if self.degrade is not None:
+            inputs = self.degrade(a, draws, domain="a"), self.degrade(b, draws, domain="b")
+        generator_scalars, fakes = update("generators", self.generator_parts, a, b, *inputs)
         fake_a = self.pools.a.exchange(fakes["fake_a"], draws)
         fake_b = self.pools.b.exchange(fakes["fake_b"], draws)
         discriminator_scalars, _ = update("discriminators", [self.discriminator_losses], a, b, fake_a, fake_b)
         return generator_scalars | discriminator_scalars
 
-    def generator_losses(self, requests: Sequence[Request], a: Tensor, b: Tensor) -> PartResult:
+    def generator_losses(
+        self,
+        requests: Sequence[Request],
+        a: Tensor,
+        b: Tensor,
+        input_a: Tensor | None = None,
+        input_b: Tensor | None = None,
+    ) -> PartResult:
         """Compute the losses of the generators for the requested directions (Zhu et al. 2017, eq. 3 and section 5.2).
 
         Args:
             requests: one or both directions, and the images to compute for each.
             a, b: real images (N, C, H, W) in [-1, 1].
+            input_a, input_b: degraded copies of `a` and `b`, which the generators get in their place; None: `a` and `b`
+                themselves.
 
         Returns:
             The losses, and the translations under the names `fake_a` and `fake_b`.
         """
-        directions = self._call_generators(a, b, requests=requests)  # one `Direction` for each request
+        # One `Direction` for each request.
+        directions = self._call_generators(a, b, input_a, input_b, requests=requests)
         fakes = {f"fake_{direction.name[1]}": direction.fake for direction in directions}
         with _frozen(self.discriminators):
             scores = self._call_discriminators_unsynchronized(fakes.get("fake_a"), fakes.get("fake_b"))

@@ -34,23 +34,47 @@ class Generators(nn.Module):
         super().__init__()
         self.ab, self.ba = ab, ba
 
-    def forward(self, a: Tensor, b: Tensor, *, requests: Sequence[Request]) -> tuple[Direction, ...]:
-        """Compute the requested directions, in as few generator calls as possible.
+    def forward(
+        self,
+        a: Tensor,
+        b: Tensor,
+        input_a: Tensor | None = None,
+        input_b: Tensor | None = None,
+        *,
+        requests: Sequence[Request],
+    ) -> tuple[Direction, ...]:
+        """Translate the images `a` and `b` in the requested directions, in as few generator calls as possible.
+
+        Return one `Direction`, with the requested images, for each of the `requests`, in their order.
 
         Each generator gets the inputs for translation and for the identity image in one call. With instance norm, which
         computes its statistics per image, results equal those of separate calls; batch norm would mix the two inputs.
+
+        Args:
+            a, b: real images (N, C, H, W) in [-1, 1], the `source` and `target` of the results.
+            input_a, input_b: degraded copies of `a` and `b`, which the generators get in their place; None: `a` and `b`
+                themselves.
+            requests: directions to compute.
         """
+        inputs = (a if input_a is None else input_a, b if input_b is None else input_b)
         # All translations before all reconstructions: this order decides the random numbers of dropout.
-        directions = [self._translate(request, a, b) for request in requests]
+        directions = [self._translate(request, (a, b), inputs) for request in requests]
         return tuple(self._complete(*pair) for pair in zip(requests, directions, strict=True))
 
-    def _translate(self, request: Request, a: Tensor, b: Tensor) -> Direction:
-        """Return a `Direction` with translations and, if requested, identity images and `source_features`.
+    def _translate(self, request: Request, real: tuple[Tensor, Tensor], seen: tuple[Tensor, Tensor]) -> Direction:
+        """Call the generator of the requested direction once; return a `Direction` with its outputs.
 
-        The generator is called once for all of them.
+        The result contains the translations and, if requested, identity images and `source_features`: activations of
+        generator layers for the source images.
+
+        Args:
+            real: real images of domains a and b; the `Direction` contains them as `source` and `target`.
+            seen: images of domains a and b that the generator receives: `real`, or degraded copies of it.
         """
-        generator, source, target = (self.ab, a, b) if request.name == "ab" else (self.ba, b, a)
-        inputs = torch.cat([source, target]) if request.identity else source
+        generator, (source, target), (seen_source, seen_target) = (
+            (self.ab, real, seen) if request.name == "ab" else (self.ba, real[::-1], seen[::-1])
+        )
+        inputs = torch.cat([seen_source, seen_target]) if request.identity else seen_source
         with recorded(generator, request.layers) as activations:
             outputs = generator(inputs)
         count = len(source)
@@ -59,7 +83,10 @@ class Generators(nn.Module):
         return Direction(request.name, source, target, fake, identity=identity, source_features=source_features)
 
     def _complete(self, request: Request, direction: Direction) -> Direction:
-        """Return `direction` with reconstructions and `fake_features` added, as far as they are requested."""
+        """Return a copy of `direction` with reconstructions and `fake_features`, if the request includes them.
+
+        `fake_features` are activations of generator layers for the translations.
+        """
         generator, back = (self.ab, self.ba) if request.name == "ab" else (self.ba, self.ab)
         return direction._replace(
             reconstructed=back(direction.fake) if request.reconstructed else None,

@@ -64,7 +64,12 @@ class Update(Protocol):
 
 
 class Objective(Protocol):
-    """Losses of a training run, and the order of its updates; the trainer trains any class with these members."""
+    """Losses of a training run, and the order of its updates; the trainer trains any class with these members.
+
+    An objective may also have the attribute `sees`, a tuple with the names of the pretrained networks whose features
+    its losses use. Those that its attributes `terms`, `discriminator_terms` and `adversarial`, and its discriminators
+    use are found without it, see `objectives.sees`.
+    """
 
     @property
     def modules(self) -> Mapping[str, nn.Module]:

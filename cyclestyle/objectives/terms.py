@@ -20,7 +20,8 @@ class Direction(NamedTuple):
 
     In direction ab, the source images are of domain a, and the target images are of domain b. Features are
     activations of generator layers. Gradients flow from `fake`, `reconstructed`, `identity` and the features into the
-    generators.
+    generators. With `augment.robust`, `fake`, `identity` and `source_features` are computed from degraded copies of the
+    real images; `source` and `target` are clean in any case.
     """
 
     name: Literal["ab", "ba"]
@@ -38,6 +39,9 @@ class Term(Protocol):
 
     Two class attributes declare optional inputs. `needs` lists `reconstructed` and `identity`, if the term uses these
     images. `layers` lists names of the generator's submodules, such as `trunk.0`, whose activations the term uses.
+
+    A third attribute, `sees`, lists the pretrained networks whose features the term uses, such as `vgg19`. Networks
+    from `model_files.weights.load` in an attribute of the term are found without it. See `objectives.sees`.
     """
 
     def __call__(self, direction: Direction, /) -> Tensor: ...
@@ -88,6 +92,18 @@ def check_weight(key: str, weight: float) -> None:
         raise CommandError(f"{key}={weight:g}: the weight of a loss is a finite number, 0 (off) or more")
 
 
+def declared(component: object, attribute: Literal["needs", "layers", "sees"]) -> Collection[str]:
+    """Return the names that an optional attribute of a component lists; empty if there is no such attribute.
+
+    Raises:
+        CommandError: the attribute is a text, not a tuple of names.
+    """
+    names = getattr(component, attribute, ())
+    if isinstance(names, str):
+        raise CommandError(f"{type(component).__name__}.{attribute} is the text {names!r}: expected a tuple of names")
+    return cast(Collection[str], names)
+
+
 class Terms:
     """All terms of the generators or all terms of the discriminators, sorted by name, with their trained parameters.
 
@@ -129,12 +145,12 @@ class Terms:
     @property
     def needs(self) -> set[str]:
         """Optional images that at least one term uses: `reconstructed`, `identity`."""
-        return {need for weighted in self._terms for need in _declared(weighted.term, "needs")}
+        return {need for weighted in self._terms for need in declared(weighted.term, "needs")}
 
     @property
     def layers(self) -> tuple[str, ...]:
         """Names of the generators' submodules whose activations at least one term uses."""
-        return tuple(sorted({layer for weighted in self._terms for layer in _declared(weighted.term, "layers")}))
+        return tuple(sorted({layer for weighted in self._terms for layer in declared(weighted.term, "layers")}))
 
     @property
     def modules(self) -> dict[str, nn.Module]:
@@ -179,13 +195,6 @@ class Terms:
         for name, module in self.modules.items():
             for key, saved in state.get(name, {}).items():
                 _restore_buffer(name, module, key, saved)
-
-
-def _declared(term: object, attribute: Literal["needs", "layers"]) -> Collection[str]:
-    names = getattr(term, attribute, ())
-    if isinstance(names, str):
-        raise CommandError(f"{type(term).__name__}.{attribute} is the text {names!r}: expected a tuple of names")
-    return cast(Collection[str], names)
 
 
 def _saved_buffers(module: nn.Module) -> dict[str, Tensor]:

@@ -125,7 +125,7 @@ class Journal:
         self._needs_rewrite = is_cut or len(lines) > MAX_LINES * max(1, len(self.entries))
 
     def tidy(self) -> None:
-        """Rewrite the journal if most of its lines are outdated, or its last line is incomplete."""
+        """Rewrite the journal without outdated lines, if most lines are outdated or the last line is incomplete."""
         if self._needs_rewrite:
             self._rewrite()
 

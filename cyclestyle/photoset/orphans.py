@@ -47,9 +47,9 @@ def parse(value: bool | str | None, *, input: str) -> Prune:  # noqa: A002
 def find(plan: Plan, root: Path) -> list[Orphan]:
     """Find the journal entries whose photos were below the folder `root` and no longer exist, sorted by photo.
 
-    An entry is left out if one of its translations is a target of a photo that still exists. Of the other entries, the
-    result lists only translations that are unchanged since they were written. Entries of photos outside `root` are
-    left out, since the disk of these photos may not be mounted.
+    An entry is left out if one of its translations has the name of an output file of a photo that still exists. Entries
+    of photos outside `root` are left out too, since the disk of these photos may not be mounted. Of the other entries,
+    the result lists only translations that are unchanged since they were written.
 
     The entries of the plan's journal must be up to date, see `Journal.read`.
     """

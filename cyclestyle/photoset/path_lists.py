@@ -23,9 +23,10 @@ def entries(content: bytes, list_name: str, *, allow_zeros: bool) -> list[Path]:
     """Return the paths in a list, in the order of the list.
 
     The list has one path per line. It is decoded as UTF-8, or as UTF-16 or UTF-32 if it begins with the byte order
-    mark of that encoding. A path that is not valid UTF-8 may have been written in Windows-1252: it is decoded so if
-    only then a file of this path exists, else its bytes are used unchanged. Empty lines and lines that begin with `#`
-    are skipped, quotes around a whole line are removed, and a leading `~` is replaced with the home folder.
+    mark of that encoding. A path that is not valid UTF-8 may have been written in Windows-1252. It is decoded so if the
+    decoded path exists, and the original bytes name no file; else the bytes are used unchanged. Empty lines and lines
+    that begin with `#` are skipped, quotes around a whole line are removed, and a leading `~` is replaced with the home
+    folder.
 
     The paths in a list may also be separated by zero bytes instead of line ends. These paths are used unchanged.
 
@@ -98,6 +99,9 @@ def _decode(content: bytes, mark: bytes, encoding: str, list_name: str) -> str:
     """Remove the byte order mark `mark` from a list, and decode the rest.
 
     An empty `encoding` means the encoding that the system uses for file names.
+
+    Raises:
+        DataError: the list cannot be decoded, or contains zero characters.
     """
     content = content.removeprefix(mark)
     try:

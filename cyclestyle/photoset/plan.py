@@ -107,11 +107,11 @@ def make_jobs(spec: str, output: Path, *, format: Format = "keep", folders: Sequ
 
 
 def make_plan(requested: Jobs, *, existing: Existing, settings: str, world: World) -> Plan:
-    """Divide jobs into those to do and those that need no work, according to the journal.
+    """Divide jobs into pending jobs and jobs that need no work, according to the journal.
 
     A job needs no work if its photo cannot be read, or if the job is up to date: its target files are unchanged and
-    were made from the current photo with the current `settings`. All other jobs are to do, except as `existing`
-    requires.
+    were made from the current photo with the current `settings`. All other jobs are pending, except as described for
+    `existing`.
 
     An existing target file is protected if this program did not write it, if it was changed since, or if it was made
     from another photo that still exists and still has this target.
@@ -120,14 +120,14 @@ def make_plan(requested: Jobs, *, existing: Existing, settings: str, world: Worl
 
     Args:
         requested: all jobs of the command.
-        existing: treatment of existing target files. With `skip`, a job that has a protected target file is left out,
-            and the existing target files of jobs to do are replaced. With `overwrite`, all jobs whose photos can be
-            read are to do, and protected files are replaced too. With `error`, no file is replaced.
+        existing: treatment of existing target files. With `skip`, a job with a protected target file is not pending,
+            and pending jobs will replace the other existing target files. With `overwrite`, every job whose photo can
+            be read is pending, and will also replace protected files. With `error`, no file will be replaced.
         settings: fingerprint of all settings that affect a translation's pixels.
         world: the ranks, which divide the jobs among themselves.
 
     Raises:
-        CommandError: `existing` is `error`, and a target file of a job to do exists; or another command uses this
+        CommandError: `existing` is `error`, and a target file of a pending job exists; or another command uses this
             output; or the ranks have found different jobs.
         DiskError: the output cannot be written.
     """
@@ -302,7 +302,7 @@ def _is_current(job: Job, entry: JournalEntry, settings: str, output: Path) -> b
 
 
 class _OutputOwnership:
-    """Check, based on the journal, whether a job may replace a file in the output folder."""
+    """Decides, according to the journal, whether a job may replace a file in the output folder."""
 
     def __init__(self, requested: Jobs, journal: Journal) -> None:
         self.folder = requested.folder

@@ -42,6 +42,9 @@ def run_plan(plan: Plan, make: Make, settings: Settings, *, workers: int | Liter
         workers: number of actors; `auto` means one actor for each GPU of the cluster, or for each machine if the
             cluster has no GPUs.
 
+    Returns:
+        The outcome of all photos of the command, including those that were up to date.
+
     Raises:
         CommandError: Ray is not installed, or no cluster answers at `RAY_ADDRESS`.
         DiskError: the output cannot be written; all files written so far are complete.
@@ -86,7 +89,9 @@ def run_plan(plan: Plan, make: Make, settings: Settings, *, workers: int | Liter
 
 
 class BrokenModelError(Exception):
-    """An error that the model raised in an actor, which is another process.
+    """Error that the model raised on a photo in an actor, which is another process.
+
+    It stops the command only if the model fails on too many photos in a row, or on all photos.
 
     Args:
         trace: text of the traceback in the actor.

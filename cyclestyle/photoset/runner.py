@@ -106,6 +106,9 @@ def run_plan(
             `auto`, see `Workers.suited`.
         batch_size: maximum number of images of one size that are translated together.
 
+    Returns:
+        On every rank: the outcome of all photos of the command, including those that were up to date.
+
     Raises:
         DiskError: the output cannot be written; all files written so far are complete.
     """
@@ -154,7 +157,10 @@ def unfinished(plan: Plan, settings: Settings, *, report: Callable[[JobResult], 
 
 
 def _outcome_so_far(plan: Plan, settings: Settings, elapsed_s: float) -> JobResult:
-    """Return the outcomes that the journal has recorded; photos that were not reached are only counted."""
+    """Return the outcomes that the journal of a stopped command has recorded.
+
+    Photos that the command did not reach have no row in the result: its field `remaining` is their number.
+    """
     plan.journal.read()
     entries = [(job, plan.journal.entries.get(job.key)) for job in plan.todo]
     rows = [
@@ -197,9 +203,12 @@ def remove_temporaries(plan: Plan) -> None:
 
 
 def job_result(plan: Plan, rows: Sequence[ReportRow], elapsed_s: float) -> JobResult:
-    """Return the outcome of a command.
+    """Return the outcome of a command, with the rows of all its photos, sorted by the path of the photo.
 
-    It contains `rows` and the rows of the jobs that were already done, sorted by the path of the photo.
+    Args:
+        plan: plan of the command; supplies the rows of the photos that needed no work.
+        rows: rows of the photos that this command translated, or failed to translate.
+        elapsed_s: duration of the command in seconds.
     """
     all_rows = sorted([*plan.already_done, *rows], key=lambda row: row.source.parts)
     return JobResult(all_rows, elapsed_s)
@@ -507,7 +516,10 @@ class _Work:
                 self._note(job, _done_entry(entry, job, photo, task.future.result()))
 
     def _clear_streak(self) -> None:
-        """Record as failed all photos on which the model failed in a row; called when it has translated another."""
+        """Record as failed all photos of the present streak, on which the model failed in a row, and end the streak.
+
+        This is called when the model has translated another photo, so it is not the model that is broken.
+        """
         for job, reason in self.streak.clear():
             self._note(job, failed_entry(job, self.journal, reason))
 

@@ -57,7 +57,7 @@ def initialize_worker() -> None:
 
 
 def read(path: Path, how: Reading) -> Photo:
-    """Read the photo at `path` with the options `how`, and give colours to its transparent pixels.
+    """Read the photo at `path` with the options `how`; fill its transparent pixels with colours, see `cutouts.filled`.
 
     Warnings of the decoders are added to the photo's notes. Warnings that C libraries print to stderr are included only
     in a worker process: it reads one photo at a time, so they must concern this photo.

@@ -77,10 +77,10 @@ def describe_start(*, step: int, processes: int) -> dict[str, Any]:
 
 
 def command_line() -> str:
-    """Return the command line of this process, quoted for a shell.
+    """Return the command that the user ran, quoted for a shell, as far as this process knows it.
 
-    If torchrun started this process, return the command line of torchrun instead. A process that the user's command
-    started for one of several `trainer.devices` has the same arguments as that command.
+    This is the command line of torchrun if the user started torchrun, else that of this process. With several
+    `trainer.devices`, the user's command starts this process with the arguments that the user gave.
     """
     arguments = sys.orig_argv
     if "LOCAL_RANK" in os.environ:
@@ -166,7 +166,7 @@ def _version(name: str) -> str | None:
 
 
 def _cpu_model() -> str | None:
-    """Return the model name of the processor, or only its architecture if the model is unknown; None if both are."""
+    """Return the model name of the processor; else the name of its architecture, or None if that is unknown too."""
     for line in _lines(Path("/proc/cpuinfo")):
         key, _, value = line.partition(":")
         if key.strip() == "model name":
@@ -175,7 +175,7 @@ def _cpu_model() -> str | None:
 
 
 def _memory_gb() -> float | None:
-    """Size of the machine's memory in GB, 1e9 bytes each; a container may be limited to less."""
+    """Size of the machine's memory in GB (1e9 bytes), None if unknown; a container may be limited to less."""
     try:
         return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)
     except (AttributeError, ValueError, OSError):  # Windows has no sysconf

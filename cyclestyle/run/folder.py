@@ -43,7 +43,8 @@ class RunFolder:
         path: location of the folder. A command that is repeated uses the same `path` and therefore resumes the run.
         keep, keep_every: which checkpoints stay on disk, see `Checkpoints`.
         mode: `auto` resumes an existing run, `never` rejects it.
-        allow_changed: whether to resume if the recipe or the files differ from those that the run was started with.
+        allow_changed: whether to resume even if the training files have changed, or config values that a resumed run
+            must normally not change.
 
     Raises:
         CommandError: `keep` or `keep_every` is too small, or the folder holds a run and `mode` is `never`.
@@ -119,6 +120,10 @@ class RunFolder:
         for key, value in flat(self._written_config()).items():
             if then.get(key) == "auto" and now.get(key) == value:  # config.yaml as the recipe: it has the chosen value
                 then[key] = value
+        if then.get("scores.every") is None and now.get("scores.every") is None:  # settings of scores that are off
+            then, now = (
+                {key: value for key, value in each.items() if not key.startswith("scores.")} for each in (then, now)
+            )
         changed = {key: f"{key}: {then.get(key)} -> {now.get(key)}" for key in sorted(then | now)
                    if then.get(key) != now.get(key)}  # fmt: skip
         networks = [line for key, line in changed.items() if key.startswith(("generator.", "discriminator."))]
@@ -164,9 +169,9 @@ class RunFolder:
             state: state of the run, such as `running`.
             code: exit code; None while the run continues.
             reason: why the run ended, as a text for the user; None while the run continues.
-            done: periodic work that was done at the current step. None keeps the record of such work in status.json if
-                it is for the current step, and removes it if it is for another step. Before `read_step_from` is called,
-                None always keeps the record.
+            done: periodic work that was done at the current step, to be recorded. None keeps an earlier record for the
+                current step, and removes a record for another step. Before `read_step_from` is called, None keeps any
+                record.
         """
         newest, step = self.checkpoints.newest(), self._step()
         notes = self.notes if step is not None else self._status().get("notes")

@@ -1,6 +1,6 @@
 """Keeps the checkpoint of the step at which a logged number was best."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
 from cyclestyle.checkpoints.best import BestCheckpoint
@@ -21,12 +21,14 @@ class BestKeeper:
     Args:
         save: function that saves a checkpoint of the trainer; called on all ranks.
         best: name of the number, and rule for the better value; without a name, no checkpoint is marked.
+        expected: names of numbers that a task will return later in the run; they cause no warning.
     """
 
-    def __init__(self, trainer: "Trainer", save: Save, best: BestCheckpoint) -> None:
+    def __init__(self, trainer: "Trainer", save: Save, best: BestCheckpoint, *, expected: Collection[str] = ()) -> None:
         self._trainer, self._save, self._best = trainer, save, best
         self._saved = trainer.step  # a resumed run has a checkpoint of its first step
-        self._is_known = best.has_record  # whether a number of this name was logged, or a warning was given
+        # Whether a number of this name was or will be logged, or a warning was given.
+        self._is_known = best.has_record or best.name in expected
 
     def save(self, *, last: bool) -> None:
         """Save a checkpoint of the present step; `last` is true if this process saves no further one."""
@@ -52,16 +54,23 @@ class BestKeeper:
         if step == self._saved:
             self._consider(step, values)
 
-    def on_task(self, step: int, values: Mapping[str, float]) -> None:
+    def on_task(self, step: int, values: Mapping[str, float], *, evaluations: int | None = None) -> None:
         """Save and mark a checkpoint of `step` if a task has returned a new best value; do nothing at step 0.
 
+        If the task has also returned the bounds of the value's interval, as `NAME/low` and `NAME/high`, they are stored
+        with the mark.
+
         All ranks must call this together; only the values on rank 0 count.
+
+        Args:
+            values: numbers that the task has returned, by name.
+            evaluations: how many times the task has been done in this run; None if it does not count.
         """
         if self._best.name is not None and step > 0:
-            self._consider(step, values)
+            self._consider(step, values, evaluations)
         self._is_known |= self._best.name in values
 
-    def _consider(self, step: int, values: Mapping[str, float]) -> None:
+    def _consider(self, step: int, values: Mapping[str, float], evaluations: int | None = None) -> None:
         world, name = self._trainer.world, str(self._best.name)
         improves = world.is_main and name in values and self._best.improves(values[name])
         if not world.any(improves, no_timeout=True):
@@ -69,4 +78,6 @@ class BestKeeper:
         if step != self._saved:
             self.save(last=False)
         if world.is_main:
-            self._best.record(step, values[name])
+            low, high = values.get(f"{name}/low"), values.get(f"{name}/high")
+            interval = None if low is None or high is None else (low, high)
+            self._best.record(step, values[name], interval=interval, evaluations=evaluations)

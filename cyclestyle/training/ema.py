@@ -15,7 +15,7 @@ class Average(Protocol):
     module: nn.Module  # copy of the averaged module, with the averages as weights
 
     def update(self, step: int) -> None:
-        """Include the current weights, after training step `step` (0-based)."""
+        """Include the module's current weights in the average; call this after each training step `step` (0-based)."""
 
 
 class GeneratorAverage:

@@ -52,7 +52,11 @@ class ExplosionWatch:
         self._reported = False
 
     def on_log(self, step: int, values: Mapping[str, float]) -> None:
-        """Check the losses among the logged `values`; they are equal on all ranks.
+        """Check the losses among the logged `values`, which must be equal on all ranks.
+
+        Args:
+            step: step of the log, for the report.
+            values: name -> logged value; values that are no losses are ignored.
 
         Raises:
             DivergedError: a loss is too large, and `on_explosion` is `stop`.

@@ -13,6 +13,7 @@ from cyclestyle.signals import STOPPED, StopRequest
 from cyclestyle.training.rates import rate_lines
 
 if TYPE_CHECKING:
+    from cyclestyle.checkpoints.best import Best
     from cyclestyle.data import UnpairedDataset, UnpairedFolders
     from cyclestyle.distributed.world import World
     from cyclestyle.run.folder import ResumePoint, RunFolder
@@ -109,6 +110,8 @@ def report_finished(
         report(f"  note:       {note['text']}")
     if best is not None:
         report(f"  best:       {best.name} {best.value:.6g} at step {best.step}: {folder.path / 'best'}")
+    for line in _scores(folder, best):
+        report(f"  scores:     {line}")
     report(_next_commands(folder.path, domains))
     return 0
 
@@ -182,6 +185,16 @@ def announce(
     visible = device_count(trainer.hardware.device.type)
     if world.size == 1 and visible > 1:
         report(f"this machine has {visible} GPUs: trainer.devices=auto trainer.batch_size={visible} uses them all")
+
+
+def _scores(folder: "RunFolder", best: "Best | None") -> list[str]:
+    """Return the summary of the evaluations in scores.jsonl: by the number of the best checkpoint, else by `kid`."""
+    from cyclestyle.run.scores_file import read_evaluations
+    from cyclestyle.training.score_summary import summary
+
+    evaluations = read_evaluations(folder.path)
+    lines = summary(evaluations, best.name, best.mode) if best is not None else []
+    return lines or summary(evaluations, "kid")
 
 
 def _next_commands(path: Path, domains: tuple[str, str]) -> str:

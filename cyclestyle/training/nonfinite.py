@@ -19,7 +19,10 @@ class NotFinite(NamedTuple):
 
 
 class NonFiniteDetector:
-    """Checks each update of one optimizer; records the first bad update, that is, one with non-finite values."""
+    """Checks each update of one optimizer; records the first bad update since the last `clear`.
+
+    An update is bad if one of its losses, or the norm of its gradients, is not finite.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._names: list[str] = []

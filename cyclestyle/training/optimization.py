@@ -14,8 +14,8 @@ class Optimizers:
     """Optimizers by name: one for each parameter update of a training step.
 
     Args:
-        optimizers: keyword arguments such as `generators=` and `discriminators=`: one optimizer each, which has its
-            initial learning rate.
+        optimizers: name of the update, such as `generators` or `discriminators` -> its optimizer. The present learning
+            rate of each optimizer counts as its initial learning rate.
     """
 
     def __init__(self, **optimizers: Optimizer) -> None:
@@ -62,16 +62,17 @@ class Optimizers:
                 group["capturable"] = True
 
     def state_dict(self) -> dict[str, Any]:
-        """Return moments and step counts by optimizer name.
+        """Return moments (running averages of gradients) and step counts by optimizer name.
 
         Learning rates and betas are left out, since they come from the config.
         """
         return {name: optimizer.state_dict()["state"] for name, optimizer in self._optimizers.items()}
 
     def load_state_dict(self, moments: Mapping[str, Any]) -> None:
-        """Load moments and step counts of all optimizers; learning rates and betas stay unchanged.
+        """Load moments (running averages of gradients) and step counts, as `state_dict` returns them.
 
-        Moments that fit no parameter of the optimizer, such as those of a removed loss term, are left out.
+        Learning rates and betas stay unchanged. Moments that fit no parameter of the optimizer, such as those of a
+        removed loss term, are left out.
         """
         for name, optimizer in self._optimizers.items():
             groups = optimizer.state_dict()["param_groups"]
@@ -103,12 +104,15 @@ def check_batch(batch_size: int, *, ranks: int, accumulate: int) -> None:
 
 
 def _fits(state: Mapping[str, Any], parameter: Tensor) -> bool:
-    """Return whether all moments in `state` have the shape of `parameter`; scalars, such as step counts, always fit."""
+    """Return whether the tensors in `state`, the optimizer's state of one parameter, have the shape of `parameter`.
+
+    Scalars, such as step counts, always fit.
+    """
     return all(value.shape == parameter.shape for value in state.values() if isinstance(value, Tensor) and value.dim())
 
 
 def _match_layout(optimizer: Optimizer) -> None:
-    """Convert loaded moments to the memory layout of the parameters, since fused optimizers need equal layouts."""
+    """Convert the loaded state of an optimizer to the memory layout of the parameters, as fused optimizers require."""
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:

@@ -63,7 +63,7 @@ class Networks(NamedTuple):
 
 
 class OwnTask(Protocol):
-    """User-defined task, called on rank 0 with the number of steps done; it may return numbers to log, by name."""
+    """Task that is called with the number of steps done; it may return numbers to log, by name."""
 
     def __call__(self, step: int, networks: Networks, /) -> Mapping[str, float] | None: ...
 
@@ -171,19 +171,56 @@ def own_task(
             mapping of numbers is empty.
         at_start: whether `task` is also called before this process trains its first step, if a call is due then.
     """
-    check_every(f"tasks.{name}.every", every)
+    key = f"tasks.{name}"
+    check_every(f"{key}.every", every)
 
     def action(moment: Moment) -> None:
-        values: Mapping[str, float] = {}
-        if trainer.world.is_main:
-            with evaluating(trainer) as networks, unchanged(networks, f"tasks.{name}"):
-                values = _checked(task(moment.step, networks), f"tasks.{name}")
-            for logger in loggers if values else ():
-                logger.metrics(moment.step, dict(values))
+        values = _log_task(trainer, task, moment.step, key, loggers) if trainer.world.is_main else {}
         trainer.world.any(False, no_timeout=True)  # all ranks wait here for rank 0
         on_values(moment.step, values)
 
     return Task(action, every, at_start=at_start)
+
+
+def shared_task(
+    trainer: "Trainer",
+    task: OwnTask,
+    *,
+    key: str,
+    every: int,
+    loggers: Sequence[Logger],
+    on_values: Callable[[int, Mapping[str, float]], Any] = lambda step, values: None,
+    at_start: bool = True,
+) -> Task:
+    """Return a periodic task that calls the function `task` on all ranks, which share its work.
+
+    `task` is not called at step 0, when the networks are untrained. The numbers that it returns on rank 0 are logged;
+    those of other ranks are ignored.
+
+    Args:
+        key: config key of the task, for error messages.
+        every: number of steps between two calls.
+        loggers, on_values, at_start: see `own_task`.
+    """
+    check_every(f"{key}.every", every)
+
+    def action(moment: Moment) -> None:
+        if moment.step == 0:
+            return
+        values = _log_task(trainer, task, moment.step, key, loggers)
+        trainer.world.any(False, no_timeout=True)  # a rank may have had more work than the others
+        on_values(moment.step, values if trainer.world.is_main else {})
+
+    return Task(action, every, at_start=at_start)
+
+
+def _log_task(trainer: "Trainer", task: OwnTask, step: int, key: str, loggers: Sequence[Logger]) -> Mapping[str, float]:
+    """Call `task` with the networks in evaluation mode; log the numbers that it returns, and return them as floats."""
+    with evaluating(trainer) as networks, unchanged(networks, key):
+        values = _checked(task(step, networks), key)
+    for logger in loggers if values else ():
+        logger.metrics(step, dict(values))
+    return values
 
 
 def networks_of(trainer: "Trainer") -> Networks:

@@ -1,4 +1,7 @@
-"""Values to log, all since the last log: means of losses and scores, speeds, and counts of skips and replacements."""
+"""Values to log for the steps since the last log.
+
+These are means of losses and scores, speeds, the number of skipped steps, and the number of replaced images.
+"""
 
 import time
 from typing import Any

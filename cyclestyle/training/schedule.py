@@ -70,7 +70,7 @@ class Cosine:
 
 
 class Constant:
-    """Learning-rate factor 1 for the whole run of `epochs` epochs.
+    """Learning-rate factor 1; training ends after `epochs` epochs unless the config sets another length.
 
     Raises:
         CommandError: `epochs` is below 1.
@@ -86,10 +86,10 @@ class Constant:
 
 
 class Step:
-    """Learning-rate factor that is multiplied by `gamma` after every `every_epochs` epochs.
+    """Learning-rate factor that starts at 1 and is multiplied by `gamma` after every `every_epochs` epochs.
 
     Args:
-        epochs: length of the schedule.
+        epochs: length of the schedule; training ends there unless the config sets another length.
         every_epochs: number of epochs with the same factor.
         gamma: multiplier, in (0, 1].
 

@@ -122,9 +122,10 @@ def load_present_networks(model: "Model", objective: "Objective") -> list[str]:
 
 
 def init_report(objective: "Objective", missing: Sequence[str], *, notes: Sequence[str]) -> list[str]:
-    """Return a line that names the loaded networks.
+    """Describe which networks have the weights loaded from `init`: return one or two lines for the user.
 
-    If networks or loss terms keep their random weights, a second line names them.
+    The first line names the loaded networks. If other networks or loss terms keep their random weights, a second line
+    names these.
 
     Args:
         missing: names of the networks that were not loaded, from `load_present_networks`.
@@ -182,6 +183,7 @@ def restore_average(trainer: "Trainer", model: "Model") -> None:
 def snapshot_model(trainer: "Trainer", domains: tuple[str, str]) -> "Model":
     """Return the trainer's networks at the current step as a `Model`; it shares tensors with the networks."""
     from cyclestyle.checkpoints.model import Model
+    from cyclestyle.objectives.sees import networks_seen
 
     objective = trainer.objective
     modules = dict(objective.modules)
@@ -196,6 +198,7 @@ def snapshot_model(trainer: "Trainer", domains: tuple[str, str]) -> "Model":
         domains=domains,
         step=trainer.step,
         path=Path(),
+        losses_see=tuple(networks_seen(objective)),
     )
 
 

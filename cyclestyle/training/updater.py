@@ -132,7 +132,7 @@ class Updater:
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return optimizer moments, the gradient scale and the number of consecutive skipped steps."""
+        """Return the state of the optimizers, the gradient scale and the number of consecutive skipped steps."""
         return {
             "optimizers": self.optimizers.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -171,13 +171,17 @@ class Updater:
             self.hardware.trim_memory()
 
     def _change_parameters(self, name: str, losses: Scalars) -> bool:
-        """Change the parameters of update `name`, unless `on_nonfinite` is `skip` and a loss or gradient is not finite.
+        """Let the optimizer of update `name` change its parameters.
+
+        The change is left out if `on_nonfinite` is `skip` and a loss or gradient is not finite on any rank. In fp16,
+        the gradient scaler checks the gradients instead: for each value of `on_nonfinite`, it leaves out the change if
+        they overflow.
 
         Args:
             losses: losses averaged over the micro-batches of this update.
 
         Returns:
-            False if the change was left out.
+            False if the change was left out because of `on_nonfinite`.
         """
         optimizer, parameters = self.optimizers[name], self.optimizers.parameters(name)
         with record_function(Phase.OPTIMIZER):

@@ -61,10 +61,10 @@ def blend(photo: Tensor, translation: Tensor, *, strength: float = 1.0, keep: Ke
     flatten the relief of strokes and change the hue.
 
     `keep="colour"` combines the photo's colours with the translation's lightness; `keep="luminance"` combines the
-    translation's colours with the photo's lightness. Where this makes a pixel darker than the image that its colour
-    comes from, chroma is scaled by the same factor as lightness, so that chromaticity (a/L and b/L) stays equal: with
-    unscaled chroma, shadows were tinted. Where a pixel becomes lighter, chroma is unchanged: with scaled chroma, noise
-    in shadows became coloured blotches.
+    translation's colours with the photo's lightness. Call the image that supplies the colours the source. Pixels that
+    become darker than in the source get chroma scaled by the same factor as lightness, so that chromaticity (a/L and
+    b/L) stays equal: with unscaled chroma, shadows were tinted. Pixels that become lighter keep the chroma of the
+    source: with scaled chroma, noise in shadows became coloured blotches.
 
     Args:
         strength: 0 to 1.5; 0 gives the photo, 1 the translation, and more than 1 extrapolates. At 0, the result is

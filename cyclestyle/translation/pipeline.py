@@ -1,4 +1,4 @@
-"""Translation pipeline: run the model on a photo, in strips if necessary, and blend the photo with the output."""
+"""Translation pipeline: run the model on a photo, at once or in strips of rows, and blend the photo with the output."""
 
 import hashlib
 import json
@@ -34,9 +34,9 @@ class TranslationPipeline:
         strength: 0 to 1.5; 0 gives the photo, 1 the model's output, and more than 1 extrapolates, see `blending.blend`.
             A sequence of strengths gives one result per strength.
         keep: property of the photo that is preserved: `none`, `colour` or `luminance`.
-        tile: whether images are tiled, that is, translated in strips. `auto` tiles an image if running the network on
-            the whole image at once would need more than `memory`, `off` tiles no image, and a number tiles every image,
-            in strips of that height in px.
+        tile: whether images are tiled, that is, translated in strips (groups of rows, as wide as the image). `auto`
+            tiles an image if running the network on the whole image at once would need more than `memory`, `off` tiles
+            no image, and a number tiles every image, in strips of that height in px.
         memory: bytes available for the network's computation, as a number or as text such as `4GB`. The process needs
             more: PyTorch itself, and for the photos about `memory.PHOTO_BYTES` per pixel, see `cyclestyle.hardware`.
         folder: folder for temporary files with the activations of a tiled image that do not fit into `memory`; by

@@ -97,6 +97,8 @@ class Translator:
         weights: `ema` for the moving average of the weights, `raw` for the weights of the last step.
         path: path of the model file.
         step: training step of the model; None if the file does not state it.
+        domains: names of the model's first and second domain.
+        side: `ab` if the generator translates from the first domain to the second, `ba` if it translates back.
     """
 
     def __init__(
@@ -108,8 +110,10 @@ class Translator:
         weights: Literal["ema", "raw"],
         path: Path,
         step: int | None,
+        domains: tuple[str, str] = ("a", "b"),
+        side: generator_file.Side = "ab",
     ) -> None:
-        self.runner = runner
+        self.runner, self.domains, self.side = runner, domains, side
         self.direction, self.directions, self.weights = direction, directions, weights
         self.path, self.step = path, step
 
@@ -133,7 +137,10 @@ class Translator:
             path: a run folder, a checkpoint folder, a safetensors file, a generator of the 2017 implementation
                 (`latest_net_G_A.pth`), or an exported `.onnx` file.
             direction: two domain names of the model with a 2 between them, such as `photo2monet`; or `a2b` or `b2a`.
-                It may be omitted if the file has a single direction.
+                None selects the only direction of a file that has one.
+            device: `auto` takes a CUDA GPU, else an Apple GPU (`mps`), else the CPU. For an `.onnx` file, see
+                `OnnxGenerator`.
+            precision: precision of the network's arithmetic; `auto` takes the fastest that the device supports.
             weights: `ema` is the moving average if the model has one, else the weights of the last step; `raw` is
                 always the weights of the last step.
             backend: library that runs the generator; `auto` means `onnx` for an `.onnx` file, else `torch`.
@@ -166,6 +173,8 @@ class Translator:
             weights=chosen.weights,
             path=chosen.path,
             step=chosen.step,
+            domains=chosen.domains,
+            side=chosen.side,
         )
 
     def in_fp32(self) -> "Translator":
@@ -224,13 +233,17 @@ class Translator:
     @overload
     def __call__(self, image: Tensor) -> Tensor: ...
     def __call__(self, image: Image.Image | NDArray[np.uint8] | Tensor) -> Image.Image | NDArray[np.uint8] | Tensor:
-        """Translate an image, or a batch of images of one size; return the same type as `image`.
+        """Translate an image, or a batch of images of one size.
 
         Args:
-            image: a PIL image of any colour mode, which is turned upright by its EXIF orientation, and becomes RGB
-                without colour management, or grey if the model's input is grey; a NumPy array, uint8 (H, W, 3) or
-                (N, H, W, 3); or a tensor on any device, uint8 (3, H, W) or (N, 3, H, W). A grey array or tensor has 1
-                channel in place of 3. `values` accepts tensors of floats.
+            image: one of three types. A PIL image may have any colour mode; it is turned upright by its EXIF
+                orientation, and converted to RGB or grey without colour management. A NumPy array is uint8 (H, W, 3)
+                or (N, H, W, 3). A tensor is uint8 (3, H, W) or (N, 3, H, W), on any device. A grey array or tensor has
+                1 channel in place of 3. For tensors of floats, use `values`.
+
+        Returns:
+            The translation: an object of the same type as `image`, of the same size, dtype and device, with
+            `out_channels` channels.
 
         Raises:
             ImageTypeError: `image` is of another type, such as a path, or has another shape or dtype; it is a
@@ -264,9 +277,10 @@ class Translator:
 
     @torch.inference_mode()
     def values(self, images: Tensor) -> Tensor:
-        """Translate a batch without quantization; input and output are float32 (N, 1 or 3, H, W) in [-1, 1].
+        """Translate a batch of images without rounding to 8 bits; input and output are (N, 1 or 3, H, W) in [-1, 1].
 
-        The output has `out_channels` channels, and is on the device of the input.
+        The input is floating point. The output is float32, has `out_channels` channels, and is on the device of the
+        input.
 
         Raises:
             ImageTypeError: `images` is of another type, or has another shape or dtype.
@@ -308,6 +322,8 @@ def _check(
     image: NDArray[np.uint8] | Tensor, dtype: object, *, axis: int, shapes: str, axes: tuple[int, ...] = (3, 4)
 ) -> None:
     """Raise an ImageTypeError if `image` is empty, or has a wrong dtype, number of axes or number of channels.
+
+    The number of channels must be 1 or 3.
 
     Args:
         dtype: required dtype.

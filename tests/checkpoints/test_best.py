@@ -35,6 +35,23 @@ def test_file_named_best_has_folder_in_first_line_and_number_in_second(tmp_path:
     assert Checkpoints(tmp_path).best() == Best(tmp_path / "step_00000002", 2, "größe", 0.25, "max")
 
 
+def test_best_mark_keeps_interval_and_number_of_evaluations(tmp_path: Path) -> None:
+    checkpoints = saved(tmp_path, 2)
+    BestCheckpoint(checkpoints, best="kid").record(2, 0.25, interval=(0.125, 0.5), evaluations=7)
+    record = json.loads((tmp_path / "best").read_text().splitlines()[1])
+    assert (record["low"], record["high"], record["evaluations"]) == (0.125, 0.5, 7)
+    assert Checkpoints(tmp_path).best() == Best(
+        tmp_path / "step_00000002", 2, "kid", 0.25, "min", interval=(0.125, 0.5), evaluations=7
+    )
+
+
+def test_best_mark_of_an_earlier_version_is_read_without_interval(tmp_path: Path) -> None:
+    checkpoints = saved(tmp_path, 2)
+    (tmp_path / "best").write_text('step_00000002\n{"name": "kid", "mode": "min", "value": 0.25, "step": 2}\n')
+    assert checkpoints.best() == Best(tmp_path / "step_00000002", 2, "kid", 0.25, "min", None, None)
+    assert not BestCheckpoint(checkpoints, best="kid").improves(0.3)
+
+
 def test_best_checkpoint_is_never_pruned_until_another_is_best(tmp_path: Path) -> None:
     checkpoints = saved(tmp_path, 2, keep=2)
     checkpoints.mark_best(2, name="kid", value=0.5)
@@ -87,6 +104,8 @@ def test_unreadable_best_mark_prevents_pruning_of_checkpoints(tmp_path: Path) ->
 @example(b'step_00000002\n{"name": "kid", "mode": [], "value": 1, "step": 2}')
 @example(b'step_00000002\n{"name": "kid", "mode": "min", "value": "low", "step": 2}')
 @example(b'step_00000002\n{"name": "kid", "mode": "min", "value": 1, "step": Infinity}')
+@example(b'step_00000002\n{"name": "kid", "mode": "min", "value": 1, "step": 2, "low": 0, "high": "x"}')
+@example(b'step_00000002\n{"name": "kid", "mode": "min", "value": 1, "step": 2, "low": 0}')
 @example(b'step_00000003\n{"name": "kid", "mode": "min", "value": 1, "step": 3}')
 @example(b'../step_00000002\n{"name": "kid", "mode": "min", "value": 1, "step": 2}')
 @example(b"step_00000002\n" + b"[" * 100_000)
@@ -156,13 +175,15 @@ def test_best_mark_is_written_after_asynchronous_save_completes(tmp_path: Path) 
     best = BestCheckpoint(writer, best="kid")
     writer.save(lambda: snapshot(1))
     assert entered.wait(60)
-    best.record(1, 0.5)  # returns although the checkpoint is not yet on the disk
+    # Returns although the checkpoint is not yet on the disk.
+    best.record(1, 0.5, interval=(0.25, 0.75), evaluations=1)
     assert checkpoints.newest() is None
     assert checkpoints.best() is None
     assert not best.improves(0.6)
+    assert writer.best().interval == (0.25, 0.75)
     gate.set()
     writer.save(lambda: snapshot(2), last=True)
-    assert checkpoints.best() == Best(tmp_path / "step_00000001", 1, "kid", 0.5, "min")
+    assert checkpoints.best() == Best(tmp_path / "step_00000001", 1, "kid", 0.5, "min", (0.25, 0.75), 1)
     assert not best.improves(0.6)
     assert best.improves(0.4)
 

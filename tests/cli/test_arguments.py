@@ -105,7 +105,7 @@ def test_config_file_has_header_and_a_comment_for_every_key(file: Path) -> None:
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(CONFIGS)))
-def test_every_line_of_config_file_with_a_key_is_read(file: Path) -> None:
+def test_help_reads_every_key_of_config_file(file: Path) -> None:
     lines = file.read_text().splitlines()
     keys = [line for line in lines if ":" in line.split("#")[0] and not line.lstrip().startswith(("-", "defaults:"))]
     assert len(list(help_pages.yaml_entries(file))) == len(keys)

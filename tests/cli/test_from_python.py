@@ -25,7 +25,7 @@ def test_python_value_survives_round_trip_through_hydra_grammar(value: object) -
     assert parsed(split(f"key={in_hydra_grammar(value, 'key')}")) == value
 
 
-def test_mapping_sets_values_of_all_kinds() -> None:
+def test_python_mapping_sets_config_values_of_all_types() -> None:
     cfg = config(
         "train",
         [

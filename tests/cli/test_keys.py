@@ -10,7 +10,7 @@ from cyclestyle.cli.keys import ADDED, KEYS, RENAMED, RENAMED_TARGETS, with_pres
 from cyclestyle.cli.signatures import resolve_target
 from cyclestyle.errors import CommandError
 
-COMMANDS = ("train", "translate", "evaluate", "export")
+COMMANDS = ("train", "translate", "evaluate", "export", "download")
 
 
 def known_keys() -> set[str]:

@@ -66,7 +66,7 @@ def test_strength_option_that_is_not_a_number_is_a_command_error(strength: Any) 
 
 
 @pytest.mark.parametrize(("text", "size"), [("4", 4e9), ("2", 2e9), ("0.5", 0.5e9), ("4GB", 4e9), ("4000000", 4e6)])
-def test_memory_without_unit_is_in_gb_if_it_is_small(text: str, size: float) -> None:
+def test_memory_option_without_unit_is_in_gb_if_below_100(text: str, size: float) -> None:
     assert parse_memory(text) == size
 
 

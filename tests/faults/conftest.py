@@ -14,6 +14,8 @@ RUN = (
     "trainer.steps=40", "trainer.batch_size=2", "pool.size=3", "ema.decay=0.9", "schedule.constant_epochs=2",
     "schedule.decay_epochs=8", "trainer.save_every=3", "trainer.log_every=5", "trainer.sample_every=20",
 )  # fmt: skip
+# Scores that need no pretrained network, at steps that are seldom those of a save.
+SCORES = ("scores.every=4", "scores.names=[colours,content_ssim]", "checkpoint.best=colours")
 
 
 @pytest.fixture(scope="session")

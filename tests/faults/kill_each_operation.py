@@ -1,4 +1,4 @@
-"""Kill a save, or the mark of the best checkpoint, at each of its file system operations; see test_kills.py.
+"""Kill a save, the mark of the best checkpoint or a line of scores, at each file system operation; see test_kills.py.
 
 `python -m tests.faults.kill_each_operation FOLDER save` prepares a run that keeps two checkpoints, at steps 2 and 4. It
 then saves step 6 repeatedly, each time in a new process; the n-th process is killed at its n-th operation. For each
@@ -6,6 +6,9 @@ process it prints a line of JSON: the operation and the checkpoints that remain.
 
 With `mark` instead of `save`, the run also has a checkpoint at step 6, and step 2 is the best one, which `keep` does
 not protect. The processes then mark step 6 as the best one.
+
+With `scores`, scores.jsonl of the run has lines of steps 2, 4 and 8. Each process resumes the run from step 6, which
+removes the line of step 8, and adds a line of step 6.
 """
 
 import contextlib
@@ -21,6 +24,7 @@ from typing import Any
 from cyclestyle.checkpoints.directory import Checkpoints
 from cyclestyle.distributed.world import World
 from cyclestyle.filesystem import atomic
+from cyclestyle.run.scores_file import ScoresFile, read_evaluations
 from cyclestyle.training.state import load_networks, restore_average, snapshot_model
 from cyclestyle.training.trainer import Trainer
 from tests.checkpoints.test_directory import equal
@@ -32,7 +36,7 @@ KEEP = 2
 
 
 def main(folder: Path, action: str) -> None:
-    {"save": kill_saves, "mark": kill_marks}[action](folder)
+    {"save": kill_saves, "mark": kill_marks, "scores": kill_scores}[action](folder)
 
 
 def kill_saves(folder: Path) -> None:
@@ -84,7 +88,7 @@ def kill_marks(folder: Path) -> None:
         best, resumed = Checkpoints(run, keep=KEEP).best(), fresh(run)
         result = {
             "operation": operation,
-            "best": best and [best.step, best.name, best.value, best.mode],
+            "best": best and [best.step, best.name, best.value, best.mode, best.interval, best.evaluations],
             "intact": best is not None and contents(best.path) == expected[best.step],
             "resumed at": resumed.step,
         }
@@ -92,6 +96,31 @@ def kill_marks(folder: Path) -> None:
         result["files"] = sorted(path.name for path in run.iterdir())
         print(json.dumps(result), flush=True)
         shutil.rmtree(run)
+
+
+def kill_scores(folder: Path) -> None:
+    before, after = folder / "before", folder / "after"
+    for run in (before, after):
+        run.mkdir()
+    add_scores(before, 2, 4, 8, start=0)
+    add_scores(after, 2, 4, 6, start=0)
+    for number in range(1, 1000):
+        run = folder / f"killed {number}"
+        shutil.copytree(before, run)
+        operation = operation_killed(number, lambda run=run: add_scores(run, 6, start=6))
+        if operation is None:
+            print(json.dumps({"completed": number}), flush=True)
+            return
+        lines = (run / "scores.jsonl").read_text().splitlines(keepends=True)
+        result = {
+            "operation": operation,
+            "steps": [json.loads(line)["step"] for line in lines],
+            "whole": all(line.endswith("\n") for line in lines) and len(read_evaluations(run)) == len(lines),
+        }
+        atomic.remove_temporary_files(run)  # done when a run begins
+        add_scores(run, 6, start=6)
+        result["resumed exactly"] = contents(run) == contents(after)
+        print(json.dumps(result), flush=True)
 
 
 def fresh(run: Path | None = None) -> Trainer:
@@ -122,7 +151,15 @@ def save(trainer: Trainer, run: Path) -> None:
 
 
 def mark(step: int, run: Path) -> None:
-    Checkpoints(run, keep=KEEP).mark_best(step, name="kid", value=1 / step, mode="min")
+    Checkpoints(run, keep=KEEP).mark_best(
+        step, name="kid", value=1 / step, mode="min", interval=(0.0, 2 / step), evaluations=step // 2
+    )
+
+
+def add_scores(run: Path, *steps: int, start: int) -> None:
+    file = ScoresFile(run, start=start)
+    for step in steps:
+        file.append(step, {"values": {"kid": 1 / step}, "filling": step * "x" * 500})
 
 
 def contents(checkpoint: Path) -> dict[str, bytes]:

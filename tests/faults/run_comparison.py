@@ -52,7 +52,7 @@ def same_state(ours: Checkpoint, theirs: Checkpoint) -> bool:
 
 
 def assert_same_run(ours: Path, theirs: Path, *, stops: bool = False) -> None:
-    """Assert that two runs have equal checkpoints, metrics, curves and samples.
+    """Assert that two runs have equal checkpoints, metrics, curves, samples, scores and marks of the best checkpoint.
 
     Args:
         stops: whether the first run was stopped and resumed, and has therefore saved at more steps.
@@ -63,6 +63,9 @@ def assert_same_run(ours: Path, theirs: Path, *, stops: bool = False) -> None:
         )
     assert same_state(newest(ours), newest(theirs))
     assert log(ours) == log(theirs)
+    for name in ("scores.jsonl", "checkpoints/best"):
+        assert (ours / name).exists() == (theirs / name).exists(), name
+        assert not (ours / name).exists() or (ours / name).read_bytes() == (theirs / name).read_bytes(), name
     names = [(line["step"], *sorted(line)) for line in log(ours)]
     assert len(names) == len(set(names))  # a step may have lines of tasks, but none twice
     assert [step for step, *_ in names] == sorted(step for step, *_ in names)

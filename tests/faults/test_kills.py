@@ -18,7 +18,7 @@ import pytest
 
 from cyclestyle.checkpoints.directory import Checkpoints
 from tests.faults.commands import REPOSITORY, Start, until
-from tests.faults.conftest import RUN, Starts
+from tests.faults.conftest import RUN, SCORES, Starts
 from tests.faults.run_comparison import assert_same_run, status
 
 # Moment -> (step of the newest valid checkpoint after the kill, part of the operation in kill_each_operation.py). The
@@ -51,7 +51,7 @@ def test_save_killed_at_any_operation_leaves_valid_checkpoint(tmp_path: Path) ->
 
 def test_marking_best_checkpoint_killed_at_any_operation_leaves_former_or_new_mark(tmp_path: Path) -> None:
     kills = kills_of("mark", tmp_path)
-    former, new = [2, "kid", 1 / 2, "min"], [6, "kid", 1 / 6, "min"]
+    former, new = [2, "kid", 1 / 2, "min", [0.0, 1.0], 1], [6, "kid", 1 / 6, "min", [0.0, 1 / 3], 3]
     best = [kill["best"] for kill in kills]
     assert best == sorted(best)
     assert [former, new] == [mark for mark, _ in itertools.groupby(best)]
@@ -63,6 +63,17 @@ def test_marking_best_checkpoint_killed_at_any_operation_leaves_former_or_new_ma
         best_folder = f"step_0000000{kill['best'][0]}"
         assert kill["files"] == sorted({"best", "latest", best_folder, "step_00000006", "step_00000008"}), kill
     print(f"\n{len(kills)} operations of a mark, killed at each")
+
+
+def test_scores_killed_at_any_operation_leave_whole_lines_and_are_equal_after_resume(tmp_path: Path) -> None:
+    kills = kills_of("scores", tmp_path)
+    # Before and after the removal of the last line; no operation follows after the new line is in the file.
+    assert [steps for steps, _ in itertools.groupby(kill["steps"] for kill in kills)] == [[2, 4, 8], [2, 4]]
+    assert len([kill for kill in kills if "os.rename" in kill["operation"]]) == 2
+    for kill in kills:
+        assert kill["whole"], kill
+        assert kill["resumed exactly"], kill
+    print(f"\n{len(kills)} operations of a line of scores, killed at each")
 
 
 def kills_of(action: str, folder: Path) -> list[dict[str, Any]]:
@@ -78,7 +89,10 @@ def kills_of(action: str, folder: Path) -> list[dict[str, Any]]:
 def test_run_after_five_random_kills_equals_uninterrupted_run(
     start: Starts, uninterrupted: Callable[..., Path], tmp_path: Path
 ) -> None:
-    killed_at_random(5, start, uninterrupted(*RUN), tmp_path, seed=0)
+    expected = uninterrupted(*RUN, *SCORES)
+    steps = [json.loads(line)["step"] for line in (expected / "scores.jsonl").read_text().splitlines()]
+    assert steps == list(range(4, 41, 4))
+    killed_at_random(5, start, expected, tmp_path, always=SCORES, seed=0)
 
 
 def test_hanging_data_workers_exit_when_their_trainer_is_killed(start: Starts, tmp_path: Path) -> None:
@@ -100,12 +114,12 @@ def alive(pid: int) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("always", [(), ("trainer.accumulate=2",), ("checkpoint.asynchronous=true",)])
+@pytest.mark.parametrize("always", [(), ("trainer.accumulate=2",), ("checkpoint.asynchronous=true",), SCORES])
 @pytest.mark.parametrize("seed", range(1, 3))
 def test_run_after_nine_random_kills_equals_uninterrupted_run(
     start: Starts, uninterrupted: Callable[..., Path], tmp_path: Path, always: tuple[str, ...], seed: int
 ) -> None:
-    expected = uninterrupted(*RUN, *(key for key in always if "accumulate" in key))
+    expected = uninterrupted(*RUN, *(key for key in always if "asynchronous" not in key))
     killed_at_random(9, start, expected, tmp_path, always=always, seed=seed)
 
 

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from cyclestyle.checkpoints.directory import Checkpoint
+from tests.evaluation.random_weights import write_random_weights
 from tests.faults.commands import Command, Start, until
-from tests.faults.conftest import RUN, Starts
+from tests.faults.conftest import RUN, SCORES, Starts
 from tests.faults.run_comparison import assert_same_run, ended, log, newest, same_state, status
 
 # At the default learning rate, networks of this size multiply rounding errors by ten at each step; so it is lower here.
@@ -79,6 +80,44 @@ def assert_equal_but_for_rounding(actual: Path, expected: Path) -> None:
 def pooled(checkpoint: Checkpoint, side: str) -> dict[int, torch.Tensor]:
     """Images in the image pools of all ranks, for one domain: slot -> image."""
     return {position: stored for rank in checkpoint.ranks for position, stored in rank["pools"][side].items()}
+
+
+def test_two_ranks_have_the_scores_of_one_process(
+    start_two: Callable[..., list[Start]], start: Starts, tmp_path: Path
+) -> None:
+    weights = write_random_weights(tmp_path / "weights", "lpips_alex")
+    scoring = (
+        "scores.every=3", "scores.names=[kid,style,structure,colours,content_ssim]", "scores.rulers=[lpips_alex]",
+        f"scores.path={weights}", "scores.size=32", "checkpoint.best=kid", "trainer.batch_size=2",
+        "trainer.precision=fp32", "trainer.steps=3",
+    )  # fmt: skip
+    straight = start(*scoring)
+    assert straight.wait() == 0, straight.printed()
+    one = tmp_path / "runs/smoke"
+    expected = (one / "scores.jsonl").read_bytes(), (one / "checkpoints/best").read_bytes()
+    two = tmp_path / "runs/two"
+    shutil.copytree(one, two)
+    (two / "checkpoints/best").unlink()
+    (two / "status.json").write_text('{"state": "running", "step": 3}')  # killed after its last save
+
+    for process in start_two(*scoring, "name=two"):  # both ranks score the networks of the single process
+        assert process.wait() == 0, process.printed()
+    assert ((two / "scores.jsonl").read_bytes(), (two / "checkpoints/best").read_bytes()) == expected
+
+
+def test_two_ranks_with_scores_that_are_killed_equal_an_uninterrupted_run(
+    start_two: Callable[..., list[Start]], tmp_path: Path
+) -> None:
+    settings = (*TWO, *SCORES, "trainer.save_every=5", "trainer.steps=9")
+    killed = start_two(*settings)
+    until((tmp_path / "runs/smoke/checkpoints/step_00000005").exists, "the checkpoint at step 5", alive=killed[0])
+    for process in killed:
+        process.kill()
+    for process in start_two(*settings):
+        assert process.wait() == 0, process.printed()
+    for process in start_two(*settings, "name=straight"):
+        assert process.wait() == 0, process.printed()
+    assert_same_run(tmp_path / "runs/smoke", tmp_path / "runs/straight")
 
 
 # -------------------------------------------------------------------------------------------------- a rank dies

@@ -94,7 +94,7 @@ def test_png_tagged_as_srgb_is_unchanged(tmp_path: Path, chunks: tuple[bytes, ..
     assert reading.read(tmp_path / "x.png").notes == ()
 
 
-def test_icc_profile_precedes_gamma_but_not_cicp(tmp_path: Path) -> None:
+def test_icc_profile_takes_precedence_over_gamma_but_not_over_cicp(tmp_path: Path) -> None:
     write_png(tmp_path / "x.png", gamma(100000), icc_profile=profiles.p3())
     assert error(tmp_path / "x.png", AS_P3) <= 2
     write_png(tmp_path / "x.png", cicp(1, 13, 0, 1), icc_profile=profiles.p3())

@@ -387,7 +387,7 @@ def test_equal_photos_give_equal_bytes(tmp_path: Path, ending: str, sixteen_bit:
     assert len(contents) == 1
 
 
-def test_writing_bmp_notes_discarded_alpha_and_reduced_bit_depth(tmp_path: Path) -> None:
+def test_notes_report_alpha_and_bit_depth_lost_in_bmp(tmp_path: Path) -> None:
     pixels, alpha = np.zeros((16, 32, 3), np.uint16), np.zeros((16, 32), np.uint16)
     pixels[:], alpha[:, :16] = (65535, 128, 129), 65535
     notes = writing.write(Photo(pixels, alpha), tmp_path / "x.bmp")

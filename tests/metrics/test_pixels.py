@@ -32,14 +32,21 @@ def rgb_statistics(arrays: list[np.ndarray]) -> ColourStatistics:
 
 def test_psnr_agrees_with_scikit_image() -> None:
     x, y = random_image(19, 23), random_image(19, 23, seed=1)
-    assert psnr_ssim.psnr(tensor(x), tensor(y)) == pytest.approx(peak_signal_noise_ratio(x, y), rel=1e-12)
+    # torchmetrics computes the logarithms of 10 and of the largest value in float32
+    assert psnr_ssim.psnr(tensor(x), tensor(y)) == pytest.approx(peak_signal_noise_ratio(x, y), rel=1e-7)
+
+
+def test_l1_is_the_mean_absolute_difference() -> None:
+    x, y = random_image(7, 9), random_image(7, 9, seed=1)
+    assert psnr_ssim.l1(tensor(x), tensor(y)) == pytest.approx(np.abs(x.astype(float) - y).mean(), rel=1e-12)
+    assert psnr_ssim.l1(tensor(x), tensor(x)) == 0
 
 
 def test_psnr_of_identical_images_is_infinite() -> None:
     assert psnr_ssim.psnr(tensor(random_image(3, 4)), tensor(random_image(3, 4))) == math.inf
 
 
-@pytest.mark.parametrize(("height", "width"), [(11, 11), (11, 30), (64, 48)])
+@pytest.mark.parametrize(("height", "width"), [(11, 11), (11, 30), (64, 48), (65, 130)])  # in tiles
 def test_ssim_agrees_with_scikit_image(height: int, width: int) -> None:
     x = random_image(height, width)
     y = (x.astype(float) * 0.6 + random_image(height, width, seed=1) * 0.3).astype(np.uint8)
@@ -55,6 +62,37 @@ def test_ssim_is_defined_for_images_smaller_than_window(height: int, width: int)
     x, y = tensor(random_image(height, width)), tensor(random_image(height, width, seed=1))
     assert psnr_ssim.ssim(x, x) == pytest.approx(1.0)
     assert -1 <= psnr_ssim.ssim(x, y) < 1
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 40), (10, 10), (12, 3), (11, 10), (16, 19)])
+def test_ssim_equals_loops_over_windows(height: int, width: int) -> None:
+    x, y = random_image(height, width), random_image(height, width, seed=1, high=200) // 2
+    assert psnr_ssim.ssim(tensor(x), tensor(y)) == pytest.approx(looped_ssim(x @ LUMA, y @ LUMA), rel=1e-9)
+
+
+def test_ssim_of_single_colours_is_their_luminance_term() -> None:
+    x, y = np.full((20, 80, 3), 250, np.uint8), np.full((20, 80, 3), 40, np.uint8)
+    c1 = (0.01 * 255) ** 2
+    expected = (2 * 250 * 40 + c1) / (250**2 + 40**2 + c1)
+    assert psnr_ssim.ssim(tensor(x), tensor(y)) == pytest.approx(expected, rel=1e-9)
+
+
+def looped_ssim(x: np.ndarray, y: np.ndarray) -> float:
+    """The mean over all positions of a window of 11 px, or of the side of the image if it is shorter."""
+    height, width = (min(11, side) for side in x.shape)
+    rows, columns = (np.exp(-((np.arange(n) - (n - 1) / 2) ** 2) / (2 * 1.5**2)) for n in (height, width))
+    window = np.outer(rows, columns) / (rows.sum() * columns.sum())
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    values = []
+    for top in range(x.shape[0] - height + 1):
+        for left in range(x.shape[1] - width + 1):
+            a, b = (image[top : top + height, left : left + width] for image in (x, y))
+            mean_a, mean_b = (window * a).sum(), (window * b).sum()
+            spread_a, spread_b = (window * (a - mean_a) ** 2).sum(), (window * (b - mean_b) ** 2).sum()
+            product = (window * (a - mean_a) * (b - mean_b)).sum()
+            luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
+            values.append(luminance * (2 * product + c2) / (spread_a + spread_b + c2))
+    return float(np.mean(values))
 
 
 def test_lab_agrees_with_scikit_image() -> None:

@@ -5,6 +5,7 @@ import gzip
 import io
 import itertools
 import json
+import math
 import re
 import textwrap
 import time
@@ -32,6 +33,7 @@ from cyclestyle.errors import CommandError
 from cyclestyle.hardware.device import Hardware
 from cyclestyle.images import tensors
 from cyclestyle.monitor import Console, MetricsFile, Profile, TensorBoard
+from cyclestyle.monitor.console import with_interval
 from cyclestyle.monitor.logger import Phase, Samples
 from cyclestyle.monitor.profiler import ProfileWindow, breakdown, markdown
 from cyclestyle.monitor.sample_grid import column_titles, encoded_grid, grid, wrapped
@@ -338,7 +340,7 @@ def test_tensorboard_has_command_config_and_environment_of_each_start(tmp_path: 
 
 
 @pytest.mark.parametrize("content", [None, b"", b"[]", b"{}", b"[1]", b'[{"step": 1}]', b"\xff", b"[" * 100_000])
-def test_tensorboard_has_curves_only_if_config_is_missing_and_starts_json_unreadable(
+def test_tensorboard_has_no_texts_if_config_is_missing_and_starts_json_unreadable(
     tmp_path: Path, content: bytes | None
 ) -> None:
     if content is not None:
@@ -440,6 +442,33 @@ def test_console_prints_values_of_task_on_their_own_line(tmp_path: Path, capsys:
     console.metrics(500, {"kid": 0.041, "psnr_ab": 21.3456, "count": 12})
     console.metrics(500, {"fid": float("nan")})
     assert capsys.readouterr().out == "step 500/2000  kid 0.041  psnr_ab 21.35  count 12\nstep 500/2000  fid nan\n"
+
+
+def test_console_shows_interval_of_a_task_value_beside_it_and_no_details(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = {"kid": 0.0412, "kid/low": 0.0361, "kid/high": 0.0471, "kid/ab/vgg": 0.5, "own/a": 2.0, "own/low": 1.0}
+    Console(tmp_path, domains=DOMAINS, total=9).metrics(6, values)
+    assert capsys.readouterr().out == "step 6/9  kid 0.041 [0.036, 0.047]  own/a 2  own/low 1\n"
+
+
+@pytest.mark.parametrize(
+    ("value", "interval", "text"),
+    [
+        (0.04123, (0.04, 0.042), "0.041 [0.040, 0.042]"),
+        (0.04123, (0.0412, 0.04126), "0.04123 [0.04120, 0.04126]"),
+        (-0.5, (-10.0, 10.0), "-0 [-10, 10]"),
+        (123.4, (0.0, 300.0), "123 [0, 300]"),
+        (0.5, (0.5, 0.5), "0.5"),
+        (math.nan, (math.nan, math.nan), "nan"),
+        (math.inf, (1.0, math.inf), "inf"),
+        (0.123456, None, "0.1235"),
+    ],
+)
+def test_number_has_as_many_decimals_as_its_interval_supports(
+    value: float, interval: tuple[float, float] | None, text: str
+) -> None:
+    assert with_interval(value, interval) == text
 
 
 def test_console_shows_progress_bar_on_terminal(

@@ -41,7 +41,7 @@ def test_initialize_with_given_random_generator_keeps_global_random_state():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_float64_weights_equal_float32_weights():
+def test_initial_weights_in_float64_equal_those_in_float32():
     single, double = seeded(UNetGenerator(2, 3), 3), seeded(UNetGenerator(2, 3).double(), 3)
     assert all(torch.equal(single[key].double(), double[key]) for key in single)
 

@@ -129,6 +129,6 @@ def test_padding_repeats_edge_only_on_short_sides():
         np.testing.assert_array_equal(padded[0, 0].numpy(), expected)
 
 
-def test_image_without_padding_is_not_copied():
+def test_image_that_needs_no_padding_is_not_copied():
     x = torch.rand(1, 3, 8, 12)
     assert pad_to_multiple(x, 4, minimum=8).image is x

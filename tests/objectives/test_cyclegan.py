@@ -110,7 +110,7 @@ def test_losses_and_weights_match_original_implementation(
     ],
     ids=["paper", "no identity", "unequal cycles", "bce"],
 )
-def test_joint_step_matches_textbook_implementation(settings: dict, adversarial: object, mode: str) -> None:
+def test_steps_with_joint_losses_match_textbook_implementation(settings: dict, adversarial: object, mode: str) -> None:
     objective = tiny_objective(double=True, adversarial=adversarial, backward="joint", **settings)
     copies = copy.deepcopy((objective.generators, objective.discriminators))
     textbook = Textbook(
@@ -250,7 +250,7 @@ def test_each_loss_part_stores_half_the_activations_of_joint_losses() -> None:
     assert max(recomputed) < 0.9 * max(parts)  # only the 2 residual blocks are recomputed, a small share here
 
 
-def test_generator_and_discriminator_losses_add_no_gradients_to_each_other() -> None:
+def test_generator_losses_give_discriminators_no_gradients_and_vice_versa() -> None:
     objective = tiny_objective()
     a, b = torch.rand(1, 3, 32, 32), torch.rand(1, 3, 32, 32)
     fakes: dict[str, torch.Tensor] = {}

@@ -65,7 +65,7 @@ def test_pool_images_are_independent_of_number_of_ranks(batch_size: int, ranks: 
     assert sorted(position for state in states for position in state) == list(range(batch_size))
 
 
-def test_restored_pool_is_bit_exact() -> None:
+def test_restored_pool_continues_bit_exactly() -> None:
     straight, stopped = (ImagePool(6, batch_size=2, seed=0, purpose="pool a") for _ in range(2))
     pairs = [[2 * step, 2 * step + 1] for step in range(40)]
     expected = [exchanged(straight, pair) for pair in pairs]

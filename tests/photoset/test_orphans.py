@@ -55,7 +55,7 @@ def test_translations_of_deleted_photos_are_removed(photos: Path, tmp_path: Path
     assert run(photos, output).count("up to date") == 2
 
 
-def test_only_unchanged_files_of_the_journal_are_orphans(photos: Path, tmp_path: Path) -> None:
+def test_only_unchanged_files_listed_in_the_journal_are_orphans(photos: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     run(photos, output)
     write_picture(output / "mine.png")

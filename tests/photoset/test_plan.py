@@ -86,7 +86,7 @@ def opened(path: Path) -> tuple[str | None, tuple[int, int]]:
         return image.format, image.size
 
 
-def test_report_notes_heic_photos_that_become_jpeg(tmp_path: Path) -> None:
+def test_report_has_a_note_on_each_heic_photo_that_becomes_jpeg(tmp_path: Path) -> None:
     write_heic(tmp_path / "in" / "x.HEIC")
     write_heic(tmp_path / "in" / "y.heic")
     write_picture(tmp_path / "in" / "y.jpg")
@@ -169,7 +169,7 @@ def test_input_is_not_overwritten_if_output_folder_contains_it(tmp_path: Path) -
         planned(tmp_path / "a", tmp_path)
 
 
-def test_output_inside_the_input_is_not_translated(tmp_path: Path) -> None:
+def test_output_folder_inside_the_input_is_not_translated(tmp_path: Path) -> None:
     write_picture(tmp_path / "x.png")
     for expected in ((1, 0, 0, 0), (0, 1, 0, 0)):
         assert counts(run(tmp_path, tmp_path / "out")) == expected

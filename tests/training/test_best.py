@@ -17,12 +17,15 @@ from tests.factories import random_batch, tiny_trainer
 class Run:
     """A run at a chosen step, whose checkpoints are saved to a folder."""
 
-    def __init__(self, folder: Path, *, step: int = 0, best: str | None = "kid", mode: Any = "min") -> None:
+    def __init__(
+        self, folder: Path, *, step: int = 0, best: str | None = "kid", mode: Any = "min", expected: Any = ()
+    ) -> None:
         self.folder, self.saves = folder, []
         self.trainer = tiny_trainer(steps=1000)
         self.trainer.step = step
         self.checkpoints = Checkpoints(folder, keep=100)
-        self.keeper = BestKeeper(self.trainer, self.write, BestCheckpoint(self.checkpoints, best=best, mode=mode))
+        marker = BestCheckpoint(self.checkpoints, best=best, mode=mode)
+        self.keeper = BestKeeper(self.trainer, self.write, marker, expected=expected)
 
     def write(self, *, last: bool) -> None:
         self.saves.append(self.trainer.step)
@@ -104,6 +107,25 @@ def test_best_number_returned_by_a_periodic_task_gives_no_warning(
 ) -> None:
     Run(tmp_path).at(0, task={"kid": 0.5}).at(1, log={"lr": 1.0})
     assert capsys.readouterr().err == ""
+
+
+def test_number_that_a_task_will_return_gives_no_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Run(tmp_path, expected=["kid", "style"]).at(1, log={"lr": 1.0})
+    assert capsys.readouterr().err == ""
+    Run(tmp_path, expected=["style"]).at(1, log={"lr": 1.0})
+    assert "checkpoint.best=kid" in capsys.readouterr().err
+
+
+def test_best_mark_has_the_interval_that_the_task_returned(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.trainer.step = 1
+    run.keeper.on_task(1, {"kid": 0.5, "kid/low": 0.25, "kid/high": 0.75, "style/low": 0.0}, evaluations=3)
+    assert run.checkpoints.best()[4:] == ("min", (0.25, 0.75), 3)
+    assert run.at(2, task={"kid": 0.4, "style/low": 0.0, "style/high": 1.0}).checkpoints.best()[4:] == (
+        "min",
+        None,
+        None,
+    )
 
 
 def test_resumed_run_compares_with_earlier_best_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

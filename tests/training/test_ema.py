@@ -37,7 +37,7 @@ def test_average_has_parameters_of_its_own_and_needs_no_gradients() -> None:
     assert module.training
 
 
-def test_moving_average_rejects_bad_settings_and_is_off_at_decay_zero() -> None:
+def test_make_ema_rejects_bad_settings_and_returns_none_for_decay_zero() -> None:
     module = nn.Linear(1, 1)
     for decay in (-0.1, 1.0, 1.5, float("nan")):
         with pytest.raises(CommandError, match=rf"^ema\.decay={decay}: give 0 \(off\) or a share below 1"):

@@ -61,7 +61,7 @@ def test_noisy_decreasing_losses_are_not_reported(seed: int) -> None:
     ) == []  # fmt: skip
 
 
-def test_exploded_loss_ends_training_if_set_to_stop_and_unknown_setting_is_rejected() -> None:
+def test_on_explosion_stop_ends_training_and_unknown_value_is_rejected() -> None:
     notes: list[str] = []
     watch = ExplosionWatch("stop", note=notes.append)
     with pytest.raises(DivergedError, match="by step 7: loss/gan_ab 500"):

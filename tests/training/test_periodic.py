@@ -8,8 +8,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cyclestyle.distributed.world import World
 from cyclestyle.errors import CommandError
-from cyclestyle.training.periodic import Moment, Networks, Task, evaluating, networks_of, own_task, usual_tasks
+from cyclestyle.training.periodic import (
+    Moment,
+    Networks,
+    Task,
+    evaluating,
+    networks_of,
+    own_task,
+    shared_task,
+    usual_tasks,
+)
 from cyclestyle.training.trainer import Trainer
 from tests.factories import random_batch, tiny_trainer
 
@@ -241,6 +251,62 @@ def test_task_value_that_is_no_number_is_rejected(value: Any) -> None:
 def test_task_value_with_name_from_the_training_log_is_rejected(name: str) -> None:
     with pytest.raises(CommandError, match=rf"^tasks\.mine returned the name {name}, which belongs to the log"):
         run_once(lambda *_: {name: 1.0})
+
+
+def test_shared_task_is_called_at_due_steps_except_step_0_and_its_numbers_are_logged() -> None:
+    trainer, calls, given = tiny_trainer(steps=5, ema=0.9), [], []
+    logger = Recorder([])
+
+    def score(step: int, networks: Networks) -> dict[str, float]:
+        calls.append((step, networks.averaged is trainer.average.module, networks.averaged.training))
+        return {"kid": step / 2}
+
+    task = shared_task(
+        trainer, score, key="scores", every=2, loggers=[logger], on_values=lambda *values: given.append(values)
+    )
+    trainer.fit(batches(trainer), tasks=[task])
+    assert calls == [(2, True, False), (4, True, False), (5, True, False)]
+    assert logger.values == {2: {"kid": 1.0}, 4: {"kid": 2.0}, 5: {"kid": 2.5}}
+    assert given == [(2, {"kid": 1.0}), (4, {"kid": 2.0}), (5, {"kid": 2.5})]
+
+
+def test_shared_task_is_called_on_all_ranks_and_only_the_numbers_of_rank_0_count() -> None:
+    class Second(World):
+        """The second of two ranks; the other rank is not simulated."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.rank = 1
+
+    trainer, calls, given = tiny_trainer(world=Second()), [], []
+    moment = Moment(2, 0, finished=False, stopping=False)
+
+    def score(step: int, networks: Networks) -> dict[str, float]:
+        calls.append(step)
+        return {"kid": 0.5}
+
+    for task in (
+        shared_task(trainer, score, key="scores", every=2, loggers=[], on_values=lambda *values: given.append(values)),
+        own_task(trainer, score, name="mine", every=2, loggers=[], on_values=lambda *values: given.append(values)),
+    ):
+        task.action(moment)
+    assert calls == [2]  # the task of the user's own runs on rank 0 alone
+    assert given == [(2, {}), (2, {})]
+
+
+def test_errors_of_a_shared_task_name_its_config_key() -> None:
+    trainer, moment = tiny_trainer(), Moment(2, 0, finished=False, stopping=False)
+
+    def change(step: int, networks: Networks) -> None:
+        first(networks.raw).zero_()
+
+    with pytest.raises(CommandError, match=r"^scores returned kid='x': expected a number$"):
+        shared_task(trainer, lambda *_: {"kid": "x"}, key="scores", every=1, loggers=[]).action(moment)
+    changing = shared_task(trainer, change, key="scores", every=1, loggers=[])
+    with pytest.raises(CommandError, match=r"^scores changed the network weights raw"):
+        changing.action(moment)
+    with pytest.raises(CommandError, match=r"^scores\.every=0: give a number of steps, 1 or more$"):
+        shared_task(trainer, lambda *_: None, key="scores", every=0, loggers=[])
 
 
 @pytest.mark.parametrize("every", [0, -5])

@@ -26,7 +26,11 @@ class Strokes(NamedTuple):
 
 
 def plan(rng: np.random.Generator, landscape: Landscape) -> tuple[Strokes, Strokes]:
-    """Return broad strokes that cover the whole canvas, and fine strokes for the parts of the scene with detail."""
+    """Place the strokes of a painting at random: broad ones on the whole canvas, and fine ones on the detailed parts.
+
+    Returns:
+        (broad strokes, fine strokes).
+    """
     size = landscape.colour.shape[0]
     angle, detail = _brush_field(landscape)
     soft = blur(landscape.colour, max(1, size // 128))

@@ -96,7 +96,11 @@ class _Canvas:
         self.angle[window] = np.where(alpha > 0.5, angle, self.angle[window])
 
     def below(self, line: Floats | float, rows: slice) -> Floats:
-        """Return the fraction of each pixel in `rows` that lies below a line; `line` is its y coordinate at each x."""
+        """Return which fraction of each pixel in `rows` lies below a line, as an array (rows, columns).
+
+        Args:
+            line: y coordinate of the line in each column, or one y coordinate for all columns.
+        """
         return np.asarray(np.clip((self.y[rows] - line) * self.size + 0.5, 0, 1) + 0 * self.x)
 
     def lit(self, relief: Floats, light: Light) -> Floats:

@@ -96,7 +96,7 @@ def _without_folders(text: str, *folders: Path) -> str:
 
 
 def _relative_if_exists(path: Path, folder: Path) -> str:
-    """Return `path` relative to `folder`, or an empty string if the file does not exist."""
+    """Return `path`, which lies below `folder`, relative to `folder`; an empty string if the file does not exist."""
     return path.relative_to(folder).as_posix() if path.exists() else ""
 
 

@@ -126,9 +126,10 @@ def _asset(name: str) -> str:
 def _data(cards: Sequence[Card], labels: Sequence[str]) -> str:
     """Return the JSON that the page's script reads: a table with one row for each card.
 
-    A row has the paths of the thumbnails, of the image files and, if any card has them, of the copies for browsers that
-    cannot open the files. Each kind of path has a column for the photo and a column for each translation. The prefix
-    and the suffix that all paths in a column share are stored once, not in each row.
+    A row has the paths of the thumbnails and of the image files. Browsers cannot open some image files, such as TIFF;
+    if a card has copies of such files for browsers, each row also has the paths of these copies. Each kind of path has
+    a column for the photo and a column for each translation. The prefix and the suffix that all paths in a column share
+    are stored once, not in each row.
     """
     thumbnails = [(card.before, *card.after) for card in cards]
     files = [(card.original, *card.results) for card in cards]

@@ -14,7 +14,11 @@ from cyclestyle.translation.tiled.passes import Pass, StoredActivation
 
 
 class TilingPlan(Protocol):
-    """Strip-by-strip execution of one generator; each architecture has its own implementation."""
+    """Execution of one generator strip by strip; each architecture of generators has its own implementation.
+
+    A strip is a group of rows. A pass computes all strips of an activation, one after the other. A plan stores some
+    activations of the whole image between passes; each pass recomputes the others for the strips at hand.
+    """
 
     channels: int  # channels of the outermost layer
     multiple: int  # px; the padded height and width are multiples of this, see `pad_to_multiple`
@@ -24,8 +28,8 @@ class TilingPlan(Protocol):
     def translate(self, image: RowSource, passes: Pass) -> RowSource:
         """Return the generator's output for `image` as a row source, which computes rows on request.
 
-        This call runs every pass over the image but the last one, with the operations of `passes`. The caller runs the
-        last pass by requesting rows of the result.
+        This call runs all passes but the last, by calling the methods of `passes`. The caller runs the last pass by
+        requesting rows of the result.
         """
 
 
@@ -54,10 +58,10 @@ class ResNetTiling:
         return apply(generator.head, apply(generator.up, x, passes), passes)
 
     def _trunk(self, stored: StoredActivation, x: RowSource, passes: Pass) -> RowSource:
-        """Run all residual blocks on `x`, and return the output of the last block.
+        """Run all residual blocks; return the output of the last block, which is then in `stored`.
 
-        `x` is computed from the rows of `stored`, which the output of each block then overwrites. A second, temporary
-        store holds the activations within a block.
+        `x` is the input of the first block, computed from the rows of `stored`. The output of each block overwrites
+        `stored`. A second, temporary store holds the activations within a block.
         """
         scratch = None
         for block in self.generator.trunk:

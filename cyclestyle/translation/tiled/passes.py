@@ -51,7 +51,10 @@ class Pass(Protocol):
         """Return the statistics of `source`, the input of the norm layer `layer`; measure them if they are unknown."""
 
     def store(self, source: RowSource) -> StoredActivation:
-        """Compute all rows of `source`, write them to a new store, and measure their statistics."""
+        """Compute all rows of `source`, write them to a new store, and measure their statistics.
+
+        Return a row source that reads the store, with these statistics.
+        """
 
     def overwrite(self, stored: StoredActivation, source: RowSource, *, measured: bool) -> None:
         """Replace the rows of `stored` by those of `source`, computed strip by strip from top to bottom.
@@ -60,7 +63,7 @@ class Pass(Protocol):
         the same strip, and of all strips below; rows further up are already overwritten.
 
         Args:
-            measured: whether to measure the statistics of the new values; if not, they are None.
+            measured: whether to measure the statistics of the new values; if not, `stored.statistics` becomes None.
         """
 
 
