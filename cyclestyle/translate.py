@@ -42,6 +42,8 @@ def translate(
     direction: str | None = None,
     strength: float | Sequence[float] = 1.0,
     keep: Literal["none", "colour", "luminance"] = "none",
+    mask: str | Path | None = None,
+    feather: int = 0,
     format: Literal["keep", "png", "jpeg", "webp", "tiff", "avif", "heic"] = "keep",  # noqa: A002
     quality: int = 95,
     resize: int | None = None,
@@ -71,6 +73,10 @@ def translate(
         input: see `inputs.find`.
         output: output folder; for a single photo, a file name with the suffix of an image format is accepted too.
         strength, keep, tile, memory: see `TranslationPipeline`.
+        mask: a grey image for all photos, or a folder with one for each photo under the same relative path with any
+            ending; each of the size of its photo. Black keeps the photo, white takes the translation, and greys blend
+            them. None translates whole photos.
+        feather: width of the soft edge inside the black areas' outlines, px, see `masks.feathered`.
         format: file format of the translations; `keep` uses the format of each photo, but writes JPEG for HEIC,
             and PNG for GIF and JPEG 2000.
         quality: quality of lossy formats, 1 to 100.
@@ -100,7 +106,7 @@ def translate(
     from cyclestyle.filesystem.listing import printable
     from cyclestyle.hardware.device import device_type
     from cyclestyle.hardware.memory import TRANSLATING, above_limit, resident_peak
-    from cyclestyle.photoset import orphans, ray_engine, runner
+    from cyclestyle.photoset import masks, orphans, ray_engine, runner
     from cyclestyle.photoset.plan import heic_as_jpeg, make_jobs, make_plan, renamed
     from cyclestyle.photoset.worker_tasks import Reading, Writing
     from cyclestyle.run.failure import FailureReport
@@ -109,6 +115,7 @@ def translate(
     check(quality=quality, resize=resize, max_pixels=max_pixels)
     runner.check(batch_size=batch_size, workers=workers)
     strengths = as_strengths(strength)
+    masks.check(mask, feather, input=str(input))
     pruning = orphans.parse(prune, input=str(input))
     with session(device_type(device)) as world, FailureReport(world, advice=TRANSLATING):
         check_processes(world, engine=engine, input=str(input), threads=threads)
@@ -118,7 +125,10 @@ def translate(
                 Path(checkpoint).absolute(),
                 Path(output).absolute(),
             )  # actors have other working folders
-        jobs = make_jobs(str(input), Path(output), format=format, folders=strength_folders(strengths))
+        found_masks = None if mask is None else masks.find(mask)
+        jobs = make_jobs(
+            str(input), Path(output), format=format, folders=strength_folders(strengths), masks=found_masks
+        )
         on_cpu = device_type(device) == "cpu" and engine == "local"
         chosen = choose(threads, key="threads", since=since if on_cpu else None)
         use(chosen.threads)
@@ -139,11 +149,15 @@ def translate(
             plugins=plugins,
         )
         pipeline = load_pipeline(world=world)
+        if mask is not None:
+            pipeline.check_blends(f"mask={mask}")
         program = resident_peak()
         settings = runner.Settings(
-            Reading(resize, metadata=metadata == "keep", max_pixels=max_pixels),
+            Reading(resize, metadata=metadata == "keep", max_pixels=max_pixels, feather=feather),
             Writing(jobs.folder, quality, sheet=jobs.hidden / "thumbnails" if sheet and not jobs.is_single else None),
-            pipeline.fingerprint(quality=quality, resize=resize, metadata=metadata),
+            pipeline.fingerprint(
+                quality=quality, resize=resize, metadata=metadata, **({} if mask is None else {"feather": feather})
+            ),
         )
         plan = make_plan(jobs, existing=existing, settings=settings.fingerprint, world=world)
         if world.is_main:
@@ -163,6 +177,11 @@ def translate(
                 print(
                     f"HEIC photos that become JPEG (quality={quality}): {changed:,}; format=heic keeps HEIC", flush=True
                 )
+            if jobs.unused_masks:
+                print(
+                    f"masks without a photo: {len(jobs.unused_masks):,}, such as {printable(jobs.unused_masks[0])}",
+                    flush=True,
+                )
             if others := renamed(plan.todo):
                 what = "1 translation has another name" if len(others) == 1 else f"{len(others):,} have other names"
                 print(
@@ -173,7 +192,11 @@ def translate(
             if chosen.note and plan.todo:
                 print(chosen.note, flush=True)
 
-        shown = functools.partial(show, plan, settings=settings, facts=pipeline.facts, labels=pipeline.labels)
+        facts = [
+            *pipeline.facts,
+            *([] if mask is None else ["masked" + (f", feather {feather} px" if feather else "")]),
+        ]
+        shown = functools.partial(show, plan, settings=settings, facts=facts, labels=pipeline.labels)
         with runner.unfinished(plan, settings, report=shown if world.is_main else None):
             if engine == "ray":
                 outcome = ray_engine.run_plan(plan, load_pipeline, settings, workers=workers)

@@ -27,6 +27,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     names = ["beach.jpg", "harbour.png", "2019/alps.jpg", "2019/hut.webp"]
     for seed, name in enumerate(names):
         write_picture(folder / "photos" / name, size=(70 + seed, 60), seed=seed)
+        write_picture(folder / "masks" / Path(name).with_suffix(".png"), size=(70 + seed, 60), seed=seed)
     (folder / "list.txt").write_text("".join(f"photos/{name}\n" for name in names[:2]))
     shutil.copy(ROOT / "tests" / "golden" / "weights" / "resnet9_zip.pth", folder / "latest_net_G_A.pth")
     return folder
@@ -35,7 +36,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_translate_page_shows_each_feature() -> None:
     text = "\n".join(LINES)
     keys = "strength= keep= format= quality= resize= metadata= tile= memory= weights= backend=onnx engine=ray torchrun"
-    keys += " existing= sheet= batch_size= format=reference format=onnx"
+    keys += " mask= feather= existing= sheet= batch_size= format=reference format=onnx"
     for key in [*keys.split(), "input=-", "list.txt", ".pth", "cyclestyle.export", "cyclestyle.translate"]:
         assert key in text
 

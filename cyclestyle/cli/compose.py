@@ -122,6 +122,8 @@ class Translate:
     direction: str | None = None
     strength: Any = MISSING
     keep: str = MISSING
+    mask: str | None = None
+    feather: int = MISSING
     format: str = MISSING
     quality: int = MISSING
     resize: int | None = None

@@ -23,6 +23,14 @@ class Metadata:
 
 
 @dataclass(frozen=True, eq=False)
+class Mask:
+    """Mask of a photo: how much of its translation each pixel receives."""
+
+    weights: npt.NDArray[np.uint16]  # (H, W); 0 keeps the photo, 65535 takes the translation
+    unfilled: PixelArray | None = None  # pixels of the photo before `cutouts.filled`; None if they are equal
+
+
+@dataclass(frozen=True, eq=False)
 class Photo:
     """Photo decoded from a user's file: upright, in sRGB."""
 
@@ -30,6 +38,7 @@ class Photo:
     alpha: PixelArray | None = None  # (H, W), same dtype as `pixels`; `pixels` are not premultiplied by it
     metadata: Metadata = field(default_factory=Metadata)
     notes: tuple[str, ...] = ()  # to show to the photo's owner, a few words each
+    mask: Mask | None = None  # None translates the whole photo
 
 
 def largest(samples: PixelArray) -> int:
@@ -51,6 +60,8 @@ def fault(photo: Photo) -> str:
         return f"channels of the shape {pixels.shape}, not (height, width, 3)"
     if not pixels.size:
         return "no pixels"
+    if photo.mask is not None and photo.mask.weights.shape != pixels.shape[:2]:
+        return f"a mask of {photo.mask.weights.shape} for colours of {pixels.shape}"
     if alpha is not None and (alpha.dtype != pixels.dtype or alpha.shape != pixels.shape[:2]):
         return f"alpha of {alpha.dtype} {alpha.shape} for colours of {pixels.dtype} {pixels.shape}"
     return ""

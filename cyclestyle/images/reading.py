@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -123,15 +123,20 @@ def read(
         ImageError: see `open_image`.
     """
     with open_image(path, max_pixels=max_pixels) as opened:
-        photo = opened.to_photo(metadata=metadata)
-        pixels, alpha = photo.pixels, photo.alpha
-        if resize is not None and max(pixels.shape[:2]) > resize:
-            pixels, alpha = _shrunk(pixels, alpha, resize)
-        alpha = None if alpha is None else _contiguous_writable(alpha)
-        photo = Photo(_contiguous_writable(pixels), alpha, photo.metadata, photo.notes)
+        photo = resized(opened.to_photo(metadata=metadata), resize)
+        alpha = None if photo.alpha is None else _contiguous_writable(photo.alpha)
+        photo = Photo(_contiguous_writable(photo.pixels), alpha, photo.metadata, photo.notes)
         if reason := fault(photo):
             raise ValueError(reason)
         return photo
+
+
+def resized(photo: Photo, longest: int | None) -> Photo:
+    """Shrink a photo so that its longer side has at most `longest` px; return it unchanged if None, or if it fits."""
+    if longest is None or max(photo.pixels.shape[:2]) <= longest:
+        return photo
+    pixels, alpha = _shrunk(photo.pixels, photo.alpha, longest)
+    return replace(photo, pixels=pixels, alpha=alpha)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import fnmatch
 import glob
 import os
 import sys
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -128,6 +129,21 @@ def names(folder: Path) -> list[Path]:
         if source.reason:
             raise DataError(f"{printable(source.path)}: {source.reason}")
     return [source.name for source in sources]
+
+
+def all_names(folder: Path) -> list[InputFile]:
+    """Return the image files below a folder; a file that links make reachable by several names occurs once for each."""
+    return _in_folder(folder, Path())[0]
+
+
+def one_file(path: Path) -> InputFile:
+    """Return the file at `path`; its `reason` is not empty if it cannot be read."""
+    return _source(path, Path(path.name))
+
+
+def folded(path: Path) -> str:
+    """Return a path with normalized Unicode (NFC) and folded case, since some file systems ignore such differences."""
+    return unicodedata.normalize("NFC", os.fspath(path)).casefold()
 
 
 def _in_folder(folder: Path, prefix: Path) -> tuple[list[InputFile], PassedOver]:

@@ -6,19 +6,20 @@ No image is decoded or written.
 import hashlib
 import itertools
 import os
-import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from cyclestyle.distributed.world import World
-from cyclestyle.errors import CommandError
+from cyclestyle.errors import CommandError, DataError
 from cyclestyle.filesystem import atomic
 from cyclestyle.filesystem.listing import PassedOver, printable
 from cyclestyle.images import file_formats
 from cyclestyle.images.file_formats import Format
-from cyclestyle.photoset.inputs import ENDINGS, LIST, STANDARD_INPUT, InputFile, find, identity_of
+from cyclestyle.photoset.inputs import ENDINGS, LIST, STANDARD_INPUT, InputFile, find, folded, identity_of
 from cyclestyle.photoset.journal import FOLDER, NAME, Journal, JournalEntry, ReportRow, stamp, writing
+from cyclestyle.photoset.masks import MaskFiles
+from cyclestyle.photoset.worker_tasks import PhotoFiles
 
 Existing = Literal["skip", "overwrite", "error"]
 
@@ -34,11 +35,23 @@ class Job(NamedTuple):
     source: InputFile
     targets: tuple[Path, ...]  # relative to the output folder
     notes: tuple[str, ...] = ()
+    mask: InputFile | None = None  # None translates the whole photo
 
     @property
     def key(self) -> str:
         """Key of the job's journal entry: the names of all targets, since one entry covers all translations."""
         return "\0".join(target.as_posix() for target in self.targets)
+
+    @property
+    def files(self) -> PhotoFiles:
+        """Paths of the photo and of its mask."""
+        return PhotoFiles(self.source.path, self.mask and self.mask.path)
+
+    def fingerprint(self, settings: str) -> str:
+        """Return the fingerprint `settings` of a command, extended by the size and modification time of the mask."""
+        if self.mask is None:
+            return settings
+        return hashlib.sha256(f"{settings} {self.mask.size} {self.mask.modified_ns}".encode()).hexdigest()
 
 
 class Jobs(NamedTuple):
@@ -50,6 +63,7 @@ class Jobs(NamedTuple):
     skipped_own_outputs: int = 0  # count of inputs skipped as translations of earlier commands
     repeated: tuple[Path, ...] = ()  # inputs skipped as further names of other inputs, made by links
     passed_over: PassedOver = PassedOver()  # other files in the input
+    unused_masks: tuple[Path, ...] = ()  # masks in a folder that belong to no photo of the input folder
 
     @property
     def hidden(self) -> Path:
@@ -69,7 +83,14 @@ class Plan(NamedTuple):
     passed_over: PassedOver = PassedOver()  # other files in the input
 
 
-def make_jobs(spec: str, output: Path, *, format: Format = "keep", folders: Sequence[str] = ("",)) -> Jobs:  # noqa: A002
+def make_jobs(
+    spec: str,
+    output: Path,
+    *,
+    format: Format = "keep",  # noqa: A002
+    folders: Sequence[str] = ("",),
+    masks: MaskFiles | None = None,
+) -> Jobs:
     """Find the photos that an input names, and choose the target files of each photo.
 
     Args:
@@ -78,16 +99,17 @@ def make_jobs(spec: str, output: Path, *, format: Format = "keep", folders: Sequ
         format: format of the translations, which decides the endings of their file names.
         folders: one folder for each strength, relative to the output folder; "" is the output folder itself. Each photo
             gets one target file in each of these folders.
+        masks: masks of the photos; photos without a mask become failures, and masks inside the input are no photos.
 
     Raises:
-        CommandError: a translation would overwrite an input; or `output` does not fit the input or the format; or
-            `format` is `heic` and no HEIC library is installed.
-        DataError: no photos were found.
+        CommandError: a translation would overwrite an input or a mask; or `output` does not fit the input or the
+            format; or `format` is `heic` and no HEIC library is installed.
+        DataError: no photos were found, or none of them has a mask.
     """
     if format == "heic" and not file_formats.is_written(".heic"):
         raise CommandError("format=heic needs another library: pip install 'cyclestyle[heic]'")
     if output.suffix.lower() in ENDINGS and not output.is_dir():
-        return _single(spec, output, format, folders)
+        return _with_masks(_single(spec, output, format, folders), masks, spec)
     if output.exists() and not output.is_dir():
         raise CommandError(
             f"output={printable(output)} is a file: give a folder, or for one picture a name like a picture's"
@@ -95,15 +117,19 @@ def make_jobs(spec: str, output: Path, *, format: Format = "keep", folders: Sequ
     if Path(spec).is_dir() and output.exists() and output.samefile(spec):
         raise CommandError(f"output={printable(output)} is the input folder itself: inputs are never overwritten")
     sources, skipped, repeated, passed_over = find(spec, output=output, known_outputs=_translations)
+    sources = [source for source in sources if masks is None or not masks.holds(source.path, spec)]
+    if not sources:
+        raise DataError(f"all pictures of {printable(Path(spec))} are masks, since mask= contains them")
     targets = target_names([source.name for source in sources], format)
     all_jobs = [
         Job(source, tuple(Path(folder) / name for folder in folders), notes)
         for source, (name, notes) in zip(sources, targets, strict=True)
     ]
     _protect_inputs(all_jobs, output)
-    return Jobs(
+    jobs = Jobs(
         output, all_jobs, is_single=False, skipped_own_outputs=skipped, repeated=repeated, passed_over=passed_over
     )
+    return _with_masks(jobs, masks, spec)
 
 
 def make_plan(requested: Jobs, *, existing: Existing, settings: str, world: World) -> Plan:
@@ -199,16 +225,16 @@ def target_names(names: Sequence[Path], format: Format) -> list[tuple[Path, tupl
         For each photo, in the order of `names`: the name of its translation, and notes for the user.
     """
     natural = [file_formats.target_name(name, format) for name in names]
-    folders = {_folded(parent) for name in natural for parent in name.parents}
-    reserved = {_folded(name) for name in natural}
+    folders = {folded(parent) for name in natural for parent in name.parents}
+    reserved = {folded(name) for name in natural}
     taken: set[str] = set()
     chosen: dict[int, Path] = {}
     for index in sorted(range(len(names)), key=lambda index: natural[index] != names[index]):  # unchanged names first
         name = natural[index]
-        if _folded(name) in taken | folders:
+        if folded(name) in taken | folders:
             alternatives = _alternatives(names[index], natural[index])
-            name = next(other for other in alternatives if _folded(other) not in taken | folders | reserved)
-        taken.add(_folded(name))
+            name = next(other for other in alternatives if folded(other) not in taken | folders | reserved)
+        taken.add(folded(name))
         chosen[index] = name
     return [
         (chosen[index], tuple(_notes(name, chosen[index], natural[index], format))) for index, name in enumerate(names)
@@ -268,6 +294,29 @@ def _single(spec: str, output: Path, format: Format, folders: Sequence[str]) -> 
     return Jobs(output.parent, [job], is_single=True)
 
 
+def _with_masks(jobs: Jobs, masks: MaskFiles | None, spec: str) -> Jobs:
+    """Give each job its mask; a job without a mask gets a `reason`, by which it becomes a failure.
+
+    Raises:
+        CommandError: a translation would overwrite a mask.
+        DataError: no photo has a mask.
+    """
+    if masks is None:
+        return jobs
+    found = [(job, masks.of(job.source.name)) for job in jobs.jobs]
+    if all(mask.reason for _, mask in found):
+        job, mask = found[0]
+        others = f", and none of the {len(found):,} pictures has one" if len(found) > 1 else ""
+        raise DataError(f"mask={printable(masks.path)}: {printable(job.source.path)}: {mask.reason}{others}")
+    masked = [
+        job._replace(mask=mask, source=job.source._replace(reason=job.source.reason or mask.reason))
+        for job, mask in found
+    ]
+    _protect_inputs(masked, jobs.folder)
+    unused = masks.unused(mask for _, mask in found) if Path(spec).is_dir() else []
+    return jobs._replace(jobs=masked, unused_masks=tuple(unused))
+
+
 def _check_agreement(todo: Sequence[Job], world: World) -> None:
     """Raise a CommandError unless all ranks have found the same jobs `todo`."""
     keys = "\n".join(job.key for job in todo).encode(errors="surrogateescape")
@@ -275,14 +324,9 @@ def _check_agreement(todo: Sequence[Job], world: World) -> None:
         raise CommandError("the processes do not find the same pictures: is the input changing, or not shared?")
 
 
-def _folded(path: Path) -> str:
-    """Return a path with normalized Unicode (NFC) and folded case, since some file systems ignore such differences."""
-    return unicodedata.normalize("NFC", os.fspath(path)).casefold()
-
-
 def _protect_inputs(jobs: Sequence[Job], output: Path) -> None:
-    """Raise a CommandError if the target of a job is the same file as a photo of the input, even under another path."""
-    sources = {identity_of(job.source.path) for job in jobs} - {None}
+    """Raise a CommandError if the target of a job is the same file as a photo or a mask, even under another path."""
+    sources = {identity_of(path) for job in jobs for path in job.files if path is not None} - {None}
     for job in jobs:
         for target in job.targets:
             if identity_of(output / target) in sources:
@@ -295,7 +339,7 @@ def _protect_inputs(jobs: Sequence[Job], output: Path) -> None:
 def _is_current(job: Job, entry: JournalEntry, settings: str, output: Path) -> bool:
     """Return whether a job's translations exist unchanged and were made from the current photo and settings."""
     names = {target.as_posix() for target in job.targets}
-    is_same = entry.stamp == (job.source.size, job.source.modified_ns) and entry.settings == settings
+    is_same = entry.stamp == (job.source.size, job.source.modified_ns) and entry.settings == job.fingerprint(settings)
     return (
         entry.is_done and is_same and names == entry.targets.keys() and all(_is_untouched(entry.targets, output, names))
     )

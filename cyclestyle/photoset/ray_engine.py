@@ -15,6 +15,7 @@ from cyclestyle.hardware import memory
 from cyclestyle.hardware.memory import TRANSLATING
 from cyclestyle.photoset import runner
 from cyclestyle.photoset.failure_streak import FailureStreak
+from cyclestyle.photoset.inputs import InputFile
 from cyclestyle.photoset.journal import JournalEntry, ReportRow
 from cyclestyle.photoset.plan import Job, Plan
 from cyclestyle.photoset.runner import JobResult, Settings
@@ -184,8 +185,15 @@ def cores_of_each(actors: int, cores: float) -> float:
 
 def _absolute(plan: Plan) -> Plan:
     """Return the plan with absolute paths, since actors run in other working directories."""
-    todo = [job._replace(source=job.source._replace(path=job.source.path.absolute())) for job in plan.todo]
+    todo = [
+        job._replace(source=_with_absolute_path(job.source), mask=job.mask and _with_absolute_path(job.mask))
+        for job in plan.todo
+    ]
     return plan._replace(folder=plan.folder.absolute(), todo=todo)
+
+
+def _with_absolute_path(file: InputFile) -> InputFile:
+    return file._replace(path=file.path.absolute())
 
 
 def _start(ray: Any) -> None:

@@ -5,6 +5,7 @@ photos. All photos of a batch have the same size.
 """
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import os
@@ -32,6 +33,7 @@ from cyclestyle.photoset.plan import Job, Plan, clean_output_folder
 from cyclestyle.photoset.worker_pool import Task, Workers
 from cyclestyle.photoset.worker_tasks import Reading, Writing, Written
 from cyclestyle.progress import Counter, Progress
+from cyclestyle.translation import masking
 
 SHOWN = 5  # maximum number of failures in the summary; the report lists all failures
 
@@ -166,7 +168,8 @@ def _outcome_so_far(plan: Plan, settings: Settings, elapsed_s: float) -> JobResu
     rows = [
         report_row(job, entry)
         for job, entry in entries
-        if entry is not None and (entry.reason or (entry.is_done and entry.settings == settings.fingerprint))
+        if entry is not None
+        and (entry.reason or (entry.is_done and entry.settings == job.fingerprint(settings.fingerprint)))
     ]
     return job_result(plan, rows, elapsed_s)._replace(remaining=len(plan.todo) - len(rows))
 
@@ -263,7 +266,7 @@ def translate_one(job: Job, pipeline: Pipeline, settings: Settings) -> JournalEn
     """
     pending = pending_entry(job, settings)
     try:
-        photo = _checked(job, worker_tasks.read(job.source.path, settings.reading))
+        photo = _checked(job, worker_tasks.read_files(job.files, settings.reading))
         pixels = tensors.array_to_tensor(photo.pixels)[None]
     except Exception as error:
         return pending._replace(reason=_reason(error))
@@ -274,8 +277,9 @@ def translate_one(job: Job, pipeline: Pipeline, settings: Settings) -> JournalEn
             raise
         return pending._replace(reason=_reason(error))
     try:
-        arrays = [tensors.tensor_to_array(result[0]) for result in results]
+        arrays = [masking.masked(photo, tensors.tensor_to_array(result[0])) for result in results]
         thumbs = thumbnail_names(job.targets)
+        photo = dataclasses.replace(photo, mask=None)  # its memory is not needed any more
         written = worker_tasks.write(photo, arrays, job.targets, thumbs, settings.writing, job.source.path)
     except Exception as error:
         return pending._replace(reason=_reason(error))
@@ -284,7 +288,8 @@ def translate_one(job: Job, pipeline: Pipeline, settings: Settings) -> JournalEn
 
 def pending_entry(job: Job, settings: Settings) -> JournalEntry:
     """Return the journal entry that is recorded before the translations of a photo are written."""
-    return started_entry(job.source, settings.fingerprint, (target.as_posix() for target in job.targets))
+    settings_of_job = job.fingerprint(settings.fingerprint)
+    return started_entry(job.source, settings_of_job, (target.as_posix() for target in job.targets))
 
 
 def failed_entry(job: Job, journal: Journal | None, reason: str) -> JournalEntry:
@@ -421,11 +426,11 @@ class _Work:
 
     def loaded(self, todo: Iterable[Job]) -> Iterator[LoadedPhoto]:
         """Yield the photos of the jobs `todo` while workers read the next ones; record unreadable photos as failed."""
-        jobs = {job.source.path: job for job in todo}
-        for path, reading in self.workers.ahead(
-            functools.partial(worker_tasks.read, how=self.settings.reading), jobs, max_ahead=self._max_waiting
+        jobs = {job.files: job for job in todo}
+        for files, reading in self.workers.ahead(
+            functools.partial(worker_tasks.read_files, how=self.settings.reading), jobs, max_ahead=self._max_waiting
         ):
-            job = jobs[path]
+            job = jobs[files]
             try:
                 photo = _checked(job, self.workers.finish(reading))
                 pixels = tensors.array_to_tensor(photo.pixels)
@@ -465,7 +470,8 @@ class _Work:
             entry = pending_entry(job, self.settings)._replace(elapsed_s=elapsed_s)
             if self.journal is not None:
                 self.journal.add(job.key, entry)
-            arrays = [tensors.tensor_to_array(result[number]) for result in results]
+            arrays = [masking.masked(photo, tensors.tensor_to_array(result[number])) for result in results]
+            photo = dataclasses.replace(photo, mask=None)  # its memory is not needed any more
             task = self.workers.start(
                 worker_tasks.write,
                 photo,

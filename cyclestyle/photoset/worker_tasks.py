@@ -14,20 +14,29 @@ from typing import NamedTuple
 
 from cyclestyle.errors import CyclestyleError
 from cyclestyle.filesystem.atomic import atomic_write
-from cyclestyle.images import cutouts, decoder_warnings, decoding, reading, thumbnails, writing
+from cyclestyle.filesystem.listing import printable
+from cyclestyle.images import cutouts, decoder_warnings, decoding, masks, reading, thumbnails, writing
 from cyclestyle.images.decoding import ImageError
-from cyclestyle.images.photo import Photo, PixelArray
+from cyclestyle.images.photo import Mask, Photo, PixelArray
 from cyclestyle.signals import terminate_with_parent
 
 UNSHOWN_ENDINGS = frozenset({".tif", ".tiff", ".heic", ".heif", ".hif"})  # most browsers cannot show such files
 
 
 class Reading(NamedTuple):
-    """Options for reading photos, see `images.reading.read`."""
+    """Options for reading photos and their masks, see `images.reading.read` and `images.masks.feathered`."""
 
     resize: int | None = None
     metadata: bool = False
     max_pixels: int = decoding.MAX_PIXELS
+    feather: int = 0  # px of the translation
+
+
+class PhotoFiles(NamedTuple):
+    """Paths of a photo and of its mask; None if it has no mask."""
+
+    photo: Path
+    mask: Path | None = None
 
 
 class Writing(NamedTuple):
@@ -56,6 +65,34 @@ def initialize_worker() -> None:
         os._exit(1)
 
 
+def read_files(files: PhotoFiles, how: Reading) -> Photo:
+    """Read a photo, and its mask if it has one, see `read` and `read_masked`."""
+    return read(files.photo, how) if files.mask is None else read_masked(files.photo, files.mask, how)
+
+
+def read_masked(path: Path, mask: Path, how: Reading) -> Photo:
+    """Read a photo like `read`, together with its mask, which must have the size of the upright photo.
+
+    If the photo is shrunk, its mask is shrunk too, then feathered.
+
+    Raises:
+        ImageError: the photo or the mask cannot be read, or their sizes differ; its `path` is that of the photo.
+    """
+    whole = _read(path, how._replace(resize=None))
+    height, width = whole.pixels.shape[:2]
+    try:
+        weights = masks.read(mask, height=height, width=width, max_pixels=how.max_pixels)
+    except ImageError as error:
+        raise ImageError(path, f"its mask {printable(mask)}: {error.reason}", error.permanent) from None
+    with _as_image_error(path):
+        photo = reading.resized(whole, how.resize)
+        filled = cutouts.filled(photo)
+        weights = masks.feathered(masks.shrunk(weights, *photo.pixels.shape[:2]), how.feather)
+    notes = photo.notes if weights.any() else (*photo.notes, "its mask is black everywhere: the photo is unchanged")
+    unfilled = None if filled is photo else photo.pixels
+    return dataclasses.replace(filled, mask=Mask(weights, unfilled), notes=notes)
+
+
 def read(path: Path, how: Reading) -> Photo:
     """Read the photo at `path` with the options `how`; fill its transparent pixels with colours, see `cutouts.filled`.
 
@@ -65,12 +102,17 @@ def read(path: Path, how: Reading) -> Photo:
     Raises:
         ImageError: the photo cannot be read.
     """
+    return cutouts.filled(_read(path, how))
+
+
+def _read(path: Path, how: Reading) -> Photo:
+    """Read a photo and the decoders' warnings about it, see `read`; transparent pixels keep their hidden colours."""
     is_worker = multiprocessing.parent_process() is not None and threading.active_count() == 1
     with decoder_warnings.collected(stderr=is_worker) as lines:
         photo = reading.read(path, resize=how.resize, metadata=how.metadata, max_pixels=how.max_pixels)
     if lines:
         photo = dataclasses.replace(photo, notes=(*photo.notes, *decoder_warnings.note(lines)))
-    return cutouts.filled(photo)
+    return photo
 
 
 def write(

@@ -92,6 +92,20 @@ def blend(photo: Tensor, translation: Tensor, *, strength: float = 1.0, keep: Ke
     return blended
 
 
+def mix(photo: Tensor, translation: Tensor, weights: Tensor) -> Tensor:
+    """Blend a photo with its translation by one weight for each pixel, along straight lines in Oklab.
+
+    Args:
+        photo: floats (3, H, W), sRGB in [-1, 1].
+        translation: like `photo`.
+        weights: floats (H, W) from 0 (photo) to 1 (translation).
+
+    Returns:
+        The blended image, like `photo`. At weights of 0 and 1, it equals the inputs up to rounding only.
+    """
+    return _to_srgb(_to_oklab(photo).lerp(_to_oklab(translation), weights))
+
+
 def _mix(photo: Tensor, translation: Tensor, strength: float, keep: Keep) -> Tensor:
     """Blend two Oklab images (..., 3, H, W); colours of the result may lie outside sRGB."""
     (light, colour), (new_light, new_colour) = _split_lightness(photo), _split_lightness(translation)

@@ -174,14 +174,21 @@ class TranslationPipeline:
 
     def _check_channels(self) -> None:
         """Raise a CommandError if photos and translations of different numbers of channels would be blended."""
-        channels = self.translator.in_channels, self.translator.out_channels
-        if channels[0] == channels[1]:
-            return
-        why = "this model turns {} photos into {} ones, which cannot be blended".format(*map(_COLOURS.get, channels))
         if self.strengths != (1.0,):
-            raise CommandError(f"strength={', '.join(f'{value:g}' for value in self.strengths)}: {why}: leave it out")
+            self.check_blends(f"strength={', '.join(f'{value:g}' for value in self.strengths)}")
         if self.keep != "none":
-            raise CommandError(f"keep={self.keep}: {why}: leave it out")
+            self.check_blends(f"keep={self.keep}")
+
+    def check_blends(self, setting: str) -> None:
+        """Raise a CommandError about `setting`, such as "keep=colour", if this model's photos cannot be blended.
+
+        The reason is that the model changes the number of channels.
+        """
+        channels = self.translator.in_channels, self.translator.out_channels
+        if channels[0] != channels[1]:
+            kinds = map(_COLOURS.get, channels)
+            why = "this model turns {} photos into {} ones, which cannot be blended".format(*kinds)
+            raise CommandError(f"{setting}: {why}: leave it out")
 
     def _translate(self, photo: Tensor, translator: Translator, advance: Callable[[float], object] | None) -> Tensor:
         height, width = photo.shape[-2:]

@@ -23,7 +23,7 @@ def planned(
 def run(source: Path | str, output: Path, *, count: int = 1, settings: str = "settings", **options) -> JobResult:
     """Translate `source` to `output`; `options` are passed to the plan, reading and the workers."""
     working = {key: options.pop(key) for key in ("batch_size", "workers") if key in options}
-    reading = {key: options.pop(key) for key in ("resize", "metadata") if key in options}
+    reading = {key: options.pop(key) for key in ("resize", "metadata", "feather") if key in options}
     sheet = options.pop("sheet", None)
     plan = planned(source, output, count=count, settings=settings, **options)
     try:
