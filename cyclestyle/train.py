@@ -151,7 +151,7 @@ def train(cfg: "DictConfig", world: "World", stop: StopRequest, failure_report: 
     if data is None:
         return report_stopped(folder, world, stop, report, saved=None)
     hardware = Hardware(**compose.arguments_for(cfg.trainer, Hardware), one_size=True, world=world)
-    objective = assembly.build_objective(cfg, hardware)
+    objective = assembly.build_objective(cfg, hardware, data=data, report=report)
     assembly.check_crop(cfg.data.crop_size, objective.modules["discriminators"])
 
     recipe = compose.to_plain(cfg)

@@ -15,6 +15,7 @@ from cyclestyle.objectives.adversarial import LeastSquares
 from cyclestyle.objectives.cyclegan import CycleGAN, Pools
 from cyclestyle.objectives.image_pool import ImagePool
 from cyclestyle.objectives.pairs import Discriminators, Generators
+from cyclestyle.objectives.perceptual import ContentTerm, StyleTerm, unchanged
 from cyclestyle.objectives.terms import Direction, Weighted
 from cyclestyle.training.ema import make_ema
 from cyclestyle.training.optimization import Optimizers
@@ -85,6 +86,40 @@ def tiny_terms() -> dict[str, list[Weighted]]:
         "terms": [Weighted("distance", LayerDistance(), 2.0)],
         "discriminator_terms": [Weighted("r1", GradientPenalty(), 0.5), Weighted("calibration", Calibration(), 0.1)],
     }
+
+
+class TinyFeatures(nn.Module):
+    """Frozen random network with the interface of the pretrained networks: two layers, of 6 and 8 channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = nn.ModuleList([nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 8, 3, stride=2, padding=1)])
+        random = torch.Generator().manual_seed(3)
+        for parameter in self.parameters():
+            nn.init.normal_(parameter, std=0.4, generator=random)
+        self.requires_grad_(False)
+
+    def forward(self, images: torch.Tensor, layers: Sequence[str]) -> dict[str, torch.Tensor]:
+        first = self.steps[0](images).relu()
+        found = {"first": first, "second": self.steps[1](first).relu()}
+        return {layer: found[layer] for layer in layers}
+
+
+def training_images(domain: str, /, count: int) -> torch.Tensor:
+    """Up to four training images of a domain, for the style term; those of domain b are dark."""
+    images = random_batch(list(range(100, 100 + min(count, 4))))["ab".index(domain)]
+    return images if domain == "a" else images // 3
+
+
+def perceptual_terms(distance: str = "wasserstein", *, images=training_images, prepare=unchanged) -> list[Weighted]:
+    """Content and style terms with `TinyFeatures`."""
+
+    def load(name: str, /, *, path: str | None) -> nn.Module:
+        return TinyFeatures()
+
+    content = ContentTerm(load, layer="second", prepare=prepare)
+    style = StyleTerm(load, images, distance=distance, layers=("first", "second"), reference_images=2, prepare=prepare)
+    return [Weighted("content", content, 0.5), Weighted("style", style, 2.0)]
 
 
 def pools(size: int = 50, *, batch_size: int = 1, seed: int = 0) -> Pools:

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from cyclestyle.distributed.world import World, session
 from cyclestyle.objectives.degradations import RandomDegradations
 from cyclestyle.training.trainer import Trainer
-from tests.factories import random_batch, tiny_terms, tiny_trainer
+from tests.factories import perceptual_terms, random_batch, tiny_terms, tiny_trainer
 
 
 class Rank(NamedTuple):
@@ -36,7 +36,7 @@ def train_together(
     backward: str,
     accumulate: int = 1,
     count: bool = False,
-    terms: bool = False,
+    terms: Literal["tiny", "perceptual"] | None = None,
     robust: float = 0.0,
 ) -> list[Rank]:
     """Train a `tiny_trainer` in float64 on two ranks; return the results of both ranks.
@@ -44,7 +44,7 @@ def train_together(
     Args:
         folder: empty folder for the results.
         count: whether to count the bytes of gradients sent, which uses a Python hook instead of DDP's default path.
-        terms: whether the objective has the terms of `tiny_terms`.
+        terms: terms of the objective: those of `tiny_terms`, those of `perceptual_terms`, or none.
         robust: largest strength of random degradations of the generators' inputs; 0 for clean inputs.
     """
     settings = {
@@ -92,7 +92,7 @@ def main(
     backward: str,
     accumulate: int,
     count: bool,
-    terms: bool,
+    terms: str | None,
     robust: float,
 ) -> None:
     """Train on this rank and write the results to `folder`."""
@@ -108,7 +108,8 @@ def main(
             world=world,
             backward=backward,
             degrade=RandomDegradations(robust, seed=0) if robust else None,
-            **(tiny_terms() if terms else {}),
+            **(tiny_terms() if terms == "tiny" else {}),
+            **({"terms": perceptual_terms()} if terms == "perceptual" else {}),
         )
         storages: list[int] = []
         for optimizer in trainer.updater.optimizers:

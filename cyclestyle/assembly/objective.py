@@ -1,8 +1,10 @@
 """Builds the objective of a run: networks, image pools and terms."""
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
@@ -10,6 +12,7 @@ from torch import nn
 from cyclestyle.cli import compose
 from cyclestyle.cli.nodes import accepts, split_program_keys, variant, without
 from cyclestyle.errors import CommandError
+from cyclestyle.model_files import weights
 from cyclestyle.networks import initialize, registry
 from cyclestyle.networks.resnet import ResNetGenerator
 from cyclestyle.objectives.cyclegan import Degrade, Pools
@@ -18,15 +21,23 @@ from cyclestyle.objectives.pairs import Discriminators, Generators
 from cyclestyle.objectives.step import Objective
 from cyclestyle.objectives.terms import Weighted
 from cyclestyle.rng import rng_for
+from cyclestyle.training.messages import PrintLine, no_output
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from cyclestyle.data import UnpairedFolders
     from cyclestyle.hardware.device import Hardware
 
 
-def build_objective(cfg: "DictConfig", hardware: "Hardware") -> Objective:
+def build_objective(
+    cfg: "DictConfig", hardware: "Hardware", *, data: "UnpairedFolders | None" = None, report: PrintLine = no_output
+) -> Objective:
     """Build the objective with its networks and terms. Initial weights depend on the config's seed alone.
+
+    Args:
+        data: training data, for terms that need images before training; None if there are no such terms.
+        report: function that receives lines of progress of terms.
 
     Raises:
         CommandError: a network or the objective rejects its settings, or a network is not in the registry.
@@ -38,14 +49,20 @@ def build_objective(cfg: "DictConfig", hardware: "Hardware") -> Objective:
     for module in (generators, discriminators):
         initialize(module, generator=random)
         hardware.to_device(module, training=True)
+    for_terms: dict[str, Any] = {
+        "prepare": hardware.wrap,
+        "report": report,
+    }
+    if data is not None and hasattr(data, "training_images"):  # a data class of the user's own may lack it
+        for_terms["training_images"] = data.training_images
     # An objective gets those of these arguments that its constructor names.
     offered = {
         "generators": generators,
         "discriminators": discriminators,
         "adversarial": compose.build(cfg.adversarial),
         "pools": build_pools(cfg),
-        "terms": build_terms(cfg, hardware, "terms"),
-        "discriminator_terms": build_terms(cfg, hardware, "discriminator_terms"),
+        "terms": build_terms(cfg, hardware, "terms", offered=for_terms),
+        "discriminator_terms": build_terms(cfg, hardware, "discriminator_terms", offered=for_terms),
         "backward": cfg.trainer.backward,
         "degrade": build_degrade(cfg.seed, **compose.arguments_for(cfg.augment, build_degrade)),
         "prepare": hardware.wrap,
@@ -108,7 +125,11 @@ def build_degrade(seed: int, /, *, robust: float) -> Degrade | None:
 
 
 def build_terms(
-    cfg: "DictConfig", hardware: "Hardware", side: Literal["terms", "discriminator_terms"]
+    cfg: "DictConfig",
+    hardware: "Hardware",
+    side: Literal["terms", "discriminator_terms"],
+    *,
+    offered: Mapping[str, Any],
 ) -> list[Weighted]:
     """Build the additional losses (terms) of the objective on the device; those of weight 0 are left out.
 
@@ -116,6 +137,7 @@ def build_terms(
 
     Args:
         side: config key below `objective`: `terms` for losses of the generators, or `discriminator_terms`.
+        offered: arguments for those terms whose constructor names them; `pretrained` is added.
     """
     terms = []
     for name, node in (cfg.objective.get(side) or {}).items():
@@ -125,11 +147,28 @@ def build_terms(
         if own["weight"] == 0:
             continue
         with seeded(cfg.seed, f"{side} {name}"):
-            term = compose.build(rest)
+            pretrained = functools.partial(load_pretrained, key=f"objective.{side}.{name}.path")
+            term = compose.build_with(rest, {**offered, "pretrained": pretrained})
         if isinstance(term, nn.Module):
             hardware.to_device(term)
         terms.append(Weighted(str(name), term, own["weight"]))
     return terms
+
+
+def load_pretrained(name: str, /, *, path: str | None = None, key: str) -> nn.Module:
+    """Load a pretrained network for a loss: frozen, in float32.
+
+    Args:
+        name: name of the network, see `networks.pretrained`.
+        path: file of weights, or a folder of such files; None for the cache and installed packages.
+        key: config key of `path`, for error messages.
+
+    Raises:
+        CommandError: there is no such network, or its weights are not on this machine.
+    """
+    network = weights.load(name, path=None if path is None else Path(path), key=key)
+    assert network is not None
+    return network
 
 
 def enable_recompute(generators: Generators, *, recompute: bool) -> None:

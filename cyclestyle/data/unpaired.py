@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -209,6 +209,18 @@ class UnpairedFolders:
             self._centres(self._test_a, self._a, count, self.channels_a),
             self._centres(self._test_b, self._b, count, self.channels_b),
         )
+
+    def training_images(self, domain: Literal["a", "b"], /, count: int) -> Tensor:
+        """Return up to `count` training images of a domain, uint8 (N, C, crop_size, crop_size).
+
+        They are evenly spaced over the usable files. Every call returns the same images.
+
+        Raises:
+            DataError: an image is unreadable.
+        """
+        if domain == "a":
+            return self._centres(None, self._a, count, self.channels_a)
+        return self._centres(None, self._b, count, self.channels_b)
 
     def _centres(self, test: ImageFolder | None, train: ImageFolder, count: int, channels: Channels) -> Tensor:
         files = (test.usable if test else []) or train.usable
