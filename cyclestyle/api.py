@@ -153,17 +153,18 @@ def run_evaluation(
         data: for both directions: `{"root": folder}` with the subfolders `trainA`, `trainB`, `testA`, `testB`, or the
             keys `a`, `b`, `test_a`, `test_b`. The test images are scored. With `"aligned": True`, test images of equal
             names are each other's true translations.
-        images: maximum number of images of each set.
+        images: maximum number of images of each set; None takes all.
         photo_size: side, in px, of the square to which all images are resized first; None keeps their sizes.
         names: names of the scores; `all`, or some of `cyclestyle.evaluation.scores.SCORES`.
-        rulers, lpips: names of the pretrained networks that measure images, and pairs of images.
+        rulers: names of the pretrained networks that measure images by their features; `auto` chooses them.
+        lpips: names of the LPIPS networks that compare pairs of images; `auto` chooses them.
         features: `{"path": file or folder}` with weights of pretrained networks.
         missing: treatment of pretrained networks without weights: `skip` leaves their scores out, `error` raises an
             error, `fetch` downloads the weights.
         size: side, in px, of the square to which images are resized for pretrained networks.
         strength: weight of the model's output in the scored images; several add scores at each of them.
         robustness: whether to measure how far translations move if the photos are degraded.
-        seed: seed of the intervals.
+        seed: seed of the bootstrap that computes the intervals of the scores.
         output: folder for `evaluate.json` and plots; None takes `evaluation` in the run folder of the model, if it has
             one.
         cache: whether to keep the features of real images on disk.

@@ -93,8 +93,8 @@ def translate(
         threads: number of threads per process for computation on a CPU; see `threads.choose`.
         engine: `local` translates in this process, or in the processes started by torchrun; `ray` translates in actors
             of a Ray cluster.
-        since: processor-time counters, read earlier. The load from other processes is measured from that time on; None
-            measures it from this call on.
+        since: processor-time counters, read earlier; None reads them now. With `threads="auto"`, they show how much
+            other processes have occupied the cores since then.
 
     Returns:
         The exit code: 0, or 6 if some photos could not be translated.

@@ -340,7 +340,7 @@ def test_missing_weights_are_named_in_one_line_and_training_continues(
     assert not Path("runs/smoke/scores.jsonl").exists()
 
 
-def test_number_that_scores_will_log_later_gives_no_warning(
+def test_checkpoint_best_kid_gives_no_warning_before_the_first_evaluation(
     smoke: Command, by_rulers: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert smoke(*by_rulers, "scores.every=3", "checkpoint.best=kid/ab/lpips_alex") == 0

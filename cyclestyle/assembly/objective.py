@@ -137,7 +137,8 @@ def build_terms(
 
     Args:
         side: config key below `objective`: `terms` for losses of the generators, or `discriminator_terms`.
-        offered: arguments for those terms whose constructor names them; `pretrained` is added.
+        offered: keyword arguments; each is passed to those terms whose constructor has a parameter of this name. The
+            argument `pretrained`, a function that loads a pretrained network, is added.
     """
     terms = []
     for name, node in (cfg.objective.get(side) or {}).items():

@@ -222,7 +222,7 @@ def score(
     step: int,
     networks: Networks,
 ) -> dict[str, float]:
-    """Score the trainer's networks, and add a line to `file` unless it is None; return the numbers to log."""
+    """Score the trainer's networks and return the numbers to log; add a line to `file` unless `file` is None."""
     values, record = scores(snapshot_model(trainer, domains))
     if file is not None:
         file.append(step, record)

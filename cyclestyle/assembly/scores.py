@@ -39,22 +39,24 @@ def build_scores(
 ) -> "TrainingScores | None":
     """Build the object that scores the generators; return None if it is switched off or has nothing to compute.
 
-    All ranks must call this function together; weights of pretrained networks are fetched by rank 0 alone.
+    All ranks must call this function together; weights of pretrained networks are fetched by rank 0 alone. A ruler is a
+    pretrained network that measures images. A loss sees a network if it uses the features of this network.
 
     Args:
-        report: function that prints a line; the lines name the rulers, and those without weights.
+        report: function that prints a line; the lines name the rulers in use, and the rulers without weights.
         every: number of steps between two evaluations; None switches them off.
         images: maximum number of images of each set, evenly spaced; None takes all.
         names: names of the scores, see `training_scores.NAMES`.
-        rulers: names of the pretrained networks that measure the images; `auto` takes `evaluator.DEFAULTS`, and
-            `evaluator.SUBSTITUTES` in place of one that a loss of the run sees.
-        missing, path: treatment of rulers without weights, and a file or folder with weights, see `weights.load`.
+        rulers: names of the rulers; `auto` takes `evaluator.DEFAULTS`. If a loss of the run sees one of them, `auto`
+            takes `evaluator.SUBSTITUTES` in its place.
+        missing: treatment of rulers without weights, see `weights.load`.
+        path: file or folder with weights of rulers, see `weights.load`.
         size: side in px of the square to which rulers resize images; `auto` follows the size of the images.
         photo_size: side in px of the square to which all images are resized first; `auto` takes `data.load_size` with
             `data.resize=stretch`, None leaves them as stored.
 
     Raises:
-        CommandError: a setting is invalid, a loss of the run sees a ruler, or the images have no colours.
+        CommandError: a setting is invalid, a loss of the run sees a named ruler, or the images are grey.
     """
     if every is None:
         return None
@@ -97,7 +99,7 @@ def _check(*, every: int, names: Sequence[str], size: Size, photo_size: Size | N
 
 
 def _check_data(data: "UnpairedFolders") -> None:
-    """Raise a CommandError if the images cannot be scored: they are grey, or their files are unknown."""
+    """Raise a CommandError if the images are grey, or if `data` has no method that lists its usable files."""
     if not hasattr(data, "usable_files"):
         raise CommandError(
             f"scores.every: the data set {type(data).__name__} has no method usable_files, which lists the images to "
@@ -110,10 +112,10 @@ def _check_data(data: "UnpairedFolders") -> None:
 
 
 def _allowed(rulers: Literal["auto"] | Sequence[str], trainer: "Trainer", report: "PrintLine") -> Sequence[str]:
-    """Return the names of the rulers; none of them is a network that a loss of the run sees.
+    """Return the names of the pretrained networks to measure with, without those that a loss of the run uses.
 
     Raises:
-        CommandError: the user named such a network.
+        CommandError: the user named a network that a loss uses.
     """
     from cyclestyle.evaluation.evaluator import DEFAULTS, SUBSTITUTES
     from cyclestyle.objectives.sees import networks_seen
@@ -140,7 +142,7 @@ def _allowed(rulers: Literal["auto"] | Sequence[str], trainer: "Trainer", report
 
 
 def _sets(data: "UnpairedFolders", images: int | None, *, with_references: bool) -> "dict[Side, Sets]":
-    """Return the images to score on, for each direction; training images of the target domain only if requested."""
+    """Return the files to score each direction on; `with_references` adds training images of the target domain."""
     from cyclestyle.evaluation.sets import from_data_set
 
     if images is not None and images < 2:
@@ -162,7 +164,7 @@ def _load(
     size: Size,
     photo_size: int | None,
 ) -> "list[Ruler]":
-    """Load the rulers; print a line that names those without weights."""
+    """Load pretrained networks as rulers; leave out networks without weights, and print a line that names these."""
     from cyclestyle.evaluation.rulers import left_out, load_rulers, usual_size
 
     if not names:

@@ -72,7 +72,7 @@ class BestCheckpoint:
 
     @property
     def has_record(self) -> bool:
-        """True if this process or an earlier one marked a checkpoint as the best by the number that `best` names."""
+        """True if this process or an earlier one has marked a checkpoint as the best by the logged number `name`."""
         best = self._checkpoints.best()
         return best is not None and best.name == self.name
 
@@ -94,8 +94,8 @@ class BestCheckpoint:
 def pointer_text(best: Best) -> str:
     """Return the content of the pointer file: a line with the folder's name, then a line of JSON with the other fields.
 
-    The first line has the format of the file `latest`, so that scripts can read both files in the same way. An unknown
-    interval or number of evaluations is left out.
+    The first line has the format of the file `latest`, so that scripts can read both files in the same way. The JSON
+    has no keys for an unknown interval or number of evaluations.
     """
     record: dict[str, object] = {"name": best.name, "mode": best.mode, "value": best.value, "step": best.step}
     if best.interval is not None:
@@ -112,7 +112,7 @@ def parse_pointer(text: str, path: Path) -> Best | None:
 
     Args:
         text: content of the pointer file.
-        path: checkpoint folder that the first line of `text` names; stored in the result without a comparison.
+        path: checkpoint folder that the first line of `text` names; copied to the result and not checked.
     """
     with contextlib.suppress(*GARBLED_JSON):
         record = json.loads(text.partition("\n")[2])

@@ -421,10 +421,10 @@ def check_named_components(cfg: DictConfig, command: str) -> None:
 def may_be_added(argument: Argument, known: Mapping[str, Any]) -> bool:
     """Return whether the key of `argument`, which the config lacks, may be added to it.
 
-    A component is a node with a `_target_`. A key may be added to three kinds of nodes:
+    A component is a node with a `_target_`. A key may be added to:
     - a component;
     - a sub-node that overrides a component for one network or optimizer, such as `optimizer.discriminators`;
-    - a node that maps names to components, such as `logger`, and any node below it, unless the new value is null.
+    - a node that maps names to components, such as `logger`, or a node below it. Here the new value must not be null.
 
     Args:
         known: dotted key -> value, for all keys of the config.

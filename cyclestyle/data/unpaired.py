@@ -21,7 +21,7 @@ from cyclestyle.images.reading import Channels, ImageReader, ValueRange
 
 
 class UsableFiles(NamedTuple):
-    """Image files of both domains that the inspection found usable; a list is empty without a test folder."""
+    """Image files of both domains that `inspect` found usable; a test list is empty if there is no test folder."""
 
     train_a: list[Path]
     train_b: list[Path]

@@ -1,4 +1,7 @@
-"""Comparison of several models by their scores: the better one by each ruler, and rulers that disagree."""
+"""Comparison of several models by their scores.
+
+A ruler is a pretrained network that measures images. Two rulers disagree if they put two models in opposite orders.
+"""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -14,14 +17,15 @@ HEADLINES = ("kid", "fid", "style", "structure", "lpips")  # scores for which th
 
 
 class Disagreement(NamedTuple):
-    """Two models that two rulers put in opposite orders.
+    """Two models that two rulers (pretrained networks) put in opposite orders.
 
     Attributes:
         direction: name of the direction, such as `photo2monet`.
         name: name of the score.
         rulers: the two rulers; the first ruler prefers the first model, the second ruler the second one.
         models: the two models, by their labels.
-        is_noise: whether the intervals of both models overlap by one of the rulers, so that its order may be chance.
+        is_noise: whether, by at least one of the rulers, the intervals of the two models overlap; the order of the
+            models by this ruler may then be chance.
     """
 
     direction: str
@@ -54,7 +58,10 @@ class Comparison(NamedTuple):
 
 
 def compare(reports: Sequence[Report]) -> Comparison:
-    """Compare the scores of several models; each model is named by its path, and by its step where that is needed."""
+    """Compare the scores of several models.
+
+    The label of a model is its path. If several models share a path, their labels also have the step and the weights.
+    """
     paths = [report.checkpoint for report in reports]
     labels = [
         path if paths.count(path) == 1 else f"{path} (step {report.step}, {report.weights})"
@@ -69,10 +76,12 @@ def compare(reports: Sequence[Report]) -> Comparison:
 
 
 def disagreements(named: Sequence[tuple[str, DirectionReport]]) -> Iterator[Disagreement]:
-    """Yield each pair of models that two rulers put in opposite orders by a headline score.
+    """Yield each pair of models that two rulers (pretrained networks) put in opposite orders.
+
+    Only the scores in `HEADLINES` are compared.
 
     Args:
-        named: labels of the models and their reports of one direction.
+        named: label and report of each model, all of the same direction.
     """
     for (label, report), (other_label, other_report) in itertools.combinations(named, 2):
         for name in HEADLINES:
@@ -104,8 +113,9 @@ def better(x: Score, y: Score) -> bool:
 def table(comparison: Comparison) -> str:
     """Format the scores of all models: a block for each direction and protocol, a column for each model.
 
-    The best model of each line is marked by `*`, models whose interval overlaps with that of the best one by `~`. The
-    last lines name the rulers that disagree.
+    A protocol is a way to measure: the pretrained network (ruler) and the size to which images are resized. In each
+    line, `*` marks the best model, and `~` marks the models whose interval overlaps with that of the best one. The last
+    lines name the rulers that disagree.
     """
     parts = [block for direction in _directions(comparison.reports) for block in _blocks(comparison, direction)]
     key = "*: best of the line, ~: its interval overlaps with that of the best"
@@ -143,7 +153,7 @@ def _cells(scores: Sequence[Score | None]) -> list[str]:
 
 
 def _pairs(x: DirectionReport, y: DirectionReport, name: str) -> list[tuple[Score, Score]]:
-    """Return the scores of two models with this name by the same ruler and protocol."""
+    """Return pairs of scores called `name`, one of each model, measured by the same network at the same size."""
     others = {Protocol.of(score): score for score in y.scores if score.name == name and score.row == "translated"}
     return [
         (score, others[Protocol.of(score)])

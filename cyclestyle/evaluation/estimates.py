@@ -37,7 +37,7 @@ class Estimator:
     def of_ruler(
         self, ruler: Ruler, real: RealImages | None, names: Collection[str], *, strength: float
     ) -> Iterator[Score]:
-        """Yield all scores that are measured by `ruler`.
+        """Yield all scores that are measured by `ruler`, a pretrained network.
 
         Args:
             real: features of the real images; None if no score needs them.
@@ -59,7 +59,14 @@ class Estimator:
     def of_translations(
         self, ruler: Ruler, real: RealImages | None, names: Collection[str], *, strength: float
     ) -> Iterator[Score]:
-        """Yield the scores of the translations at one strength: against the targets, and against their photos."""
+        """Yield the scores of the translations at one strength.
+
+        Style distance, KID and FID compare the translations with real images of the target domain. The structure
+        distance compares each translation with its photo.
+
+        Args:
+            real: features of the real images; None leaves out the scores that need them.
+        """
         if real is not None:
             features = self._features(ruler, "translated", strength)
             yield from self._of_sets(ruler, features, real.targets, names, "translated")
@@ -80,7 +87,11 @@ class Estimator:
                 yield self._mean(column.name, column.row, values, ruler=column.ruler, size=sizes[column.ruler])
 
     def of_colours(self, targets: Tensor) -> Iterator[Score]:
-        """Yield the colour distances to the images whose `measuring.pixel_sums` are `targets`."""
+        """Yield the colour distances of the translations and of the photos to real images of the target domain.
+
+        Args:
+            targets: `measuring.pixel_sums` of the real images.
+        """
         for row in ("translated", "untouched"):
             sums = self._columns[Column("colours", row=row)]
             distance = colour.colour_distance(pooled_statistics(sums), pooled_statistics(targets))
@@ -89,7 +100,7 @@ class Estimator:
             )
 
     def _features(self, ruler: Ruler, row: Row, strength: float | None) -> SetFeatures:
-        """Return the features of the photos or of their translations."""
+        """Return the features of the images of `row`: `untouched` photos, or translations at `strength`."""
         named = {
             column.name: values
             for column, values in self._columns.items()
@@ -102,7 +113,7 @@ class Estimator:
     def _of_sets(
         self, ruler: Ruler, x: SetFeatures, y: SetFeatures, names: Collection[str], row: Row
     ) -> Iterator[Score]:
-        """Yield the distances of a set of images from another one."""
+        """Yield KID, FID and style distance, if in `names`, between a set of images `x` and a set `y`."""
         about: dict[str, Any] = {"n": len(x.pooled), "reference": len(y.pooled), **self._sizes(ruler.size)}
         if x.pooled.numel() and "kid" in names:
             estimate = kid.kid(x.pooled, y.pooled, generator=self._generator("kid", ruler.name, row))
@@ -121,7 +132,7 @@ class Estimator:
         return score._replace(reference=len(references))
 
     def _mean(self, name: str, row: Row, values: Tensor, *, ruler: str | None, size: int | None) -> Score:
-        """Return the mean of one value per image."""
+        """Return the score `name`: the mean and interval of `values`, which has one value per image."""
         estimate = mean_estimate(values, generator=self._generator(name, ruler, row))
         return Score(name, ruler, row, *_with_interval(estimate), n=len(values), **self._sizes(size))
 

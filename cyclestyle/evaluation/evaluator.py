@@ -49,9 +49,10 @@ class Networks(NamedTuple):
     """Pretrained networks to score with, as a user chooses them.
 
     Attributes:
-        rulers, lpips: names of the networks that measure images, and pairs of images; `auto` for those in `DEFAULTS`.
-            By default, the first network of LPIPS measures style, too, so that there are two rulers for it.
-        path: file or folder with their weights; None to search the cache and installed packages.
+        rulers: names of the networks that measure images by their features; `auto` takes those in `DEFAULTS`. If only
+            one of these networks measures style, `auto` adds the first LPIPS network, which then measures style, too.
+        lpips: names of the LPIPS networks that compare pairs of images; `auto` takes those in `DEFAULTS`.
+        path: file or folder with the weights; None to search the cache and installed packages.
         missing: treatment of networks without weights, see `weights.load`.
         size: side, in px, of the square to which images are resized; `auto` takes `rulers.shared_size` of the targets.
         device: device on which the networks run, such as `cpu`; see `hardware.Hardware`.
@@ -99,8 +100,8 @@ def evaluate_models(
     """Score models on the same images, with the same pretrained networks.
 
     Args:
-        with_robustness: whether to measure how far translations move if the photos are degraded; only in the reports of
-            rank 0.
+        with_robustness: whether to measure how far translations move if the photos are degraded. Rank 0 alone
+            measures it, and the reports of other ranks lack it.
         world: ranks that share the work.
         log: function that receives lines for the user.
         progress: called with a name for the work; returns a context manager that yields a function, which is called
@@ -110,7 +111,8 @@ def evaluate_models(
         One report for each model.
 
     Raises:
-        CommandError: settings contradict one another, a direction is missing, or a named ruler was used by a loss.
+        CommandError: settings contradict one another, a direction is missing, or a loss of the training used a network
+            that the user named.
         DataError: images are missing or damaged.
     """
     chosen = [choose_sets(model, images) for model in models]
@@ -145,7 +147,7 @@ def evaluate_models(
 
 
 def choose_sets(model: ScoredModel, images: Images) -> dict[Side, Sets]:
-    """Return the sets of each direction that is scored.
+    """Return the image files to score on, for each direction that is scored.
 
     Raises:
         CommandError: no images are given, or they are given in two ways.
@@ -181,7 +183,7 @@ def _data_set(model: ScoredModel, images: Images) -> UnpairedFolders:
 
 
 def _record(images: Images, settings: Settings, loaded: _Loaded) -> dict[str, Any]:
-    """Return everything that decides the scores of a model, as plain data."""
+    """Return the user's choice of images, the settings, and the SHA-256 of the networks' weights, for the report."""
     chosen = {key: str(value) if isinstance(value, Path) else value for key, value in images._asdict().items()}
     return {
         "images": {**chosen, "data": dict(images.data)},
@@ -195,7 +197,7 @@ def _record(images: Images, settings: Settings, loaded: _Loaded) -> dict[str, An
 
 
 def _described(chosen: Sets) -> str:
-    """Return the numbers of images, in words."""
+    """Return a text for the log with the number of images in each set."""
     parts = [f"photos: {len(chosen.sources):,}"]
     if chosen.targets:
         parts.append(f"real images to compare with: {len(chosen.targets):,}")
@@ -246,13 +248,13 @@ def _load_networks(
 def _allowed(
     key: Literal["rulers", "lpips"], names: Sequence[str] | str, losses_see: Collection[str], log: Log
 ) -> list[str]:
-    """Return the networks to measure with; networks that a loss of the training used are not among them.
+    """Return the names of the networks to measure with, without those that a loss of the training used.
 
-    A model learns to satisfy the networks that its losses use, also where people see no improvement, so that their
-    scores would be too good.
+    A model learns to satisfy the networks of its losses, even in ways that people do not see as improvements. Scores by
+    these networks would be too good.
 
     Raises:
-        CommandError: the user has named such a network.
+        CommandError: the user has named a network that a loss used.
     """
     if isinstance(names, str):
         allowed = [name for name in DEFAULTS[key] if name not in losses_see]

@@ -1,4 +1,8 @@
-"""Files of an evaluation: `evaluate.json` with all scores, and those of the plane and of robustness."""
+"""Files of an evaluation: `evaluate.json` with all scores, and the files of the plane and of robustness.
+
+The plane is a diagram: style distance on the y axis, structure distance on the x axis. Robustness is how far
+translations move if the photos are degraded.
+"""
 
 import json
 import math
@@ -24,10 +28,12 @@ FORMAT = 1  # version of the layout of evaluate.json; increase it if keys change
 def write_all(comparison: Comparison, *, output: Path | None) -> list[Path]:
     """Write the reports; return the paths of the files.
 
-    The report of a single model is written to `output`, or to the folder `evaluation` in the model's run folder. Those
-    of several models are written to one subfolder each, such as `step_00006000`, and `comparison.json` to `output`.
-    A model outside a run folder has no file without `output`. If the run folder cannot be written, a line names the
-    reason.
+    With `output`, the report of a single model is written to `output`. Reports of several models are written to its
+    subfolders `model_1`, `model_2` and so on, beside the file `comparison.json`.
+
+    If `output` is None, the report of a single model is written to the folder `evaluation` in the model's run folder.
+    Reports of several models are written to subfolders of `evaluation`, such as `step_00006000`. A model outside a run
+    folder gets no file. If the run folder cannot be written, a warning names the reason.
 
     Raises:
         OSError: a file in `output` cannot be written.
@@ -47,7 +53,7 @@ def write_all(comparison: Comparison, *, output: Path | None) -> list[Path]:
 
 
 def write(report: Report, folder: Path) -> list[Path]:
-    """Write all scores of a model to `evaluate.json` in `folder`, with the files of the plane and of robustness.
+    """Write all scores of a model to `evaluate.json` in `folder`, beside the files of the plane and of robustness.
 
     Returns:
         Paths of the files.
@@ -62,7 +68,10 @@ def write(report: Report, folder: Path) -> list[Path]:
 
 
 def _beside_model(report: Report, *, is_single: bool) -> list[Path]:
-    """Write a report to the run folder of its model; return the paths of the files."""
+    """Write a report to the run folder of its model; return the paths of the files.
+
+    If the model has no run folder, or the run folder cannot be written, the list is empty.
+    """
     run = run_folder(Path(report.checkpoint))
     if run is None:
         return []

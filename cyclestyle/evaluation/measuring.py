@@ -40,7 +40,10 @@ class PairDistance(Protocol):
 
 
 class Column(NamedTuple):
-    """Name of a measurement that all images of a row have."""
+    """Name of a measurement, and the images that have it.
+
+    `row` is a kind of image, such as `translated` or `untouched`, see `report.Score`.
+    """
 
     name: str  # such as `content_ssim`, or `pooled` and `gram 0` for the features of a ruler
     ruler: str | None = None
@@ -53,12 +56,12 @@ class Instruments(NamedTuple):
 
     Attributes:
         model: function that translates a batch of photos, uint8 (N, 3, H, W), to images of the same shape.
-        back: such a function for the opposite direction; None if reconstructions are not measured.
-        rulers: pretrained networks, with the parts that are measured by each of them.
+        back: function like `model` for the opposite direction; None if reconstructions are not measured.
+        rulers: pretrained networks, each with the parts of its features to compute, such as `pooled` or `grams`.
         lpips: networks that measure the perceptual distance of two images.
         names: names of the scores for which measurements are made.
         strengths: weights of the model's output in the measured images.
-        main: the strength at which scores of pixels and of LPIPS are measured.
+        main: one of `strengths`; measurements of pixels and of LPIPS are made only at this strength.
     """
 
     model: Model
@@ -93,8 +96,8 @@ def measure(
 ) -> Columns:
     """Translate and measure all photos of `sets`; return the measurements in the order of the files.
 
-    Each `batch_size` consecutive photos form a batch, and the ranks take the batches in turn, so that the composition
-    of the batches does not depend on the number of ranks. Every rank returns the measurements of all photos.
+    The ranks take groups of `batch_size` consecutive photos in turn. The composition of the batches therefore does not
+    depend on the number of ranks. Every rank returns the measurements of all photos.
 
     Args:
         on_batch: function that is called after each batch with the number of its photos.
@@ -139,7 +142,11 @@ class Reader:
 
 
 def batches(sets: Sets, read: Reader, *, batch_size: int, world: World) -> Iterator[Batch]:
-    """Yield this rank's batches; among `batch_size` consecutive photos, those of each size form a batch."""
+    """Yield this rank's batches.
+
+    The ranks take groups of `batch_size` consecutive photos in turn. Photos of equal size in a group form a batch, or
+    several batches if they have more than `MAX_PIXELS_IN_BATCH` pixels.
+    """
     everything = range(len(sets.sources))
     chunks = [everything[start : start + batch_size] for start in range(0, len(everything), batch_size)]
     own = chunks[world.rank :: world.size]
@@ -203,7 +210,10 @@ def _stacked(group: Sequence[tuple[int, Tensor, Tensor | None]]) -> Batch:
 
 
 def _colour_map(sources: Sequence[Path], truths: Sequence[Path], read: Reader) -> ColourMap:
-    """Return the baseline: one colour map for all photos, fitted to match the colours of the true translations."""
+    """Return the colour map of the baseline, the same for all photos.
+
+    It changes the mean and standard deviation of the photos' colours to those of the true translations.
+    """
     before, after = PixelStatistics(), PixelStatistics()
     for pooled, files in ((before, sources), (after, truths)):
         for image in read(files):
@@ -291,7 +301,7 @@ def _feature_columns(
 
 
 def _gathered(rows: Mapping[Column, list[tuple[list[int], Tensor]]], world: World) -> Columns:
-    """Put the rows of all ranks together, in the order of the files."""
+    """Join the measurements of all ranks, in the order of the files."""
     pieces: dict[Column, list[tuple[list[int], Tensor]]] = {}
     for of_rank in world.gather(rows):
         for column, own in of_rank.items():

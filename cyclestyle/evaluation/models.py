@@ -69,15 +69,16 @@ class ScoredModel(NamedTuple):
     def selected(self, *, source: Path | None = None, target: Path | None = None) -> list[Side]:
         """Return the directions to score: the chosen one, or all.
 
-        If none was chosen, but there are folders with images of one direction, the direction follows from the folders
-        that the run was trained on, or from the names of the folders.
+        If none was chosen, the model has two directions, and `source` is given, the direction follows from the domains
+        of the folders. The domain of a folder is known if the folder is a training or test folder of the run, or if its
+        name shows the domain, as `testA` does.
 
         Args:
-            source, target: folders with images of the source domain and of the target domain; None if both directions
-                can be scored.
+            source: folder with images of the source domain; None if all directions can be scored.
+            target: folder with images of the target domain; None if there is none.
 
         Raises:
-            CommandError: `source` is given, the model has two directions, and none was chosen or follows.
+            CommandError: the direction does not follow from the folders.
         """
         if self.chosen is not None:
             return [self.chosen]
@@ -111,10 +112,11 @@ class ScoredModel(NamedTuple):
 
 
 def run_folder(path: Path) -> Path | None:
-    """Return the run folder that a model belongs to; None if the path is that of a model file, or not in a run.
+    """Return the run folder that a model belongs to; None if `path` is a model file or outside a run folder.
 
     Args:
-        path: path of the model: a run folder, a checkpoint in it, or `best` in it.
+        path: path of the model: a run folder, a checkpoint folder in it, or one of its pointer files `best` and
+            `latest`.
     """
     if path.name in directory.POINTERS:
         path = path.parent

@@ -34,7 +34,7 @@ class PairRuler:
         self._device = device
 
     def for_style(self) -> Ruler:
-        """Return a ruler that measures style, and nothing else, by the same network."""
+        """Return a ruler that measures only the style of images, with the same network."""
         layers = Layers(pooled=(), structure=None, style=PRETRAINED[self.name].style_layers)
         return Ruler(self.name, self.network, size=self.size, device=self._device, layers=layers)
 

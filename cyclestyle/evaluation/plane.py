@@ -1,9 +1,9 @@
-"""The plane of style and structure: how close translations come to the target's style, and how much of the photo moves.
+"""The plane of style and structure: a diagram of how much translations change the style and structure of photos.
 
-A stronger translation has more of the target's style, and less of the photo's structure. The plane shows this exchange:
-each point is a set of images, with its structure distance to the photos on the x axis and its style distance to real
-images of the target domain on the y axis. Both are better when smaller, and the floor shows how small a style distance
-can become.
+A stronger translation has more of the target domain's style, and less of the photo's structure. Each point of the plane
+is a set of images, with its structure distance to the photos on the x axis and its style distance to real images of the
+target domain on the y axis. Both are better when smaller. The floor is the style distance between two sets of real
+images; it shows how small the style distance of a perfect model can be.
 """
 
 import json
@@ -37,20 +37,20 @@ class Point(NamedTuple):
 
     @property
     def label(self) -> str:
-        """Description of the images, for the diagram."""
+        """Label of the point in the diagram, such as `untouched photo` or `strength 0.5`."""
         names = {0.0: "untouched photo", 1.0: "model"}
         return names.get(self.strength, f"strength {self.strength:g}")
 
 
 class Plane(NamedTuple):
-    """All points of one direction, and the instruments with which they were measured.
+    """All points of one direction, and example scores that state how the points were measured.
 
     Attributes:
         direction: name of the direction, such as `photo2monet`.
         points: points in order of their strength; empty if there are no scores of style or of structure.
         floor: style distance of real images of the target domain to other ones; None if it was not measured.
-        style: a score from which the style distances have network, size and numbers of images; None without points.
-        structure: such a score for the structure distances; None without points.
+        style: a style score, which states network, size and numbers of images; None if `points` is empty.
+        structure: a structure score, which states the same; None if `points` is empty.
     """
 
     direction: str
@@ -61,7 +61,7 @@ class Plane(NamedTuple):
 
 
 def of_report(report: DirectionReport) -> Plane:
-    """Collect the points of a direction: the model, its curve of strengths, and the untouched photos."""
+    """Collect the points of a direction: the model at each scored strength, and the untouched photos."""
     return plane([(report.strength, report), *((point.strength, point) for point in report.curve)])
 
 
@@ -69,12 +69,12 @@ def plane(curve: Sequence[tuple[float, DirectionReport]]) -> Plane:
     """Collect the points of one direction from reports at several strengths.
 
     All style distances are those of the first network that measures style. The structure distances are those of the
-    same network, or of the first one that measures structure.
+    same network. If it measures no structure, they are those of the first network that does.
 
     Args:
         curve: pairs of a strength and the report at this strength, in any order, at least one. If a strength occurs
             twice, the first report that has scores is used. One of the reports should have the scores of the untouched
-            photos and of the floor.
+            photos and of the floor, which are real images of the target domain.
     """
     reports = [report for _, report in curve]
     direction = reports[0].direction
@@ -99,8 +99,8 @@ def plane(curve: Sequence[tuple[float, DirectionReport]]) -> Plane:
 def write(planes: Sequence[Plane], folder: Path) -> list[Path]:
     """Write plane.json, and plane.png and plane.svg with one panel for each direction; return the paths of the files.
 
-    Directions without points are left out; without any point no file is written. Without matplotlib only plane.json is
-    written, and a line names the extra to install.
+    A plane without points is left out. If no plane has points, no file is written. If matplotlib is missing, only
+    plane.json is written, and a warning names the extra to install.
 
     Raises:
         OSError: a file cannot be written.
@@ -160,7 +160,11 @@ def _interval(estimate: Estimate) -> dict[str, float | None]:
 
 
 def _draw(each: Plane, axes: Any) -> None:
-    """Draw one direction: the curve of strengths with intervals, and the floor as a line."""
+    """Draw the panel of one direction.
+
+    A curve joins the points of all strengths; each point has bars for its 95 % intervals. A horizontal line shows the
+    floor: the style distance of real images of the target domain to other ones.
+    """
     assert each.style is not None
     assert each.structure is not None
     xs = [point.structure.value for point in each.points]

@@ -21,10 +21,12 @@ class RealImages(NamedTuple):
     """Features, by one ruler, of real images of the target domain.
 
     Attributes:
-        targets: the images that all sets are compared with.
-        floor: the two sets that are compared for the floor: further images, as many as there are photos if possible,
-            and `targets`; without further images, two halves of the targets. None if there are fewer than 4 targets.
-        references: the images whose copies are searched for; None if copying is not scored.
+        targets: the images that all other sets are compared with.
+        floor: two sets of real images. Their distance is the floor: the distance that a perfect model can reach. The
+            first set is `Sets.references`, up to the number of photos; the second is `targets`. If the first set would
+            have fewer than 2 images, both sets are halves of the targets, or `floor` is None if there are fewer than 4
+            targets.
+        references: the images that translations may have copied; None if copying is not scored.
     """
 
     targets: SetFeatures
@@ -33,13 +35,14 @@ class RealImages(NamedTuple):
 
 
 def real_images(sets: Sets, load: Load, *, parts: Collection[Part], with_copying: bool) -> RealImages:
-    """Measure the targets and references of `sets`.
+    """Compute the features of the targets and references of `sets`.
 
     Args:
-        load: function that returns parts of the features of files.
-        parts: parts that are measured: `pooled`, `grams` or both.
-        with_copying: whether the references are needed for the copying score. Without references, the targets take
-            their place.
+        sets: files; the number of photos limits the number of references for the floor.
+        load: function that returns the features of files; its second argument selects the parts of the features.
+        parts: parts of the features that are computed: `pooled`, `grams` or both.
+        with_copying: whether the copying score is computed. It needs the `pooled` features of all references; if
+            `sets` has none, the targets take their place.
     """
     targets = load(sets.targets, parts)
     beside = evenly_spaced(sets.references, len(sets.sources)) if sets.references else []
@@ -63,7 +66,7 @@ def images_to_measure(sets: Sets, *, with_copying: bool) -> int:
 
 
 def colour_sums(files: Sequence[Path], *, photo_size: int | None, workers: Workers, world: World) -> Tensor:
-    """Return the `pixel_sums` of image files, float64 (N, 7); the ranks share the files."""
+    """Return colour sums of N image files, float64 (N, 7), see `measuring.pixel_sums`; the ranks share the files."""
     own = [pixel_sums(image[None]) for image in Reader(workers, photo_size)(files[world.rank :: world.size])]
     sums = torch.empty(len(files), 7, dtype=torch.float64)
     for rank, rows in enumerate(world.gather(own)):

@@ -48,8 +48,8 @@ class DirectionReport(NamedTuple):
         scores: all scores, in the order in which they are printed.
         strength: weight of the model's output in the scored images; 0 is the photo, 1 the output.
         notes: one line for each score that was left out, with the reason.
-        curve: reports of the same direction at several strengths, in rising order, with the scores that the plane of
-            style and structure needs (`scores.CURVE`); empty if only one strength was scored.
+        curve: one report of the same direction for each strength, in rising order, with only the scores in
+            `scores.CURVE`; empty if only one strength was scored.
     """
 
     direction: str
@@ -83,7 +83,7 @@ class Report(NamedTuple):
         missing: names of pretrained networks whose weights were not found, so that their scores are left out.
         settings: plain data from which the scores can be repeated: folders, sizes, seed, and the SHA-256 of the weights
             of each pretrained network.
-        robustness: movements of the translations of degraded photos, for each direction; empty if not measured.
+        robustness: for each direction, how far translations move if their photos are degraded; empty if not measured.
     """
 
     checkpoint: str

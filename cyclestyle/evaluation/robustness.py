@@ -86,10 +86,10 @@ class Movement(NamedTuple):
 
     Attributes:
         measure: name of the measure.
-        size: side, in px, of the square to which images are resized for the measure; None if they are not.
+        size: side, in px, of the square to which images are resized for the measure; None if they are not resized.
         level: the degradation.
-        photos: movement of the photos: distance to the degraded photos.
-        translations: movement of the translations: distance to those of the degraded photos.
+        photos: mean distance of a photo to its degraded copy.
+        translations: mean distance of the translation of a photo to the translation of its degraded copy.
     """
 
     measure: str
@@ -108,7 +108,7 @@ class RobustnessReport(NamedTuple):
     """Movements of one direction by all measures.
 
     Attributes:
-        direction: name of the direction, such as `photo2monet`; empty if it has none.
+        direction: name of the direction, such as `photo2monet`; empty if the caller gave no name.
         n: number of photos.
         photo_size: side, in px, of the square to which the photos were resized; None if they were not.
         seed: seed of the noise and of the intervals.
@@ -122,7 +122,7 @@ class RobustnessReport(NamedTuple):
     movements: tuple[Movement, ...]
 
     def by_measure(self) -> dict[tuple[str, int | None], list[Movement]]:
-        """Return the movements by measure, given as (name, size)."""
+        """Return the movements of each measure; a key holds the measure's `name` and `size`."""
         groups: dict[tuple[str, int | None], list[Movement]] = {}
         for movement in self.movements:
             groups.setdefault((movement.measure, movement.size), []).append(movement)
@@ -160,7 +160,7 @@ def robustness(
     seed: int = 0,
     on_progress: OnProgress = lambda done, total: None,
 ) -> RobustnessReport:
-    """Translate photos and degraded copies of them, and measure how far both move; no image is written.
+    """Translate photos and degraded copies of them; measure how far photos and translations move. Write no image.
 
     Each photo is translated once for each of `LEVELS`, and once as it is. The noise of a photo depends on `seed` and
     its place in `sources` alone.
@@ -325,7 +325,11 @@ def _finite(values: dict[str, float]) -> dict[str, float | None]:
 
 
 def _draw(report: RobustnessReport, title: str, movements: Sequence[Movement], axes: Any) -> None:
-    """Draw one measure: a curve for each kind of degradation, and the line of equal movements."""
+    """Draw the panel of one measure.
+
+    The x axis shows the movement of the photos, the y axis that of the translations. Each kind of degradation has one
+    curve. A dashed diagonal shows equal movements.
+    """
     labels: list[Label] = []  # the strongest level of a kind has its name, the weaker ones have their amounts only
     lines: list[Line] = []
     kinds = list(dict.fromkeys(movement.level.kind for movement in movements))

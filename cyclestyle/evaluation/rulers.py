@@ -169,7 +169,7 @@ def load_rulers(
     report: Report = weights.ignore,
     key: str = "features.path",
 ) -> tuple[list[Ruler], list[str]]:
-    """Load pretrained networks as rulers.
+    """Load pretrained networks as rulers, which measure images by their features.
 
     Args:
         names: names of networks in `PRETRAINED`, or of extractors of torch-fidelity such as `fidelity:inception`, see
@@ -222,11 +222,12 @@ def shared_size(files: Sequence[Path]) -> int:
 
 
 def usual_size(files: Sequence[Path], *, photo_size: int | None) -> int:
-    """Return the size in px at which images are measured if the user has chosen none.
+    """Return the side in px of the square to which rulers resize images if the user has chosen no size.
 
     Args:
-        files: image files of the target domains, see `shared_size`.
-        photo_size: side in px of the square to which all images are resized first; None if they are as stored.
+        files: image files of the target domains. `shared_size` derives the side from them if `photo_size` is None.
+        photo_size: side in px of the square to which all images are resized first. This side, limited to 128..256, is
+            the result. None if images keep their stored size.
     """
     return shared_size(files) if photo_size is None else min(max(photo_size, MINIMUM_SIZE), MAXIMUM_SIZE)
 

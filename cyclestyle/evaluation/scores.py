@@ -125,7 +125,8 @@ def _possible(
 ) -> tuple[frozenset[str], list[str]]:
     """Return the names of the scores that can be computed, and one line for each reason to leave scores out.
 
-    There is no line for scores of true translations without these, or of pretrained networks if none is given.
+    Some scores are left out without a line: scores against true translations if `sets` has none, LPIPS scores if
+    `lpips` is empty, and scores from features if `rulers` is empty.
     """
     check_names(names)
     counts = f"{len(sets.sources)} and {len(sets.targets)}"
@@ -157,7 +158,7 @@ def _possible(
 
 
 def _parts(ruler: Ruler, names: Collection[str]) -> set[Part]:
-    """Return the parts of the features of a ruler that the scores in `names` need."""
+    """Return the parts of a ruler's features (`pooled`, `tokens`, `grams`) that the scores in `names` need."""
     parts: set[Part] = set()
     if ruler.has_pooled and {"kid", "fid", "copying"} & {*names}:
         parts.add("pooled")
@@ -169,7 +170,14 @@ def _parts(ruler: Ruler, names: Collection[str]) -> set[Part]:
 
 
 def _count(sets: Sets, plan: Sequence[tuple[Ruler, Collection[Part]]], copying_ruler: Ruler | None) -> int:
-    """Return the number of images that are read for features: photos, and real images for each ruler."""
+    """Return the total number of images for the progress: photos count once, real images once for each ruler.
+
+    Args:
+        sets: files to score on.
+        plan: pairs of a ruler and the parts of its features that are computed. Real images count only if these contain
+            `pooled` or `grams`.
+        copying_ruler: ruler of the copying score, which may need further real images; None without this score.
+    """
     real = sum(
         images_to_measure(sets, with_copying=ruler is copying_ruler)
         for ruler, parts in plan
@@ -188,7 +196,7 @@ def _load(
 
 
 class _Progress:
-    """Number of images that are done, over all parts of the work."""
+    """Counter of the images that all ranks have done; it calls `report` after each change."""
 
     def __init__(self, total: int, report: OnProgress, *, ranks: int) -> None:
         self.done, self._total, self._report, self._ranks = 0, total, report, ranks

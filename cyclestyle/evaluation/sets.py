@@ -33,8 +33,8 @@ class Sets(NamedTuple):
         sources: photos that the model translates.
         targets: real images of the target domain, which need not correspond to the photos.
         truths: true translation of each photo, by the path of the photo; None if there are none.
-        references: further real images of the target domain, such as those of the training; the floor and the copying
-            score compare with them.
+        references: further real images of the target domain, such as the training images. The copying score compares
+            translations with them. The floor, the score of real images, compares them with `targets`.
     """
 
     sources: Sequence[Path]
@@ -125,12 +125,17 @@ def evenly_spaced(files: Sequence[Path], limit: int | None) -> list[Path]:
 
 
 def aligned(names: Sequence[Path], candidates: Sequence[Path], *, where: Path) -> dict[Path, Path]:
-    """Return the candidate with the same name for each of `names`, all relative to their folders.
+    """Return the matching candidate for each of `names`; all paths are relative to their folders.
 
-    Names are the same if they are equal; else if they are equal without the file ending; else if they are equal without
-    ending and without a last `_A` or `_B`.
+    Three rules are tried in this order, and the first that finds a candidate decides:
+
+    1. The whole names are equal.
+    2. The names are equal without the file ending.
+    3. The names are equal without the file ending and without a final `_A`, `_B`, `-A` or `-B`, in capitals or not.
 
     Args:
+        names: paths of the photos.
+        candidates: paths of the true translations.
         where: folder of the candidates, for the error text.
 
     Raises:

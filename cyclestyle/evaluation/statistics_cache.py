@@ -68,10 +68,10 @@ def read(name: str, *, is_silent: bool = False) -> list[Tensor] | None:
 
 
 def write(name: str, tensors: Sequence[Tensor]) -> None:
-    """Write tensors to a file in the cache, atomically; the files that were not used for the longest time make room.
+    """Write tensors to a file in the cache, atomically; if the cache is full, remove the least recently used files.
 
-    If the write fails, no error is raised: the features are computed again the next time. The first failure with the
-    same reason prints a warning.
+    If the write fails, no error is raised: the features are computed again the next time. Each reason of a failure
+    gives one warning, not one for each file.
     """
     named = {f"{number:03}": tensor.contiguous() for number, tensor in enumerate(tensors)}
     content = safetensors.torch.save(named, {_CHECKSUM: checksum(named)})

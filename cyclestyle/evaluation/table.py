@@ -109,7 +109,11 @@ def _curve(report: DirectionReport) -> Iterator[str]:
 
 
 def _counts(scores: Sequence[Score]) -> str:
-    """Format the numbers of images of one line: `40 / 50, floor 25 / 25`, without repetition."""
+    """Format the numbers of images of one line of a table: `40 / 50, floor 25 / 25`.
+
+    `40 / 50` are 40 scored images that are compared with 50 others. A score follows by name only if its numbers differ
+    from those of the first score.
+    """
     first, *others = scores
     different = [
         f"{TITLES[score.row].partition(':')[0]} {_count(score)}" for score in others if _count(score) != _count(first)

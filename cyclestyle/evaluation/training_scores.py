@@ -34,8 +34,8 @@ class Evaluated(NamedTuple):
 class TrainingScores:
     """Scores the translations of both generators, in both directions.
 
-    The generators are built from a model as `evaluate` builds them from a checkpoint, so that both compute the same
-    scores.
+    The generators are built in the same way as by `evaluate`, so that `evaluate` computes the same scores from a
+    checkpoint of the same model.
 
     Args:
         sets: images to score on, for each direction.
@@ -78,7 +78,12 @@ class TrainingScores:
 
     @property
     def expected(self) -> set[str]:
-        """Names of the numbers that an evaluation logs for each score: `kid`, and with its interval and details."""
+        """Names of the numbers that each evaluation logs, except for the bounds of intervals.
+
+        Each score has its name alone, such as `kid`, and one name for each direction and ruler (pretrained network),
+        such as `kid/ab/vgg16_hed`; scores of pixels have one name for each direction, such as `colours/ab`. A score
+        from features has no names if none of the rulers can compute it.
+        """
         parts = {"kid": "has_pooled", "fid": "has_pooled", "copying": "has_pooled"}
         parts |= {"style": "has_style", "structure": "has_structure"}
         names: set[str] = set()
@@ -123,9 +128,12 @@ class TrainingScores:
 def logged_numbers(reports: Mapping[Side, DirectionReport], names: Sequence[str]) -> dict[str, float]:
     """Return the numbers to log for the scores of the translations in both directions.
 
-    For each score, such as `kid`, there are three numbers if it has intervals: `kid`, the mean over the directions by
-    the first ruler that computes the score; `kid/low` and `kid/high`, the bounds of its 95 % interval. One further
-    number for each direction and ruler has a name such as `kid/ab/vgg16_hed`, or `colours/ab` for a score of pixels.
+    Each score, such as `kid`, has these numbers:
+
+    * `kid`: the mean over the directions, by the first ruler (pretrained network) that computes the score; left out if
+      a direction lacks the score.
+    * `kid/low` and `kid/high`: the bounds of the 95 % interval of this mean; left out if a score has no interval.
+    * `kid/ab/vgg16_hed`: the score of one direction by one ruler; `colours/ab` for a score of pixels.
 
     Args:
         reports: report of each direction.
@@ -148,8 +156,13 @@ def logged_numbers(reports: Mapping[Side, DirectionReport], names: Sequence[str]
 def _mean(name: str, scores: Sequence[Score]) -> dict[str, float]:
     """Return the mean of scores, and the bounds of its interval if all scores have intervals.
 
-    The scores are treated as independent: the variance of their mean is the sum of their variances, divided by the
-    square of their number. This holds for each side of the intervals.
+    The scores are treated as independent. The distance from the mean to its lower bound is the root of the sum of the
+    squared distances from the scores to their lower bounds, divided by the number of scores. The same holds for the
+    upper bounds.
+
+    Args:
+        name: name of the score, such as `kid`; the bounds get the names `kid/low` and `kid/high`.
+        scores: one score for each direction.
     """
     count = len(scores)
     mean = math.fsum(score.value for score in scores) / count

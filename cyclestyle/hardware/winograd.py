@@ -10,8 +10,9 @@ windows):
 
     B [ (G w G^T) * (A e A^T) ] B^T        G^T [ (A e A^T) * (B^T d B) ] G
 
-So each of the 16 positions in a window needs one matrix product: (windows x channels) times (channels x channels). The
-last rows of A and B^T have the opposite sign to those in the paper, which saves work; the two signs cancel.
+Each sum over channels or windows is a matrix product, one for each of the 16 positions in a window. With 16 products
+per 2x2 px of the output, that is 4 per pixel. The last rows of A and B^T have the opposite sign to those in the paper,
+which saves work; the two signs cancel.
 """
 
 from typing import Any

@@ -56,7 +56,7 @@ def shrunk(weights: Weights, height: int, width: int) -> Weights:
 
 
 def feathered(weights: Weights, feather: int) -> Weights:
-    """Soften the edges of the black areas inwards: weights rise from 0 at a black area to their value beyond `feather`.
+    """Soften the edges of black areas by reducing the weights within `feather` px around them.
 
     A weight is multiplied by a factor that depends on the distance to the nearest weight of 0: a smooth step that
     reaches 1 at a distance of `feather` + 1 px. No weight increases, so black areas remain 0. Edges between other

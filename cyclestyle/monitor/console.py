@@ -118,8 +118,8 @@ def task_line(values: dict[str, float]) -> str:
 def with_interval(value: float, interval: tuple[float, float] | None) -> str:
     """Format a number and its interval, such as `0.041 [0.036, 0.047]`.
 
-    The number of decimal places follows from the width of the interval: half of the width has one significant digit.
-    Without an interval of finite width above 0, the number has four significant digits.
+    The number of decimal places follows from the width of the interval: half of the width, such as 0.006, has one
+    significant digit. The number has four significant digits if there is no interval, or if its width is 0 or infinite.
     """
     if interval is None or not 0 < interval[1] - interval[0] < math.inf:
         return f"{value:.4g}"

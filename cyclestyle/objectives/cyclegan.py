@@ -36,7 +36,8 @@ class Degrade(Protocol):
 
     Args:
         images: real images (N, C, H, W) in [-1, 1].
-        draws: N sample indices; random numbers depend on them alone.
+        draws: sample index of each image: the number of its training pair in the run. An image with the same index and
+            domain gets the same random numbers.
         domain: domain of the images.
     """
 

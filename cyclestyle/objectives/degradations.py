@@ -217,7 +217,7 @@ def _to_images(levels: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _extended(planes: Tensor, dim: int, *, before: int = 0, after: int = 0) -> Tensor:
-    """Repeat the first and last values along a dimension.
+    """Pad a dimension with `before` copies of its first value and `after` copies of its last value.
 
     Unlike `torch.nn.functional.pad`, the backward pass on GPUs is deterministic.
     """
@@ -235,8 +235,9 @@ def _halved(planes: Tensor) -> Tensor:
 
 
 def _doubled(planes: Tensor, dim: int) -> Tensor:
-    """Enlarge planes to twice the size along dimension -2 or -1: each value is 3/4 of one value, 1/4 of the next one.
+    """Enlarge planes to twice the size along dimension -2 or -1.
 
+    Each value becomes two: 3/4 of it plus 1/4 of the previous value, and 3/4 of it plus 1/4 of the next.
     This is linear interpolation, as by libjpeg ("fancy upsampling").
     """
     size = planes.shape[dim]

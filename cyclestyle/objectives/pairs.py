@@ -95,7 +95,10 @@ class Generators(nn.Module):
 
 
 class Scores(NamedTuple):
-    """Score maps (N, 1, h, w) of both discriminators, trained to be high for real images; None for an input of None."""
+    """Score maps (N, 1, h, w) of both discriminators, trained to be high for real images.
+
+    A field is None if its discriminator was called with None in place of images.
+    """
 
     a: Tensor | None
     b: Tensor | None

@@ -28,7 +28,7 @@ SMALLEST_DIFFERENCE = 1e-4
 def content_loss(features: Tensor, target: Tensor) -> Tensor:
     """Return the mean squared difference of two activations (N, C, H, W), a scalar of float32 at least.
 
-    The paper has half of the sum in place of the mean, which grows with the size of images.
+    The paper uses half of the sum instead. That sum grows with the image size; the mean does not.
     """
     dtype = at_least_float32(features)
     return (features.to(dtype) - target.to(dtype)).square().mean()
@@ -60,7 +60,7 @@ class LayerStatistics(NamedTuple):
         return LayerStatistics(*(mine + its for mine, its in zip(self, other, strict=True)))
 
     def over_images(self) -> "LayerStatistics":
-        """Return the statistics of all positions of N images; the fields lose their first dimension."""
+        """Add up the statistics of N images; the fields lose their first dimension."""
         return LayerStatistics(*(field.sum(dim=0) for field in self))
 
     def detach(self) -> "LayerStatistics":
@@ -83,7 +83,7 @@ class LayerStatistics(NamedTuple):
 
     @property
     def covariance(self) -> Tensor:
-        """Covariance of the channels over the positions, (..., C, C), divided by their number: 0 for one position."""
+        """Covariance matrix of the channels, (..., C, C): a mean over the positions, so 0 for a single position."""
         return self.gram - self.mean[..., :, None] * self.mean[..., None, :]
 
 
@@ -116,7 +116,7 @@ def wasserstein_loss(statistics: LayerStatistics, target: LayerStatistics) -> Te
 
 
 class GramDistance(nn.Module):
-    """`gram_loss` for a fixed target; without a target at first, so that a saved one can be loaded."""
+    """`gram_loss` for a fixed target. Without the argument `target`, the target can be loaded from a checkpoint."""
 
     gram: Tensor
 
@@ -140,7 +140,7 @@ class GramDistance(nn.Module):
 
 
 class WassersteinDistance(nn.Module):
-    """`wasserstein_loss` for a fixed target; without a target at first, so that a saved one can be loaded.
+    """`wasserstein_loss` for a fixed target. Without the argument `target`, the target can be loaded from a checkpoint.
 
     Matrices are computed in float64: the square roots of the small eigenvalues would be noise in float32.
     """
@@ -179,7 +179,11 @@ class WassersteinDistance(nn.Module):
     def _rounding_error(self, statistics: LayerStatistics, rounding: float) -> Tensor:
         """Return the size of the rounding errors in root @ covariance @ root, one value per covariance.
 
-        The covariance is a difference of values as large as those of the Gram matrix, which are rounded.
+        Here, `root` is the square root of the target's covariance, and `covariance` is that of `statistics`. The
+        latter is computed as a difference of rounded values, as large as those of the Gram matrix.
+
+        Args:
+            rounding: machine epsilon of the type in which the statistics were computed.
         """
         largest = self.root.square().sum(dim=-1).amax()  # variance in the target
         values = statistics.gram.detach().diagonal(dim1=-2, dim2=-1).amax(dim=-1)
@@ -364,8 +368,8 @@ class ContentTerm(nn.Module):
 class StyleTerm(nn.Module):
     """Style loss of translations against the training images of the target domain, taken together.
 
-    It is the mean of the `StyleLoss` of each translation. Untouched images of the source domain have a mean loss of 1,
-    by `reference_images` of them.
+    It is the mean of the `StyleLoss` of each translation. The loss is scaled: up to
+    `reference_images` untouched images of the source domain have a mean loss of 1.
 
     The statistics of both domains are computed at the first step, and saved with the checkpoint: a resumed run does
     not compute them again. Each process computes them from all images, so that all have the same.
@@ -423,7 +427,7 @@ class StyleTerm(nn.Module):
     def _calibrate(self, like: Tensor) -> None:
         """Set target and scale of both directions from the training images; `like` has the type and device of images.
 
-        Images are processed one by one, and their statistics are added up, so that memory does not grow with them.
+        Images are processed one by one, and their statistics are added up: memory does not grow with their number.
         """
         self._report("computing the style of the training images of both domains")
         for name, loss in self.losses.items():
@@ -449,5 +453,5 @@ class StyleTerm(nn.Module):
 
 
 def joined(parts: Sequence[LayerStatistics]) -> LayerStatistics:
-    """Return the statistics of the images of all parts, each of one or more images, as those of N images."""
+    """Concatenate the statistics of several batches of images along the first dimension."""
     return LayerStatistics(*(torch.cat(fields) for fields in zip(*parts, strict=True)))

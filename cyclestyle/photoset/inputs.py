@@ -132,7 +132,10 @@ def names(folder: Path) -> list[Path]:
 
 
 def all_names(folder: Path) -> list[InputFile]:
-    """Return the image files below a folder; a file that links make reachable by several names occurs once for each."""
+    """Return the image files in a folder and its subfolders.
+
+    A file with several names, because of links, is returned once for each name.
+    """
     return _in_folder(folder, Path())[0]
 
 

@@ -13,7 +13,7 @@ MAX_FEATHER = 1000  # px; the time to feather a mask grows with the width of its
 
 
 class MaskFiles(NamedTuple):
-    """The masks of a command."""
+    """Masks that a command uses: a single one for all photos, or those in a folder."""
 
     path: Path  # folder of the masks, or the only mask
     single: InputFile | None  # the only mask, which applies to all photos; None for a folder

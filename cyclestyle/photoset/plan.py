@@ -48,7 +48,10 @@ class Job(NamedTuple):
         return PhotoFiles(self.source.path, self.mask and self.mask.path)
 
     def fingerprint(self, settings: str) -> str:
-        """Return the fingerprint `settings` of a command, extended by the size and modification time of the mask."""
+        """Return a hash of the fingerprint `settings` of a command and the mask's file size and modification time.
+
+        Without a mask, return `settings` itself.
+        """
         if self.mask is None:
             return settings
         return hashlib.sha256(f"{settings} {self.mask.size} {self.mask.modified_ns}".encode()).hexdigest()
@@ -371,10 +374,10 @@ class _OutputOwnership:
         return f"{printable(path)} was made from {printable(Path(others[0]))}"
 
     def _is_needed_by(self, source: str, name: str, job: Job) -> bool:
-        """Return whether the photo at the path `source` needs the file `name`, so that `job` must not replace it.
+        """Return whether the photo at the path `source` needs the file `name`, so that `job` must not replace the file.
 
-        The photo needs the file if it is not the photo of `job`, still exists, and has `name` among its targets in this
-        command. A photo outside this command needs all its files.
+        A photo that no longer exists needs no file, and neither does the photo of `job` itself. Another photo needs the
+        file if `name` is among its targets in this command. A photo outside this command needs all its files.
         """
         if source == _absolute(job) or not Path(source).exists():
             return False

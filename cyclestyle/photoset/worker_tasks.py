@@ -33,7 +33,7 @@ class Reading(NamedTuple):
 
 
 class PhotoFiles(NamedTuple):
-    """Paths of a photo and of its mask; None if it has no mask."""
+    """Path of a photo, and path of its mask; `mask` is None if the photo has no mask."""
 
     photo: Path
     mask: Path | None = None

@@ -169,9 +169,9 @@ class RunFolder:
             state: state of the run, such as `running`.
             code: exit code; None while the run continues.
             reason: why the run ended, as a text for the user; None while the run continues.
-            done: periodic work that was done at the current step, to be recorded. None keeps an earlier record for the
-                current step, and removes a record for another step. Before `read_step_from` is called, None keeps any
-                record.
+            done: periodic work that was done at the current step, to be recorded. With None, the file keeps the record
+                that it has, unless that record is known to belong to another step than the current one. The current
+                step is unknown until `read_step_from` is called.
         """
         newest, step = self.checkpoints.newest(), self._step()
         notes = self.notes if step is not None else self._status().get("notes")

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class BestKeeper:
-    """Saves checkpoints, and marks the one with the best value of a chosen logged number.
+    """Saves checkpoints, and makes `best` in the run folder point to the one with the best value of a logged number.
 
     The number comes from a user-defined task, such as an evaluation, or from the usual log of losses and speeds. A new
     best value from a task saves a checkpoint of its step if there is none yet, except at step 0. A value from the usual

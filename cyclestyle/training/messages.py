@@ -188,7 +188,11 @@ def announce(
 
 
 def _scores(folder: "RunFolder", best: "Best | None") -> list[str]:
-    """Return the summary of the evaluations in scores.jsonl: by the number of the best checkpoint, else by `kid`."""
+    """Return lines that summarize the evaluations in scores.jsonl, see `score_summary.summary`.
+
+    The best evaluation is chosen by the number that `best` names. If `best` is None, or no evaluation has this number,
+    it is chosen by `kid`.
+    """
     from cyclestyle.run.scores_file import read_evaluations
     from cyclestyle.training.score_summary import summary
 

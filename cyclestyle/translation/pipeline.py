@@ -180,9 +180,9 @@ class TranslationPipeline:
             self.check_blends(f"keep={self.keep}")
 
     def check_blends(self, setting: str) -> None:
-        """Raise a CommandError about `setting`, such as "keep=colour", if this model's photos cannot be blended.
+        """Raise a CommandError about `setting`, such as "keep=colour", if photos and translations cannot be blended.
 
-        The reason is that the model changes the number of channels.
+        They cannot be blended if the model's input and output differ in the number of channels.
         """
         channels = self.translator.in_channels, self.translator.out_channels
         if channels[0] != channels[1]:

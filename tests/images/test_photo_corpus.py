@@ -714,7 +714,9 @@ TURNED = [case for case in TAGGED if case.name.endswith((".png", ".jpg")) and "o
     [*((case, 1) for case in TAGGED), *((case, 6) for case in TURNED)],
     ids=lambda value: str(value) if isinstance(value, int) else value.name,
 )
-def test_training_reads_tagged_file_as_translation_does(tmp_path: Path, case: Good, orientation: int) -> None:
+def test_training_reads_same_pixels_as_translation_of_file_with_profile(
+    tmp_path: Path, case: Good, orientation: int
+) -> None:
     path = tmp_path / case.name
     case.make(path)
     if orientation != 1:

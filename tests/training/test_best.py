@@ -102,7 +102,7 @@ def test_best_number_missing_in_the_first_log_gives_one_warning(
     assert capsys.readouterr().err == ""
 
 
-def test_best_number_returned_by_a_periodic_task_gives_no_warning(
+def test_checkpoint_best_naming_a_number_of_a_task_gives_no_warning(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Run(tmp_path).at(0, task={"kid": 0.5}).at(1, log={"lr": 1.0})

@@ -39,7 +39,7 @@ def test_higher_values_are_better_with_mode_max() -> None:
     ]
 
 
-def test_earliest_of_equal_values_is_best_as_in_the_mark_of_the_checkpoint() -> None:
+def test_earliest_of_equal_values_is_best() -> None:
     assert "step 2," in summary([kid(2, 0.04), kid(4, 0.04)], "kid")[0]
 
 

@@ -59,8 +59,9 @@ class Pass(Protocol):
     def overwrite(self, stored: StoredActivation, source: RowSource, *, measured: bool) -> None:
         """Replace the rows of `stored` by those of `source`, computed strip by strip from top to bottom.
 
-        `source` itself may be computed from `stored`. A strip may then depend on the old rows of the previous strip, of
-        the same strip, and of all strips below; rows further up are already overwritten.
+        `source` itself may be computed from `stored`. Each strip is written one strip late, so the computation of a
+        strip can still read the old rows of the previous strip, and of everything below it. It cannot read the old rows
+        of earlier strips.
 
         Args:
             measured: whether to measure the statistics of the new values; if not, `stored.statistics` becomes None.
