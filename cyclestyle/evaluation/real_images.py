@@ -53,16 +53,19 @@ def real_images(sets: Sets, load: Load, *, parts: Collection[Part], with_copying
         floor = halves if len(sets.targets) >= 4 else None
     if not with_copying:
         return RealImages(targets, floor)
-    if len(beside) == len(sets.references):
-        return RealImages(targets, floor, floor[0] if beside and floor else targets)
+    if not sets.references:
+        return RealImages(targets, floor, targets)
+    if floor and 1 < len(beside) == len(sets.references):
+        return RealImages(targets, floor, floor[0])
     return RealImages(targets, floor, load(sets.references, {"pooled"}))
 
 
 def images_to_measure(sets: Sets, *, with_copying: bool) -> int:
     """Return the number of images that `real_images` loads."""
     beside = min(len(sets.sources), len(sets.references))
-    further = len(sets.references) if with_copying and beside < len(sets.references) else 0
-    return len(sets.targets) + beside + further
+    for_floor = beside if beside > 1 else 0
+    for_copying = len(sets.references) if with_copying and for_floor < len(sets.references) else 0
+    return len(sets.targets) + for_floor + for_copying
 
 
 def colour_sums(files: Sequence[Path], *, photo_size: int | None, workers: Workers, world: World) -> Tensor:

@@ -242,6 +242,15 @@ def test_targets_are_searched_for_copies_without_references(tmp_path: Path) -> N
     assert copying.find("copying", row="floor") is None
 
 
+def test_single_reference_is_searched_for_copies(tmp_path: Path) -> None:
+    sets = write_all(tmp_path)
+    report = score(
+        sets._replace(references=sets.references[:1], sources=sets.references[:1] * 2), lambda pixels: pixels
+    )
+    assert value(report, "copying") == pytest.approx(0, abs=1e-6)
+    assert report.find("copying").reference == 1
+
+
 def test_scores_are_measured_by_each_ruler(tmp_path: Path) -> None:
     first, second = small_ruler(), small_ruler(seed=1)
     second.name = "other"
