@@ -285,10 +285,10 @@ def _scored(
     function, back = model.function(side), model.function("ba" if side == "ab" else "ab")
     assert function is not None
     names: Collection[str] = settings.names
-    notes: tuple[str, ...] = ()
+    notes = chosen.notes
     if not _translates_rgb(model, side):
         names = [name for name in names if name not in OF_RULERS + OF_LPIPS]
-        notes = ("left out: scores of pretrained networks (they need RGB images, and this model has grey ones)",)
+        notes += ("left out: scores of pretrained networks (they need RGB images, and this model has grey ones)",)
         if settings.strengths != (1.0,):
             raise CommandError("strength= needs a model that translates RGB images to RGB images: leave it out")
     report = score_direction(

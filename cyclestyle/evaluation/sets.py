@@ -35,12 +35,14 @@ class Sets(NamedTuple):
         truths: true translation of each photo, by the path of the photo; None if there are none.
         references: further real images of the target domain, such as the training images. The copying score compares
             translations with them. The floor, the score of real images, compares them with `targets`.
+        notes: lines for the user about the choice of the files.
     """
 
     sources: Sequence[Path]
     targets: Sequence[Path] = ()
     truths: Mapping[Path, Path] | None = None
     references: Sequence[Path] = ()
+    notes: tuple[str, ...] = ()
 
 
 def from_folders(
@@ -108,7 +110,9 @@ def from_data_set(
         partners = aligned(names, candidates, where=truth_root)
         truths = {source_root / name: truth_root / partner for name, partner in partners.items()}
     references = evenly_spaced(trained[target], limit) if tested[target] else []
-    return Sets(sources, evenly_spaced(everything[1], limit), truths, references)
+    untested = [name for name, domain in (("photos", source), ("target images", target)) if not tested[domain]]
+    notes = [f"no test images: the {name} are training images, which the model may know by heart" for name in untested]
+    return Sets(sources, evenly_spaced(everything[1], limit), truths, references, tuple(notes))
 
 
 def evenly_spaced(files: Sequence[Path], limit: int | None) -> list[Path]:

@@ -57,12 +57,15 @@ def test_data_set_gives_test_images_of_both_domains_and_training_images_of_targe
     assert (ba.sources, ba.targets, ba.references) == (folders.test_b, folders.test_a, folders.train_a)
     assert {file.parent.name for file in [*ab.sources, *ab.targets, *ab.references]} == {"testA", "testB", "trainB"}
     assert ab.truths is None
+    assert ab.notes == ()
 
 
 def test_training_images_are_scored_without_test_images(tmp_path: Path) -> None:
     folders = data_set(tmp_path, trainA=3, trainB=4)
     ab = sets.from_data_set(folders, side="ab")
     assert (ab.sources, ab.targets, ab.references) == (folders.train_a, folders.train_b, [])
+    reason = "are training images, which the model may know by heart"
+    assert ab.notes == (f"no test images: the photos {reason}", f"no test images: the target images {reason}")
 
 
 @pytest.mark.parametrize(
