@@ -1,6 +1,5 @@
 """Fixtures that start runs of +experiment=smoke (forked, relaunched or under torchrun), and one uninterrupted run."""
 
-import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import pytest
 
 from cyclestyle.data.scenes.drawing import draw
 from tests.faults.commands import Command, Server, Start
+from tests.faults.ports import free_port
 
 # 40 steps with all loggers; the learning rate falls in most of them. Saves and logs are due at different steps.
 RUN = (
@@ -66,10 +66,7 @@ def start_two(start: Starts) -> Callable[..., list[Start]]:
     """Function that starts two ranks of one run like torchrun, but without a launcher that watches them."""
 
     def start_both(*arguments: str) -> list[Start]:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         ranks = ({**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2))
         return [start(*arguments, environment=variables) for variables in ranks]
 

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from cyclestyle.checkpoints.directory import Checkpoints
+from tests.faults.ports import free_port
 
 REPOSITORY = Path(__file__).parent.parent.parent
 DEADLINE_S = 180  # ample time for work of a few seconds on a busy machine
@@ -56,12 +56,6 @@ def wait_for_steps(run: Path, steps: int, *processes: "subprocess.Popen[str]") -
         time.sleep(0.05)
 
 
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return str(probe.getsockname()[1])
-
-
 def test_slurm_script_saves_and_requeues_on_signal(start: Start, scenes: Path, tmp_path: Path) -> None:
     tools = tmp_path / "tools"  # substitutes for the commands of SLURM
     tools.mkdir()
@@ -72,7 +66,7 @@ def test_slurm_script_saves_and_requeues_on_signal(start: Start, scenes: Path, t
         (tools / name).write_text(f"#!/bin/sh\n{body}\n")
         (tools / name).chmod(0o755)
     slurm = {
-        "PATH": f"{tools}:{os.environ['PATH']}", "PORT": free_port(),
+        "PATH": f"{tools}:{os.environ['PATH']}", "PORT": str(free_port()),
         "SLURM_JOB_ID": "4711", "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_NNODES": "1", "SLURM_GPUS_ON_NODE": "1",
     }  # fmt: skip
     command = ("bash", str(REPOSITORY / "scripts/slurm.sbatch"), "+experiment=smoke", f"data.root={scenes}", *LONG)
@@ -95,7 +89,7 @@ def test_slurm_script_saves_and_requeues_on_signal(start: Start, scenes: Path, t
 
 
 def test_slurm_script_does_not_requeue_run_that_failed(start: Start, tmp_path: Path) -> None:
-    job = start("bash", str(REPOSITORY / "scripts/slurm.sbatch"), "data.a=no", "data.b=none", PORT=free_port())
+    job = start("bash", str(REPOSITORY / "scripts/slurm.sbatch"), "data.a=no", "data.b=none", PORT=str(free_port()))
     output, _ = job.communicate(timeout=DEADLINE_S)
     assert job.returncode == 1, output
     assert json.loads((tmp_path / "runs/own/status.json").read_text())["code"] == 3

@@ -3,7 +3,6 @@
 import importlib
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.faults.commands import ENVIRONMENT, REPOSITORY, Server, Start, until
+from tests.faults.ports import free_port
 from tests.faults.server import become, serve
 
 HIDDEN = ".cyclestyle"
@@ -60,10 +60,7 @@ class Place:
 
     def start_ranks(self, count: int, *arguments: str) -> list[Start]:
         """Start several ranks of the command like torchrun, but without a launcher that watches them."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         ranks = ({**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count))
         return [self.start(*arguments, environment=variables) for variables in ranks]
 
